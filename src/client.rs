@@ -1,0 +1,869 @@
+//! The OpenAI-compatible client: [`LlmClient`] for programs, [`Transport`] for the measurement.
+//!
+//! Both send through the same path: one request, one [`Reply`] with everything that can be known of it.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::error::Error as _;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt;
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Method, Response, StatusCode, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestKind, RequestSettings, Settings};
+use crate::outcome::{Failed, Failure, Reply, TokenCounts};
+use crate::sse::SseParser;
+
+/// Longest answer that is read, bytes. An answer of 100,000 streamed tokens is about 25 MiB.
+const LONGEST_BODY: usize = 64 << 20;
+/// Longest line of a stream, bytes.
+const LONGEST_LINE: usize = 4 << 20;
+/// Of an error's body no more is read than this.
+const LONGEST_ERROR: usize = 64 << 10;
+/// Of an error's text no more is quoted than this, characters.
+const LONGEST_QUOTE: usize = 200;
+/// After `[DONE]` the end of the stream should follow at once; no server is waited for longer than this.
+const AFTER_DONE: Duration = Duration::from_millis(50);
+
+// ---- the transport: one request, one reply ----
+
+/// Sends single requests to one route of one server. Cheap to clone.
+#[derive(Clone)]
+pub struct Transport {
+    inner: Arc<TransportInner>,
+}
+
+struct TransportInner {
+    http: reqwest::Client,
+    url: Url,
+    kind: RequestKind,
+    headers: HeaderMap,
+    timeout: Duration,
+    secrets: Vec<String>,
+}
+
+/// What came back: the reply, and the text where it was asked for.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// What can be measured of it.
+    pub reply: Reply,
+    /// The text, if it was kept.
+    pub text: String,
+    /// Why the server stopped.
+    pub finish_reason: Option<String>,
+}
+
+impl Transport {
+    /// A transport to `base` (see [`Endpoint`]) that takes `timeout` for each request as a whole.
+    pub fn new(base: &Url, kind: RequestKind, timeout: Duration, key: Option<&SecretString>) -> Result<Self, LlmError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Userinfo in the URL was written for this endpoint; a key in the environment may be for another.
+        if let Some(key) = key.filter(|_| base.username().is_empty()) {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim()))
+                .map_err(|_| LlmError::BadKey)?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let inner = TransportInner {
+            http: http_client(base, timeout)?,
+            url: route(base, kind),
+            kind,
+            headers,
+            timeout,
+            secrets: secrets(base, key),
+        };
+        Ok(Transport { inner: Arc::new(inner) })
+    }
+
+    /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
+    pub async fn send(&self, body: Bytes) -> Reply {
+        self.exchange(body, false).await.reply
+    }
+
+    /// The same, keeping the answer's text.
+    pub async fn send_for_text(&self, body: Bytes) -> Answer {
+        self.exchange(body, true).await
+    }
+
+    /// The URL requests go to, redacted.
+    pub fn url(&self) -> String {
+        crate::config::redacted(&self.inner.url)
+    }
+
+    async fn exchange(&self, body: Bytes, keep_text: bool) -> Answer {
+        let inner = &self.inner;
+        let mut reading = Reading::new(inner.kind, keep_text);
+        let done = tokio::time::timeout(inner.timeout, self.attempt(body, &mut reading)).await;
+        let failed = done.unwrap_or_else(|_| {
+            Err(Failed { kind: Failure::Timeout, message: format!("no answer within {:?}", inner.timeout) })
+        });
+        if let Err(mut failed) = failed {
+            failed.message = self.clean(&failed.message);
+            reading.answer.reply.failure = Some(failed);
+        }
+        reading.answer
+    }
+
+    /// One request; a second time if a reused connection turns out to have been closed before any byte came back.
+    ///
+    /// Some servers close the connection after every answer although they announced to keep it open. Which of the
+    /// two sides notices first is a race, and no failure of the server's.
+    async fn attempt(&self, body: Bytes, reading: &mut Reading) -> Result<(), Failed> {
+        let inner = &self.inner;
+        let send = || {
+            let request = inner.http.request(Method::POST, inner.url.clone());
+            request.headers(inner.headers.clone()).body(body.clone()).send()
+        };
+        reading.sent = Instant::now();
+        let first = OPENED.scope(Cell::new(false), async { (send().await, OPENED.with(Cell::get)) });
+        let response = match first.await {
+            (Err(error), false) if died_unanswered(&error) => {
+                reading.answer.reply.resent += 1;
+                send().await
+            }
+            (result, _) => result,
+        };
+        self.read(response.map_err(|error| network_failure(&error))?, reading).await
+    }
+
+    async fn read(&self, mut response: Response, reading: &mut Reading) -> Result<(), Failed> {
+        let status = response.status();
+        reading.answer.reply.status = Some(status.as_u16());
+        if !status.is_success() {
+            reading.answer.reply.retry_after = retry_after(response.headers());
+            let body = read_up_to(&mut response, LONGEST_ERROR).await;
+            return Err(refused(status, response.headers(), &body));
+        }
+        if is_event_stream(response.headers()) {
+            read_stream(&mut response, reading).await
+        } else {
+            read_whole(&mut response, reading).await
+        }
+    }
+
+    /// Short, on one line, and without anything secret a server may have echoed.
+    fn clean(&self, message: &str) -> String {
+        let mut text = message.to_owned();
+        for secret in &self.inner.secrets {
+            text = text.replace(secret.as_str(), "[redacted]");
+        }
+        let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let one_line: String = one_line.chars().filter(|c| !c.is_control()).collect();
+        match one_line.char_indices().nth(LONGEST_QUOTE) {
+            Some((end, _)) => format!("{}…", &one_line[..end]),
+            None => one_line,
+        }
+    }
+}
+
+fn http_client(base: &Url, timeout: Duration) -> Result<reqwest::Client, LlmError> {
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(timeout)
+        .pool_max_idle_per_host(usize::MAX)
+        .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")))
+        .connector_layer(NoteOpening);
+    #[cfg(feature = "tls")]
+    let builder = {
+        // An error means that the program has installed a provider of its own, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Plain HTTP needs no certificates, and reading the system's takes time (or fails where there are none).
+        if base.scheme() == "http" { builder.tls_certs_only([]) } else { builder }
+    };
+    #[cfg(not(feature = "tls"))]
+    if base.scheme() == "https" {
+        return Err(LlmError::NoTls);
+    }
+    builder.build().map_err(|error| LlmError::Client(chain(&error)))
+}
+
+fn route(base: &Url, kind: RequestKind) -> Url {
+    let route = match kind {
+        RequestKind::Chat => "chat/completions",
+        RequestKind::Completion => "completions",
+        RequestKind::Embedding => "embeddings",
+    };
+    let mut url = base.clone();
+    url.set_path(&format!("{}/{route}", base.path().trim_end_matches('/')));
+    url
+}
+
+fn secrets(base: &Url, key: Option<&SecretString>) -> Vec<String> {
+    let key = key.map(|key| key.expose_secret().trim().to_owned());
+    let url = [base.password(), base.query()].into_iter().flatten().map(str::to_owned);
+    let values = base.query_pairs().map(|(_, value)| value.into_owned()).collect::<Vec<_>>();
+    // Replacing very short ones would only garble the text.
+    let mut all: Vec<_> = key.into_iter().chain(url).chain(values).filter(|secret| secret.len() >= 4).collect();
+    all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+    all
+}
+
+tokio::task_local! {
+    /// Whether the request in hand opened a connection of its own.
+    static OPENED: Cell<bool>;
+}
+
+/// Notes in [`OPENED`] that a connection is being opened.
+#[derive(Clone)]
+struct NoteOpening;
+
+impl<S> tower_layer::Layer<S> for NoteOpening {
+    type Service = Opening<S>;
+    fn layer(&self, inner: S) -> Opening<S> {
+        Opening(inner)
+    }
+}
+
+/// See [`NoteOpening`].
+#[derive(Clone)]
+struct Opening<S>(S);
+
+impl<S: Service<R>, R> Service<R> for Opening<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+    fn call(&mut self, request: R) -> S::Future {
+        // Outside of a request there is nobody to tell.
+        let _ = OPENED.try_with(|opened| opened.set(true));
+        self.0.call(request)
+    }
+}
+
+/// Whether the connection closed before any byte of the answer.
+fn died_unanswered(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
+}
+
+fn network_failure(error: &reqwest::Error) -> Failed {
+    let text = chain(error);
+    let kind = if error.is_body() || error.is_decode() { Failure::Malformed } else { Failure::Connect };
+    Failed { kind, message: text }
+}
+
+/// An error's causes without the URL (which may hold secrets), the innermost last.
+fn chain(error: &reqwest::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if parts.last().is_none_or(|last| !last.contains(&text)) {
+            parts.push(text);
+        }
+        source = inner.source();
+    }
+    if parts.is_empty() { "request failed".to_owned() } else { parts.join(": ") }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
+}
+
+/// `Retry-After` in seconds; its other form, a date, is left alone.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    let seconds: f64 = text.trim().parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+async fn read_up_to(response: &mut Response, limit: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
+        if body.len() == limit {
+            break;
+        }
+    }
+    body
+}
+
+fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failed {
+    let kind = match status.as_u16() {
+        429 => Failure::RateLimited,
+        300..500 => Failure::ClientError,
+        _ => Failure::ServerError,
+    };
+    let mut message = format!("HTTP {}", status.as_u16());
+    let said = error_text(body);
+    if status.is_redirection() {
+        let to = headers.get(header::LOCATION).and_then(|to| to.to_str().ok()).and_then(|to| Url::parse(to).ok());
+        let to = to.map_or_else(|| "another place".to_owned(), |url| crate::config::redacted(&url));
+        message.push_str(&format!(": redirect to {to} not followed (set llm.endpoint to it)"));
+    } else if !said.is_empty() {
+        message.push_str(&format!(": {said}"));
+    }
+    Failed { kind, message }
+}
+
+/// What an error body says, in any of the shapes servers use.
+fn error_text(body: &[u8]) -> String {
+    let Ok(value) = serde_json::from_slice::<Value>(body) else {
+        let text = String::from_utf8_lossy(body);
+        return if looks_like_html(body) { "an HTML page".to_owned() } else { text.trim().to_owned() };
+    };
+    let places = ["/error/message", "/error", "/detail/0/msg", "/detail", "/message"];
+    match places.iter().find_map(|place| value.pointer(place)).unwrap_or(&value) {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn looks_like_html(body: &[u8]) -> bool {
+    let start = &body[..body.len().min(200)];
+    String::from_utf8_lossy(start).trim_start().starts_with('<')
+}
+
+// ---- reading an answer ----
+
+/// An answer in the making.
+struct Reading {
+    kind: RequestKind,
+    keep_text: bool,
+    sent: Instant,
+    last_content: Option<Instant>,
+    finished: bool,
+    done: bool,
+    failed: Option<Failed>,
+    answer: Answer,
+}
+
+impl Reading {
+    fn new(kind: RequestKind, keep_text: bool) -> Self {
+        Reading {
+            kind,
+            keep_text,
+            sent: Instant::now(),
+            last_content: None,
+            finished: false,
+            done: false,
+            failed: None,
+            answer: Answer::default(),
+        }
+    }
+
+    /// One event of a stream, which arrived at `now`.
+    fn event(&mut self, data: &[u8], now: Instant) {
+        if self.done || self.failed.is_some() {
+            return;
+        }
+        if data.trim_ascii() == b"[DONE]" {
+            self.done = true;
+            return;
+        }
+        match serde_json::from_slice::<Body<'_>>(data) {
+            Ok(body) if body.error.is_none() => {
+                if self.take(body) {
+                    self.content_arrived(now);
+                }
+            }
+            Ok(_) => {
+                self.failed = Some(Failed { kind: Failure::ServerError, message: error_text(data) });
+            }
+            Err(error) => self.failed = Some(not_json(data, &error)),
+        }
+    }
+
+    fn content_arrived(&mut self, now: Instant) {
+        let reply = &mut self.answer.reply;
+        match self.last_content.replace(now) {
+            None => reply.ttft = Some(now - self.sent),
+            Some(before) => reply.gaps_us.push(u32::try_from((now - before).as_micros()).unwrap_or(u32::MAX)),
+        }
+    }
+
+    /// Takes what a chunk or a whole body brings; true if there was content in it.
+    fn take(&mut self, body: Body<'_>) -> bool {
+        let mut content = body.data.is_some_and(|vectors| vectors.iter().any(|v| v.embedding.0));
+        for choice in body.choices.unwrap_or_default() {
+            for part in [choice.delta, choice.message].into_iter().flatten() {
+                content |= self.keep(&part.content) | self.keep(&part.reasoning_content) | self.keep(&part.reasoning);
+                content |= part.tool_calls.is_some_and(|calls| !calls.is_empty());
+            }
+            content |= self.keep(&choice.text);
+            if let Some(reason) = choice.finish_reason {
+                self.finished = true;
+                if self.keep_text {
+                    self.answer.finish_reason = Some(reason.into_owned());
+                }
+            }
+        }
+        if let Some(usage) = body.usage {
+            self.answer.reply.tokens = usage.counts();
+        }
+        self.answer.reply.chunks += u32::from(content);
+        content
+    }
+
+    fn keep(&mut self, text: &Text<'_>) -> bool {
+        if self.keep_text {
+            self.answer.text.push_str(&text.0);
+        }
+        !text.0.is_empty()
+    }
+
+    /// The verdict once the body is over.
+    fn conclude(&mut self) -> Result<(), Failed> {
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        if self.answer.reply.chunks == 0 {
+            let message = match self.kind {
+                RequestKind::Embedding => "the answer holds no vector",
+                _ => "the answer holds no content",
+            };
+            return Err(Failed { kind: Failure::EmptyOutput, message: message.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+async fn read_stream(response: &mut Response, reading: &mut Reading) -> Result<(), Failed> {
+    let mut parser = SseParser::new(LONGEST_LINE);
+    let mut bytes = 0;
+    let too_long = |error: crate::sse::LineTooLong| Failed { kind: Failure::Malformed, message: error.to_string() };
+    while !reading.done && reading.failed.is_none() {
+        let chunk = response.chunk().await.map_err(|error| cut_short(&error))?;
+        let Some(chunk) = chunk else {
+            let now = Instant::now();
+            parser.finish(|data| reading.event(data, now)).map_err(too_long)?;
+            break;
+        };
+        bytes += chunk.len();
+        if bytes > LONGEST_BODY {
+            return Err(too_large());
+        }
+        let now = Instant::now();
+        parser.feed(&chunk, |data| reading.event(data, now)).map_err(too_long)?;
+    }
+    if reading.done {
+        // Reading to the very end gives the connection back to the pool.
+        let _ = tokio::time::timeout(AFTER_DONE, async { while let Ok(Some(_)) = response.chunk().await {} }).await;
+    }
+    if !reading.done && !reading.finished && reading.failed.is_none() {
+        return Err(Failed {
+            kind: Failure::Malformed,
+            message: "the stream ended without finish_reason and [DONE]".to_owned(),
+        });
+    }
+    reading.conclude()
+}
+
+async fn read_whole(response: &mut Response, reading: &mut Reading) -> Result<(), Failed> {
+    let mut whole = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| cut_short(&error))? {
+        if whole.len() + chunk.len() > LONGEST_BODY {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    let body: Body<'_> = serde_json::from_slice(&whole).map_err(|error| not_json(&whole, &error))?;
+    if body.error.is_some() {
+        return Err(Failed { kind: Failure::ServerError, message: error_text(&whole) });
+    }
+    reading.take(body);
+    reading.conclude()
+}
+
+fn cut_short(error: &reqwest::Error) -> Failed {
+    Failed { kind: Failure::Malformed, message: format!("the answer was cut short: {}", chain(error)) }
+}
+
+fn too_large() -> Failed {
+    Failed { kind: Failure::Malformed, message: format!("the answer is larger than {} MiB", LONGEST_BODY >> 20) }
+}
+
+fn not_json(data: &[u8], error: &serde_json::Error) -> Failed {
+    let message = if looks_like_html(data) {
+        "HTML instead of JSON (is the path of llm.endpoint right?)".to_owned()
+    } else {
+        format!("not the JSON of the protocol ({error}): {}", String::from_utf8_lossy(&data[..data.len().min(80)]))
+    };
+    Failed { kind: Failure::Malformed, message }
+}
+
+/// What is read of a body or a stream's chunk. All of it is optional: servers differ.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    choices: Option<Vec<Choice<'a>>>,
+    usage: Option<Usage>,
+    #[serde(default, deserialize_with = "present")]
+    error: Option<()>,
+    data: Option<Vec<Vector>>,
+}
+
+/// Whether a value is there and not null, whatever it is.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<()>, D::Error> {
+    Ok(Option::<IgnoredAny>::deserialize(deserializer)?.map(|_| ()))
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    delta: Option<Part<'a>>,
+    #[serde(borrow)]
+    message: Option<Part<'a>>,
+    #[serde(borrow, default)]
+    text: Text<'a>,
+    #[serde(borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Part<'a> {
+    #[serde(borrow, default)]
+    content: Text<'a>,
+    #[serde(borrow, default)]
+    reasoning_content: Text<'a>,
+    #[serde(borrow, default)]
+    reasoning: Text<'a>,
+    tool_calls: Option<Vec<IgnoredAny>>,
+}
+
+/// A string, null, or a list of parts with a `text` each.
+#[derive(Default)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Borrowed(text)))
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Owned(text.to_owned())))
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Text::default())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Self::Value, A::Error> {
+        let mut all = String::new();
+        while let Some(part) = parts.next_element::<Text<'de>>()? {
+            all.push_str(&part.0);
+        }
+        Ok(Text(Cow::Owned(all)))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = Text::default();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key == "text" {
+                found = map.next_value()?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[derive(Deserialize)]
+struct Vector {
+    embedding: NotEmpty,
+}
+
+/// Whether a vector (a list, or base64 text) holds anything.
+struct NotEmpty(bool);
+
+impl<'de> Deserialize<'de> for NotEmpty {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = NotEmpty;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a vector")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<NotEmpty, E> {
+                Ok(NotEmpty(!text.is_empty()))
+            }
+            fn visit_unit<E>(self) -> Result<NotEmpty, E> {
+                Ok(NotEmpty(false))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<NotEmpty, A::Error> {
+                let mut any = false;
+                while values.next_element::<IgnoredAny>()?.is_some() {
+                    any = true;
+                }
+                Ok(NotEmpty(any))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: Option<u32>,
+    completion_tokens: Option<u32>,
+    prompt_tokens_details: Option<PromptDetails>,
+}
+
+#[derive(Deserialize)]
+struct PromptDetails {
+    cached_tokens: Option<u32>,
+}
+
+impl Usage {
+    fn counts(&self) -> TokenCounts {
+        TokenCounts {
+            input: self.prompt_tokens,
+            output: self.completion_tokens,
+            cached: self.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens),
+        }
+    }
+}
+
+// ---- bodies for the measurement ----
+
+/// The body of a request, built once per prompt; only the prefix that makes it unique is filled in per request.
+#[derive(Clone, Debug)]
+pub struct BodyTemplate {
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl BodyTemplate {
+    /// The body that asks `model` about `prompt` as `settings` say.
+    pub fn new(model: &str, settings: &RequestSettings, prompt: &str) -> Self {
+        // No text can hold this: JSON escapes control characters, and the model's name comes before it.
+        const MARK: &str = "\u{1}prefix\u{1}";
+        let prompt = format!("{MARK}{prompt}");
+        let mut body = Map::new();
+        body.insert("model".into(), model.into());
+        match settings.kind {
+            RequestKind::Chat => body.insert("messages".into(), json!([{"role": "user", "content": prompt}])),
+            RequestKind::Completion => body.insert("prompt".into(), prompt.into()),
+            RequestKind::Embedding => body.insert("input".into(), prompt.into()),
+        };
+        if settings.kind != RequestKind::Embedding {
+            body.insert("max_tokens".into(), settings.max_tokens.into());
+            body.insert("stream".into(), settings.stream.into());
+            if settings.stream {
+                body.insert("stream_options".into(), json!({"include_usage": true}));
+            }
+        }
+        body.extend(settings.extra_body.clone());
+        let text = Value::Object(body).to_string();
+        let mark = "\\u0001prefix\\u0001";
+        let (before, after) = text.split_once(mark).unwrap_or((&text, ""));
+        BodyTemplate { before: before.into(), after: after.into() }
+    }
+
+    /// The body with `prefix` (plain letters and digits) before the prompt.
+    pub fn fill(&self, prefix: &str) -> Bytes {
+        [&self.before, prefix.as_bytes(), &self.after].concat().into()
+    }
+}
+
+// ---- the client for programs ----
+
+/// Why a call of [`LlmClient`] failed.
+#[derive(Debug, Error)]
+pub enum LlmError {
+    /// The settings are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `llm.endpoint` is `simulator`, which only the suite can start.
+    #[error(
+        "llm.endpoint is `simulator`, which exists only inside the benchmark suite: start one with `llm-concurrency simulate --port 8000` and set llm.endpoint (LLM_ENDPOINT) to http://127.0.0.1:8000/v1"
+    )]
+    Simulator,
+    /// The API key cannot be sent.
+    #[error("the API key (LLM_API_KEY or OPENAI_API_KEY) holds characters that an HTTP header cannot carry")]
+    BadKey,
+    /// The crate was built without TLS.
+    #[error("llm.endpoint is https, and this program was built without the feature `tls` of llm-concurrency")]
+    NoTls,
+    /// The HTTP client could not be built.
+    #[error("cannot set up the HTTP client: {0}")]
+    Client(String),
+    /// The request failed, all retries included.
+    #[error("{failure} from {url} after {attempts} attempt(s): {message}")]
+    Request {
+        /// The kind of the last failure.
+        failure: Failure,
+        /// Its HTTP status, if the server answered.
+        status: Option<u16>,
+        /// What was said, short and redacted.
+        message: String,
+        /// Where, redacted.
+        url: String,
+        /// How often it was tried.
+        attempts: u32,
+    },
+}
+
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// A chat to be continued.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ChatRequest {
+    /// The messages so far.
+    pub messages: Vec<Message>,
+    /// Longest answer, tokens; the server's default without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// Anything else the server understands (`temperature`, …).
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl ChatRequest {
+    /// A single question.
+    pub fn user(text: impl Into<String>) -> Self {
+        ChatRequest {
+            messages: vec![Message { role: "user".to_owned(), content: text.into() }],
+            ..ChatRequest::default()
+        }
+    }
+}
+
+/// The answer to a [`ChatRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatResponse {
+    /// The text.
+    pub content: String,
+    /// Why the server stopped (`stop`, `length`, …).
+    pub finish_reason: Option<String>,
+    /// Tokens, as reported.
+    pub tokens: TokenCounts,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// A client that never has more than `llm.max_concurrent_requests` requests in flight. Clones share that limit.
+#[derive(Clone)]
+pub struct LlmClient {
+    inner: Arc<ClientInner>,
+}
+
+struct ClientInner {
+    transport: Transport,
+    permits: Semaphore,
+    llm: Llm,
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+impl LlmClient {
+    /// From `config.yaml` in the working folder (or `LLM_CONFIG`) and the environment.
+    pub fn new() -> Result<Self, LlmError> {
+        Self::from_settings(&Settings::load(None, Overrides::default())?)
+    }
+
+    /// From a config file and the environment.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LlmError> {
+        Self::from_settings(&Settings::load(Some(path.as_ref()), Overrides::default())?)
+    }
+
+    /// From a configuration in hand; only the API key is taken from the environment.
+    pub fn from_config(config: Config) -> Result<Self, LlmError> {
+        let env = Env::load(Path::new("config.yaml"))?;
+        Self::from_settings(&Settings {
+            path: "config.yaml".into(),
+            api_key: Settings::api_key(&env),
+            quick: false,
+            config,
+        })
+    }
+
+    fn from_settings(settings: &Settings) -> Result<Self, LlmError> {
+        let llm = settings.config.llm.clone();
+        let Endpoint::Url(base) = &llm.endpoint else { return Err(LlmError::Simulator) };
+        let timeout = Duration::from_secs_f64(llm.request_timeout);
+        let transport = Transport::new(base, RequestKind::Chat, timeout, settings.api_key.as_ref())?;
+        let permits = Semaphore::new(llm.max_concurrent_requests);
+        Ok(LlmClient { inner: Arc::new(ClientInner { transport, permits, llm }) })
+    }
+
+    /// Sends a chat and waits for the whole answer.
+    ///
+    /// Connection errors, timeouts, 429 and 5xx are tried again up to `llm.retry_attempts` times, after an
+    /// exponential backoff with jitter or what `Retry-After` asks for; the place in the queue is given up meanwhile.
+    ///
+    /// # Errors
+    /// [`LlmError::Request`] with the last failure.
+    pub async fn chat(&self, request: &ChatRequest) -> Result<ChatResponse, LlmError> {
+        let inner = &self.inner;
+        let mut body = json!(request);
+        body["model"] = json!(inner.llm.model);
+        let body = Bytes::from(body.to_string());
+        let mut attempts = 0;
+        loop {
+            let answer = self.chat_once(body.clone()).await;
+            attempts += 1;
+            let Some(failed) = answer.reply.failure else {
+                return Ok(ChatResponse {
+                    content: answer.text,
+                    finish_reason: answer.finish_reason,
+                    tokens: answer.reply.tokens,
+                    attempts,
+                });
+            };
+            if attempts > inner.llm.retry_attempts || !may_pass(failed.kind) {
+                return Err(LlmError::Request {
+                    failure: failed.kind,
+                    status: answer.reply.status,
+                    message: failed.message,
+                    url: inner.transport.url(),
+                    attempts,
+                });
+            }
+            tokio::time::sleep(backoff(attempts, answer.reply.retry_after)).await;
+        }
+    }
+
+    async fn chat_once(&self, body: Bytes) -> Answer {
+        // Nobody closes the semaphore, so there is always a permit in the end.
+        let _permit = self.inner.permits.acquire().await;
+        self.inner.transport.send_for_text(body).await
+    }
+}
+
+/// Failures that another try may not meet.
+fn may_pass(kind: Failure) -> bool {
+    matches!(kind, Failure::Connect | Failure::Timeout | Failure::RateLimited | Failure::ServerError)
+}
+
+/// What the server asked for, else 0.5 s doubled with each attempt, times a random factor between 0.5 and 1.
+fn backoff(attempts: u32, asked: Option<Duration>) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << (attempts - 1).min(16));
+    let jittered = doubled.min(LONGEST_BACKOFF).mul_f64(rand::rng().random_range(0.5..=1.0));
+    jittered.max(asked.unwrap_or_default().min(LONGEST_BACKOFF))
+}

@@ -1,0 +1,541 @@
+//! The closed loop: keeps `level` requests in flight and cuts the stream of completions into windows.
+//!
+//! One [`tokio::sync::Semaphore`] with `level` permits; every send holds a permit from start to end, and as one
+//! ends the next starts. Windows follow one another without a gap: requests in flight at the end of one carry
+//! over into the next, and only the very last ones are drained. A batch that waits for its own last request (a
+//! barrier) measures its slowest request instead of the server.
+//!
+//! The loop knows no network: it takes a `send` closure and tokio's clock, so that it runs in virtual time too.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::outcome::{Phase, Reply, RequestOutcome};
+
+/// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
+pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
+
+/// How much one level measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopPlan {
+    /// Requests kept in flight.
+    pub level: usize,
+    /// Completions before the measured window.
+    pub warmup: usize,
+    /// Completions per window.
+    pub window: usize,
+    /// Windows.
+    pub samples: usize,
+    /// A `Retry-After` is honoured up to this long.
+    pub longest_wait: Duration,
+}
+
+impl LoopPlan {
+    /// The plan of a level that measures at least `total` requests in `samples` windows of at least
+    /// `smallest_window` completions, after `max(warmup, level)` completions of warm-up.
+    pub fn new(level: usize, total: usize, warmup: usize, samples: usize, smallest_window: usize) -> Self {
+        LoopPlan {
+            level,
+            warmup: warmup.max(level),
+            window: smallest_window.max(total.div_ceil(samples)).max(1),
+            samples,
+            longest_wait: Duration::from_secs(30),
+        }
+    }
+
+    /// Requests in the cohort.
+    pub fn measured(&self) -> usize {
+        self.window * self.samples
+    }
+
+    /// The ceiling on tickets: all that may ever be sent at this level.
+    pub fn tickets(&self) -> u64 {
+        (self.warmup + self.measured() + self.level) as u64
+    }
+}
+
+/// The right to send one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket {
+    /// Order of issue, from 0.
+    pub seq: u64,
+    /// Phase of issue.
+    pub phase: Phase,
+}
+
+/// A stretch of the level's life, in seconds since it began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Window {
+    /// Its start.
+    pub start_s: f64,
+    /// Its end: the moment of its last completion.
+    pub end_s: f64,
+    /// Requests that completed in it.
+    pub completed: usize,
+    /// Successes among them.
+    pub succeeded: usize,
+}
+
+impl Window {
+    /// Seconds from start to end.
+    pub fn duration_s(&self) -> f64 {
+        self.end_s - self.start_s
+    }
+}
+
+/// Why a loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All windows were measured in full.
+    Complete,
+    /// All of the warm-up failed, so each window shrank to one completion.
+    Hopeless,
+    /// It was stopped from outside; requests in flight were given up.
+    Cut,
+}
+
+/// What the loop leaves behind.
+#[derive(Clone, Debug)]
+pub struct LoopRecord {
+    /// Why it ended.
+    pub ending: Ending,
+    /// The windows, without the warm-up.
+    pub windows: Vec<Window>,
+    /// Requests sent.
+    pub sent: u64,
+}
+
+impl LoopRecord {
+    /// The whole measured window, in seconds since the level began.
+    pub fn window_s(&self) -> Option<[f64; 2]> {
+        Some([self.windows.first()?.start_s, self.windows.last()?.end_s])
+    }
+}
+
+/// Who is told what happens, as it happens. Called on the loop's own task: keep it short.
+pub trait Observer {
+    /// A request was issued.
+    fn issued(&mut self, _ticket: Ticket) {}
+    /// A request ended (or was given up: `end_s` is null).
+    fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
+    /// The warm-up or a window ended.
+    fn window(&mut self, window: Window);
+}
+
+/// Runs one level to its end, the drain included.
+///
+/// `send` is called once a permit is held, and its future is spawned: latency is from there to its return.
+/// Setting `stop` to true gives up what is in flight.
+pub async fn run<S, F>(
+    plan: &LoopPlan,
+    mut stop: watch::Receiver<bool>,
+    mut send: S,
+    observer: &mut impl Observer,
+) -> LoopRecord
+where
+    S: FnMut(Ticket) -> F,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(plan.level));
+    let given_up = stop.clone();
+    let mut in_flight: JoinSet<Arrival> = JoinSet::new();
+    let mut state = State::new(plan);
+    while state.issuing() || !in_flight.is_empty() {
+        tokio::select! {
+            // Completions first: the window they close decides the phase of what is issued next.
+            biased;
+            Ok(_) = stop.wait_for(|&stop| stop), if !state.cut => state.cut = true,
+            Some(joined) = in_flight.join_next() => match joined {
+                Ok(arrival) => state.arrived(arrival, observer),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+            Ok(permit) = permits.clone().acquire_owned(), if state.issuing() => {
+                let start = Instant::now();
+                let ticket = state.next_ticket();
+                observer.issued(ticket);
+                let exchange = send(ticket);
+                let mut given_up = given_up.clone();
+                in_flight.spawn(async move {
+                    let reply = tokio::select! {
+                        biased;
+                        reply = exchange => Some(reply),
+                        Ok(_) = given_up.wait_for(|&stop| stop) => None,
+                    };
+                    Arrival { ticket, start, end: Instant::now(), reply, permit }
+                });
+            }
+        }
+    }
+    state.into_record()
+}
+
+/// A request that came to its end, or was given up (`reply` is `None`).
+struct Arrival {
+    ticket: Ticket,
+    start: Instant,
+    end: Instant,
+    reply: Option<Reply>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Where the loop stands: which window is open, how many tickets are left.
+struct State<'a> {
+    plan: &'a LoopPlan,
+    began: Instant,
+    issued: u64,
+    issued_measured: usize,
+    warmed_up: bool,
+    hopeless: bool,
+    cut: bool,
+    open: Window,
+    windows: Vec<Window>,
+    typical: TypicalLatency,
+}
+
+impl<'a> State<'a> {
+    fn new(plan: &'a LoopPlan) -> Self {
+        State {
+            plan,
+            began: Instant::now(),
+            issued: 0,
+            issued_measured: 0,
+            warmed_up: false,
+            hopeless: false,
+            cut: false,
+            open: empty_window(0.0),
+            windows: Vec::with_capacity(plan.samples),
+            typical: TypicalLatency::default(),
+        }
+    }
+
+    fn seconds(&self, at: Instant) -> f64 {
+        at.duration_since(self.began).as_secs_f64()
+    }
+
+    fn done(&self) -> bool {
+        self.windows.len() == self.plan.samples
+    }
+
+    fn issuing(&self) -> bool {
+        !self.cut && !self.done() && self.issued < self.plan.tickets()
+    }
+
+    fn next_ticket(&mut self) -> Ticket {
+        let phase = if self.warmed_up { Phase::Measured } else { Phase::Warmup };
+        let ticket = Ticket { seq: self.issued, phase };
+        self.issued += 1;
+        self.issued_measured += usize::from(self.warmed_up);
+        ticket
+    }
+
+    fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) {
+        let Arrival { ticket, start, end, reply, permit } = arrival;
+        let (start_s, end_s) = (self.seconds(start), self.seconds(end));
+        let Some(reply) = reply else {
+            observer.ended(record(ticket, None, start_s, None, &Reply::default()), Reply::default());
+            return;
+        };
+        let latency = end - start;
+        let succeeded = reply.failure.is_none();
+        if succeeded {
+            self.typical.add(latency);
+        } else {
+            self.hold(permit, end, latency, reply.retry_after);
+        }
+        let sample = (self.warmed_up && !self.done()).then_some(self.windows.len() as u32);
+        observer.ended(record(ticket, sample, start_s, Some(end_s), &reply), reply);
+        self.count(end_s, succeeded, observer);
+    }
+
+    /// Counts a completion into the open window, and closes that if it is full.
+    fn count(&mut self, end_s: f64, succeeded: bool, observer: &mut impl Observer) {
+        if self.done() || self.cut {
+            return;
+        }
+        // A task that was polled later may have ended earlier; a window never runs backwards.
+        self.open.end_s = self.open.end_s.max(end_s);
+        self.open.completed += 1;
+        self.open.succeeded += usize::from(succeeded);
+        if !self.is_full() {
+            return;
+        }
+        let closed = self.open;
+        self.open = empty_window(closed.end_s);
+        if self.warmed_up {
+            self.windows.push(closed);
+        } else {
+            self.warmed_up = true;
+            self.hopeless = closed.succeeded == 0;
+        }
+        observer.window(closed);
+    }
+
+    fn is_full(&self) -> bool {
+        if !self.warmed_up {
+            return self.open.completed >= self.plan.warmup;
+        }
+        if self.hopeless {
+            return true;
+        }
+        // Permits held after failures may leave the cohort a few short of the plan: the last window waits for it.
+        let last = self.windows.len() + 1 == self.plan.samples;
+        self.open.completed >= self.plan.window && (!last || self.issued_measured >= self.plan.measured())
+    }
+
+    /// Keeps the permit of a request that failed at once, so that refusals do not turn the loop into a flood.
+    fn hold(&self, permit: OwnedSemaphorePermit, end: Instant, latency: Duration, retry_after: Option<Duration>) {
+        let typical = self.typical.median().unwrap_or(LONGEST_HOLD).min(LONGEST_HOLD);
+        let asked = retry_after.unwrap_or_default().min(self.plan.longest_wait);
+        let wait = typical.saturating_sub(latency).max(asked);
+        if wait > Duration::ZERO {
+            tokio::spawn(async move {
+                tokio::time::sleep_until(end + wait).await;
+                drop(permit);
+            });
+        }
+    }
+
+    fn into_record(self) -> LoopRecord {
+        let ending = match (self.done(), self.hopeless) {
+            (false, _) => Ending::Cut,
+            (true, true) => Ending::Hopeless,
+            (true, false) => Ending::Complete,
+        };
+        LoopRecord { ending, windows: self.windows, sent: self.issued }
+    }
+}
+
+fn empty_window(start_s: f64) -> Window {
+    Window { start_s, end_s: start_s, completed: 0, succeeded: 0 }
+}
+
+fn record(ticket: Ticket, sample: Option<u32>, start_s: f64, end_s: Option<f64>, reply: &Reply) -> RequestOutcome {
+    let failure = reply.failure.as_ref();
+    let error = match end_s {
+        Some(_) => failure.map(|failed| failed.message.clone()),
+        None => Some("given up: the run was interrupted".to_owned()),
+    };
+    RequestOutcome {
+        seq: ticket.seq,
+        phase: ticket.phase,
+        sample,
+        start_s,
+        end_s,
+        latency_s: end_s.map(|end| end - start_s),
+        ttft_s: reply.ttft.map(|t| t.as_secs_f64()),
+        chunks: reply.chunks,
+        output_tokens: reply.tokens.output,
+        input_tokens: reply.tokens.input,
+        cached_tokens: reply.tokens.cached,
+        status: reply.status,
+        failure: failure.map(|failed| failed.kind),
+        error,
+        resent: reply.resent,
+    }
+}
+
+/// The median of the most recent successes' latencies; bounded, so that a long run costs no memory.
+#[derive(Default)]
+struct TypicalLatency {
+    recent: Vec<Duration>,
+    next: usize,
+}
+
+impl TypicalLatency {
+    const KEPT: usize = 255;
+
+    fn add(&mut self, latency: Duration) {
+        if self.recent.len() < Self::KEPT {
+            self.recent.push(latency);
+        } else {
+            self.recent[self.next] = latency;
+            self.next = (self.next + 1) % Self::KEPT;
+        }
+    }
+
+    fn median(&self) -> Option<Duration> {
+        let mut sorted = self.recent.clone();
+        let middle = sorted.len() / 2;
+        (!sorted.is_empty()).then(|| *sorted.select_nth_unstable(middle).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+    use crate::outcome::Failure;
+
+    #[derive(Default)]
+    struct Log {
+        outcomes: Vec<RequestOutcome>,
+        windows: Vec<Window>,
+    }
+
+    impl Observer for Log {
+        fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
+            self.outcomes.push(outcome);
+        }
+        fn window(&mut self, window: Window) {
+            self.windows.push(window);
+        }
+    }
+
+    /// Runs a plan in virtual time; `send` gives each ticket its latency and reply.
+    fn virtually(plan: &LoopPlan, mut send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
+        let in_flight = Arc::new(AtomicUsize::new(0));
+        let peak = Arc::new(AtomicUsize::new(0));
+        let mut log = Log::default();
+        let (_keep, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let record = runtime.block_on(run(
+            plan,
+            stop,
+            |ticket| {
+                let (latency, reply) = send(ticket);
+                let (in_flight, peak) = (in_flight.clone(), peak.clone());
+                async move {
+                    peak.fetch_max(in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
+                    tokio::time::sleep(latency).await;
+                    in_flight.fetch_sub(1, Relaxed);
+                    reply
+                }
+            },
+            &mut log,
+        ));
+        (record, log, peak.load(Relaxed))
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn measured(log: &Log) -> usize {
+        log.outcomes.iter().filter(|o| o.phase == Phase::Measured).count()
+    }
+
+    #[test]
+    fn every_level_sends_its_tickets_and_never_more_than_the_level_at_once() {
+        for level in [1, 2, 7, 50] {
+            let plan = LoopPlan::new(level, 100, 5, 10, level);
+            let (record, log, peak) = virtually(&plan, |t| (ms(20 + t.seq * 7919 % 30), Reply::default()));
+            assert_eq!(record.ending, Ending::Complete);
+            assert_eq!(peak, level);
+            assert_eq!(record.windows.len(), 10);
+            // Completions at the very same instant (virtual time has them) are issued again a little later.
+            assert!((plan.measured()..plan.measured() + level).contains(&measured(&log)));
+            assert_eq!(log.outcomes.len() as u64, record.sent);
+            assert!(record.sent <= plan.tickets());
+            assert_eq!(log.windows.len(), 11, "the warm-up and ten windows");
+        }
+    }
+
+    #[test]
+    fn windows_touch_and_hold_their_completions() {
+        let plan = LoopPlan::new(4, 100, 5, 10, 4);
+        let (record, log, _) = virtually(&plan, |t| (ms(10 + t.seq % 5), Reply::default()));
+        for pair in record.windows.windows(2) {
+            assert_eq!(pair[0].end_s, pair[1].start_s);
+        }
+        for (index, window) in record.windows.iter().enumerate() {
+            let inside = log.outcomes.iter().filter(|o| o.sample == Some(index as u32));
+            assert_eq!(inside.clone().count(), window.completed);
+            assert!(inside.clone().all(|o| o.end_s.is_some_and(|e| e >= window.start_s && e <= window.end_s)));
+        }
+    }
+
+    #[test]
+    fn refusals_at_once_hold_their_permit_and_do_not_flood() {
+        // Slots for 4 of 6: two are refused after 1 ms, the others take 100 ms.
+        let plan = LoopPlan::new(6, 600, 6, 10, 6);
+        let busy = Arc::new(AtomicUsize::new(0));
+        let mut log = Log::default();
+        let (_keep, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let record = runtime.block_on(run(
+            &plan,
+            stop,
+            |_| {
+                let busy = busy.clone();
+                async move {
+                    if busy.fetch_add(1, Relaxed) >= 4 {
+                        tokio::time::sleep(ms(1)).await;
+                        busy.fetch_sub(1, Relaxed);
+                        return Reply::failed(Failure::ServerError, "full");
+                    }
+                    tokio::time::sleep(ms(100)).await;
+                    busy.fetch_sub(1, Relaxed);
+                    Reply::default()
+                }
+            },
+            &mut log,
+        ));
+        let failed = log.outcomes.iter().filter(|o| o.failure.is_some()).count() as f64;
+        let rate = failed / log.outcomes.len() as f64;
+        assert!((0.30..0.37).contains(&rate), "a third is refused, not all but a few: {rate}");
+        assert!(measured(&log) >= plan.measured());
+        assert!(record.sent <= plan.tickets());
+    }
+
+    #[test]
+    fn retry_after_keeps_the_permit_for_as_long_as_asked() {
+        let plan = LoopPlan::new(1, 10, 1, 10, 1);
+        let (_, log, _) = virtually(&plan, |t| {
+            let mut reply = Reply::default();
+            if t.seq == 3 {
+                reply = Reply::failed(Failure::RateLimited, "slow down");
+                reply.retry_after = Some(Duration::from_secs(5));
+            }
+            (ms(10), reply)
+        });
+        let gap = log.outcomes[4].start_s - log.outcomes[3].end_s.expect("ended");
+        assert!((gap - 5.0).abs() < 0.01, "{gap}");
+    }
+
+    #[test]
+    fn a_level_whose_warm_up_all_failed_shrinks_to_one_completion_a_window() {
+        let plan = LoopPlan::new(3, 100, 5, 10, 3);
+        let (record, log, _) = virtually(&plan, |_| (ms(1), Reply::failed(Failure::Connect, "refused")));
+        assert_eq!(record.ending, Ending::Hopeless);
+        assert!(record.windows.iter().all(|w| w.completed == 1 && w.succeeded == 0));
+        assert!(log.outcomes.len() <= 5 + 10 + 3);
+    }
+
+    #[test]
+    fn stopping_gives_up_what_is_in_flight_and_still_accounts_for_it() {
+        let plan = LoopPlan::new(8, 1000, 8, 10, 8);
+        let mut log = Log::default();
+        let (stopper, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let record = runtime.block_on(async {
+            tokio::spawn(async move {
+                tokio::time::sleep(ms(5_050)).await;
+                stopper.send(true).expect("the loop listens");
+            });
+            run(
+                &plan,
+                stop,
+                |_| async {
+                    tokio::time::sleep(ms(100)).await;
+                    Reply::default()
+                },
+                &mut log,
+            )
+            .await
+        });
+        assert_eq!(record.ending, Ending::Cut);
+        assert_eq!(log.outcomes.len() as u64, record.sent);
+        let given_up: Vec<_> = log.outcomes.iter().filter(|o| o.end_s.is_none()).collect();
+        assert_eq!(given_up.len(), 8);
+        assert!(given_up.iter().all(|o| !o.is_success() && o.error.is_some()));
+    }
+}

@@ -1,0 +1,645 @@
+//! Settings: config.yaml, overridden by the environment (a `.env` beside the file included), overridden by flags.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use reqwest::Url;
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+/// What is wrong with the settings, where, and how to mend it.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// There is no such file.
+    #[error(
+        "config file not found: {0}\n\nMake one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\nor name another with --config (LLM_CONFIG)."
+    )]
+    NotFound(PathBuf),
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is empty, or nothing but comments.
+    #[error("{0} is empty: it needs at least a section `llm` with `endpoint` and `model`")]
+    Empty(PathBuf),
+    /// It is not YAML, or a key is unknown or of the wrong type.
+    #[error("{path}: {message}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What, with line and column.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("{what}: {message}")]
+    Value {
+        /// The key, variable or flag.
+        what: String,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+    /// The `.env` beside the config file is broken.
+    #[error("cannot read {path}: {message}")]
+    DotEnv {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+}
+
+fn bad(what: impl Into<String>, message: impl Into<String>) -> ConfigError {
+    ConfigError::Value { what: what.into(), message: message.into() }
+}
+
+/// All of config.yaml that belongs to this project; the file may hold the caller's own keys elsewhere.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Config {
+    /// The server and how the caller's program talks to it.
+    pub llm: Llm,
+    /// What is measured.
+    #[serde(default)]
+    pub benchmark: Benchmark,
+    /// How the level is chosen.
+    #[cfg(feature = "suite")]
+    #[serde(default)]
+    pub policy: crate::recommend::Policy,
+    /// The embedded simulator, used while `llm.endpoint` is the word `simulator`.
+    #[cfg(feature = "suite")]
+    #[serde(default)]
+    pub simulator: crate::simulator::SimulatorConfig,
+}
+
+/// The section `llm`. Unknown keys are the caller's own.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Llm {
+    /// A base URL, or the word `simulator`.
+    pub endpoint: Endpoint,
+    /// The model's name, as the server knows it.
+    pub model: String,
+    /// Requests in parallel: what `recommend --update-config` writes.
+    pub max_concurrent_requests: usize,
+    /// Seconds until a request counts as timed out.
+    pub request_timeout: f64,
+    /// Retries of [`LlmClient`](crate::LlmClient) after a failure that may pass; never while measuring.
+    pub retry_attempts: u32,
+}
+
+impl Default for Llm {
+    fn default() -> Self {
+        Llm {
+            endpoint: Endpoint::Simulator,
+            model: "default".to_owned(),
+            max_concurrent_requests: 10,
+            request_timeout: 30.0,
+            retry_attempts: 3,
+        }
+    }
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Endpoint {
+    /// The embedded simulator.
+    Simulator,
+    /// An OpenAI-compatible server's base URL, such as `http://localhost:8000/v1`. May hold userinfo and a query.
+    Url(Url),
+}
+
+impl Endpoint {
+    /// For messages and files: without userinfo and query, which may hold secrets.
+    pub fn redacted(&self) -> String {
+        match self {
+            Endpoint::Simulator => "simulator".to_owned(),
+            Endpoint::Url(url) => redacted(url),
+        }
+    }
+}
+
+/// A URL without userinfo, query and fragment.
+pub fn redacted(url: &Url) -> String {
+    let mut url = url.clone();
+    // Only URLs without a host refuse these, and `Endpoint` takes none.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text == "simulator" {
+            return Ok(Endpoint::Simulator);
+        }
+        // The text itself is not repeated: it may hold a password.
+        let hint = "expected `simulator` or a base URL such as http://localhost:8000/v1";
+        let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {hint}"))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(format!("`{}:` is not http or https; {hint}", url.scheme()));
+        }
+        Ok(Endpoint::Url(base_url(url)))
+    }
+}
+
+/// The base URL all paths are appended to: `/v1` is added where the URL has no path, a trailing slash and a whole
+/// `/chat/completions` are cut off.
+fn base_url(mut url: Url) -> Url {
+    let path = url.path().trim_end_matches('/');
+    let path = ["/chat/completions", "/completions", "/embeddings"]
+        .iter()
+        .find_map(|route| path.strip_suffix(route))
+        .unwrap_or(path);
+    let path = if path.is_empty() { "/v1".to_owned() } else { path.to_owned() };
+    url.set_path(&path);
+    url
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.redacted())
+    }
+}
+
+/// The section `benchmark`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Benchmark {
+    /// The levels, or `auto`.
+    pub levels: Levels,
+    /// Listed levels below are left out; the lower bound of `auto`.
+    pub min_concurrency: usize,
+    /// Listed levels above are left out; the upper bound of `auto`.
+    pub max_concurrency: usize,
+    /// Requests per level; a level takes at least 10 x the level.
+    pub total_requests: usize,
+    /// Completions before the measured window; at least the level.
+    pub warmup_requests: usize,
+    /// What is sent.
+    pub request: RequestSettings,
+    /// Seed of everything random on our side.
+    pub seed: u64,
+    /// Limits on what a run may spend.
+    pub budget: Budget,
+}
+
+impl Default for Benchmark {
+    fn default() -> Self {
+        Benchmark {
+            levels: Levels::List(vec![1, 2, 5, 10, 15, 20, 25, 30, 40, 50]),
+            min_concurrency: 1,
+            max_concurrency: 50,
+            total_requests: 100,
+            warmup_requests: 5,
+            request: RequestSettings::default(),
+            seed: 42,
+            budget: Budget::default(),
+        }
+    }
+}
+
+/// Which levels to measure.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Levels {
+    /// These.
+    List(Vec<usize>),
+    /// Powers of two from the minimum to the maximum.
+    Auto,
+}
+
+impl FromStr for Levels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim() == "auto" {
+            return Ok(Levels::Auto);
+        }
+        let levels = text.split(',').map(|part| {
+            let part = part.trim();
+            part.parse::<usize>().map_err(|_| format!("`{part}` is not a level; expected 1,2,5 or auto"))
+        });
+        levels.collect::<Result<Vec<_>, _>>().and_then(checked_levels).map(Levels::List)
+    }
+}
+
+fn checked_levels(levels: Vec<usize>) -> Result<Vec<usize>, String> {
+    if levels.is_empty() {
+        return Err("no levels; expected a list such as [1, 2, 5, 10]".to_owned());
+    }
+    if levels.contains(&0) {
+        return Err("level 0 would send nothing; levels start at 1".to_owned());
+    }
+    if let Some(pair) = levels.windows(2).find(|pair| pair[0] >= pair[1]) {
+        let mut sorted = levels.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let fault = if pair[0] == pair[1] { "is there twice" } else { "is out of order" };
+        return Err(format!("level {} {fault}; write {sorted:?}", pair[1]));
+    }
+    Ok(levels)
+}
+
+impl<'de> Deserialize<'de> for Levels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a list of levels such as [1, 2, 5, 10], or auto")]
+        enum Written {
+            List(Vec<usize>),
+            Word(String),
+        }
+        let levels = match Written::deserialize(deserializer)? {
+            Written::List(levels) => checked_levels(levels).map(Levels::List),
+            Written::Word(word) => word.parse(),
+        };
+        levels.map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Levels {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Levels::List(levels) => levels.serialize(serializer),
+            Levels::Auto => serializer.serialize_str("auto"),
+        }
+    }
+}
+
+/// What is sent: part of the fingerprint.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RequestSettings {
+    /// The route.
+    pub kind: RequestKind,
+    /// Whether answers are streamed; without it there is no TTFT.
+    pub stream: bool,
+    /// Longest answer, tokens.
+    pub max_tokens: u32,
+    /// The prompts, a file beside config.yaml (or an absolute path).
+    pub prompts: PathBuf,
+    /// Whether the server's prefix cache may help.
+    pub cache: Cache,
+    /// Merged into the body of every request.
+    pub extra_body: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Default for RequestSettings {
+    fn default() -> Self {
+        RequestSettings {
+            kind: RequestKind::Chat,
+            stream: true,
+            max_tokens: 64,
+            prompts: PathBuf::from("test-data/test_snippets.json"),
+            cache: Cache::Fresh,
+            extra_body: serde_json::Map::new(),
+        }
+    }
+}
+
+/// The route requests go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestKind {
+    /// `/chat/completions`.
+    #[default]
+    Chat,
+    /// `/completions`.
+    Completion,
+    /// `/embeddings`; never streamed.
+    Embedding,
+}
+
+/// Whether prompts are made unique.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Every prompt begins with a short unique prefix, so that a prefix cache favours no level.
+    #[default]
+    Fresh,
+    /// Prompts are sent as they are.
+    Reuse,
+}
+
+/// Limits on what a run may spend. None is set by default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// Requests.
+    pub max_requests: Option<u64>,
+    /// Output tokens, as the server counts them (`max_tokens` each where it does not).
+    pub max_output_tokens: Option<u64>,
+    /// Minutes of wall time.
+    pub max_minutes: Option<f64>,
+    /// US dollars, by the two prices below.
+    pub max_cost_usd: Option<f64>,
+    /// Price of a million input tokens.
+    pub usd_per_million_input: Option<f64>,
+    /// Price of a million output tokens.
+    pub usd_per_million_output: Option<f64>,
+}
+
+/// The environment as this run sees it: the process's variables over those of a `.env` file.
+#[derive(Clone, Default)]
+pub struct Env(HashMap<String, String>);
+
+impl Env {
+    /// The process's environment over the `.env` beside the config file, if there is one.
+    pub fn load(config: &Path) -> Result<Self, ConfigError> {
+        let path = config.with_file_name(".env");
+        let mut vars = HashMap::new();
+        if path.exists() {
+            let broken =
+                |error: dotenvy::Error| ConfigError::DotEnv { path: path.clone(), message: dotenv_reason(error) };
+            for item in dotenvy::from_path_iter(&path).map_err(broken)? {
+                let (key, value) = item.map_err(broken)?;
+                vars.insert(key, value);
+            }
+        }
+        vars.extend(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))));
+        Ok(Env(vars))
+    }
+
+    /// An environment of exactly these variables.
+    pub fn of<const N: usize>(vars: [(&str, &str); N]) -> Self {
+        Env(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    /// A variable that is set and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.trim().is_empty())
+    }
+
+    fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, ConfigError>
+    where
+        T::Err: fmt::Display,
+    {
+        self.get(name).map(|text| text.trim().parse().map_err(|error: T::Err| bad(name, error.to_string()))).transpose()
+    }
+}
+
+/// The line itself is left out: it may hold the key.
+fn dotenv_reason(error: dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::LineParse(_, column) => format!("a line is not NAME=value (at character {column} of it)"),
+        dotenvy::Error::Io(error) => error.to_string(),
+        _ => "it is not a list of NAME=value lines".to_owned(),
+    }
+}
+
+/// What flags or variables may override. `None` leaves the value as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// `llm.endpoint`.
+    pub endpoint: Option<Endpoint>,
+    /// `llm.model`.
+    pub model: Option<String>,
+    /// `benchmark.levels`.
+    pub levels: Option<Levels>,
+    /// `benchmark.min_concurrency`.
+    pub min_concurrency: Option<usize>,
+    /// `benchmark.max_concurrency`.
+    pub max_concurrency: Option<usize>,
+    /// `benchmark.total_requests`.
+    pub total_requests: Option<usize>,
+    /// `benchmark.warmup_requests`.
+    pub warmup_requests: Option<usize>,
+    /// `benchmark.seed`.
+    pub seed: Option<u64>,
+    /// Fewer levels and requests; the result is provisional.
+    pub quick: Option<bool>,
+    /// `benchmark.budget.max_requests`.
+    pub max_requests: Option<u64>,
+    /// `benchmark.budget.max_output_tokens`.
+    pub max_output_tokens: Option<u64>,
+    /// `benchmark.budget.max_minutes`.
+    pub max_minutes: Option<f64>,
+    /// `benchmark.budget.max_cost_usd`.
+    pub max_cost_usd: Option<f64>,
+}
+
+impl Overrides {
+    /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
+    pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        Ok(Overrides {
+            endpoint: env.parsed("LLM_ENDPOINT")?,
+            model: env.parsed("LLM_MODEL")?,
+            levels: env.parsed("LLM_BENCH_LEVELS")?,
+            min_concurrency: env.parsed("LLM_BENCH_MIN_CONCURRENCY")?,
+            max_concurrency: env.parsed("LLM_BENCH_MAX_CONCURRENCY")?,
+            total_requests: env.parsed("LLM_BENCH_TOTAL_REQUESTS")?,
+            warmup_requests: env.parsed("LLM_BENCH_WARMUP_REQUESTS")?,
+            seed: env.parsed("LLM_BENCH_SEED")?,
+            quick: env.get("LLM_BENCH_QUICK").map(|value| switch("LLM_BENCH_QUICK", value)).transpose()?,
+            max_requests: env.parsed("LLM_BENCH_MAX_REQUESTS")?,
+            max_output_tokens: env.parsed("LLM_BENCH_MAX_OUTPUT_TOKENS")?,
+            max_minutes: env.parsed("LLM_BENCH_MAX_MINUTES")?,
+            max_cost_usd: env.parsed("LLM_BENCH_MAX_COST_USD")?,
+        })
+    }
+
+    fn apply(self, config: &mut Config, quick: &mut bool) {
+        fn set<T>(place: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *place = value;
+            }
+        }
+        let Config { llm, benchmark, .. } = config;
+        // Levels named for this run are meant: a bound from a less specific place must not leave them out.
+        if let Some(Levels::List(levels)) = &self.levels {
+            benchmark.min_concurrency = levels[0];
+            benchmark.max_concurrency = levels[levels.len() - 1];
+        }
+        set(&mut llm.endpoint, self.endpoint);
+        set(&mut llm.model, self.model);
+        set(&mut benchmark.levels, self.levels);
+        set(&mut benchmark.min_concurrency, self.min_concurrency);
+        set(&mut benchmark.max_concurrency, self.max_concurrency);
+        set(&mut benchmark.total_requests, self.total_requests);
+        set(&mut benchmark.warmup_requests, self.warmup_requests);
+        set(&mut benchmark.seed, self.seed);
+        set(quick, self.quick);
+        let budget = &mut benchmark.budget;
+        budget.max_requests = self.max_requests.or(budget.max_requests);
+        budget.max_output_tokens = self.max_output_tokens.or(budget.max_output_tokens);
+        budget.max_minutes = self.max_minutes.or(budget.max_minutes);
+        budget.max_cost_usd = self.max_cost_usd.or(budget.max_cost_usd);
+    }
+}
+
+fn switch(name: &str, value: &str) -> Result<bool, ConfigError> {
+    match value.trim() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        other => Err(bad(name, format!("`{other}` is neither 1 nor 0"))),
+    }
+}
+
+/// Everything a run needs to know, resolved and checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The config file.
+    pub path: PathBuf,
+    /// The merged configuration.
+    pub config: Config,
+    /// Fewer levels and requests.
+    pub quick: bool,
+    /// From the environment only.
+    pub api_key: Option<SecretString>,
+}
+
+impl Settings {
+    /// The config file named by `path`, else by `LLM_CONFIG`, else `config.yaml`; then the environment, then `flags`.
+    pub fn load(path: Option<&Path>, flags: Overrides) -> Result<Self, ConfigError> {
+        let named = std::env::var_os("LLM_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let path = path.map(Path::to_owned).or(named).unwrap_or_else(|| PathBuf::from("config.yaml"));
+        let config = Config::read(&path)?;
+        Settings::resolve(path.clone(), config, &Env::load(&path)?, flags)
+    }
+
+    /// Merges what has been read.
+    pub fn resolve(path: PathBuf, mut config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
+        let mut quick = false;
+        Overrides::from_env(env)?.apply(&mut config, &mut quick);
+        flags.apply(&mut config, &mut quick);
+        config.check()?;
+        Ok(Settings { path, config, quick, api_key: Settings::api_key(env) })
+    }
+
+    /// `LLM_API_KEY`, else `OPENAI_API_KEY`; never from the config file.
+    pub fn api_key(env: &Env) -> Option<SecretString> {
+        env.get("LLM_API_KEY").or_else(|| env.get("OPENAI_API_KEY")).map(SecretString::from)
+    }
+
+    /// The prompts file, relative to the config file's folder.
+    pub fn prompts_path(&self) -> PathBuf {
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        folder.join(&self.config.benchmark.request.prompts)
+    }
+}
+
+impl Config {
+    /// Reads and parses a config file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
+            _ => ConfigError::Unreadable { path: path.to_owned(), source },
+        })?;
+        Config::parse(&text, path)
+    }
+
+    /// Parses the text of a config file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let invalid =
+            |error: serde_yaml::Error| ConfigError::Invalid { path: path.to_owned(), message: error.to_string() };
+        if serde_yaml::from_str::<serde_yaml::Value>(text).map_err(invalid)?.is_null() {
+            return Err(ConfigError::Empty(path.to_owned()));
+        }
+        serde_yaml::from_str(text).map_err(invalid)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let Config { llm, benchmark, .. } = self;
+        if !(llm.request_timeout.is_finite() && llm.request_timeout > 0.0) {
+            return Err(bad("llm.request_timeout", "must be a positive number of seconds, such as 30.0"));
+        }
+        if llm.max_concurrent_requests == 0 {
+            return Err(bad("llm.max_concurrent_requests", "must be at least 1"));
+        }
+        if benchmark.min_concurrency == 0 {
+            return Err(bad("benchmark.min_concurrency", "level 0 would send nothing; levels start at 1"));
+        }
+        if benchmark.min_concurrency > benchmark.max_concurrency {
+            return Err(bad(
+                "benchmark.min_concurrency",
+                format!("{} is above max_concurrency {}", benchmark.min_concurrency, benchmark.max_concurrency),
+            ));
+        }
+        if benchmark.total_requests == 0 {
+            return Err(bad("benchmark.total_requests", "must be at least 1; 100 is a good start"));
+        }
+        if benchmark.request.max_tokens == 0 {
+            return Err(bad("benchmark.request.max_tokens", "must be at least 1"));
+        }
+        if self.benchmark.levels().is_empty() {
+            return Err(bad(
+                "benchmark.levels",
+                format!("none lies between {} and {}", benchmark.min_concurrency, benchmark.max_concurrency),
+            ));
+        }
+        benchmark.budget.check()?;
+        #[cfg(feature = "suite")]
+        self.check_suite()?;
+        Ok(())
+    }
+
+    #[cfg(feature = "suite")]
+    fn check_suite(&self) -> Result<(), ConfigError> {
+        let policy = &self.policy;
+        for (key, value) in [("policy.max_error_rate", policy.max_error_rate), ("policy.tolerance", policy.tolerance)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(bad(key, "must be a fraction between 0 and 1, such as 0.05"));
+            }
+        }
+        for (key, value) in
+            [("policy.max_p95_seconds", policy.max_p95_seconds), ("policy.max_p99_seconds", policy.max_p99_seconds)]
+        {
+            if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
+                return Err(bad(key, "must be a positive number of seconds"));
+            }
+        }
+        self.simulator.validate().map_err(|error| bad("simulator", error.to_string()))
+    }
+}
+
+impl Benchmark {
+    /// The levels to measure, ascending: those listed within the bounds, or powers of two for `auto`.
+    pub fn levels(&self) -> Vec<usize> {
+        let all = match &self.levels {
+            Levels::List(levels) => levels.clone(),
+            Levels::Auto => std::iter::successors(Some(1_usize), |n| n.checked_mul(2))
+                .take_while(|&n| n <= self.max_concurrency)
+                .collect(),
+        };
+        all.into_iter().filter(|n| (self.min_concurrency..=self.max_concurrency).contains(n)).collect()
+    }
+}
+
+impl Budget {
+    fn check(&self) -> Result<(), ConfigError> {
+        let numbers = [
+            ("max_minutes", self.max_minutes),
+            ("max_cost_usd", self.max_cost_usd),
+            ("usd_per_million_input", self.usd_per_million_input),
+            ("usd_per_million_output", self.usd_per_million_output),
+        ];
+        for (key, value) in numbers {
+            if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
+                return Err(bad(format!("benchmark.budget.{key}"), "must be a number and not negative"));
+            }
+        }
+        if self.max_cost_usd.is_some() && self.usd_per_million_output.is_none() {
+            return Err(bad(
+                "benchmark.budget.max_cost_usd",
+                "needs a price: set budget.usd_per_million_output (and usd_per_million_input)",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! A simulated LLM server on loopback: the OpenAI-compatible API over a continuous-batching engine.
+//!
+//! Its throughput curve is known ([`explain()`]), so that a measurement of it can be held against the truth.
+//! It shares nothing with the client, so that a mistake in the protocol cannot cancel out.
+//!
+//! ```text
+//! http      routes, handlers, and the thread that serves them
+//! protocol  the JSON that is read and written
+//! lengths   how long the answer to a prompt is
+//! log       what the server saw
+//! driver    the engine in real time, on a thread of its own
+//! explain   the engine in virtual time: the true curve
+//! engine    continuous batching: no clock, no network
+//! config    the settings
+//! ```
+
+mod config;
+mod driver;
+mod engine;
+mod explain;
+mod http;
+mod lengths;
+mod log;
+mod protocol;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+pub use config::SimulatorConfig;
+pub use explain::{ExplainedLevel, Explanation, explain};
+pub use lengths::OutputTokens;
+pub use log::{RequestEnd, RequestRecord};
+
+use driver::Driver;
+use http::{App, HttpServer};
+use lengths::OutputLengths;
+use log::RequestLog;
+
+/// Why a simulated server could not be started or explained.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulatorError {
+    /// A setting is out of range.
+    #[error("simulator.{key} is {value}; set it to {range}")]
+    Config {
+        /// The key below `simulator`.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// The HTTP server could not be started, nearly always because the port is taken.
+    #[error("the simulated server cannot listen on 127.0.0.1:{port}; choose another port, or 0 for any that is free")]
+    Listen {
+        /// The port asked for.
+        port: u16,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The engine's thread could not be started.
+    #[error("the simulated server cannot start the thread of its engine")]
+    Thread {
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is nothing to explain.
+    #[error("the simulated server's curve needs {needs}")]
+    Explain {
+        /// What is missing.
+        needs: &'static str,
+    },
+}
+
+/// A running simulated server. It stops when it is dropped.
+pub struct Simulator {
+    address: SocketAddr,
+    log: Arc<RequestLog>,
+    /// `None` after [`shutdown`](Self::shutdown). Fields are dropped in order: first HTTP, whose requests
+    /// use the engine, then the engine.
+    running: Option<(HttpServer, Driver)>,
+}
+
+impl Simulator {
+    /// Starts a server on 127.0.0.1:`port`, or on any free port if it is 0. It answers when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`SimulatorError`] if a setting is out of range, the port is taken, or a thread cannot be started.
+    pub fn start(config: SimulatorConfig, port: u16) -> Result<Self, SimulatorError> {
+        config.validate()?;
+        let driver = Driver::start(&config).map_err(|source| SimulatorError::Thread { source })?;
+        let log = Arc::new(RequestLog::new());
+        let app = App {
+            engine: driver.handle(),
+            lengths: Arc::new(OutputLengths::new(config.seed, config.output_tokens)),
+            log: Arc::clone(&log),
+        };
+        let http = HttpServer::start(app, port).map_err(|source| SimulatorError::Listen { port, source })?;
+        Ok(Self { address: http.address(), log, running: Some((http, driver)) })
+    }
+
+    /// The base URL of the API, such as `http://127.0.0.1:8000/v1`.
+    pub fn base_url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    /// What became of the requests to the generating routes that have ended, in order of arrival.
+    ///
+    /// A request is in the log before its client has the end of the answer.
+    pub fn log(&self) -> Vec<RequestRecord> {
+        self.log.records()
+    }
+
+    /// The most requests to the generating routes that were ever inside the server at once.
+    pub fn peak_in_flight(&self) -> usize {
+        self.log.peak_in_flight()
+    }
+
+    /// Stops listening, closes all connections, and ends the threads. Requests that are not finished are
+    /// recorded as cancelled. The log stays readable. A second call does nothing.
+    pub fn shutdown(&mut self) {
+        self.running = None;
+    }
+}
+
+impl fmt::Debug for Simulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulator")
+            .field("base_url", &self.base_url())
+            .field("running", &self.running.is_some())
+            .finish_non_exhaustive()
+    }
+}

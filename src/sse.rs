@@ -1,0 +1,172 @@
+//! Server-sent events, read incrementally: bytes in, the `data` of whole events out.
+//!
+//! Takes LF, CRLF and CR, comments, several `data` lines per event, a byte order mark, characters split between
+//! reads, and a last event without its blank line. Data stay bytes: the JSON parser checks their UTF-8.
+//! (WHATWG HTML, section 9.2.6, but for the last: the standard drops an event without its blank line.)
+
+/// A line longer than the limit; the stream cannot be trusted any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a line of the stream is longer than {limit} bytes")]
+pub struct LineTooLong {
+    /// The limit, bytes.
+    pub limit: usize,
+}
+
+/// The state between two reads.
+#[derive(Debug)]
+pub struct SseParser {
+    limit: usize,
+    /// The line in hand, without its end.
+    line: Vec<u8>,
+    /// The data of the event in hand, lines joined by `\n`.
+    data: Vec<u8>,
+    has_data: bool,
+    first_line: bool,
+    /// The last byte was a CR, so an LF right after it belongs to it.
+    after_cr: bool,
+}
+
+impl SseParser {
+    /// A parser that takes events of up to `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        SseParser { limit, line: Vec::new(), data: Vec::new(), has_data: false, first_line: true, after_cr: false }
+    }
+
+    /// Takes the next bytes and hands the data of each event they complete to `on_data`.
+    pub fn feed(&mut self, mut bytes: &[u8], mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
+        if self.after_cr && bytes.first() == Some(&b'\n') {
+            bytes = &bytes[1..];
+        }
+        self.after_cr &= bytes.is_empty();
+        while let Some(end) = bytes.iter().position(|&b| b == b'\n' || b == b'\r') {
+            let (line, rest) = bytes.split_at(end);
+            if self.line.is_empty() {
+                self.end_line(line, &mut on_data)?;
+            } else {
+                self.extend_line(line)?;
+                let whole = std::mem::take(&mut self.line);
+                self.end_line(&whole, &mut on_data)?;
+                self.line = whole;
+                self.line.clear();
+            }
+            let crlf = rest.starts_with(b"\r\n");
+            self.after_cr = rest == b"\r";
+            bytes = &rest[1 + usize::from(crlf)..];
+        }
+        self.extend_line(bytes)
+    }
+
+    /// The stream has ended: hands over an event whose blank line never came.
+    pub fn finish(&mut self, mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
+        let line = std::mem::take(&mut self.line);
+        if !line.is_empty() {
+            self.end_line(&line, &mut on_data)?;
+        }
+        self.end_line(b"", &mut on_data)
+    }
+
+    fn extend_line(&mut self, bytes: &[u8]) -> Result<(), LineTooLong> {
+        self.check(self.line.len() + bytes.len())?;
+        self.line.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn check(&self, length: usize) -> Result<(), LineTooLong> {
+        if length > self.limit { Err(LineTooLong { limit: self.limit }) } else { Ok(()) }
+    }
+
+    fn end_line(&mut self, line: &[u8], on_data: &mut impl FnMut(&[u8])) -> Result<(), LineTooLong> {
+        let line = if std::mem::take(&mut self.first_line) {
+            line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line)
+        } else {
+            line
+        };
+        if line.is_empty() {
+            if std::mem::take(&mut self.has_data) {
+                on_data(&self.data);
+                self.data.clear();
+            }
+            return Ok(());
+        }
+        let (field, value) = match line.iter().position(|&b| b == b':') {
+            Some(colon) => (&line[..colon], &line[colon + 1..]),
+            None => (line, &line[line.len()..]),
+        };
+        if field == b"data" {
+            let value = value.strip_prefix(b" ").unwrap_or(value);
+            self.check(self.data.len() + value.len())?;
+            if self.has_data {
+                self.data.push(b'\n');
+            }
+            self.data.extend_from_slice(value);
+            self.has_data = true;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn events(pieces: &[&[u8]]) -> Vec<String> {
+        let mut parser = SseParser::new(1000);
+        let mut seen = Vec::new();
+        let mut keep = |data: &[u8]| seen.push(String::from_utf8_lossy(data).into_owned());
+        for piece in pieces {
+            parser.feed(piece, &mut keep).expect("short lines");
+        }
+        parser.finish(&mut keep).expect("short lines");
+        seen
+    }
+
+    #[test]
+    fn the_forms_servers_send() {
+        let cases: [(&str, &[&str]); 9] = [
+            ("data: a\n\ndata: b\n\n", &["a", "b"]),
+            ("data:a\r\n\r\ndata: b\r\n\r\n", &["a", "b"]),
+            ("data: a\r\rdata: b\r\r", &["a", "b"]),
+            (": ping\n\n: ping\ndata: a\n\n", &["a"]),
+            ("data: a\ndata: b\n\n", &["a\nb"]),
+            ("\u{feff}data: a\n\n", &["a"]),
+            ("event: x\nid: 1\nretry: 5\ndata: a\n\n", &["a"]),
+            ("data: no blank line", &["no blank line"]),
+            ("data\n\n", &[""]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(events(&[text.as_bytes()]), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let mut parser = SseParser::new(10);
+        assert_eq!(parser.feed(b"data: 0123456789", |_| {}), Err(LineTooLong { limit: 10 }));
+        let mut parser = SseParser::new(10);
+        let many_lines = b"data: 01234\ndata: 56789\ndata: 01234\n";
+        assert_eq!(parser.feed(many_lines, |_| {}), Err(LineTooLong { limit: 10 }));
+    }
+
+    proptest! {
+        /// However the bytes are cut, the events are the same.
+        #[test]
+        fn cuts_change_nothing(text in "(data: [a-zä]{0,5}|: c|)(\n|\r\n|\r|)(data:x|)(\n\n|\r\n\r\n|\r\r|)", more in "(data: ü\n\n|\r\ndata: y\r\n\r\n)", cuts in prop::collection::vec(0usize..60, 0..6)) {
+            let bytes = [text.as_bytes(), more.as_bytes()].concat();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
+            cuts.push(0);
+            cuts.push(bytes.len());
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
+            prop_assert_eq!(events(&pieces), events(&[&bytes]));
+        }
+
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut parser = SseParser::new(50);
+            let _ = parser.feed(&bytes, |_| {});
+            let _ = parser.finish(|_| {});
+        }
+    }
+}

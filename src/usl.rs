@@ -1,0 +1,565 @@
+//! The Universal Scalability Law, fitted to measured throughput. Pure: numbers in, numbers out.
+//!
+//! ```text
+//!                    lambda N
+//! X(N) = ----------------------------------
+//!        1 + sigma (N - 1) + kappa N (N - 1)
+//! ```
+//!
+//! `N` is the concurrency, `X` the throughput. `lambda` is the throughput of one request at a time, `sigma` the
+//! contention (the share of the work that waits in line), `kappa` the crosstalk (what each request costs every
+//! other). Source: N. J. Gunther, *Guerrilla Capacity Planning*, Springer 2007, chapters 4 to 6; the three-parameter
+//! form with `lambda` is that of B. Schwartz, *Practical Scalability Analysis with the Universal Scalability Law*,
+//! 2015.
+//!
+//! The fit is ordinary least squares in `X` with `sigma` and `kappa` in \[0, 1\] and `lambda` > 0: the same problem
+//! that R's package `usl` (2.0 and later) hands to `nls(algorithm = "port")` or to `nlxb`, so its published figures
+//! serve as the reference in the tests.
+
+use serde::{Deserialize, Serialize};
+
+/// The fewest distinct levels that determine three parameters. At exactly three the curve passes through the
+/// points, so `r_squared` is near 1 and proves nothing.
+pub const MIN_LEVELS: usize = 3;
+
+/// Upper bound of `sigma` and of `kappa`; the lower one is 0.
+const UPPER: f64 = 1.0;
+
+/// Below this `kappa` there is no peak to speak of: it would lie beyond a concurrency of a hundred thousand.
+const KAPPA_ZERO: f64 = 1e-10;
+
+/// Two fits whose squared errors differ by less than this share of the sum of squares are equally good, and the
+/// simpler one (a parameter exactly 0) is taken. It is far below what any measurement resolves.
+const TIE: f64 = 1e-20;
+
+/// A fitted curve. The field names are the symbols of the literature.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Usl {
+    /// Contention, a fraction between 0 and 1.
+    pub sigma: f64,
+    /// Crosstalk (coherency delay) per pair, between 0 and 1.
+    pub kappa: f64,
+    /// Throughput at a concurrency of 1, in the unit of the throughput that was given (requests per second).
+    pub lambda: f64,
+    /// Share of the variance of the throughput about its mean that the curve explains: 1 is a perfect fit, and it
+    /// is negative where the mean itself would have been a better curve.
+    pub r_squared: f64,
+}
+
+impl Usl {
+    /// The throughput that the curve gives at concurrency `n`, in the unit of `lambda` (the formula of the module).
+    #[must_use]
+    pub fn throughput(&self, n: f64) -> f64 {
+        self.lambda * capacity(self.sigma, self.kappa, n)
+    }
+
+    /// The concurrency at which the curve is highest: `N* = sqrt((1 - sigma) / kappa)`.
+    ///
+    /// `None` where `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
+    /// The value may lie far outside the measured levels, where it is an extrapolation.
+    #[must_use]
+    pub fn peak(&self) -> Option<f64> {
+        (self.kappa > KAPPA_ZERO).then(|| ((1.0 - self.sigma).max(0.0) / self.kappa).sqrt())
+    }
+}
+
+/// Why there is no fit.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum UslError {
+    /// Too few distinct concurrency levels for three parameters.
+    #[error(
+        "the USL curve needs at least {MIN_LEVELS} distinct concurrency levels, and there are {distinct}: measure \
+         more levels"
+    )]
+    TooFewLevels {
+        /// How many distinct levels were given.
+        distinct: usize,
+    },
+    /// A point that is no measurement: not finite, zero or negative.
+    #[error(
+        "point {index} of the USL fit (concurrency {n}, throughput {x}) is not usable: both must be finite and above 0"
+    )]
+    BadPoint {
+        /// Position in the input, counted from 0.
+        index: usize,
+        /// Its concurrency.
+        n: f64,
+        /// Its throughput.
+        x: f64,
+    },
+    /// Nothing is faster than the lowest level, in the data or on the fitted curve.
+    #[error(
+        "the throughput is falling: no level does better than the lowest one (concurrency {lowest}), so a USL curve \
+         says nothing on a peak; measure lower levels, if there are any"
+    )]
+    Falling {
+        /// The lowest concurrency given.
+        lowest: f64,
+    },
+}
+
+/// Fits the law to `(concurrency, throughput)` points by least squares in throughput.
+///
+/// Several points of one level are all used. The order does not matter to more than rounding, and the same input
+/// always gives the same output. For a given `(sigma, kappa)` the best `lambda` has a closed form, so the search has two
+/// dimensions (variable projection, Golub and Pereyra 1973): a grid over the whole box finds where to start, and
+/// a Levenberg-Marquardt search from the best cells and along the edges of the box finishes.
+///
+/// # Errors
+/// [`UslError::BadPoint`] for a number that is not finite and positive, [`UslError::TooFewLevels`] below
+/// [`MIN_LEVELS`] distinct levels, [`UslError::Falling`] where the lowest level is the best one or the fitted curve
+/// is highest at or below it.
+pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
+    check_points(points)?;
+    let lowest = points.iter().fold(f64::INFINITY, |low, p| low.min(p.0));
+    if best_level(points) <= lowest {
+        return Err(UslError::Falling { lowest });
+    }
+
+    let problem = Problem::new(points);
+    let best = problem.solve();
+    let usl = Usl {
+        sigma: best.sigma,
+        kappa: best.kappa,
+        lambda: best.lambda * problem.unit,
+        r_squared: problem.r_squared(&best),
+    };
+    let falls_throughout = usl.sigma >= UPPER || usl.peak().is_some_and(|peak| peak <= lowest);
+    if falls_throughout {
+        return Err(UslError::Falling { lowest });
+    }
+    Ok(usl)
+}
+
+fn check_points(points: &[(f64, f64)]) -> Result<(), UslError> {
+    let usable = |v: f64| v.is_finite() && v > 0.0;
+    if let Some((index, &(n, x))) = points.iter().enumerate().find(|(_, p)| !usable(p.0) || !usable(p.1)) {
+        return Err(UslError::BadPoint { index, n, x });
+    }
+    let mut levels: Vec<f64> = points.iter().map(|p| p.0).collect();
+    levels.sort_by(f64::total_cmp);
+    levels.dedup();
+    if levels.len() < MIN_LEVELS {
+        return Err(UslError::TooFewLevels { distinct: levels.len() });
+    }
+    Ok(())
+}
+
+/// The level with the highest mean throughput; the lowest of them at a tie.
+fn best_level(points: &[(f64, f64)]) -> f64 {
+    let mut sorted = points.to_vec();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let mut best = (f64::NAN, f64::NEG_INFINITY);
+    for level in sorted.chunk_by(|a, b| a.0 == b.0) {
+        let mean = level.iter().map(|p| p.1).sum::<f64>() / level.len() as f64;
+        if mean > best.1 {
+            best = (level[0].0, mean);
+        }
+    }
+    best.0
+}
+
+/// `X(N) / lambda`: throughput in units of that of one request at a time.
+fn capacity(sigma: f64, kappa: f64, n: f64) -> f64 {
+    n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
+}
+
+/// A point of the search with the best `lambda` for it and the squared error that is left.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    sigma: f64,
+    kappa: f64,
+    lambda: f64,
+    sse: f64,
+}
+
+/// Which of `(sigma, kappa)` a search may move; the others stay where they start.
+type Free = [bool; 2];
+
+/// Normal equations of one step: the gradient (half of it, downhill) and the approximate Hessian.
+struct Normal {
+    gradient: [f64; 2],
+    hessian: [[f64; 2]; 2],
+}
+
+/// The points, with the throughput divided by its maximum, so that no tolerance depends on the caller's unit.
+struct Problem {
+    points: Vec<(f64, f64)>,
+    unit: f64,
+    sum_of_squares: f64,
+}
+
+impl Problem {
+    fn new(points: &[(f64, f64)]) -> Self {
+        let unit = points.iter().fold(0.0_f64, |max, p| max.max(p.1));
+        let points: Vec<_> = points.iter().map(|&(n, x)| (n, x / unit)).collect();
+        let sum_of_squares = points.iter().map(|p| p.1 * p.1).sum();
+        Self { points, unit, sum_of_squares }
+    }
+
+    fn at(&self, sigma: f64, kappa: f64) -> Candidate {
+        let (mut fx, mut ff) = (0.0, 0.0);
+        for &(n, x) in &self.points {
+            let f = capacity(sigma, kappa, n);
+            fx += f * x;
+            ff += f * f;
+        }
+        let lambda = fx / ff;
+        let residual = |&(n, x): &(f64, f64)| x - lambda * capacity(sigma, kappa, n);
+        let sse = self.points.iter().map(|p| residual(p).powi(2)).sum();
+        Candidate { sigma, kappa, lambda, sse }
+    }
+
+    /// The best of a search over the whole box and of one along each of its lower edges. The edges are searched
+    /// by themselves so that a parameter which is 0 comes out as exactly 0, not as a rounding error.
+    fn solve(&self) -> Candidate {
+        let grid = self.grid();
+        let edge = |free: Free, on_edge: fn(&Candidate) -> bool| {
+            let start = grid.iter().filter(|c| on_edge(c)).take(3);
+            start.map(|c| self.descend(*c, free)).collect::<Vec<_>>()
+        };
+        let mut finished = vec![self.at(0.0, 0.0)];
+        finished.extend(edge([true, false], |c| c.kappa == 0.0));
+        finished.extend(edge([false, true], |c| c.sigma == 0.0));
+        finished.extend(edge([true, true], |_| true));
+
+        let tie = TIE * self.sum_of_squares;
+        let mut best = finished[0];
+        for candidate in finished {
+            if candidate.sse + tie < best.sse {
+                best = candidate;
+            }
+        }
+        best
+    }
+
+    /// Starting points over the box, best first: `sigma` evenly, `kappa` by factors of about 3, since useful values
+    /// span many powers of ten.
+    fn grid(&self) -> Vec<Candidate> {
+        let sigmas = (0..=20).map(|i| f64::from(i) / 20.0);
+        let powers = (0..=18).map(|i| 10_f64.powf(-9.0 + 0.5 * f64::from(i)));
+        let kappas: Vec<f64> = std::iter::once(0.0).chain(powers).collect();
+        let mut grid: Vec<_> =
+            sigmas.flat_map(|sigma| kappas.iter().map(move |&kappa| self.at(sigma, kappa))).collect();
+        grid.sort_by(|a, b| a.sse.total_cmp(&b.sse));
+        grid
+    }
+
+    /// Levenberg-Marquardt inside the box, with Marquardt's scaling by the diagonal (the two parameters differ by
+    /// powers of ten). A step that leaves the box is cut back to its wall.
+    fn descend(&self, start: Candidate, free: Free) -> Candidate {
+        let mut best = start;
+        let mut damping = 1e-3;
+        for _ in 0..500 {
+            let normal = self.normal_equations(&best);
+            let Some(step) = damped_step(&normal, inward(&best, &normal, free), damping) else { break };
+            let next = self.at((best.sigma + step[0]).clamp(0.0, UPPER), (best.kappa + step[1]).clamp(0.0, UPPER));
+            let settled = close(next.sigma, best.sigma) && close(next.kappa, best.kappa);
+            if next.sse < best.sse {
+                best = next;
+                damping = (damping * 0.2).max(1e-15);
+            } else {
+                damping *= 5.0;
+            }
+            if settled || damping > 1e15 {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Kaufman's form (1975) of the variable projection Jacobian: the derivative of the curve less its part along
+    /// the curve, which `lambda` takes up. Its gradient is exact.
+    fn normal_equations(&self, at: &Candidate) -> Normal {
+        let rows: Vec<[f64; 3]> = self.points.iter().map(|&(n, _)| derivatives(at, n)).collect();
+        let ff: f64 = rows.iter().map(|r| r[0] * r[0]).sum();
+        let along = [1, 2].map(|k| rows.iter().map(|r| r[0] * r[k]).sum::<f64>() / ff);
+
+        let mut normal = Normal { gradient: [0.0; 2], hessian: [[0.0; 2]; 2] };
+        for (row, &(_, x)) in rows.iter().zip(&self.points) {
+            let residual = x - at.lambda * row[0];
+            let j = [0, 1].map(|k| at.lambda * (row[k + 1] - along[k] * row[0]));
+            for a in 0..2 {
+                normal.gradient[a] += j[a] * residual;
+                for b in 0..2 {
+                    normal.hessian[a][b] += j[a] * j[b];
+                }
+            }
+        }
+        normal
+    }
+
+    /// `1 - SSE / SST`, the variance being about the mean.
+    fn r_squared(&self, fit: &Candidate) -> f64 {
+        let mean = self.points.iter().map(|p| p.1).sum::<f64>() / self.points.len() as f64;
+        let total: f64 = self.points.iter().map(|p| (p.1 - mean).powi(2)).sum();
+        1.0 - fit.sse / total
+    }
+}
+
+/// `f = X / lambda` at `n` with its derivatives by `sigma` and by `kappa`.
+fn derivatives(at: &Candidate, n: f64) -> [f64; 3] {
+    let f = capacity(at.sigma, at.kappa, n);
+    let by_sigma = -f * f * (n - 1.0) / n;
+    [f, by_sigma, by_sigma * n]
+}
+
+/// The parameters that may move: free, and not at a wall with the descent pointing through it.
+fn inward(at: &Candidate, normal: &Normal, free: Free) -> Free {
+    let may_move = |value: f64, downhill: f64| !(value <= 0.0 && downhill < 0.0 || value >= UPPER && downhill > 0.0);
+    [free[0] && may_move(at.sigma, normal.gradient[0]), free[1] && may_move(at.kappa, normal.gradient[1])]
+}
+
+/// Solves the damped equations for the parameters that may move; `None` where none can.
+fn damped_step(normal: &Normal, movable: Free, damping: f64) -> Option<[f64; 2]> {
+    let Normal { gradient: g, hessian: h } = normal;
+    let diagonal = [h[0][0] * (1.0 + damping), h[1][1] * (1.0 + damping)];
+    let step = match movable {
+        [true, true] => {
+            let determinant = diagonal[0] * diagonal[1] - h[0][1] * h[1][0];
+            [(g[0] * diagonal[1] - h[0][1] * g[1]) / determinant, (diagonal[0] * g[1] - h[1][0] * g[0]) / determinant]
+        }
+        [true, false] => [g[0] / diagonal[0], 0.0],
+        [false, true] => [0.0, g[1] / diagonal[1]],
+        [false, false] => return None,
+    };
+    step.iter().all(|s| s.is_finite()).then_some(step)
+}
+
+/// Equal to about thirteen digits, or both as good as 0.
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-13 * a.abs().max(b.abs()) + 1e-18
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Data set `specsdm91` of R's package `usl`: the SPEC SDM benchmark of 1991.
+    const SPECSDM91: [(f64, f64); 7] =
+        [(1.0, 64.9), (18.0, 995.9), (36.0, 1652.4), (72.0, 1853.2), (108.0, 1828.9), (144.0, 1775.0), (216.0, 1702.2)];
+
+    /// Data set `raytracer` of R's package `usl` (Gunther 2007): no crosstalk, the curve
+    /// never turns. `agrees_with_brute_force` holds the figures below.
+    const RAYTRACER: [(f64, f64); 11] = [
+        (1.0, 20.0),
+        (4.0, 78.0),
+        (8.0, 130.0),
+        (12.0, 170.0),
+        (16.0, 190.0),
+        (20.0, 200.0),
+        (24.0, 210.0),
+        (28.0, 230.0),
+        (32.0, 260.0),
+        (48.0, 280.0),
+        (64.0, 310.0),
+    ];
+
+    fn assert_near(got: f64, want: f64, relative: f64) {
+        assert!((got - want).abs() <= relative * want.abs(), "got {got}, want {want}");
+    }
+
+    fn curve(sigma: f64, kappa: f64, lambda: f64, levels: &[f64]) -> Vec<(f64, f64)> {
+        let usl = Usl { sigma, kappa, lambda, r_squared: 1.0 };
+        levels.iter().map(|&n| (n, usl.throughput(n))).collect()
+    }
+
+    fn squared_error(points: &[(f64, f64)], sigma: f64, kappa: f64, lambda: f64) -> f64 {
+        points.iter().map(|(n, x)| (x - lambda * n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))).powi(2)).sum()
+    }
+
+    /// An oracle without derivatives: ever narrower grids over (sigma, kappa), each around the best point of the
+    /// last, with lambda from its normal equation.
+    fn brute_force(points: &[(f64, f64)]) -> (f64, f64, f64, f64) {
+        let best_lambda = |sigma: f64, kappa: f64| {
+            let shape: Vec<_> = curve(sigma, kappa, 1.0, &points.iter().map(|p| p.0).collect::<Vec<_>>());
+            let fx: f64 = shape.iter().zip(points).map(|(f, p)| f.1 * p.1).sum();
+            fx / shape.iter().map(|f| f.1 * f.1).sum::<f64>()
+        };
+        let mut best = (f64::NAN, f64::NAN, f64::NAN, f64::INFINITY);
+        let mut consider = |sigma: f64, kappa: f64| {
+            let lambda = best_lambda(sigma, kappa);
+            let sse = squared_error(points, sigma, kappa, lambda);
+            if sse < best.3 {
+                best = (sigma, kappa, lambda, sse);
+            }
+            best
+        };
+        for i in 0..=100 {
+            for j in 0..=100 {
+                consider(f64::from(i) / 100.0, 10_f64.powf(-8.0 + 0.08 * f64::from(j)));
+            }
+        }
+        let mut half = (0.02, consider(0.5, 0.5).1 * 0.3);
+        for _ in 0..200 {
+            let centre = consider(0.5, 0.5);
+            for i in -12..=12 {
+                for j in -12..=12 {
+                    let at =
+                        |middle: f64, reach: f64, step: i32| (middle + reach * f64::from(step) / 12.0).clamp(0.0, 1.0);
+                    consider(at(centre.0, half.0, i), at(centre.1, half.1, j));
+                }
+            }
+            half = (half.0 * 0.9, half.1 * 0.9);
+        }
+        consider(0.5, 0.5)
+    }
+
+    /// Figures published with R's `usl` 3.0 (README: coefficients, residual standard error, peak) and in its
+    /// regression tests (`limit.scalability`, which is lambda / sigma). It writes alpha, beta, gamma for our sigma,
+    /// kappa, lambda.
+    #[test]
+    fn specsdm91_matches_the_published_fit() {
+        let usl = fit(&SPECSDM91).unwrap();
+        assert_near(usl.sigma, 0.027_728_5, 2e-6);
+        assert_near(usl.kappa, 1.044e-4, 5e-4);
+        assert_near(usl.lambda, 89.995_23, 1e-6);
+        assert_near(usl.peak().unwrap(), 96.52, 1e-4);
+        assert_near(usl.throughput(96.52), 1_884.0, 3e-4);
+        assert_near(usl.lambda / usl.sigma, 3_245.589, 1e-6);
+        let residual_error = (squared_error(&SPECSDM91, usl.sigma, usl.kappa, usl.lambda) / 4.0).sqrt();
+        assert_near(residual_error, 82.8, 1e-3);
+        assert!(usl.r_squared > 0.98 && usl.r_squared < 1.0, "{usl:?}");
+    }
+
+    /// The synthetic data of that package's test of `coef`: alpha = beta = 0.02, gamma = 1 to three digits.
+    #[test]
+    fn coef_data_of_the_r_package() {
+        let data = [(1.0, 1.0), (2.0, 1.8868), (4.0, 3.0769), (6.0, 3.5294), (8.0, 3.5398), (10.0, 3.3557)];
+        let usl = fit(&data).unwrap();
+        assert_near(usl.sigma, 0.02, 5e-3);
+        assert_near(usl.kappa, 0.02, 5e-3);
+        assert_near(usl.lambda, 1.0, 1e-3);
+    }
+
+    #[test]
+    fn raytracer_has_no_peak() {
+        let usl = fit(&RAYTRACER).unwrap();
+        assert_eq!(usl.kappa, 0.0);
+        assert_eq!(usl.peak(), None);
+        assert_near(usl.sigma, 0.057_77, 1e-3);
+        assert_near(usl.lambda, 21.85, 1e-3);
+    }
+
+    #[test]
+    fn agrees_with_brute_force() {
+        let bent = [(1.0, 9.0), (2.0, 17.5), (5.0, 31.0), (10.0, 44.0), (20.0, 41.0), (40.0, 33.0)];
+        for data in [&SPECSDM91[..], &RAYTRACER[..], &bent[..]] {
+            let usl = fit(data).unwrap();
+            let (sigma, kappa, lambda, sse) = brute_force(data);
+            let ours = squared_error(data, usl.sigma, usl.kappa, usl.lambda);
+            assert!(ours <= sse * (1.0 + 1e-9), "ours {ours}, brute force {sse}: {usl:?}");
+            assert!((usl.sigma - sigma).abs() < 1e-4, "{} {sigma}", usl.sigma);
+            assert!((usl.kappa - kappa).abs() < 1e-6, "{} {kappa}", usl.kappa);
+            assert_near(usl.lambda, lambda, 1e-3);
+        }
+    }
+
+    #[test]
+    fn recovers_noise_free_curves() {
+        let sets: [&[f64]; 3] = [
+            &[1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0],
+            &[1.0, 4.0, 16.0],
+            &[2.0, 8.0, 32.0, 128.0, 512.0],
+        ];
+        let mut tried = 0;
+        for levels in sets {
+            for sigma in [0.0, 0.001, 0.02, 0.1, 0.3, 0.7, 0.9] {
+                for kappa in [0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05] {
+                    for lambda in [0.003, 1.0, 250.0] {
+                        let points = curve(sigma, kappa, lambda, levels);
+                        let rises = points[1..].iter().any(|p| p.1 > points[0].1);
+                        if !rises {
+                            assert!(matches!(fit(&points), Err(UslError::Falling { .. })));
+                            continue;
+                        }
+                        let usl = fit(&points).unwrap();
+                        assert!((usl.sigma - sigma).abs() < 1e-7, "{usl:?} for {sigma} {kappa} {levels:?}");
+                        assert!((usl.kappa - kappa).abs() < 1e-8, "{usl:?} for {sigma} {kappa} {levels:?}");
+                        assert_near(usl.lambda, lambda, 1e-7);
+                        assert!(usl.r_squared > 1.0 - 1e-9);
+                        assert_eq!(usl.peak().is_some(), kappa > 0.0, "{usl:?} for {sigma} {kappa} {levels:?}");
+                        tried += 1;
+                    }
+                }
+            }
+        }
+        assert!(tried > 300, "{tried}");
+    }
+
+    #[test]
+    fn the_unit_of_the_throughput_changes_only_lambda() {
+        let reference = fit(&SPECSDM91).unwrap();
+        for scale in [1e-9, 0.37, 60.0, 3.3e12] {
+            let scaled: Vec<_> = SPECSDM91.iter().map(|&(n, x)| (n, x * scale)).collect();
+            let usl = fit(&scaled).unwrap();
+            assert_near(usl.sigma, reference.sigma, 1e-6);
+            assert_near(usl.kappa, reference.kappa, 1e-6);
+            assert_near(usl.lambda, reference.lambda * scale, 1e-6);
+            assert_near(usl.r_squared, reference.r_squared, 1e-9);
+        }
+    }
+
+    #[test]
+    fn order_does_not_matter_and_repeats_count() {
+        let mut turned = SPECSDM91;
+        turned.reverse();
+        let (a, b) = (fit(&SPECSDM91).unwrap(), fit(&turned).unwrap());
+        assert_near(a.sigma, b.sigma, 1e-6);
+        assert_near(a.kappa, b.kappa, 1e-6);
+
+        let twice: Vec<_> = SPECSDM91.iter().chain(&SPECSDM91).copied().collect();
+        assert_near(fit(&twice).unwrap().sigma, a.sigma, 1e-6);
+    }
+
+    /// The peak of the formula is where the curve is highest.
+    #[test]
+    fn peak_is_the_maximum_of_the_curve() {
+        let usl = fit(&SPECSDM91).unwrap();
+        let peak = usl.peak().unwrap();
+        for n in [1.0, 10.0, peak - 0.5, peak + 0.5, 500.0] {
+            assert!(usl.throughput(n) < usl.throughput(peak));
+        }
+    }
+
+    #[test]
+    fn too_few_levels() {
+        let twice_two = [(1.0, 5.0), (1.0, 6.0), (2.0, 9.0), (2.0, 9.5)];
+        assert_eq!(fit(&twice_two), Err(UslError::TooFewLevels { distinct: 2 }));
+        assert_eq!(fit(&[]), Err(UslError::TooFewLevels { distinct: 0 }));
+        let text = fit(&[]).unwrap_err().to_string();
+        assert!(text.contains("at least 3 distinct concurrency levels, and there are 0"), "{text}");
+    }
+
+    #[test]
+    fn bad_points() {
+        for (n, x) in [(0.0, 1.0), (-1.0, 1.0), (2.0, 0.0), (2.0, -3.0), (f64::NAN, 1.0), (2.0, f64::INFINITY)] {
+            let error = fit(&[(1.0, 1.0), (n, x), (3.0, 2.0), (4.0, 2.5)]).unwrap_err();
+            assert!(matches!(error, UslError::BadPoint { index: 1, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn falling_data_are_said_to_be_falling() {
+        let cases: [&[(f64, f64)]; 3] = [
+            &[(5.0, 90.0), (10.0, 70.0), (20.0, 40.0), (40.0, 15.0)],
+            // Flat: nothing is gained either.
+            &[(5.0, 90.0), (10.0, 90.0), (20.0, 90.0)],
+            // A little noise above the lowest level; the curve falls all the same.
+            &[(5.0, 90.0), (6.0, 90.1), (10.0, 80.0), (20.0, 30.0), (40.0, 10.0)],
+        ];
+        for points in cases {
+            let error = fit(points).unwrap_err();
+            assert_eq!(error, UslError::Falling { lowest: 5.0 });
+            assert!(error.to_string().contains("falling"), "{error}");
+        }
+    }
+
+    #[test]
+    fn json_has_the_symbols() {
+        let json = serde_json::to_value(fit(&SPECSDM91).unwrap()).unwrap();
+        for key in ["sigma", "kappa", "lambda", "r_squared"] {
+            assert!(json[key].is_f64(), "{json}");
+        }
+    }
+}
