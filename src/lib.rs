@@ -1,19 +1,47 @@
-//! Finds the best number of parallel requests for an LLM endpoint.
+//! Finds how many requests in parallel an LLM endpoint (OpenAI-compatible HTTP) serves best.
+//!
+//! The data flow, one module a step:
+//!
+//! ```text
+//! config -> sweep: per level  closed_loop -> client (sse) -> RequestOutcome (outcome)
+//!                             windows -> Criterion          outcomes -> sidecar (results)
+//!           stats: outcomes -> LevelSummary
+//!           recommend: summaries + Policy -> Recommendation (usl beside it)
+//!           report: what is printed and shown          config_patch: the number into config.yaml
+//! ```
+//!
+//! [`simulator`] is a server to measure when there is none; it shares no type with the client. With
+//! `default-features = false, features = ["tls"]` only [`LlmClient`] and its configuration are built.
 
 pub mod client;
-#[cfg(feature = "suite")]
-pub mod closed_loop;
 pub mod config;
 pub mod outcome;
+pub mod sse;
+
+#[cfg(feature = "suite")]
+pub mod cli;
+#[cfg(feature = "suite")]
+pub mod closed_loop;
+#[cfg(feature = "suite")]
+pub mod commands;
+#[cfg(feature = "suite")]
+pub mod config_patch;
+#[cfg(feature = "suite")]
+pub mod monitor;
 #[cfg(feature = "suite")]
 pub mod recommend;
+#[cfg(feature = "suite")]
+pub mod report;
+#[cfg(feature = "suite")]
+pub mod results;
 #[cfg(feature = "suite")]
 pub mod simulator;
 #[cfg(feature = "suite")]
 pub mod snippets;
-pub mod sse;
 #[cfg(feature = "suite")]
 pub mod stats;
+#[cfg(feature = "suite")]
+pub mod sweep;
 #[cfg(feature = "suite")]
 pub mod usl;
 

@@ -1,0 +1,181 @@
+//! The command line: clap definitions and nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Endpoint, Levels, Overrides};
+
+/// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
+#[derive(Debug, Parser)]
+#[command(name = "llm-concurrency", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 nothing that may be written into \
+the config; 130 interrupted.";
+
+/// The doors.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure all levels, print the recommendation, write the results
+    Run(RunArgs),
+    /// Decide from what is on disk, and write the number into config.yaml
+    Recommend(RecommendArgs),
+    /// Write test-data/test_snippets.json
+    GenerateTestData(GenerateArgs),
+    /// Run the simulated LLM server alone
+    Simulate(SimulateArgs),
+}
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Fewer levels and requests; the result is provisional
+    #[arg(long)]
+    pub quick: bool,
+    /// Write the recommended number into the config file
+    #[arg(long)]
+    pub update_config: bool,
+    /// With --update-config: write a provisional result too
+    #[arg(long)]
+    pub allow_provisional: bool,
+    /// Leave out listed levels below
+    #[arg(long, value_name = "N")]
+    pub min_concurrency: Option<usize>,
+    /// Leave out listed levels above
+    #[arg(long, value_name = "N")]
+    pub max_concurrency: Option<usize>,
+    /// Requests per level (at least 10 x the level are sent)
+    #[arg(long, value_name = "N")]
+    pub total_requests: Option<usize>,
+    /// Levels such as 1,2,5, or auto
+    #[arg(long, visible_alias = "custom-levels", value_name = "LEVELS")]
+    pub levels: Option<Levels>,
+    /// Base URL such as http://localhost:8000/v1, or simulator
+    #[arg(long, value_name = "URL")]
+    pub llm_endpoint: Option<Endpoint>,
+    /// The model, as the server knows it
+    #[arg(long, value_name = "NAME")]
+    pub llm_model: Option<String>,
+    /// The config file [default: $LLM_CONFIG, else config.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// The key --update-config writes
+    #[arg(long, value_name = "KEY", default_value = DEFAULT_KEY)]
+    pub config_key: String,
+    /// Seed of everything random on our side
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Stop before more requests than this are sent
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<u64>,
+    /// Stop before more output tokens than this are made
+    #[arg(long, value_name = "N")]
+    pub max_output_tokens: Option<u64>,
+    /// Stop after this many minutes
+    #[arg(long, value_name = "MINUTES")]
+    pub max_minutes: Option<f64>,
+    /// Stop before more than this is spent (needs prices in the config)
+    #[arg(long, value_name = "USD")]
+    pub max_cost_usd: Option<f64>,
+}
+
+/// What `--update-config` writes unless told otherwise.
+pub const DEFAULT_KEY: &str = "llm.max_concurrent_requests";
+
+impl RunArgs {
+    /// The settings given as flags.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            endpoint: self.llm_endpoint.clone(),
+            model: self.llm_model.clone(),
+            levels: self.levels.clone(),
+            min_concurrency: self.min_concurrency,
+            max_concurrency: self.max_concurrency,
+            total_requests: self.total_requests,
+            warmup_requests: None,
+            seed: self.seed,
+            quick: self.quick.then_some(true),
+            max_requests: self.max_requests,
+            max_output_tokens: self.max_output_tokens,
+            max_minutes: self.max_minutes,
+            max_cost_usd: self.max_cost_usd,
+        }
+    }
+}
+
+/// The bin `recommend`.
+#[derive(Debug, Parser)]
+#[command(name = "recommend", version, about = "Decides from what is on disk, and writes the number into config.yaml", after_help = EXIT_CODES)]
+pub struct RecommendCli {
+    /// Its options.
+    #[command(flatten)]
+    pub args: RecommendArgs,
+}
+
+/// Options of `recommend`.
+#[derive(Args, Debug)]
+pub struct RecommendArgs {
+    /// Write the recommended number into the config file
+    #[arg(long)]
+    pub update_config: bool,
+    /// Show the change as a diff and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The config file [default: $LLM_CONFIG, else config.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// The key --update-config writes
+    #[arg(long, value_name = "KEY", default_value = DEFAULT_KEY)]
+    pub config_key: String,
+    /// Decide from this results file instead of target/criterion
+    #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
+    pub results: Option<PathBuf>,
+    /// Print one JSON object on stdout instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Write a provisional result too
+    #[arg(long)]
+    pub allow_provisional: bool,
+    /// Criterion's folder [default: as Criterion finds it]
+    #[arg(long, value_name = "DIR")]
+    pub criterion_dir: Option<PathBuf>,
+}
+
+/// Options of `generate-test-data`.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// How many snippets
+    #[arg(long, value_name = "N", default_value_t = crate::snippets::DEFAULT_COUNT)]
+    pub count: usize,
+    /// The same seed gives the same file, to the byte
+    #[arg(long, value_name = "N", default_value_t = crate::snippets::DEFAULT_SEED)]
+    pub seed: u64,
+    /// Where to write
+    #[arg(long, value_name = "PATH", default_value = crate::snippets::DEFAULT_PATH)]
+    pub output: PathBuf,
+}
+
+/// Options of `simulate`.
+#[derive(Args, Debug)]
+pub struct SimulateArgs {
+    /// The port on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub port: u16,
+    /// Print the true throughput of every level (from the same engine in virtual time) instead of serving
+    #[arg(long)]
+    pub explain: bool,
+    /// The config file with the section `simulator` [default: $LLM_CONFIG, else config.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Sequences that decode together
+    #[arg(long, value_name = "N")]
+    pub slots: Option<usize>,
+    /// Requests that may wait; one more is refused with 503
+    #[arg(long, value_name = "N")]
+    pub queue_limit: Option<usize>,
+}

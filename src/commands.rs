@@ -1,0 +1,294 @@
+//! What each door does: settings in, files and text out. The bins only call these.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs};
+use crate::config::{ConfigError, Overrides, Settings};
+use crate::config_patch;
+use crate::recommend::{Recommendation, Status, recommend};
+use crate::report::text;
+use crate::results::{Identity, Measured, Places, ResultsFile, load_measured};
+use crate::simulator::{self, Simulator, SimulatorConfig};
+use crate::snippets;
+use crate::sweep::{self, CriterionArgs, Mode, Swept};
+
+/// Requests per level in virtual time; enough that chance plays no part.
+const EXPLAIN_REQUESTS: usize = 20_000;
+const NOTHING_TO_WRITE: u8 = 3;
+const INTERRUPTED: u8 = 130;
+
+/// Prints an error with its chain, and gives the exit code.
+pub fn exit(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// `cargo bench`: exits 0 or 1 only.
+///
+/// # Errors
+/// If the sweep cannot be made.
+pub fn bench() -> Result<ExitCode> {
+    let args = CriterionArgs::parse(std::env::args().skip(1))?;
+    let settings = Settings::load(None, Overrides::default())?;
+    let places = Places::find(None);
+    let swept = sweep::run(&settings, &args, &places)?;
+    if args.mode != Mode::Measure {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let decided = conclude(&settings, &args, &places, &swept)?;
+    print!("{}", decided.printed());
+    eprintln!("{}", where_written(&swept));
+    if swept.interrupted {
+        bail!("interrupted: the levels above are on disk, the rest was not measured");
+    }
+    if decided.recommendation.status.may_patch() {
+        eprintln!("To write it into {}: cargo run --bin recommend -- --update-config", settings.path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `llm-concurrency run`.
+///
+/// # Errors
+/// If the sweep cannot be made, or the config cannot be patched.
+pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    let settings = Settings::load(args.config.as_deref(), args.overrides())?;
+    let criterion_args = CriterionArgs::measure_all();
+    let places = Places::find(None);
+    let swept = sweep::run(&settings, &criterion_args, &places)?;
+    let decided = conclude(&settings, &criterion_args, &places, &swept)?;
+    print!("{}", decided.printed());
+    eprintln!("{}", where_written(&swept));
+    if swept.interrupted {
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    let wish = Wish {
+        update: args.update_config,
+        dry_run: false,
+        allow_provisional: args.allow_provisional,
+        key: &args.config_key,
+    };
+    let written = write_config(&decided.recommendation, &settings.path, &wish)?;
+    eprint!("{}", written.text);
+    Ok(written.exit_code(&decided.recommendation, &wish))
+}
+
+/// `recommend`, the bin and the subcommand.
+///
+/// # Errors
+/// If there is nothing to decide from, or the config cannot be patched.
+pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
+    let settings = Settings::load(args.config.as_deref(), Overrides::default())?;
+    let measured = match &args.results {
+        Some(file) => from_results_file(file)?,
+        None => from_criterion(&settings, args.criterion_dir.as_deref())?,
+    };
+    let decided = decide_from(measured, &settings);
+    let wish = Wish {
+        update: args.update_config,
+        dry_run: args.dry_run,
+        allow_provisional: args.allow_provisional,
+        key: &args.config_key,
+    };
+    if !args.json {
+        print!("{}", decided.printed());
+    }
+    let written = write_config(&decided.recommendation, &settings.path, &wish)?;
+    if args.json {
+        println!("{}", decided.json(&written));
+        eprint!("{}", written.text);
+    } else {
+        print!("{}", written.text);
+    }
+    Ok(written.exit_code(&decided.recommendation, &wish))
+}
+
+/// `generate-test-data`.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
+    snippets::save(&args.output, &snippets::generate(args.seed, args.count))?;
+    println!("wrote {} snippets (seed {}) to {}", args.count, args.seed, args.output.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `simulate`.
+///
+/// # Errors
+/// If the settings make no sense or the port is taken.
+pub fn simulate(args: &SimulateArgs) -> Result<ExitCode> {
+    let settings = match Settings::load(args.config.as_deref(), Overrides::default()) {
+        // The simulator can do without a config file, unless one was asked for.
+        Err(ConfigError::NotFound(_)) if args.config.is_none() => None,
+        settings => Some(settings?),
+    };
+    let mut config = settings.as_ref().map_or_else(SimulatorConfig::default, |s| s.config.simulator.clone());
+    config.slots = args.slots.unwrap_or(config.slots);
+    config.queue_limit = args.queue_limit.unwrap_or(config.queue_limit);
+    config.validate()?;
+    if args.explain {
+        let settings =
+            settings.context("--explain needs a config file: it explains the prompts and levels set there")?;
+        println!("{}", explain(&config, &settings)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let simulator = Simulator::start(config, args.port)?;
+    println!("simulated LLM server at {} (any model; Ctrl-C ends it)", simulator.base_url());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(sweep::signal());
+    let log = simulator.log();
+    let completed = log.iter().filter(|r| r.outcome == simulator::RequestEnd::Completed).count();
+    eprintln!("\n{} requests, {completed} completed, at most {} at once", log.len(), simulator.peak_in_flight());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
+    let benchmark = &settings.config.benchmark;
+    let prompts: Vec<String> = snippets::load(settings.prompts_path())?.into_iter().map(|prompt| prompt.text).collect();
+    let max_tokens = benchmark.request.max_tokens;
+    Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
+}
+
+// ---- deciding ----
+
+/// A recommendation, and where it comes from.
+struct Decided {
+    recommendation: Recommendation,
+}
+
+impl Decided {
+    fn printed(&self) -> String {
+        format!("\n{}\n{}", text::table(&self.recommendation), text::answer(&self.recommendation))
+    }
+
+    fn json(&self, written: &Written) -> serde_json::Value {
+        let mut value = json!(self.recommendation);
+        value["previous"] = json!(written.previous);
+        value["patched"] = json!(written.patched);
+        value
+    }
+}
+
+fn decide_from(measured: Measured, settings: &Settings) -> Decided {
+    let mut recommendation = recommend(&measured.levels, &settings.config.policy);
+    if measured.quick {
+        recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
+    }
+    recommendation.provisional |= measured.quick || measured.unchecked;
+    recommendation.notes.extend(measured.notes);
+    Decided { recommendation }
+}
+
+/// Decides at the end of a sweep, and completes the results file.
+fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &Swept) -> Result<Decided> {
+    // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
+    let measured = if args.is_filtered() {
+        load_measured(places, &swept.run.manifest.identity)?
+    } else {
+        Measured { levels: swept.run.summaries.clone(), quick: settings.quick, ..Measured::default() }
+    };
+    let decided = decide_from(measured, settings);
+    swept.run.write_results(Some(&decided.recommendation))?;
+    Ok(decided)
+}
+
+fn from_criterion(settings: &Settings, criterion: Option<&Path>) -> Result<Measured> {
+    let prompts = snippets::load(settings.prompts_path())?;
+    let identity = Identity::of(&settings.config, &prompts);
+    Ok(load_measured(&Places::find(criterion), &identity)?)
+}
+
+fn from_results_file(path: &Path) -> Result<Measured> {
+    let file = ResultsFile::read(path)?;
+    let quick = file.quick();
+    let from = [file.endpoint.as_deref(), file.model.as_deref(), file.started_at.as_deref()];
+    let from: Vec<&str> = from.into_iter().flatten().collect();
+    let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
+    Ok(Measured { levels: file.levels, notes, quick, unchecked: false })
+}
+
+fn where_written(swept: &Swept) -> String {
+    format!(
+        "{:.1} s of load. Written: {} (results), {} (every request), {} (Criterion's report)",
+        swept.load_s,
+        swept.run.results_file.display(),
+        swept.run.folder().display(),
+        "target/criterion/report/index.html",
+    )
+}
+
+// ---- writing ----
+
+/// What the user asked for.
+struct Wish<'a> {
+    update: bool,
+    dry_run: bool,
+    allow_provisional: bool,
+    key: &'a str,
+}
+
+/// What came of it.
+#[derive(Default)]
+struct Written {
+    previous: Option<u64>,
+    patched: bool,
+    text: String,
+}
+
+impl Written {
+    fn exit_code(&self, recommendation: &Recommendation, wish: &Wish<'_>) -> ExitCode {
+        match why_not(recommendation, wish) {
+            Some(_) => ExitCode::from(NOTHING_TO_WRITE),
+            None => ExitCode::SUCCESS,
+        }
+    }
+}
+
+/// Why the result may not be written.
+fn why_not(recommendation: &Recommendation, wish: &Wish<'_>) -> Option<String> {
+    if !recommendation.status.may_patch() || recommendation.recommended_concurrency.is_none() {
+        return Some(format!("status {}", recommendation.status.name()));
+    }
+    (recommendation.provisional && !wish.allow_provisional)
+        .then(|| "the result is provisional (see the notes); --allow-provisional writes it all the same".to_owned())
+}
+
+fn write_config(recommendation: &Recommendation, path: &Path, wish: &Wish<'_>) -> Result<Written> {
+    let asked = wish.update || wish.dry_run;
+    if let Some(reason) = why_not(recommendation, wish) {
+        let text = if asked { format!("{} is left as it was: {reason}\n", path.display()) } else { String::new() };
+        return Ok(Written { previous: previous(path, wish.key), text, ..Written::default() });
+    }
+    let Some(level) = recommendation.recommended_concurrency.filter(|_| asked) else {
+        return Ok(Written { previous: previous(path, wish.key), ..Written::default() });
+    };
+    let patch = config_patch::plan(path, wish.key, level as u64)?;
+    let previous = patch.previous();
+    let key = wish.key;
+    if patch.is_noop() {
+        let text = format!("{}: {key} is {level} already, nothing to do\n", path.display());
+        return Ok(Written { previous, patched: false, text });
+    }
+    if wish.dry_run {
+        return Ok(Written { previous, patched: false, text: patch.diff() });
+    }
+    patch.apply()?;
+    let from = previous.map_or_else(|| "not set".to_owned(), |n| n.to_string());
+    let mut text = format!("{}: {key} is now {level} (was {from})\n", path.display());
+    if recommendation.status == Status::NotSaturated {
+        text.push_str("warning: throughput was still rising at the highest level tested\n");
+    }
+    Ok(Written { previous, patched: true, text })
+}
+
+/// The number that stands there now, where it can be told.
+fn previous(path: &Path, key: &str) -> Option<u64> {
+    config_patch::plan(path, key, 1).ok()?.previous()
+}

@@ -1,0 +1,3 @@
+//! Summaries and a recommendation to something to look at. Pure: returns text.
+
+pub mod text;

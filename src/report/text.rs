@@ -1,0 +1,243 @@
+//! What is printed: the table of levels, the answer, and what to do when nothing works.
+
+use std::fmt::Write as _;
+
+use crate::config::{Endpoint, Settings};
+use crate::outcome::Failure;
+use crate::recommend::{JudgedLevel, Recommendation, Verdict, percent, seconds};
+use crate::stats::{Distribution, Estimate, LevelSummary};
+
+/// The table of all levels with their verdicts.
+pub fn table(recommendation: &Recommendation) -> String {
+    let best = passing(recommendation).filter_map(throughput).max_by(f64::total_cmp);
+    let header =
+        ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
+    let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
+    rows.extend(recommendation.levels.iter().map(|level| row(&level.summary, best)));
+    let widths: Vec<usize> =
+        (0..header.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let verdict = match at.checked_sub(1) {
+            None => "verdict".to_owned(),
+            Some(level) => verdict(&recommendation.levels[level], recommendation.recommended_concurrency),
+        };
+        let _ = writeln!(text, "{line}  {verdict}");
+    }
+    text
+}
+
+fn passing(recommendation: &Recommendation) -> impl Iterator<Item = &JudgedLevel> {
+    recommendation.levels.iter().filter(|level| level.verdict == Verdict::Pass)
+}
+
+fn throughput(level: &JudgedLevel) -> Option<f64> {
+    level.summary.throughput_rps.map(|t| t.estimate)
+}
+
+fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
+    let latency = summary.latency_s.unwrap_or_default();
+    let time = |value: Option<f64>| value.map_or_else(dash, seconds);
+    let p50 = |distribution: Option<Distribution>| time(distribution.and_then(|d| d.p50));
+    let number = |value: Option<f64>, digits: usize| value.map_or_else(dash, |v| format!("{v:.digits$}"));
+    let rps = summary.throughput_rps.map(|t| t.estimate);
+    vec![
+        summary.concurrency.to_string(),
+        number(rps, 2),
+        number(summary.throughput_rps.and_then(half_width), 2),
+        rps.zip(best).map_or_else(dash, |(rps, best)| format!("{:.3}", rps / best)),
+        time(latency.mean),
+        time(latency.p50),
+        time(latency.p95),
+        time(latency.p99),
+        p50(summary.ttft_s),
+        p50(summary.tpot_s),
+        number(summary.output_tps, 0),
+        summary.error_rate.map_or_else(dash, percent),
+        summary.requests.map_or_else(dash, |n| n.to_string()),
+    ]
+}
+
+fn half_width(estimate: Estimate) -> Option<f64> {
+    Some((estimate.upper? - estimate.lower?) / 2.0)
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
+    let word = match level.verdict {
+        Verdict::Pass if recommended == Some(level.summary.concurrency) => "pass  <- recommended",
+        Verdict::Pass => "pass",
+        Verdict::Fail => "fail",
+        Verdict::NotUsed => "not used",
+    };
+    let failures: Vec<String> = level.summary.failures.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let mut text = word.to_owned();
+    if !level.why.is_empty() {
+        let _ = write!(text, ": {}", level.why);
+    }
+    if !failures.is_empty() {
+        let _ = write!(text, " ({})", failures.join(", "));
+    }
+    text
+}
+
+/// The answer as a user would want it.
+pub fn answer(recommendation: &Recommendation) -> String {
+    let mut text = String::new();
+    match chosen(recommendation) {
+        Some(level) => describe_choice(&mut text, recommendation, level),
+        None => {
+            let _ = writeln!(text, "No recommendation ({})", recommendation.status.name());
+            let _ = writeln!(text, "  {}", recommendation.reason);
+        }
+    }
+    for note in recommendation.notes.iter().chain(&advice(recommendation)) {
+        let _ = writeln!(text, "  note: {note}");
+    }
+    text
+}
+
+fn chosen(recommendation: &Recommendation) -> Option<&JudgedLevel> {
+    let pick = recommendation.recommended_concurrency?;
+    recommendation.levels.iter().find(|level| level.summary.concurrency == pick)
+}
+
+fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &JudgedLevel) {
+    let summary = &level.summary;
+    let interval = match recommendation.interval {
+        Some([low, high]) if low == high => format!(", interval {low}"),
+        Some([low, high]) => format!(", interval {low} to {high}"),
+        None => String::new(),
+    };
+    let provisional = if recommendation.provisional { ", provisional" } else { "" };
+    let _ = writeln!(
+        text,
+        "Optimal concurrency: {}  (status {}{interval}{provisional})",
+        summary.concurrency,
+        recommendation.status.name()
+    );
+    let _ = writeln!(text, "  {}", recommendation.reason);
+    let latency = summary.latency_s.unwrap_or_default();
+    let time = |value: Option<f64>| value.map_or_else(dash, seconds);
+    let _ = writeln!(
+        text,
+        "  throughput {} requests/s, mean {}, P95 {}, P99 {}, error rate {}, timeout rate {}",
+        throughput(level).map_or_else(dash, |rps| format!("{rps:.2}")),
+        time(latency.mean),
+        time(latency.p95),
+        time(latency.p99),
+        summary.error_rate.map_or_else(dash, percent),
+        summary.timeout_rate.map_or_else(dash, percent),
+    );
+    if let Some(line) = gain(recommendation, level) {
+        let _ = writeln!(text, "  {line}");
+    }
+    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| n != summary.concurrency) {
+        let _ = writeln!(
+            text,
+            "  for low latency rather than throughput: {alternative} (most throughput per second of latency)"
+        );
+    }
+    if let Some(usl) = recommendation.usl {
+        let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
+        let _ = writeln!(
+            text,
+            "  fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}",
+            usl.r_squared
+        );
+    }
+}
+
+/// Sequential (or the lowest level) against the optimum.
+fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<String> {
+    let lowest = recommendation.levels.iter().find(|level| level.verdict != Verdict::NotUsed)?;
+    if lowest.summary.concurrency == level.summary.concurrency {
+        return None;
+    }
+    let (slow, fast) = (throughput(lowest).filter(|&rps| rps > 0.0)?, throughput(level).filter(|&rps| rps > 0.0)?);
+    let name = match lowest.summary.concurrency {
+        1 => "sequential (1)".to_owned(),
+        n => format!("level {n}"),
+    };
+    Some(format!(
+        "{name} {slow:.2} requests/s, optimal ({}) {fast:.2}: {:.1} x as fast; 1000 requests take {} instead of {}",
+        level.summary.concurrency,
+        fast / slow,
+        seconds(1000.0 / fast),
+        seconds(1000.0 / slow),
+    ))
+}
+
+/// The two troubles README knows, in the same words.
+fn advice(recommendation: &Recommendation) -> Vec<String> {
+    let levels_with = |rate: fn(&LevelSummary) -> Option<f64>| {
+        let levels = recommendation.levels.iter().filter(|level| rate(&level.summary).is_some_and(|r| r >= 0.05));
+        levels.map(|level| level.summary.concurrency.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let mut lines = Vec::new();
+    let timeouts = levels_with(|summary| summary.timeout_rate);
+    if !timeouts.is_empty() {
+        lines.push(format!(
+            "Too many timeouts at level {timeouts}: raise llm.request_timeout if such answers are still of use, or keep below"
+        ));
+    }
+    let errors = levels_with(|summary| Some(summary.error_rate? - summary.timeout_rate.unwrap_or(0.0)));
+    if !errors.is_empty() {
+        lines.push(format!(
+            "High error rates at level {errors}: the kinds stand in the table, each request's reason in the level's .jsonl"
+        ));
+    }
+    lines
+}
+
+/// What to say when every request of the first level failed.
+pub fn endpoint_problem(kind: Failure, message: &str, settings: &Settings) -> String {
+    let endpoint = settings.config.llm.endpoint.redacted();
+    let (what, mend) = match kind {
+        Failure::Connect => (
+            format!("LLM connection error: no request reached {endpoint}"),
+            "Is the server running, and is llm.endpoint (LLM_ENDPOINT) its base URL? Try",
+        ),
+        Failure::Timeout => (
+            format!("Too many timeouts: {endpoint} answered no request in time"),
+            "If it only needs longer, raise llm.request_timeout. Try",
+        ),
+        _ => (format!("High error rates: every request to {endpoint} failed"), hint(message)),
+    };
+    format!("{what}\n  {kind}: {message}\n\n{mend}\n\n    {}", curl(settings))
+}
+
+fn hint(message: &str) -> &'static str {
+    if message.starts_with("HTTP 401") || message.starts_with("HTTP 403") {
+        "Is the API key right? It is read from LLM_API_KEY, else OPENAI_API_KEY. Try"
+    } else if message.starts_with("HTTP 404") {
+        "Is the path of llm.endpoint right (most end in /v1), and does the server know llm.model? Try"
+    } else {
+        "Try"
+    }
+}
+
+/// The same request by hand.
+pub fn curl(settings: &Settings) -> String {
+    let llm = &settings.config.llm;
+    let url = match &llm.endpoint {
+        Endpoint::Simulator => "http://127.0.0.1:8000/v1".to_owned(),
+        Endpoint::Url(_) => llm.endpoint.redacted(),
+    };
+    let key = if settings.api_key.is_some() { " -H \"Authorization: Bearer $LLM_API_KEY\"" } else { "" };
+    let body = serde_json::json!({
+        "model": llm.model,
+        "messages": [{"role": "user", "content": "Say hello"}],
+        "max_tokens": 8,
+    });
+    let body = body.to_string().replace('\'', "'\\''");
+    format!(
+        "curl -sS {}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        url.trim_end_matches('/')
+    )
+}

@@ -1,0 +1,758 @@
+//! All that is on disk: Criterion's JSON (read), the run folder with its sidecars and manifest, results files.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+use thiserror::Error;
+
+use crate::config::{Config, Endpoint, RequestSettings};
+use crate::outcome::RequestOutcome;
+use crate::recommend::{Recommendation, percent};
+use crate::snippets::Prompt;
+use crate::stats::{self, LevelFacts, LevelState, LevelSummary, Sample};
+
+/// The schema of results files.
+pub const SCHEMA: &str = "llm-concurrency/results/v1";
+/// Criterion's group of the sweep.
+pub const GROUP: &str = "concurrency";
+/// Criterion's figure and ours should be closer than this.
+const CROSS_CHECK: f64 = 0.05;
+
+/// What is wrong with the files, and what to do.
+#[derive(Debug, Error)]
+pub enum ResultsError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}: {source}\n\nWhat was measured before is still in target/concurrency.")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path} is not a {what}: {message}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        what: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// Nothing has been measured.
+    #[error(
+        "no measurements found in {criterion}\n\nRun `cargo bench` (or `llm-concurrency run`) first, name the folder with --criterion-dir, or a results file with --results."
+    )]
+    Nothing {
+        /// Criterion's folder.
+        criterion: PathBuf,
+    },
+    /// The last run ended before it had anything to show.
+    #[error(
+        "the last run ({run_id}) was cut off before any level was complete, so there is nothing to decide from\n\nRun `cargo bench` (or `llm-concurrency run`) again."
+    )]
+    CutOff {
+        /// That run.
+        run_id: String,
+    },
+    /// Measured against something else than the settings now say.
+    #[error(
+        "the measurements (run {run_id}) do not fit the settings:\n{differences}\nThey are not mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."
+    )]
+    OtherTarget {
+        /// The newest run.
+        run_id: String,
+        /// One line per difference.
+        differences: String,
+    },
+}
+
+// ---- places ----
+
+/// Where files are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Criterion's folder.
+    pub criterion: PathBuf,
+    /// Run folders: `concurrency` beside Criterion's folder, whose index lists all below its own.
+    pub runs: PathBuf,
+    /// Results files and reports.
+    pub results: PathBuf,
+}
+
+impl Places {
+    /// As Criterion finds its folder, unless one is given.
+    pub fn find(criterion: Option<&Path>) -> Self {
+        let criterion = criterion.map(Path::to_owned).unwrap_or_else(criterion_folder);
+        let target = criterion.parent().unwrap_or(Path::new("")).to_owned();
+        Places { runs: target.join("concurrency"), results: PathBuf::from("results"), criterion }
+    }
+}
+
+/// `$CRITERION_HOME`, `$CARGO_TARGET_DIR/criterion`, cargo's target folder, `target/criterion`: Criterion's own order.
+fn criterion_folder() -> PathBuf {
+    if let Some(home) = std::env::var_os("CRITERION_HOME") {
+        return home.into();
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).or_else(cargo_target);
+    target.unwrap_or_else(|| "target".into()).join("criterion")
+}
+
+fn cargo_target() -> Option<PathBuf> {
+    let cargo = std::env::var_os("CARGO")?;
+    let output = Command::new(cargo).args(["metadata", "--format-version", "1", "--no-deps"]).output().ok()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(metadata["target_directory"].as_str()?.into())
+}
+
+/// Writes a file so that a reader sees the old or the new one, never a torn one.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
+    let failed = |source: io::Error| ResultsError::Write { path: path.to_owned(), source };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let mut file = temporary_in(folder).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_data()).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+/// A temporary file with the mode of an ordinary one (tempfile's own default is 0600).
+fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o644));
+    }
+    builder.tempfile_in(folder)
+}
+
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("our own types have only string keys");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, ResultsError> {
+    let bytes = std::fs::read(path).map_err(|source| ResultsError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes).map_err(|error| ResultsError::Format {
+        path: path.to_owned(),
+        what,
+        message: error.to_string(),
+    })
+}
+
+// ---- identity ----
+
+/// What must be the same for two measurements to be comparable. Holds no secrets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The redacted endpoint, or `simulator`.
+    pub endpoint: String,
+    /// The simulator's settings, if it is the endpoint.
+    pub simulator: Option<Value>,
+    /// The model.
+    pub model: String,
+    /// What is sent.
+    pub request: Value,
+    /// Hash of the prompts.
+    pub prompts: String,
+}
+
+impl Identity {
+    /// Of these settings with these prompts.
+    pub fn of(config: &Config, prompts: &[Prompt]) -> Self {
+        let simulator = matches!(config.llm.endpoint, Endpoint::Simulator).then(|| json!(config.simulator));
+        let mut texts = Sha256::new();
+        for prompt in prompts {
+            texts.update(prompt.text.as_bytes());
+            texts.update([0]);
+        }
+        // The prompts count by what they say, not by where their file lies.
+        let request = RequestSettings { prompts: PathBuf::new(), ..config.benchmark.request.clone() };
+        Identity {
+            endpoint: config.llm.endpoint.redacted(),
+            simulator,
+            model: config.llm.model.clone(),
+            request: json!(request),
+            prompts: hex(&texts.finalize()[..8]),
+        }
+    }
+
+    /// 16 hexadecimal digits that are the same if and (very nearly) only if all parts are.
+    pub fn fingerprint(&self) -> String {
+        hex(&Sha256::digest(json!(self).to_string())[..8])
+    }
+
+    /// How `self` (measured) differs from `now`, a line each.
+    fn differences(&self, now: &Identity) -> String {
+        let mut lines = String::new();
+        let mut compare = |what: &str, then: &dyn std::fmt::Display, now: &dyn std::fmt::Display| {
+            let (then, now) = (then.to_string(), now.to_string());
+            if then != now {
+                lines.push_str(&format!("  {what}: measured with {then}, now {now}\n"));
+            }
+        };
+        compare("endpoint", &self.endpoint, &now.endpoint);
+        compare("model", &self.model, &now.model);
+        compare("request settings", &self.request, &now.request);
+        compare("prompts (hash)", &self.prompts, &now.prompts);
+        if let (Some(then), Some(now)) = (&self.simulator, &now.simulator) {
+            compare("simulator", then, now);
+        }
+        lines
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+// ---- the run folder ----
+
+/// Settings as recorded with a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunSettings {
+    /// The levels this run was to measure.
+    pub levels: Vec<usize>,
+    /// Requests per level, at least.
+    pub total_requests: usize,
+    /// Completions before the window, at least.
+    pub warmup_requests: usize,
+    /// Seconds until a request counts as timed out.
+    pub request_timeout_s: f64,
+    /// Seed.
+    pub seed: u64,
+    /// Whether it was a quick run.
+    pub quick: bool,
+    /// What was sent.
+    pub request: Value,
+}
+
+/// Where and with what a run was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Environment {
+    /// Version of this program.
+    pub version: String,
+    /// Operating system.
+    pub os: String,
+    /// Processor architecture.
+    pub arch: String,
+    /// Processors available.
+    pub cpus: usize,
+}
+
+impl Environment {
+    /// This machine.
+    pub fn here() -> Self {
+        Environment {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Which part of a run a level belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The sweep over the levels.
+    #[default]
+    Sweep,
+}
+
+/// One level in the manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LevelRecord {
+    /// The level.
+    pub concurrency: usize,
+    /// Which part of the run.
+    pub stage: Stage,
+    /// Criterion's id.
+    pub criterion_id: String,
+    /// The times handed to Criterion, nanoseconds per wave: the key that joins this record to Criterion's files.
+    pub sample_ns: Vec<f64>,
+    /// The measured window, seconds since the level began.
+    pub window_s: Option<[f64; 2]>,
+    /// The windows in it.
+    pub samples: Vec<Sample>,
+    /// Gaps between content chunks: ascending `[microseconds, count]`.
+    pub itl_histogram: Vec<(u64, u64)>,
+    /// How it ended.
+    pub state: LevelState,
+    /// Why it was not complete.
+    pub reason: Option<String>,
+}
+
+/// `run.json`: what a run measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Sorts by time.
+    pub run_id: String,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    /// [`Identity::fingerprint`].
+    pub fingerprint: String,
+    /// What the fingerprint hashes.
+    pub identity: Identity,
+    /// The redacted endpoint.
+    pub endpoint: String,
+    /// The model.
+    pub model: String,
+    /// Settings.
+    pub settings: RunSettings,
+    /// Machine and versions.
+    pub environment: Environment,
+    /// The levels that ended.
+    pub levels: Vec<LevelRecord>,
+}
+
+/// A run in the making: its folder, its manifest, and its results file.
+#[derive(Debug)]
+pub struct Run {
+    folder: PathBuf,
+    /// The results file, rewritten after each level.
+    pub results_file: PathBuf,
+    /// The manifest so far.
+    pub manifest: Manifest,
+    /// The figures so far.
+    pub summaries: Vec<LevelSummary>,
+}
+
+impl Run {
+    /// A new run. Nothing is written before the first level ends.
+    pub fn new(places: &Places, identity: Identity, settings: RunSettings) -> Self {
+        let now = SystemTime::now();
+        let started_at = humantime::format_rfc3339_seconds(now).to_string();
+        let stamp: String = started_at.chars().filter(char::is_ascii_alphanumeric).collect();
+        let run_id = format!("{stamp}-{:04x}", rand::random::<u16>());
+        Run {
+            folder: places.runs.join(&run_id),
+            results_file: unused(&places.results, &format!("concurrency_results_{stamp}")),
+            manifest: Manifest {
+                run_id,
+                started_at,
+                fingerprint: identity.fingerprint(),
+                endpoint: identity.endpoint.clone(),
+                model: identity.model.clone(),
+                identity,
+                settings,
+                environment: Environment::here(),
+                levels: Vec::new(),
+            },
+            summaries: Vec::new(),
+        }
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Opens the sidecar of a level.
+    pub fn sidecar(&self, level: usize) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join(sidecar_name(level)))
+    }
+
+    /// A level has ended and its sidecar is in place: records it, and returns its figures.
+    pub fn level_ended(&mut self, record: LevelRecord) -> Result<LevelSummary, ResultsError> {
+        let summary = summarize_level(&self.folder, &self.manifest.settings, &record)?;
+        self.manifest.levels.push(record);
+        write_atomic(&self.folder.join("run.json"), &to_json(&self.manifest))?;
+        self.summaries.push(summary.clone());
+        self.write_results(None)?;
+        Ok(summary)
+    }
+
+    /// Writes the results file as far as it goes.
+    pub fn write_results(&self, recommendation: Option<&Recommendation>) -> Result<(), ResultsError> {
+        let manifest = &self.manifest;
+        let file = ResultsFile {
+            schema: SCHEMA.to_owned(),
+            run_id: Some(manifest.run_id.clone()),
+            started_at: Some(manifest.started_at.clone()),
+            fingerprint: Some(manifest.fingerprint.clone()),
+            endpoint: Some(manifest.endpoint.clone()),
+            model: Some(manifest.model.clone()),
+            settings: json!(manifest.settings),
+            environment: json!(manifest.environment),
+            levels: self.summaries.clone(),
+            recommendation: recommendation.map(without_figures),
+            unknown: BTreeMap::new(),
+        };
+        write_atomic(&self.results_file, &to_json(&file))
+    }
+}
+
+fn sidecar_name(level: usize) -> String {
+    format!("level-{level}.jsonl")
+}
+
+fn unused(folder: &Path, stem: &str) -> PathBuf {
+    let numbered = (2..).map(|n| format!("{stem}_{n}.json"));
+    let mut names = std::iter::once(format!("{stem}.json")).chain(numbered).map(|name| folder.join(name));
+    names.find(|path| !path.exists()).expect("the numbers do not end")
+}
+
+/// The figures stand beside it already.
+fn without_figures(recommendation: &Recommendation) -> Value {
+    let mut value = json!(recommendation);
+    for level in value["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        level.retain(|key, _| matches!(key.as_str(), "concurrency" | "verdict" | "why" | "error_rate_interval"));
+    }
+    value
+}
+
+fn summarize_level(folder: &Path, settings: &RunSettings, record: &LevelRecord) -> Result<LevelSummary, ResultsError> {
+    let path = folder.join(sidecar_name(record.concurrency));
+    let facts = LevelFacts {
+        concurrency: record.concurrency,
+        window_s: record.window_s.unwrap_or_default(),
+        samples: record.samples.clone(),
+        itl_us: record.itl_histogram.clone(),
+        request_timeout_s: settings.request_timeout_s,
+    };
+    let mut broken = None;
+    let outcomes = read_sidecar(&path)?.map_while(|line| line.map_err(|error| broken = Some(error)).ok());
+    let mut summary = stats::summarize(&facts, outcomes);
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    summary.state = Some(record.state);
+    summary.reason = record.reason.clone();
+    Ok(summary)
+}
+
+/// Reads a sidecar line by line.
+pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {
+    let file = File::open(path).map_err(|source| ResultsError::Read { path: path.to_owned(), source })?;
+    let path = path.to_owned();
+    Ok(BufReader::new(file).lines().enumerate().map(move |(index, line)| {
+        let line = line.map_err(|source| ResultsError::Read { path: path.clone(), source })?;
+        serde_json::from_str(&line).map_err(|error| ResultsError::Format {
+            path: path.clone(),
+            what: "sidecar",
+            message: format!("line {}: {error}", index + 1),
+        })
+    }))
+}
+
+/// Writes a sidecar on a thread of its own, so that a slow disk does not hold up the load.
+#[derive(Debug)]
+pub struct SidecarWriter {
+    batch: Vec<RequestOutcome>,
+    batches: mpsc::Sender<Vec<RequestOutcome>>,
+    thread: JoinHandle<io::Result<()>>,
+    path: PathBuf,
+}
+
+const BATCH: usize = 256;
+
+impl SidecarWriter {
+    fn create(path: PathBuf) -> Result<Self, ResultsError> {
+        let failed = |source: io::Error| ResultsError::Write { path: path.clone(), source };
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        let file = temporary_in(&folder).map_err(failed)?;
+        let (batches, incoming) = mpsc::channel();
+        let target = path.clone();
+        let thread = std::thread::Builder::new()
+            .name("sidecar".to_owned())
+            .spawn(move || write_sidecar(file, &incoming, &target))
+            .map_err(failed)?;
+        Ok(SidecarWriter { batch: Vec::with_capacity(BATCH), batches, thread, path })
+    }
+
+    /// Takes a request's record.
+    pub fn push(&mut self, outcome: RequestOutcome) {
+        self.batch.push(outcome);
+        if self.batch.len() == BATCH {
+            let full = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+            // If the writer has failed, `finish` says so.
+            let _ = self.batches.send(full);
+        }
+    }
+
+    /// Waits until all is on disk under its name.
+    pub fn finish(self) -> Result<(), ResultsError> {
+        let SidecarWriter { batch, batches, thread, path } = self;
+        let _ = batches.send(batch);
+        drop(batches);
+        let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.map_err(|source| ResultsError::Write { path, source })
+    }
+}
+
+fn write_sidecar(file: NamedTempFile, batches: &mpsc::Receiver<Vec<RequestOutcome>>, path: &Path) -> io::Result<()> {
+    let mut out = BufWriter::new(file);
+    for outcome in batches.iter().flatten() {
+        serde_json::to_writer(&mut out, &outcome)?;
+        out.write_all(b"\n")?;
+    }
+    let file = out.into_inner()?;
+    file.as_file().sync_data()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+// ---- reading for a decision ----
+
+/// What can be decided from.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// The levels.
+    pub levels: Vec<LevelSummary>,
+    /// Where they come from and what was left out.
+    pub notes: Vec<String>,
+    /// Seconds until a request counted as timed out, where known.
+    pub quick: bool,
+    /// Whether checks are missing for all of it.
+    pub unchecked: bool,
+}
+
+/// Joins Criterion's estimates with the sidecars of the runs that made them.
+///
+/// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
+/// those in Criterion's `new/sample.json`.
+///
+/// # Errors
+/// If there is nothing, or the newest run was made against something else than `now`.
+pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, ResultsError> {
+    let (manifests, mut notes) = read_manifests(&places.runs);
+    let Some(newest) = manifests.first() else { return estimates_only(places) };
+    let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
+        return Err(ResultsError::CutOff { run_id: newest.run_id.clone() });
+    };
+    let fingerprint = now.fingerprint();
+    if newest.fingerprint != fingerprint {
+        return Err(ResultsError::OtherTarget {
+            run_id: newest.run_id.clone(),
+            differences: newest.identity.differences(now),
+        });
+    }
+    let same: Vec<_> = manifests.iter().filter(|m| m.fingerprint == fingerprint).collect();
+    let mut measured = Measured::default();
+    let mut runs: Vec<&str> = Vec::new();
+    for &level in &newest.settings.levels {
+        match newest_record(places, &same, level) {
+            Some((manifest, record)) => {
+                let mut summary = summarize_level(&places.runs.join(&manifest.run_id), &manifest.settings, record)?;
+                summary.notes.extend(cross_check(places, &summary));
+                measured.levels.push(summary);
+                measured.quick |= manifest.settings.quick;
+                runs.push(&manifest.run_id);
+            }
+            None => notes.push(format!("level {level} is left out: not measured to its end, or since overwritten")),
+        }
+    }
+    runs.sort_unstable();
+    runs.dedup();
+    if measured.levels.is_empty() {
+        return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
+    }
+    if runs.len() > 1 {
+        notes.push(format!("levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", ")));
+    }
+    measured.notes = notes;
+    Ok(measured)
+}
+
+/// Newest first; a manifest that cannot be read is named and left out.
+fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<String>) {
+    let mut notes = Vec::new();
+    let mut manifests: Vec<Manifest> = Vec::new();
+    for entry in std::fs::read_dir(runs).into_iter().flatten().flatten() {
+        let path = entry.path().join("run.json");
+        if !path.exists() {
+            continue;
+        }
+        match read_json(&path, "run manifest") {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) => notes.push(format!("left out: {error}")),
+        }
+    }
+    manifests.sort_by(|a, b| b.run_id.cmp(&a.run_id));
+    (manifests, notes)
+}
+
+fn is_usable(record: &LevelRecord) -> bool {
+    record.state != LevelState::Cut
+}
+
+fn newest_record<'a>(
+    places: &Places,
+    newest_first: &[&'a Manifest],
+    level: usize,
+) -> Option<(&'a Manifest, &'a LevelRecord)> {
+    let sample: CriterionSample = read_json(&criterion_file(places, level, "sample.json"), "Criterion sample").ok()?;
+    newest_first.iter().find_map(|manifest| {
+        let record = manifest.levels.iter().find(|r| r.concurrency == level && is_usable(r))?;
+        (record.sample_ns == sample.times).then_some((*manifest, record))
+    })
+}
+
+fn criterion_file(places: &Places, level: usize, name: &str) -> PathBuf {
+    places.criterion.join(GROUP).join("level").join(level.to_string()).join("new").join(name)
+}
+
+#[derive(Deserialize)]
+struct CriterionSample {
+    times: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct CriterionEstimates {
+    mean: CriterionMean,
+}
+
+#[derive(Deserialize)]
+struct CriterionMean {
+    point_estimate: f64,
+    confidence_interval: CriterionInterval,
+}
+
+#[derive(Deserialize)]
+struct CriterionInterval {
+    lower_bound: f64,
+    upper_bound: f64,
+}
+
+impl CriterionMean {
+    /// Nanoseconds per wave of `level` successes, as successes per second.
+    fn throughput(&self, level: usize) -> stats::Estimate {
+        let per_second = |ns: f64| level as f64 * 1e9 / ns;
+        let interval = &self.confidence_interval;
+        stats::Estimate {
+            estimate: per_second(self.point_estimate),
+            lower: Some(per_second(interval.upper_bound)),
+            upper: Some(per_second(interval.lower_bound)),
+        }
+    }
+}
+
+fn estimates(places: &Places, level: usize) -> Result<stats::Estimate, ResultsError> {
+    let file: CriterionEstimates =
+        read_json(&criterion_file(places, level, "estimates.json"), "Criterion estimates file")?;
+    Ok(file.mean.throughput(level))
+}
+
+/// Says where Criterion's figure and ours differ.
+fn cross_check(places: &Places, summary: &LevelSummary) -> Option<String> {
+    if summary.state != Some(LevelState::Complete) {
+        return None;
+    }
+    let ours = summary.throughput_rps?.estimate;
+    let theirs = estimates(places, summary.concurrency).ok()?.estimate;
+    let difference = (theirs / ours - 1.0).abs();
+    (difference > CROSS_CHECK).then(|| {
+        format!(
+            "Criterion's mean gives {theirs:.2} requests/s, {} from the {ours:.2} used here: windows of unequal speed",
+            percent(difference)
+        )
+    })
+}
+
+/// Without any sidecar Criterion's estimates alone give throughput, and nothing to check it with.
+fn estimates_only(places: &Places) -> Result<Measured, ResultsError> {
+    let folder = places.criterion.join(GROUP).join("level");
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let mut found: Vec<usize> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    found.sort_unstable();
+    let mut levels = Vec::new();
+    for level in found {
+        if let Ok(throughput) = estimates(places, level) {
+            levels.push(LevelSummary {
+                concurrency: level,
+                throughput_rps: Some(throughput),
+                ..LevelSummary::default()
+            });
+        }
+    }
+    if levels.is_empty() {
+        return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
+    }
+    let note = format!(
+        "there are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
+        places.runs.display()
+    );
+    Ok(Measured { levels, notes: vec![note], quick: false, unchecked: true })
+}
+
+// ---- results files ----
+
+/// A results file. Nearly everything may be missing; unknown keys are kept apart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResultsFile {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The run.
+    pub run_id: Option<String>,
+    /// When it began, RFC 3339.
+    pub started_at: Option<String>,
+    /// [`Identity::fingerprint`].
+    pub fingerprint: Option<String>,
+    /// The redacted endpoint.
+    pub endpoint: Option<String>,
+    /// The model.
+    pub model: Option<String>,
+    /// Settings.
+    pub settings: Value,
+    /// Machine and versions.
+    pub environment: Value,
+    /// The levels.
+    pub levels: Vec<LevelSummary>,
+    /// The recommendation, without the figures.
+    pub recommendation: Option<Value>,
+    /// Keys this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+impl ResultsFile {
+    /// Reads a results file.
+    ///
+    /// # Errors
+    /// If it cannot be read, is not JSON, or has another schema.
+    pub fn read(path: &Path) -> Result<Self, ResultsError> {
+        let file: ResultsFile = read_json(path, "results file")?;
+        let wrong =
+            |message: String| Err(ResultsError::Format { path: path.to_owned(), what: "results file", message });
+        if !file.schema.is_empty() && file.schema != SCHEMA {
+            return wrong(format!("its schema is `{}`, this version reads `{SCHEMA}`", file.schema));
+        }
+        if file.levels.is_empty() {
+            return wrong("it holds no levels".to_owned());
+        }
+        Ok(file)
+    }
+
+    /// Whether it came from a quick run.
+    pub fn quick(&self) -> bool {
+        self.settings["quick"].as_bool().unwrap_or(false)
+    }
+}

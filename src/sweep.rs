@@ -1,0 +1,711 @@
+//! Levels through Criterion: hands the closed loop's windows over as samples. The only file that knows Criterion's API.
+//!
+//! Per level, Criterion makes one warm-up call and ten measuring calls. The loop runs beside it on a thread of its
+//! own and never waits for it: each call only receives the next window. So nothing drains between iterations, and
+//! Criterion's analysis costs the measurement nothing.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, SamplingMode, Throughput};
+use hdrhistogram::Histogram;
+use regex::Regex;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::client::{BodyTemplate, LlmError, Transport};
+use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use crate::config::{Cache, Config, Endpoint, Settings};
+use crate::monitor::{Counts, LevelMonitor};
+use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
+use crate::results::{GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, Stage};
+use crate::simulator::{Simulator, SimulatorError};
+use crate::snippets::{self, Prompt, SnippetError};
+use crate::stats::{LevelState, LevelSummary, Sample};
+
+/// Criterion samples per level: its minimum.
+pub const SAMPLES: usize = 10;
+/// A quick run measures at least this many requests per level, and this many waves.
+const QUICK: (usize, usize) = (30, 3);
+
+/// Why a sweep could not be made.
+#[derive(Debug, Error)]
+pub enum SweepError {
+    /// The prompts.
+    #[error(transparent)]
+    Snippets(#[from] SnippetError),
+    /// The client.
+    #[error(transparent)]
+    Client(#[from] LlmError),
+    /// The simulator.
+    #[error(transparent)]
+    Simulator(#[from] SimulatorError),
+    /// The files.
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    /// A mode of Criterion's in which nothing true can be measured.
+    #[error("{0}")]
+    Refused(String),
+    /// A thread or runtime could not be made.
+    #[error("cannot start the load thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The endpoint does not work at all.
+    #[error("{0}")]
+    Endpoint(String),
+    /// No level matches the filter.
+    #[error("no level matches the filter; the ids are {GROUP}/level/N with N one of {0:?}")]
+    NothingMatches(Vec<usize>),
+}
+
+// ---- what Criterion was asked to do ----
+
+/// What Criterion's own arguments ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Measure.
+    Measure,
+    /// `cargo test --benches`: one request per level, simulator only.
+    Test,
+    /// `--list`: print the ids.
+    List,
+}
+
+/// The part of Criterion's arguments that matters here. Criterion itself parses them all.
+#[derive(Clone, Debug)]
+pub struct CriterionArgs {
+    /// What to do.
+    pub mode: Mode,
+    filter: Filter,
+    own_baseline: bool,
+    /// Whether Criterion is to read the command line itself.
+    from_command_line: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Filter {
+    All,
+    None,
+    Pattern(Regex),
+    Exact(String),
+}
+
+/// Criterion's options that take a value.
+const WITH_VALUE: [&str; 15] = [
+    "-c",
+    "--color",
+    "-s",
+    "--save-baseline",
+    "-b",
+    "--baseline",
+    "--baseline-lenient",
+    "--format",
+    "--load-baseline",
+    "--sample-size",
+    "--warm-up-time",
+    "--measurement-time",
+    "--nresamples",
+    "--plotting-backend",
+    "--output-format",
+];
+
+impl CriterionArgs {
+    /// Of the arguments after the program's name.
+    ///
+    /// # Errors
+    /// For modes that cannot measure a server truly.
+    pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, SweepError> {
+        let args: Vec<String> = args.into_iter().collect();
+        let has = |name: &str| args.iter().any(|arg| arg == name || arg.starts_with(&format!("{name}=")));
+        let mode = if has("--list") {
+            Mode::List
+        } else if has("--test") || !has("--bench") {
+            Mode::Test
+        } else {
+            Mode::Measure
+        };
+        if mode == Mode::Measure {
+            refuse_untrue(&has)?;
+        }
+        Ok(CriterionArgs {
+            mode,
+            filter: filter(&args, has("--exact"), has("--ignored"))?,
+            own_baseline: ["-s", "--save-baseline", "-b", "--baseline", "--baseline-lenient", "--discard-baseline"]
+                .iter()
+                .any(|name| has(name)),
+            from_command_line: true,
+        })
+    }
+
+    /// As `run` measures: everything.
+    pub fn measure_all() -> Self {
+        CriterionArgs { mode: Mode::Measure, filter: Filter::All, own_baseline: false, from_command_line: false }
+    }
+
+    /// Whether levels may be left out.
+    pub fn is_filtered(&self) -> bool {
+        !matches!(self.filter, Filter::All)
+    }
+
+    fn selects(&self, level: usize) -> bool {
+        let id = criterion_id(level);
+        match &self.filter {
+            Filter::All => true,
+            Filter::None => false,
+            Filter::Pattern(pattern) => pattern.is_match(&id),
+            Filter::Exact(text) => *text == id,
+        }
+    }
+}
+
+fn refuse_untrue(has: &dyn Fn(&str) -> bool) -> Result<(), SweepError> {
+    let refuse = |text: &str| Err(SweepError::Refused(text.to_owned()));
+    if std::env::var_os("CARGO_CRITERION_PORT").is_some() {
+        return refuse(
+            "cargo-criterion saves no estimates that `recommend` could read, so this would send load for nothing.\n\nUse `cargo bench` instead.",
+        );
+    }
+    if has("--profile-time") {
+        return refuse(
+            "--profile-time iterates without measuring or saving, so it would send load to the endpoint for nothing.\n\nTo profile the client, use `cargo bench --bench client_cost`.",
+        );
+    }
+    if has("--quick") {
+        return refuse(
+            "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: fewer levels and requests, and a provisional result.",
+        );
+    }
+    Ok(())
+}
+
+fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Filter, SweepError> {
+    if ignored {
+        return Ok(Filter::None);
+    }
+    let mut rest = args.iter();
+    let mut positional = None;
+    while let Some(arg) = rest.next() {
+        if WITH_VALUE.contains(&arg.as_str()) {
+            rest.next();
+        } else if !arg.starts_with('-') {
+            positional = Some(arg);
+            break;
+        }
+    }
+    let Some(text) = positional else { return Ok(Filter::All) };
+    if exact {
+        return Ok(Filter::Exact(text.clone()));
+    }
+    let pattern = Regex::new(text)
+        .map_err(|error| SweepError::Refused(format!("the filter `{text}` is not a regular expression: {error}")))?;
+    Ok(Filter::Pattern(pattern))
+}
+
+fn criterion_id(level: usize) -> String {
+    format!("{GROUP}/level/{level}")
+}
+
+// ---- what will be sent ----
+
+/// What a sweep will do, known before its first request.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// One plan per level that will run.
+    pub levels: Vec<LoopPlan>,
+    /// All levels of this configuration, those left out by a filter included.
+    pub configured: Vec<usize>,
+}
+
+impl Plan {
+    /// The plan for these settings and this filter.
+    pub fn new(settings: &Settings, args: &CriterionArgs) -> Self {
+        let configured = if settings.quick {
+            every_second(&settings.config.benchmark.levels())
+        } else {
+            settings.config.benchmark.levels()
+        };
+        let levels = configured.iter().filter(|&&level| args.selects(level)).map(|&level| level_plan(settings, level));
+        Plan { levels: levels.collect(), configured }
+    }
+
+    /// Requests that may be sent at most.
+    pub fn requests(&self) -> u64 {
+        self.levels.iter().map(LoopPlan::tickets).sum()
+    }
+
+    /// Seconds of load for each second that a request takes, if latency did not grow with the level.
+    fn seconds_per_second(&self) -> f64 {
+        self.levels.iter().map(|plan| plan.tickets() as f64 / plan.level as f64).sum()
+    }
+
+    /// What is said before the first request.
+    pub fn describe(&self, settings: &Settings) -> String {
+        let Config { llm, benchmark, .. } = &settings.config;
+        let requests = self.requests();
+        let levels: Vec<String> = self.levels.iter().map(|plan| plan.level.to_string()).collect();
+        let target = match &llm.endpoint {
+            Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
+            Endpoint::Url(_) => format!("{}, model {}", llm.endpoint.redacted(), llm.model),
+        };
+        let tokens = requests * u64::from(benchmark.request.max_tokens);
+        let cost = match benchmark.budget.usd_per_million_output {
+            Some(usd) => format!(", at most {:.2} USD for output", tokens as f64 * usd / 1e6),
+            None => String::new(),
+        };
+        format!(
+            "Plan: levels {} against {target}\n      at most {requests} requests of up to {} output tokens ({tokens} in all{cost})\n      about {:.0} s of load for each second that a request takes\n",
+            levels.join(", "),
+            benchmark.request.max_tokens,
+            self.seconds_per_second(),
+        )
+    }
+}
+
+fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
+    let benchmark = &settings.config.benchmark;
+    let longest_wait = Duration::from_secs_f64(settings.config.llm.request_timeout);
+    let plan = if settings.quick {
+        // Fewer than `level` completions per window: the time per wave is scaled from them.
+        let total = QUICK.0.max(QUICK.1 * level);
+        LoopPlan::new(level, total, level, SAMPLES, 1)
+    } else {
+        LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, level)
+    };
+    LoopPlan { longest_wait, ..plan }
+}
+
+/// The first, third, … and last level.
+fn every_second(levels: &[usize]) -> Vec<usize> {
+    let last = levels.len().saturating_sub(1);
+    levels.iter().enumerate().filter(|(at, _)| at % 2 == 0 || *at == last).map(|(_, &level)| level).collect()
+}
+
+// ---- the sweep ----
+
+/// What a sweep leaves behind.
+#[derive(Debug)]
+pub struct Swept {
+    /// The run, its figures included. Empty in test and list mode.
+    pub run: Run,
+    /// Whether Ctrl-C (or SIGTERM) ended it.
+    pub interrupted: bool,
+    /// Seconds of load, all levels together.
+    pub load_s: f64,
+}
+
+/// Runs the sweep: each level a Criterion benchmark, on disk when it ends.
+///
+/// # Errors
+/// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
+pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
+    let plan = Plan::new(settings, args);
+    let prompts = snippets::load(settings.prompts_path())?;
+    let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
+    if plan.levels.is_empty() && args.mode == Mode::Measure {
+        return Err(SweepError::NothingMatches(plan.configured));
+    }
+    let mut criterion = criterion(args, &run.manifest.fingerprint);
+    let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run)).transpose()?;
+    if args.mode == Mode::Measure {
+        eprint!("{}", plan.describe(settings));
+    }
+    let mut swept = Swept { run, interrupted: false, load_s: 0.0 };
+    let mut group = criterion.benchmark_group(GROUP);
+    configure(&mut group);
+    for &level in &plan.configured {
+        group.throughput(Throughput::Elements(level as u64));
+        let loop_plan = level_plan(settings, level);
+        let ended = bench_level(&mut group, args.mode, &loop_plan, load.as_ref(), &swept.run);
+        if let Some(ended) = ended? {
+            swept.load_s += ended.load_s;
+            swept.interrupted = ended.record.state == LevelState::Cut;
+            let summary = swept.run.level_ended(ended.record)?;
+            if let Some(problem) = nothing_works(&summary, settings, ended.last_failure.as_ref()) {
+                return Err(SweepError::Endpoint(problem));
+            }
+            if swept.interrupted {
+                break;
+            }
+        }
+    }
+    group.finish();
+    criterion.final_summary();
+    Ok(swept)
+}
+
+fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
+    let benchmark = &settings.config.benchmark;
+    RunSettings {
+        levels: plan.configured.clone(),
+        total_requests: benchmark.total_requests,
+        warmup_requests: benchmark.warmup_requests,
+        request_timeout_s: settings.config.llm.request_timeout,
+        seed: benchmark.seed,
+        quick: settings.quick,
+        request: serde_json::json!(benchmark.request),
+    }
+}
+
+fn criterion(args: &CriterionArgs, fingerprint: &str) -> Criterion {
+    // Gnuplot would be taken wherever it is installed, and draws differently.
+    let criterion = Criterion::default().plotting_backend(PlottingBackend::Plotters);
+    let criterion = if args.from_command_line { criterion.configure_from_args() } else { criterion };
+    // Another endpoint's figures would show as a regression.
+    if args.own_baseline { criterion } else { criterion.save_baseline(format!("fingerprint-{fingerprint}")) }
+}
+
+/// Group settings beat the command line, so that what is measured does not depend on it.
+fn configure(group: &mut BenchmarkGroup<'_, WallTime>) {
+    group
+        .warm_up_time(Duration::from_nanos(1))
+        .measurement_time(Duration::from_nanos(1))
+        .sampling_mode(SamplingMode::Flat)
+        .sample_size(SAMPLES)
+        .nresamples(10_000);
+}
+
+/// A level that has run.
+struct LevelEnd {
+    record: LevelRecord,
+    load_s: f64,
+    last_failure: Option<(Failure, String)>,
+}
+
+/// Unwinds out of Criterion when the run is interrupted: the iterations that are missing must not be invented.
+struct Interrupted;
+
+fn bench_level(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    mode: Mode,
+    plan: &LoopPlan,
+    load: Option<&Load>,
+    run: &Run,
+) -> Result<Option<LevelEnd>, SweepError> {
+    let id = BenchmarkId::new("level", plan.level);
+    let mut hand: Option<Result<LevelInHand, SweepError>> = None;
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        group.bench_with_input(id, plan, |bencher, plan| {
+            let Some(load) = load else { return bencher.iter(|| ()) };
+            bencher.iter_custom(|iterations| match mode {
+                Mode::Measure => match hand.get_or_insert_with(|| load.begin(plan, run)) {
+                    Ok(level) => level.next_sample(iterations).unwrap_or_else(|| resume_unwind(Box::new(Interrupted))),
+                    Err(_) => resume_unwind(Box::new(Interrupted)),
+                },
+                Mode::Test | Mode::List => load.one_request(),
+            });
+        });
+    }));
+    if let Err(payload) = unwound
+        && !payload.is::<Interrupted>()
+    {
+        resume_unwind(payload);
+    }
+    hand.transpose()?.map(LevelInHand::finish).transpose()
+}
+
+/// A level on the load thread, as Criterion's thread sees it.
+struct LevelInHand {
+    plan: LoopPlan,
+    events: mpsc::Receiver<Event>,
+    handed: Vec<f64>,
+    warmed_up: bool,
+    ended: Option<Box<LoopEnd>>,
+    monitor: LevelMonitor,
+    began: Instant,
+}
+
+enum Event {
+    Window(Window),
+    Ended(Box<LoopEnd>),
+}
+
+struct LoopEnd {
+    record: LoopRecord,
+    itl_histogram: Vec<(u64, u64)>,
+    last_failure: Option<(Failure, String)>,
+    sidecar: SidecarWriter,
+}
+
+impl LevelInHand {
+    /// The next window as Criterion's time of `iterations` waves; `None` once the run is interrupted.
+    fn next_sample(&mut self, iterations: u64) -> Option<Duration> {
+        let window = match self.events.recv() {
+            Ok(Event::Window(window)) => window,
+            Ok(Event::Ended(end)) => {
+                self.ended = Some(end);
+                return None;
+            }
+            // The load thread has panicked and said why.
+            Err(_) => return None,
+        };
+        let per_wave = time_per_wave(&window, self.plan.level);
+        if std::mem::replace(&mut self.warmed_up, true) {
+            self.handed.push(per_wave.as_nanos() as f64);
+        }
+        Some(per_wave.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
+    }
+
+    /// Waits for the drain and the sidecar.
+    fn finish(mut self) -> Result<LevelEnd, SweepError> {
+        while self.ended.is_none() {
+            match self.events.recv() {
+                Ok(Event::Window(_)) => {}
+                Ok(Event::Ended(end)) => self.ended = Some(end),
+                Err(_) => return Err(SweepError::Thread(std::io::Error::other("it ended too early"))),
+            }
+        }
+        drop(self.monitor);
+        let load_s = self.began.elapsed().as_secs_f64();
+        let end = *self.ended.take().ok_or_else(|| std::io::Error::other("it left nothing"))?;
+        end.sidecar.finish()?;
+        let (state, reason) = match end.record.ending {
+            Ending::Complete => (LevelState::Complete, None),
+            Ending::Hopeless => (LevelState::Hopeless, Some("every request of the warm-up failed".to_owned())),
+            Ending::Cut => (LevelState::Cut, Some("interrupted".to_owned())),
+        };
+        let record = LevelRecord {
+            concurrency: self.plan.level,
+            stage: Stage::Sweep,
+            criterion_id: criterion_id(self.plan.level),
+            sample_ns: self.handed,
+            window_s: end.record.window_s(),
+            samples: end.record.windows.iter().map(sample_of).collect(),
+            itl_histogram: end.itl_histogram,
+            state,
+            reason,
+        };
+        Ok(LevelEnd { record, load_s, last_failure: end.last_failure })
+    }
+}
+
+/// Window x level / successes: the time in which `level` successes arrive. A window without any counts as one.
+fn time_per_wave(window: &Window, level: usize) -> Duration {
+    let seconds = window.duration_s() * level as f64 / window.succeeded.max(1) as f64;
+    // Criterion drops a benchmark with a sample of 0 ns.
+    Duration::from_secs_f64(seconds).max(Duration::from_nanos(1))
+}
+
+fn sample_of(window: &Window) -> Sample {
+    Sample { duration_s: window.duration_s(), completed: window.completed as u64, succeeded: window.succeeded as u64 }
+}
+
+/// A first level whose every request failed says that the endpoint, not the concurrency, is the matter.
+fn nothing_works(summary: &LevelSummary, settings: &Settings, last: Option<&(Failure, String)>) -> Option<String> {
+    if summary.state != Some(LevelState::Hopeless) || summary.succeeded != Some(0) {
+        return None;
+    }
+    let (kind, message) = last?;
+    Some(crate::report::text::endpoint_problem(*kind, message, settings))
+}
+
+// ---- the load thread ----
+
+type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// The thread that makes the load: one current-thread runtime for the whole sweep, so that connections live on.
+struct Load {
+    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
+    stop: watch::Receiver<bool>,
+    target: Arc<Target>,
+    _simulator: Option<Simulator>,
+}
+
+/// What is sent, and where.
+struct Target {
+    transport: Transport,
+    bodies: Vec<BodyTemplate>,
+    cache: Cache,
+    salt: String,
+}
+
+impl Load {
+    fn start(settings: &Settings, mode: Mode, prompts: &[Prompt], run: &Run) -> Result<Self, SweepError> {
+        let Config { llm, benchmark, simulator, .. } = &settings.config;
+        let (url, simulator) = match &llm.endpoint {
+            // Tests and `--all-targets` never touch somebody's server.
+            Endpoint::Url(url) if mode == Mode::Measure => (url.clone(), None),
+            _ => {
+                let simulator = Simulator::start(simulator.clone(), 0)?;
+                let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
+                (url, Some(simulator))
+            }
+        };
+        let timeout = Duration::from_secs_f64(llm.request_timeout);
+        let key = settings.api_key.as_ref().filter(|_| simulator.is_none());
+        let target = Target {
+            transport: Transport::new(&url, benchmark.request.kind, timeout, key)?,
+            bodies: prompts.iter().map(|p| BodyTemplate::new(&llm.model, &benchmark.request, &p.text)).collect(),
+            cache: benchmark.request.cache,
+            salt: format!("{}/{}", benchmark.seed, run.manifest.run_id),
+        };
+        let (stopper, stop) = watch::channel(false);
+        let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
+        std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, stopper))?;
+        Ok(Load { jobs, stop, target: Arc::new(target), _simulator: simulator })
+    }
+
+    /// Begins a level; its windows arrive as they close.
+    fn begin(&self, plan: &LoopPlan, run: &Run) -> Result<LevelInHand, SweepError> {
+        let (events, received) = mpsc::channel();
+        let counts = Arc::new(Counts::default());
+        let recorder = Recorder {
+            sidecar: run.sidecar(plan.level)?,
+            counts: counts.clone(),
+            // 1 µs to an hour with three digits; a longer gap than that counts as an hour.
+            itl: Histogram::new_with_bounds(1, 3_600_000_000, 3).map_err(std::io::Error::other)?,
+            last_failure: None,
+            events: events.clone(),
+        };
+        let (plan, stop, target) = (*plan, self.stop.clone(), self.target.clone());
+        let job: Job = Box::new(move || Box::pin(run_level(plan, stop, target, recorder, events)));
+        self.jobs.send(job).map_err(|_| std::io::Error::other("it is gone"))?;
+        Ok(LevelInHand {
+            plan,
+            events: received,
+            handed: Vec::new(),
+            warmed_up: false,
+            ended: None,
+            monitor: LevelMonitor::start(plan.level, plan.tickets(), counts),
+            began: Instant::now(),
+        })
+    }
+
+    /// One request, for test mode.
+    fn one_request(&self) -> Duration {
+        let (done, finished) = mpsc::channel();
+        let target = self.target.clone();
+        let began = Instant::now();
+        let job: Job = Box::new(move || {
+            Box::pin(async move {
+                let reply = target.send(0, 0).await;
+                let _ = done.send(reply);
+            })
+        });
+        let reply = self.jobs.send(job).ok().and_then(|()| finished.recv().ok());
+        let failure = reply.map_or(Some("the load thread is gone".to_owned()), |r| r.failure.map(|f| f.message));
+        assert_eq!(failure, None, "one request to the simulator");
+        began.elapsed().max(Duration::from_nanos(1))
+    }
+}
+
+impl Target {
+    /// Sends the request with this sequence number. The same prompts come in the same order at every level.
+    fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
+        let body = &self.bodies[(seq % self.bodies.len() as u64) as usize];
+        let prefix = match self.cache {
+            Cache::Fresh => unique_prefix(&self.salt, level, seq),
+            Cache::Reuse => String::new(),
+        };
+        let body = body.fill(&prefix);
+        let transport = self.transport.clone();
+        async move { transport.send(body).await }
+    }
+}
+
+/// Short, and always of the same length: FNV-1a over run, level and sequence.
+fn unique_prefix(salt: &str, level: usize, seq: u64) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let numbers = [level as u64, seq].map(u64::to_le_bytes);
+    for &byte in salt.as_bytes().iter().chain(numbers.iter().flatten()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{hash:016x} ")
+}
+
+fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: watch::Sender<bool>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
+    runtime.block_on(async move {
+        tokio::spawn(stop_on_signal(stopper));
+        while let Some(job) = jobs.recv().await {
+            job().await;
+        }
+    });
+}
+
+/// The first Ctrl-C or SIGTERM ends the run in good order, a second one at once.
+async fn stop_on_signal(stopper: watch::Sender<bool>) {
+    signal().await;
+    eprintln!("\ninterrupted: giving up the level in hand (again to kill)");
+    // Without a loop in hand there is nobody to stop, but the next one will see it.
+    stopper.send_replace(true);
+    signal().await;
+    std::process::exit(130);
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub async fn signal() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // If no handler can be set, the system's own ends the program.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn run_level(
+    plan: LoopPlan,
+    stop: watch::Receiver<bool>,
+    target: Arc<Target>,
+    mut recorder: Recorder,
+    events: mpsc::Sender<Event>,
+) {
+    let send = |ticket: Ticket| target.send(plan.level, ticket.seq);
+    let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
+    let end = LoopEnd {
+        record,
+        itl_histogram: recorder
+            .itl
+            .iter_recorded()
+            .map(|bin| (bin.value_iterated_to(), bin.count_at_value()))
+            .collect(),
+        last_failure: recorder.last_failure,
+        sidecar: recorder.sidecar,
+    };
+    // Criterion's side is gone only if it panicked.
+    let _ = events.send(Event::Ended(Box::new(end)));
+}
+
+/// Writes down what the loop reports.
+struct Recorder {
+    sidecar: SidecarWriter,
+    counts: Arc<Counts>,
+    itl: Histogram<u64>,
+    last_failure: Option<(Failure, String)>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Observer for Recorder {
+    fn issued(&mut self, _: Ticket) {
+        self.counts.issued();
+    }
+
+    fn ended(&mut self, outcome: RequestOutcome, reply: Reply) {
+        self.counts.ended(outcome.is_success());
+        if outcome.is_success() && outcome.phase == Phase::Measured {
+            for gap in reply.gaps_us {
+                self.itl.saturating_record(u64::from(gap));
+            }
+        }
+        if let Some(failed) = reply.failure {
+            self.last_failure = Some((failed.kind, failed.message));
+        }
+        self.sidecar.push(outcome);
+    }
+
+    fn window(&mut self, window: Window) {
+        let _ = self.events.send(Event::Window(window));
+    }
+}
