@@ -25,6 +25,8 @@ pub enum Command {
     Run(RunArgs),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(RecommendArgs),
+    /// Send one request and say what works, or what is wrong and how to mend it
+    Check(CheckArgs),
     /// Write test-data/test_snippets.json
     GenerateTestData(GenerateArgs),
     /// Run the simulated LLM server alone
@@ -144,6 +146,20 @@ pub struct RecommendArgs {
     /// Criterion's folder [default: as Criterion finds it]
     #[arg(long, value_name = "DIR")]
     pub criterion_dir: Option<PathBuf>,
+}
+
+/// Options of `check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Base URL such as http://localhost:8000/v1, or simulator
+    #[arg(long, value_name = "URL")]
+    pub llm_endpoint: Option<Endpoint>,
+    /// The model, as the server knows it
+    #[arg(long, value_name = "NAME")]
+    pub llm_model: Option<String>,
+    /// The config file [default: $LLM_CONFIG, else config.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
 }
 
 /// Options of `generate-test-data`.

@@ -50,6 +50,7 @@ pub struct Transport {
 struct TransportInner {
     http: reqwest::Client,
     url: Url,
+    models_url: Url,
     kind: RequestKind,
     headers: HeaderMap,
     timeout: Duration,
@@ -81,7 +82,8 @@ impl Transport {
         }
         let inner = TransportInner {
             http: http_client(base, timeout)?,
-            url: route(base, kind),
+            url: route(base, path_of(kind)),
+            models_url: route(base, "models"),
             kind,
             headers,
             timeout,
@@ -98,6 +100,24 @@ impl Transport {
     /// The same, keeping the answer's text.
     pub async fn send_for_text(&self, body: Bytes) -> Answer {
         self.exchange(body, true).await
+    }
+
+    /// The models the server says it has (`GET /models`); `None` if it does not say.
+    pub async fn models(&self) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<Model>,
+        }
+        #[derive(Deserialize)]
+        struct Model {
+            id: String,
+        }
+        let inner = &self.inner;
+        let request = inner.http.get(inner.models_url.clone()).headers(inner.headers.clone()).send();
+        let mut response = tokio::time::timeout(inner.timeout, request).await.ok()?.ok()?;
+        let body = read_up_to(&mut response, LONGEST_ERROR).await;
+        let list: List = serde_json::from_slice(&body).ok()?;
+        Some(list.data.into_iter().map(|model| self.clean(&model.id)).collect())
     }
 
     /// The URL requests go to, redacted.
@@ -192,14 +212,17 @@ fn http_client(base: &Url, timeout: Duration) -> Result<reqwest::Client, LlmErro
     builder.build().map_err(|error| LlmError::Client(chain(&error)))
 }
 
-fn route(base: &Url, kind: RequestKind) -> Url {
-    let route = match kind {
+fn path_of(kind: RequestKind) -> &'static str {
+    match kind {
         RequestKind::Chat => "chat/completions",
         RequestKind::Completion => "completions",
         RequestKind::Embedding => "embeddings",
-    };
+    }
+}
+
+fn route(base: &Url, path: &str) -> Url {
     let mut url = base.clone();
-    url.set_path(&format!("{}/{route}", base.path().trim_end_matches('/')));
+    url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));
     url
 }
 

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs};
+use crate::cli::{CheckArgs, GenerateArgs, RecommendArgs, RunArgs, SimulateArgs};
+use crate::client::BodyTemplate;
 use crate::config::{ConfigError, Overrides, Settings};
 use crate::config_patch;
+use crate::outcome::Reply;
 use crate::recommend::{Recommendation, Status, recommend};
 use crate::report::text;
 use crate::results::{Identity, Measured, Places, ResultsFile, load_measured};
@@ -43,7 +46,7 @@ pub fn bench() -> Result<ExitCode> {
     }
     let decided = conclude(&settings, &args, &places, &swept)?;
     print!("{}", decided.printed());
-    eprintln!("{}", where_written(&swept));
+    eprintln!("{}", where_written(&swept, &places));
     if swept.interrupted {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }
@@ -64,7 +67,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let swept = sweep::run(&settings, &criterion_args, &places)?;
     let decided = conclude(&settings, &criterion_args, &places, &swept)?;
     print!("{}", decided.printed());
-    eprintln!("{}", where_written(&swept));
+    eprintln!("{}", where_written(&swept, &places));
     if swept.interrupted {
         return Ok(ExitCode::from(INTERRUPTED));
     }
@@ -107,6 +110,56 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         print!("{}", written.text);
     }
     Ok(written.exit_code(&decided.recommendation, &wish))
+}
+
+/// `check`: one request.
+///
+/// # Errors
+/// If the settings are wrong or the request fails, with what to do about it.
+pub fn check(args: &CheckArgs) -> Result<ExitCode> {
+    let overrides =
+        Overrides { endpoint: args.llm_endpoint.clone(), model: args.llm_model.clone(), ..Overrides::default() };
+    let settings = Settings::load(args.config.as_deref(), overrides)?;
+    let llm = &settings.config.llm;
+    let (transport, _simulator) = sweep::transport(&settings)?;
+    let request = &settings.config.benchmark.request;
+    let body = BodyTemplate::new(&llm.model, request, "Say hello.").fill("");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (reply, latency, models) = runtime.block_on(async {
+        let models = transport.models().await;
+        let began = Instant::now();
+        let reply = transport.send(body).await;
+        (reply, began.elapsed(), models)
+    });
+    println!("endpoint  {} ({})", llm.endpoint.redacted(), transport.url());
+    println!("model     {}{}", llm.model, known(&llm.model, models.as_deref()));
+    println!(
+        "API key   {}",
+        if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" }
+    );
+    if let Some(failed) = reply.failure {
+        bail!("{}", text::endpoint_problem(failed.kind, &failed.message, &settings));
+    }
+    println!("answer    {:.0} ms{}", latency.as_secs_f64() * 1e3, describe_reply(&reply));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the server lists the model.
+fn known(model: &str, models: Option<&[String]>) -> String {
+    match models {
+        Some(models) if models.iter().any(|known| known == model) => " (the server lists it)".to_owned(),
+        Some(models) => format!(" (not listed by the server, which has: {})", models.join(", ")),
+        None => " (the server does not list its models)".to_owned(),
+    }
+}
+
+fn describe_reply(reply: &Reply) -> String {
+    let ttft = reply.ttft.map(|t| format!(", first token after {:.0} ms", t.as_secs_f64() * 1e3));
+    let tokens = match reply.tokens.output {
+        Some(tokens) => format!(", {tokens} output tokens"),
+        None => ", no token counts (the server reports no usage)".to_owned(),
+    };
+    ttft.unwrap_or_default() + &tokens
 }
 
 /// `generate-test-data`.
@@ -214,13 +267,13 @@ fn from_results_file(path: &Path) -> Result<Measured> {
     Ok(Measured { levels: file.levels, notes, quick, unchecked: false })
 }
 
-fn where_written(swept: &Swept) -> String {
+fn where_written(swept: &Swept, places: &Places) -> String {
     format!(
-        "{:.1} s of load. Written: {} (results), {} (every request), {} (Criterion's report)",
+        "{:.1} s of load. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)",
         swept.load_s,
         swept.run.results_file.display(),
         swept.run.folder().display(),
-        "target/criterion/report/index.html",
+        places.criterion.join("report/index.html").display(),
     )
 }
 

@@ -522,22 +522,33 @@ struct Target {
     salt: String,
 }
 
+/// A transport to the endpoint, and the simulator behind it if that is the endpoint.
+///
+/// # Errors
+/// If the simulator or the client cannot be set up.
+pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
+    let llm = &settings.config.llm;
+    let Endpoint::Url(url) = &llm.endpoint else { return simulated(settings) };
+    let timeout = Duration::from_secs_f64(llm.request_timeout);
+    let kind = settings.config.benchmark.request.kind;
+    Ok((Transport::new(url, kind, timeout, settings.api_key.as_ref())?, None))
+}
+
+fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
+    let simulator = Simulator::start(settings.config.simulator.clone(), 0)?;
+    let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
+    let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
+    let transport = Transport::new(&url, settings.config.benchmark.request.kind, timeout, None)?;
+    Ok((transport, Some(simulator)))
+}
+
 impl Load {
     fn start(settings: &Settings, mode: Mode, prompts: &[Prompt], run: &Run) -> Result<Self, SweepError> {
-        let Config { llm, benchmark, simulator, .. } = &settings.config;
-        let (url, simulator) = match &llm.endpoint {
-            // Tests and `--all-targets` never touch somebody's server.
-            Endpoint::Url(url) if mode == Mode::Measure => (url.clone(), None),
-            _ => {
-                let simulator = Simulator::start(simulator.clone(), 0)?;
-                let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
-                (url, Some(simulator))
-            }
-        };
-        let timeout = Duration::from_secs_f64(llm.request_timeout);
-        let key = settings.api_key.as_ref().filter(|_| simulator.is_none());
+        let Config { llm, benchmark, .. } = &settings.config;
+        // Tests and `--all-targets` never touch somebody's server.
+        let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
         let target = Target {
-            transport: Transport::new(&url, benchmark.request.kind, timeout, key)?,
+            transport,
             bodies: prompts.iter().map(|p| BodyTemplate::new(&llm.model, &benchmark.request, &p.text)).collect(),
             cache: benchmark.request.cache,
             salt: format!("{}/{}", benchmark.seed, run.manifest.run_id),
