@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::stats::{LevelState, LevelSummary, Sample, wilson};
+use crate::stats::{LevelState, LevelSummary, wilson};
 use crate::usl::{self, Usl};
 
 /// What the decision maximises.
@@ -125,7 +125,7 @@ pub struct Recommendation {
     pub status: Status,
     /// The level, where there is one.
     pub recommended_concurrency: Option<usize>,
-    /// Central 95 % of the picks when the windows are resampled.
+    /// Central 95 % of the picks when the measurements are resampled.
     pub interval: Option<[usize; 2]>,
     /// Printed, but not written without `--allow-provisional`.
     pub provisional: bool,
@@ -371,7 +371,8 @@ fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
 struct Candidate {
     at: usize,
     value: f64,
-    samples: Vec<Sample>,
+    /// Rates of parts of the measurement.
+    blocks: Vec<f64>,
 }
 
 impl Candidate {
@@ -381,8 +382,17 @@ impl Candidate {
             Objective::Requests => summary.throughput_rps?.estimate,
             Objective::OutputTokens => summary.output_tps?,
         };
-        Some(Candidate { at, value, samples: summary.samples.clone().unwrap_or_default() })
+        Some(Candidate { at, value, blocks: block_rates(summary) })
     }
+}
+
+/// The cohort's blocks; of a file without them, its windows.
+fn block_rates(summary: &LevelSummary) -> Vec<f64> {
+    if !summary.blocks_rps.is_empty() {
+        return summary.blocks_rps.clone();
+    }
+    let windows = summary.samples.iter().flatten().filter(|window| window.duration_s > 0.0);
+    windows.map(|window| window.succeeded as f64 / window.duration_s).collect()
 }
 
 /// The smallest level within `tolerance` of the best.
@@ -395,9 +405,9 @@ fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: 
     values.filter(|(_, value)| *value >= (1.0 - tolerance) * best).map(|(at, _)| at).next()
 }
 
-/// Ends of the central 95 % of the picks when each level's windows are resampled with replacement.
+/// Ends of the central 95 % of the picks when each level's blocks are resampled with replacement.
 ///
-/// The gates are held fixed. Levels without windows keep their point estimate.
+/// The gates are held fixed. Levels without blocks keep their point estimate.
 fn resampled_picks(candidates: &[Candidate], tolerance: f64) -> [usize; 2] {
     let mut rng = StdRng::seed_from_u64(42);
     let mut picks: Vec<usize> = (0..RESAMPLES)
@@ -411,19 +421,15 @@ fn resampled_picks(candidates: &[Candidate], tolerance: f64) -> [usize; 2] {
     [picks[tail], picks[RESAMPLES - 1 - tail]]
 }
 
-/// The candidate's value with its windows drawn anew: scaled by the ratio of the drawn rate to the original rate.
+/// The candidate's value with its blocks drawn anew: scaled by the ratio of the drawn mean to the original mean.
 fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
-    let samples = &candidate.samples;
-    if samples.is_empty() {
+    let blocks = &candidate.blocks;
+    let original: f64 = blocks.iter().sum();
+    if original <= 0.0 {
         return candidate.value;
     }
-    let rate = |drawn: &mut dyn Iterator<Item = &Sample>| {
-        let (succeeded, duration) = drawn.fold((0.0, 0.0), |sum, s| (sum.0 + s.succeeded as f64, sum.1 + s.duration_s));
-        if duration > 0.0 { succeeded / duration } else { 0.0 }
-    };
-    let original = rate(&mut samples.iter());
-    let drawn = rate(&mut (0..samples.len()).map(|_| &samples[rng.random_range(0..samples.len())]));
-    if original > 0.0 { candidate.value * drawn / original } else { candidate.value }
+    let drawn: f64 = (0..blocks.len()).map(|_| blocks[rng.random_range(0..blocks.len())]).sum();
+    candidate.value * drawn / original
 }
 
 /// Relative half-width of the level's throughput interval.

@@ -116,6 +116,9 @@ pub struct LevelSummary {
     /// The windows, one per Criterion sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Vec<Sample>>,
+    /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
     /// The same with every timeout counted as `request_timeout`: what the latency gates look at.
@@ -178,15 +181,19 @@ pub struct LevelFacts {
 /// n, error rate and percentiles are those of the cohort (issued inside the window, drained to their end); rates
 /// are taken over all requests by the share of their life inside the window.
 pub fn summarize(facts: &LevelFacts, outcomes: impl IntoIterator<Item = RequestOutcome>) -> LevelSummary {
-    let mut tally = Tally::default();
-    for outcome in outcomes {
-        tally.add(&outcome, facts);
-    }
-    tally.finish(facts)
+    let mut pool = Pool::new(facts.concurrency);
+    pool.add(facts, outcomes);
+    pool.finish()
 }
 
-#[derive(Default)]
-struct Tally {
+/// Adds up one level's measurements, each with a window of its own, to one summary.
+#[derive(Debug, Default)]
+pub struct Pool {
+    concurrency: usize,
+    duration_s: f64,
+    samples: Vec<Sample>,
+    itl_us: BTreeMap<u64, u64>,
+    blocks_rps: Vec<f64>,
     cohort: u64,
     succeeded: u64,
     failures: BTreeMap<Failure, u64>,
@@ -196,30 +203,56 @@ struct Tally {
     tokens: u64,
     in_flight_s: f64,
     latency: Vec<f64>,
+    /// What timeouts count for in the latency gates.
+    timeouts: Vec<f64>,
     ttft: Vec<f64>,
     tpot: Vec<f64>,
 }
 
-impl Tally {
-    fn add(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
-        self.in_flight_s += outcome.overlap_s(facts.window_s);
-        if outcome.is_success() {
-            let share = outcome.share(facts.window_s);
-            self.successes_share += share;
-            match outcome.output_tokens {
-                Some(tokens) => self.tokens_share += share * f64::from(tokens),
-                None => self.tokens_missing |= share > 0.0,
+impl Pool {
+    /// An empty pool for a level.
+    pub fn new(concurrency: usize) -> Self {
+        Pool { concurrency, ..Pool::default() }
+    }
+
+    /// Adds one measurement.
+    pub fn add(&mut self, facts: &LevelFacts, outcomes: impl IntoIterator<Item = RequestOutcome>) {
+        let mut permits = Vec::new();
+        for outcome in outcomes {
+            self.add_rates(&outcome, facts);
+            if outcome.phase == Phase::Measured {
+                self.add_to_cohort(&outcome, facts);
+                permits.push(Permit::of(&outcome));
             }
         }
-        if outcome.phase == Phase::Measured {
-            self.add_to_cohort(outcome);
+        self.blocks_rps.extend(blocks(self.concurrency, permits));
+        self.duration_s += facts.window_s[1] - facts.window_s[0];
+        self.samples.extend_from_slice(&facts.samples);
+        for &(us, count) in &facts.itl_us {
+            *self.itl_us.entry(us).or_default() += count;
         }
     }
 
-    fn add_to_cohort(&mut self, outcome: &RequestOutcome) {
+    fn add_rates(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
+        self.in_flight_s += outcome.overlap_s(facts.window_s);
+        if !outcome.is_success() {
+            return;
+        }
+        let share = outcome.share(facts.window_s);
+        self.successes_share += share;
+        match outcome.output_tokens {
+            Some(tokens) => self.tokens_share += share * f64::from(tokens),
+            None => self.tokens_missing |= share > 0.0,
+        }
+    }
+
+    fn add_to_cohort(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
         self.cohort += 1;
         if let Some(failure) = outcome.failure {
             *self.failures.entry(failure).or_default() += 1;
+            if failure == Failure::Timeout {
+                self.timeouts.push(facts.request_timeout_s);
+            }
         }
         if !outcome.is_success() {
             return;
@@ -231,26 +264,24 @@ impl Tally {
         self.tpot.extend(outcome.tpot_s());
     }
 
-    fn finish(self, facts: &LevelFacts) -> LevelSummary {
-        let duration = facts.window_s[1] - facts.window_s[0];
-        let per_second = |amount: f64| (duration > 0.0).then(|| amount / duration);
+    /// The figures of all that was added.
+    pub fn finish(self) -> LevelSummary {
+        let per_second = |amount: f64| (self.duration_s > 0.0).then(|| amount / self.duration_s);
         let rate = |count: u64| (self.cohort > 0).then(|| count as f64 / self.cohort as f64);
-        let timeouts = self.failures.get(&Failure::Timeout).copied().unwrap_or_default();
-        let failed = self.failures.values().sum();
         let has_tokens = !self.tokens_missing && self.succeeded > 0;
-        let mut with_timeouts = self.latency.clone();
-        with_timeouts.extend((0..timeouts).map(|_| facts.request_timeout_s));
-        let itl: Vec<_> = facts.itl_us.iter().map(|&(us, count)| (us as f64 / 1e6, count)).collect();
+        let with_timeouts = [self.latency.as_slice(), self.timeouts.as_slice()].concat();
+        let itl: Vec<_> = self.itl_us.iter().map(|(&us, &count)| (us as f64 / 1e6, count)).collect();
         LevelSummary {
-            concurrency: facts.concurrency,
+            concurrency: self.concurrency,
             requests: Some(self.cohort),
             succeeded: Some(self.succeeded),
             failures: self.failures.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect(),
-            error_rate: rate(failed),
-            timeout_rate: rate(timeouts),
-            duration_s: Some(duration),
-            throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &facts.samples)),
-            samples: Some(facts.samples.clone()),
+            error_rate: rate(self.failures.values().sum()),
+            timeout_rate: rate(self.timeouts.len() as u64),
+            duration_s: Some(self.duration_s),
+            throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &self.blocks_rps)),
+            samples: Some(self.samples),
+            blocks_rps: self.blocks_rps,
             latency_s: Distribution::of(self.latency),
             gate_latency_s: Distribution::of(with_timeouts),
             ttft_s: Distribution::of(self.ttft),
@@ -264,24 +295,64 @@ impl Tally {
     }
 }
 
-/// Puts a 95 % interval around `rps`: Student's t on the windows' rates, centred on the share-of-life figure.
-fn with_interval(rps: f64, samples: &[Sample]) -> Estimate {
-    let rates: Vec<f64> =
-        samples.iter().filter(|s| s.duration_s > 0.0).map(|s| s.succeeded as f64 / s.duration_s).collect();
-    let half = half_width(&rates);
+/// What one request of the cohort cost the closed loop.
+#[derive(Debug)]
+struct Permit {
+    seq: u64,
+    held_s: f64,
+    success: bool,
+}
+
+impl Permit {
+    fn of(outcome: &RequestOutcome) -> Self {
+        let held_s = outcome.latency_s.unwrap_or_default();
+        Permit { seq: outcome.seq, held_s, success: outcome.is_success() }
+    }
+}
+
+/// Blocks per measurement.
+const BLOCKS: usize = 10;
+
+/// Throughput by consecutive blocks of the cohort, in order of issue.
+///
+/// A closed loop holds `level` permits all the time, so a block's throughput is `level` x successes / time its
+/// permits were held (Little's law). Blocks of requests are independent where their latencies are, while windows of
+/// time share the requests that cross their border; and blocks that follow each other show a server that changes
+/// its speed. A permit that a failure left early was held for about the median success (see the closed loop).
+fn blocks(level: usize, mut permits: Vec<Permit>) -> Vec<f64> {
+    if permits.len() < BLOCKS {
+        return Vec::new();
+    }
+    let mut successes: Vec<f64> = permits.iter().filter(|p| p.success).map(|p| p.held_s).collect();
+    successes.sort_unstable_by(f64::total_cmp);
+    let typical = quantile(successes.len() as u64, 0.5, |rank| successes[rank as usize]).unwrap_or(1.0).min(1.0);
+    permits.sort_unstable_by_key(|permit| permit.seq);
+    let n = permits.len();
+    let block = |at: usize| {
+        let block = &permits[at * n / BLOCKS..(at + 1) * n / BLOCKS];
+        let held: f64 = block.iter().map(|p| if p.success { p.held_s } else { p.held_s.max(typical) }).sum();
+        let succeeded = block.iter().filter(|p| p.success).count();
+        if held > 0.0 { level as f64 * succeeded as f64 / held } else { 0.0 }
+    };
+    (0..BLOCKS).map(block).collect()
+}
+
+/// Puts a 95 % interval around `rps`: Student's t on the blocks, as a share of their mean.
+fn with_interval(rps: f64, blocks: &[f64]) -> Estimate {
+    let half = relative_half_width(blocks).map(|half| rps * half);
     Estimate { estimate: rps, lower: half.map(|h| (rps - h).max(0.0)), upper: half.map(|h| rps + h) }
 }
 
-/// Half-width of the 95 % Student t interval of the mean; `None` for fewer than two values.
-fn half_width(values: &[f64]) -> Option<f64> {
+/// Half-width of the 95 % Student t interval of the mean, relative to the mean; `None` for fewer than two values.
+fn relative_half_width(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
-    if values.len() < 2 {
+    let mean = values.iter().sum::<f64>() / n;
+    if values.len() < 2 || mean <= 0.0 {
         return None;
     }
-    let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
     let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.975);
-    Some(t * (variance / n).sqrt())
+    Some(t * (variance / n).sqrt() / mean)
 }
 
 /// Wilson's 95 % score interval of a proportion (Wilson 1927).
