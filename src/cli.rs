@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Endpoint, Levels, Overrides};
+use crate::config::{ConfigError, Levels, Overrides};
 
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
 #[derive(Debug, Parser)]
@@ -59,7 +59,7 @@ pub struct RunArgs {
     pub levels: Option<Levels>,
     /// Base URL such as http://localhost:8000/v1, or simulator
     #[arg(long, value_name = "URL")]
-    pub llm_endpoint: Option<Endpoint>,
+    pub llm_endpoint: Option<String>,
     /// The model, as the server knows it
     #[arg(long, value_name = "NAME")]
     pub llm_model: Option<String>,
@@ -91,9 +91,14 @@ pub const DEFAULT_KEY: &str = "llm.max_concurrent_requests";
 
 impl RunArgs {
     /// The settings given as flags.
-    pub fn overrides(&self) -> Overrides {
-        Overrides {
-            endpoint: self.llm_endpoint.clone(),
+    ///
+    /// # Errors
+    /// If the endpoint is no URL. Clap would repeat it in its message, and it may hold a password.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        let endpoint = self.llm_endpoint.as_deref().map(str::parse).transpose();
+        let wrong = |message| ConfigError::Value { what: "--llm-endpoint".to_owned(), message };
+        Ok(Overrides {
+            endpoint: endpoint.map_err(wrong)?,
             model: self.llm_model.clone(),
             levels: self.levels.clone(),
             min_concurrency: self.min_concurrency,
@@ -106,7 +111,7 @@ impl RunArgs {
             max_output_tokens: self.max_output_tokens,
             max_minutes: self.max_minutes,
             max_cost_usd: self.max_cost_usd,
-        }
+        })
     }
 }
 

@@ -61,7 +61,7 @@ pub fn bench() -> Result<ExitCode> {
 /// # Errors
 /// If the sweep cannot be made, or the config cannot be patched.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
-    let settings = Settings::load(args.config.as_deref(), args.overrides())?;
+    let settings = Settings::load(args.config.as_deref(), args.overrides()?)?;
     let criterion_args = CriterionArgs::measure_all();
     let places = Places::find(None);
     let swept = sweep::run(&settings, &criterion_args, &places)?;
@@ -204,7 +204,7 @@ pub fn simulate(args: &SimulateArgs) -> Result<ExitCode> {
 
 fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
     let benchmark = &settings.config.benchmark;
-    let prompts: Vec<String> = snippets::load(settings.prompts_path())?.into_iter().map(|prompt| prompt.text).collect();
+    let prompts: Vec<String> = snippets::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
     let max_tokens = benchmark.request.max_tokens;
     Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
 }
@@ -253,7 +253,7 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
 }
 
 fn from_criterion(settings: &Settings, criterion: Option<&Path>) -> Result<Measured> {
-    let prompts = snippets::load(settings.prompts_path())?;
+    let prompts = snippets::of_run(settings)?;
     let identity = Identity::of(&settings.config, &prompts);
     Ok(load_measured(&Places::find(criterion), &identity)?)
 }

@@ -19,12 +19,12 @@ pub enum ConfigError {
     )]
     NotFound(PathBuf),
     /// It cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It is empty, or nothing but comments.
     #[error("{0} is empty: it needs at least a section `llm` with `endpoint` and `model`")]
@@ -291,8 +291,9 @@ pub struct RequestSettings {
     pub stream: bool,
     /// Longest answer, tokens.
     pub max_tokens: u32,
-    /// The prompts, a file beside config.yaml (or an absolute path).
-    pub prompts: PathBuf,
+    /// The prompts, a file beside config.yaml (or an absolute path). Without it `test-data/test_snippets.json`, and
+    /// where that does not exist the same snippets from memory.
+    pub prompts: Option<PathBuf>,
     /// Whether the server's prefix cache may help.
     pub cache: Cache,
     /// Merged into the body of every request.
@@ -305,7 +306,7 @@ impl Default for RequestSettings {
             kind: RequestKind::Chat,
             stream: true,
             max_tokens: 64,
-            prompts: PathBuf::from("test-data/test_snippets.json"),
+            prompts: None,
             cache: Cache::Fresh,
             extra_body: serde_json::Map::new(),
         }
@@ -526,19 +527,18 @@ impl Settings {
         env.get("LLM_API_KEY").or_else(|| env.get("OPENAI_API_KEY")).map(SecretString::from)
     }
 
-    /// The prompts file, relative to the config file's folder.
-    pub fn prompts_path(&self) -> PathBuf {
-        let folder = self.path.parent().unwrap_or(Path::new(""));
-        folder.join(&self.config.benchmark.request.prompts)
+    /// A path of the settings, which is relative to the config file's folder.
+    pub fn beside_config(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 }
 
 impl Config {
     /// Reads and parses a config file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        let text = std::fs::read_to_string(path).map_err(|cause| match cause.kind() {
             std::io::ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
-            _ => ConfigError::Unreadable { path: path.to_owned(), source },
+            _ => ConfigError::Unreadable { path: path.to_owned(), cause },
         })?;
         Config::parse(&text, path)
     }

@@ -25,6 +25,8 @@ use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::Settings;
+
 /// Where the generated file is kept, relative to the working folder.
 pub const DEFAULT_PATH: &str = "test-data/test_snippets.json";
 
@@ -280,6 +282,25 @@ pub fn load(path: impl AsRef<Path>) -> Result<Vec<Prompt>, SnippetError> {
         _ => SnippetError::Read { path: path.to_owned(), source },
     })?;
     parse(&text, path)
+}
+
+/// The prompts of a run: of the file that the settings name, else of [`DEFAULT_PATH`] beside the config file, else
+/// (there being no such file) the ones [`generate`] would have put there.
+///
+/// # Errors
+/// As [`load`]; a file that the settings name must exist.
+pub fn of_run(settings: &Settings) -> Result<Vec<Prompt>, SnippetError> {
+    if let Some(named) = &settings.config.benchmark.request.prompts {
+        return load(settings.beside_config(named));
+    }
+    let path = settings.beside_config(DEFAULT_PATH);
+    match load(&path) {
+        Err(SnippetError::NotFound { .. }) => {
+            let json = generate(DEFAULT_SEED, DEFAULT_COUNT).to_json().expect("strings and numbers are always JSON");
+            parse(&json, &path)
+        }
+        loaded => loaded,
+    }
 }
 
 fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, SnippetError> {

@@ -303,7 +303,7 @@ pub struct Swept {
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
     let plan = Plan::new(settings, args);
-    let prompts = snippets::load(settings.prompts_path())?;
+    let prompts = snippets::of_run(settings)?;
     let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(SweepError::NothingMatches(plan.configured));
