@@ -3,12 +3,11 @@
 //! The rule: among the levels that pass every gate, the **smallest** one whose throughput is within `tolerance` of
 //! the best. An argmax would pay twice the tail latency for a percent that is mostly noise.
 
-use std::fmt::Write as _;
-
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::outcome::Failure;
 use crate::stats::{LevelState, LevelSummary, wilson};
 use crate::usl::{self, Usl};
 
@@ -165,7 +164,7 @@ impl From<Usl> for UslInfo {
     }
 }
 
-/// Below these a level is not used; below the second pair the result is provisional.
+/// Requests, fixed and per level: below these a level is not used; below the second pair the result is provisional.
 const USABLE: (u64, u64) = (30, 3);
 const FULL: (u64, u64) = (100, 10);
 /// Without a limit of the user's own, P95 may be this many times that of the lowest level.
@@ -181,16 +180,18 @@ const RESAMPLES: usize = 2_000;
 const WIDEST_INTERVAL: usize = 3;
 const NOISY_HALF_WIDTH: f64 = 0.10;
 
-/// Decides. `levels` may come in any order; a level should be there once.
+/// Decides. `levels` may come in any order; a level should be there once. Figures that cannot be (not finite,
+/// negative, a rate above 1) count as unknown.
 pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
-    let mut sorted = levels.to_vec();
+    let mut sorted: Vec<_> = levels.iter().cloned().map(LevelSummary::without_impossible).collect();
     sorted.sort_by_key(|level| level.concurrency);
     let judged = judge_all(sorted, policy);
     let mut notes = level_notes(&judged, policy);
     let decision = decide(&judged, policy);
     let pick = decision.pick.and_then(|at| judged.get(at));
-    notes.extend(pick.map(|level| missing_checks(level, policy)).unwrap_or_default());
-    let provisional = pick.is_some_and(|level| is_provisional(level, policy));
+    let missing = pick.map(|pick| missing_checks(&judged, pick, policy)).unwrap_or_default();
+    let provisional = !missing.is_empty();
+    notes.extend(missing);
     let (usl, usl_note) = fit_usl(&judged);
     notes.extend(usl_note);
     Recommendation {
@@ -211,16 +212,21 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
 fn judge_all(levels: Vec<LevelSummary>, policy: &Policy) -> Vec<JudgedLevel> {
     let mut judged: Vec<_> = levels.into_iter().map(|level| judge_errors(level, policy)).collect();
     let median_tokens = median(passing(&judged).filter_map(|level| level.summary.mean_output_tokens).collect());
-    let reference_p95 = passing(&judged).find_map(|level| gate_latency(&level.summary).0);
+    fail_where(&mut judged, |summary| shrunk_output(summary, median_tokens));
+    // Only now: next to no output comes fast, and would make a reference that nothing else meets.
+    let reference =
+        passing(&judged).find_map(|level| Some((level.summary.concurrency, gate_latency(&level.summary).0?)));
+    fail_where(&mut judged, |summary| failed_latency(summary, policy, reference));
+    judged
+}
+
+fn fail_where(judged: &mut [JudgedLevel], failure: impl Fn(&LevelSummary) -> Option<String>) {
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
-        let failure = failed_latency(&level.summary, policy, reference_p95)
-            .or_else(|| shrunk_output(&level.summary, median_tokens));
-        if let Some(why) = failure {
+        if let Some(why) = failure(&level.summary) {
             level.verdict = Verdict::Fail;
             level.why = why;
         }
     }
-    judged
 }
 
 fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
@@ -228,43 +234,95 @@ fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
 }
 
 /// Validity and the error gate.
-fn judge_errors(summary: LevelSummary, policy: &Policy) -> JudgedLevel {
+fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
+    // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
+    for ours in ["verdict", "why", "error_rate_interval"] {
+        summary.unknown.remove(ours);
+    }
     let failed = failed_requests(&summary);
-    let error_rate_interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
-    let (verdict, why) = if let Some(why) = unusable(&summary) {
+    let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
+    let (verdict, why) = if let Some(why) = too_small(&summary) {
         (Verdict::NotUsed, why)
-    } else if let Some(rate) = summary.error_rate.filter(|&rate| rate >= policy.max_error_rate) {
-        (Verdict::Fail, format!("error rate {} is not below {}", percent(rate), percent(policy.max_error_rate)))
+    } else if let Some(why) = failed_errors(&summary, interval, policy) {
+        (Verdict::Fail, why)
+    } else if let Some(why) = no_value(&summary, policy) {
+        (Verdict::NotUsed, why)
     } else {
-        (Verdict::Pass, uncertain_errors(error_rate_interval, policy))
+        (Verdict::Pass, uncertain_errors(interval, policy))
     };
-    JudgedLevel { verdict, why, error_rate_interval, summary }
+    JudgedLevel { verdict, why, error_rate_interval: interval, summary }
 }
 
 fn failed_requests(summary: &LevelSummary) -> Option<u64> {
     Some(summary.requests?.saturating_sub(summary.succeeded?))
 }
 
-fn unusable(summary: &LevelSummary) -> Option<String> {
-    let level = summary.concurrency as u64;
+/// As stated, else from the counts.
+fn error_rate(summary: &LevelSummary) -> Option<f64> {
+    let counted = || Some(failed_requests(summary)? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
+    summary.error_rate.or_else(counted)
+}
+
+fn too_small(summary: &LevelSummary) -> Option<String> {
     match summary.state {
         Some(LevelState::Cut) => return Some("interrupted before it was complete".to_owned()),
         // Too few requests for a figure, but enough to see that it fails.
         Some(LevelState::Hopeless) => return None,
         _ => {}
     }
-    let smallest = USABLE.0.max(USABLE.1 * level);
-    if let Some(n) = summary.requests.filter(|&n| n < smallest) {
-        return Some(format!("n = {n}, at least {smallest} are needed"));
+    if summary.concurrency == 0 {
+        return Some("level 0 sends nothing".to_owned());
     }
-    if summary.throughput_rps.is_none() {
-        return Some("no throughput".to_owned());
+    let smallest = size(summary.concurrency, USABLE);
+    summary
+        .requests
+        .filter(|&n| n < smallest)
+        .map(|n| format!("n = {n}, at least {smallest} are needed (benchmark.total_requests)"))
+}
+
+fn failed_errors(summary: &LevelSummary, interval: Option<[f64; 2]>, policy: &Policy) -> Option<String> {
+    let limit = policy.max_error_rate;
+    if let Some(rate) = error_rate(summary).filter(|&rate| rate >= limit) {
+        let uncertain = interval
+            .filter(|interval| interval[0] < limit)
+            .map(|[low, high]| format!(" (uncertain: {} to {})", percent(low), percent(high)));
+        return Some(format!(
+            "error rate {} is not below {}{}",
+            percent(rate),
+            percent(limit),
+            uncertain.unwrap_or_default()
+        ));
     }
-    None
+    (summary.state == Some(LevelState::Hopeless))
+        .then(|| format!("given up: {}", summary.reason.as_deref().unwrap_or("it had clearly failed")))
+}
+
+/// What is to be maximised must be known.
+fn no_value(summary: &LevelSummary, policy: &Policy) -> Option<String> {
+    if value(summary, policy).is_some() {
+        return None;
+    }
+    let what = match policy.objective {
+        Objective::Requests => "no throughput",
+        Objective::OutputTokens => {
+            "no output tokens per second (the server reports no token counts; policy.objective: requests needs none)"
+        }
+    };
+    Some(what.to_owned())
+}
+
+/// What the decision maximises, where it is known and above 0.
+fn value(summary: &LevelSummary, policy: &Policy) -> Option<f64> {
+    let value = match policy.objective {
+        Objective::Requests => summary.throughput_rps.map(|t| t.estimate),
+        Objective::OutputTokens => summary.output_tps,
+    };
+    value.filter(|&value| value > 0.0)
 }
 
 fn uncertain_errors(interval: Option<[f64; 2]>, policy: &Policy) -> String {
     match interval {
+        // Without any failure the interval only says how small n is, which is said elsewhere.
         Some([low, high]) if high >= policy.max_error_rate && low > 0.0 => {
             format!("error rate uncertain: {} to {}", percent(low), percent(high))
         }
@@ -278,18 +336,18 @@ fn gate_latency(summary: &LevelSummary) -> (Option<f64>, Option<f64>) {
     (latency.p95, latency.p99)
 }
 
-fn failed_latency(summary: &LevelSummary, policy: &Policy, reference_p95: Option<f64>) -> Option<String> {
+fn failed_latency(summary: &LevelSummary, policy: &Policy, reference: Option<(usize, f64)>) -> Option<String> {
     let (p95, p99) = gate_latency(summary);
     if let (Some(p95), Some(limit)) = (p95, policy.max_p95_seconds)
         && p95 > limit
     {
         return Some(format!("P95 {} is above max_p95_seconds {}", seconds(p95), seconds(limit)));
     }
-    if let (Some(p95), Some(reference), None) = (p95, reference_p95, policy.max_p95_seconds)
+    if let (Some(p95), Some((lowest, reference)), None) = (p95, reference, policy.max_p95_seconds)
         && p95 > DEFAULT_P95_FACTOR * reference
     {
         return Some(format!(
-            "P95 {} is above {DEFAULT_P95_FACTOR} x {} of the lowest level",
+            "P95 {} is above {DEFAULT_P95_FACTOR} x the {} of level {lowest}",
             seconds(p95),
             seconds(reference)
         ));
@@ -326,7 +384,11 @@ impl Decision {
 }
 
 fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
-    if let Some(reason) = rate_limited(levels) {
+    let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
+    if used.is_empty() {
+        return Decision::none(Status::Unresolved, nothing_usable(levels));
+    }
+    if let Some(reason) = rate_limited(levels, policy) {
         return Decision::none(Status::RateLimited, reason);
     }
     let candidates: Vec<Candidate> = levels
@@ -336,35 +398,33 @@ fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
         .filter_map(|(at, level)| Candidate::new(at, level, policy))
         .collect();
     let Some(pick) = pick(&candidates, policy.tolerance) else {
-        return Decision::none(Status::NoQualifyingLevel, nothing_qualifies(levels));
+        return Decision::none(Status::NoQualifyingLevel, nothing_qualifies(&levels[used[0]]));
     };
-    let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
     if used.len() < 2 {
         return Decision::none(
             Status::Unresolved,
             "only one level could be used, and one level says nothing about the others: measure at least two",
         );
     }
-    let picks = resampled_picks(&candidates, policy.tolerance);
-    let interval = Some([levels[picks[0]].summary.concurrency, levels[picks[1]].summary.concurrency]);
-    let noise = half_width(&levels[pick].summary);
-    if picks[1] - picks[0] + 1 > WIDEST_INTERVAL && noise.is_some_and(|noise| noise > NOISY_HALF_WIDTH) {
-        return Decision {
-            interval,
-            ..Decision::none(
-                Status::Unresolved,
-                format!(
-                    "too noisy: the pick lies anywhere from {} to {}, with throughput known only to ±{}; measure more \
-                     requests (benchmark.total_requests) or on a quieter server",
-                    levels[picks[0]].summary.concurrency,
-                    levels[picks[1]].summary.concurrency,
-                    percent(noise.unwrap_or_default()),
-                ),
-            )
-        };
+    let picks = resampled_picks(&candidates, pick, policy.tolerance);
+    let interval = picks.map(|ends| ends.map(|at| levels[at].summary.concurrency));
+    if let Some(reason) = too_noisy(picks, levels, pick) {
+        return Decision { interval, ..Decision::none(Status::Unresolved, reason) };
     }
     let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
     Decision { status, pick: Some(pick), interval, reason }
+}
+
+fn too_noisy(picks: Option<[usize; 2]>, levels: &[JudgedLevel], pick: usize) -> Option<String> {
+    let [low, high] = picks.filter(|[low, high]| high - low + 1 > WIDEST_INTERVAL)?;
+    let noise = half_width(&levels[pick].summary).filter(|&noise| noise > NOISY_HALF_WIDTH)?;
+    Some(format!(
+        "too noisy: the pick lies anywhere from {} to {}, with throughput known only to ±{}; measure more requests \
+         (benchmark.total_requests) or on a quieter server",
+        levels[low].summary.concurrency,
+        levels[high].summary.concurrency,
+        percent(noise),
+    ))
 }
 
 /// A passing level, as the pick sees it.
@@ -377,12 +437,8 @@ struct Candidate {
 
 impl Candidate {
     fn new(at: usize, level: &JudgedLevel, policy: &Policy) -> Option<Self> {
-        let summary = &level.summary;
-        let value = match policy.objective {
-            Objective::Requests => summary.throughput_rps?.estimate,
-            Objective::OutputTokens => summary.output_tps?,
-        };
-        Some(Candidate { at, value, blocks: block_rates(summary) })
+        let value = value(&level.summary, policy)?;
+        Some(Candidate { at, value, blocks: block_rates(&level.summary) })
     }
 }
 
@@ -405,10 +461,14 @@ fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: 
     values.filter(|(_, value)| *value >= (1.0 - tolerance) * best).map(|(at, _)| at).next()
 }
 
-/// Ends of the central 95 % of the picks when each level's blocks are resampled with replacement.
+/// Ends of the central 95 % of the picks when each level's blocks are resampled with replacement (the percentile
+/// bootstrap of Efron 1979), widened where needed to hold the pick itself.
 ///
-/// The gates are held fixed. Levels without blocks keep their point estimate.
-fn resampled_picks(candidates: &[Candidate], tolerance: f64) -> [usize; 2] {
+/// The gates are held fixed. `None` where a level has no blocks: it would look free of noise.
+fn resampled_picks(candidates: &[Candidate], pick: usize, tolerance: f64) -> Option<[usize; 2]> {
+    if candidates.iter().any(|candidate| candidate.blocks.len() < 2) {
+        return None;
+    }
     let mut rng = StdRng::seed_from_u64(42);
     let mut picks: Vec<usize> = (0..RESAMPLES)
         .filter_map(|_| {
@@ -418,7 +478,8 @@ fn resampled_picks(candidates: &[Candidate], tolerance: f64) -> [usize; 2] {
         .collect();
     picks.sort_unstable();
     let tail = RESAMPLES / 40;
-    [picks[tail], picks[RESAMPLES - 1 - tail]]
+    let (low, high) = (picks.get(tail)?, picks.get(RESAMPLES - 1 - tail)?);
+    Some([pick.min(*low), pick.max(*high)])
 }
 
 /// The candidate's value with its blocks drawn anew: scaled by the ratio of the drawn mean to the original mean.
@@ -471,54 +532,69 @@ fn explain_pick(
             format!("{level} is the lowest level tested and already within tolerance: the optimum may be lower"),
         );
     }
-    let best = candidates.iter().max_by(|a, b| a.value.total_cmp(&b.value)).map_or(pick, |c| c.at);
-    let share = |at: usize| candidates.iter().find(|c| c.at == at).map_or(f64::NAN, |c| c.value);
-    (
-        Status::Ok,
-        format!(
-            "the smallest level within {} of the best throughput ({} of that at {})",
-            percent(policy.tolerance),
-            percent(share(pick) / share(best)),
-            levels[best].summary.concurrency
-        ),
-    )
+    (Status::Ok, within_tolerance(levels, pick, policy))
 }
 
-/// A quota is the limit if 429s are most of the failures and made a level fail.
-fn rate_limited(levels: &[JudgedLevel]) -> Option<String> {
-    let (mut limited, mut failed) = (0, 0);
-    for level in levels {
-        limited += level.summary.failures.get("RateLimited").copied().unwrap_or_default();
-        failed += level.summary.failures.values().sum::<u64>();
+fn within_tolerance(levels: &[JudgedLevel], pick: usize, policy: &Policy) -> String {
+    let what = match policy.objective {
+        Objective::Requests => "throughput",
+        Objective::OutputTokens => "output tokens per second",
+    };
+    let tolerance = percent(policy.tolerance);
+    let own = value(&levels[pick].summary, policy);
+    match own.zip(best_passing(levels, policy)) {
+        Some((own, (best, highest))) if own < highest => format!(
+            "the smallest level within {tolerance} of the best {what} ({} of that at {})",
+            percent(own / highest),
+            best.summary.concurrency
+        ),
+        _ => format!("it has the best {what}, and no lower level comes within {tolerance} of it"),
     }
-    let gate_failed = levels.iter().any(|level| level.verdict == Verdict::Fail);
-    if !gate_failed || limited * 2 <= failed {
+}
+
+/// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
+fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
+    let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy)?)));
+    values.reduce(|best, next| if next.1 > best.1 { next } else { best })
+}
+
+/// A quota is the limit if 429s are most of the failures of the levels that fail on errors.
+fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
+    let (mut limited, mut failed) = (0_u64, 0_u64);
+    let by_errors = |level: &&JudgedLevel| error_rate(&level.summary).is_some_and(|rate| rate >= policy.max_error_rate);
+    for level in levels.iter().filter(|level| level.verdict == Verdict::Fail).filter(by_errors) {
+        let failures = &level.summary.failures;
+        limited = limited.saturating_add(failures.get(Failure::RateLimited.name()).copied().unwrap_or_default());
+        failed = failures.values().fold(failed, |sum, &count| sum.saturating_add(count));
+    }
+    if limited <= failed / 2 {
         return None;
     }
-    let passed = levels
-        .iter()
-        .filter_map(|level| level.summary.throughput_rps.map(|t| t.estimate))
-        .max_by(f64::total_cmp)
-        .unwrap_or_default();
+    let rates = levels.iter().filter_map(|level| level.summary.throughput_rps.map(|t| t.estimate));
+    let passed = rates.max_by(f64::total_cmp).unwrap_or_default();
     Some(format!(
         "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; about {passed:.2} requests \
          per second passed. Keep to that rate (or ask for a higher quota) instead of tuning the concurrency"
     ))
 }
 
-fn nothing_qualifies(levels: &[JudgedLevel]) -> String {
-    if levels.is_empty() {
-        return "no level was measured".to_owned();
+fn nothing_usable(levels: &[JudgedLevel]) -> String {
+    match levels.first() {
+        None => "no level was measured".to_owned(),
+        Some(level) => format!("no level could be used; the lowest, {}: {}", level.summary.concurrency, level.why),
     }
-    let mut text = "no level passes the gates".to_owned();
-    if levels[0].verdict == Verdict::Fail {
-        let _ = write!(
-            text,
-            "; the lowest level, {}, fails as well ({}), so concurrency is not the cause",
-            levels[0].summary.concurrency, levels[0].why
-        );
+}
+
+fn nothing_qualifies(lowest: &JudgedLevel) -> String {
+    let (level, why) = (lowest.summary.concurrency, &lowest.why);
+    let so = match level {
+        1 => "so concurrency is not the cause",
+        _ => "so the cause is not concurrency, or the optimum is lower still: measure level 1",
+    };
+    match lowest.verdict {
+        Verdict::Fail => format!("no level passes the gates; the lowest level, {level}, fails as well ({why}), {so}"),
+        _ => "no level passes the gates".to_owned(),
     }
-    text
 }
 
 // ---- what is said beside it ----
@@ -542,38 +618,52 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
     if policy.max_p95_seconds.is_some() {
         return None;
     }
-    let value = |level: &JudgedLevel| level.summary.throughput_rps.map(|t| t.estimate);
-    let best = passing(levels).filter_map(value).max_by(f64::total_cmp)?;
-    let rejected = levels
+    let (_, best) = best_passing(levels, policy)?;
+    let (level, reached) = levels
         .iter()
         .filter(|level| level.verdict == Verdict::Fail && level.why.starts_with("P95"))
-        .filter_map(|level| Some((level, value(level)?)))
+        .filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy)?)))
         .max_by(|a, b| a.1.total_cmp(&b.1))?;
-    (rejected.1 > best).then(|| {
+    let unit = match policy.objective {
+        Objective::Requests => "requests/s",
+        Objective::OutputTokens => "output tokens/s",
+    };
+    (reached > best).then(|| {
         format!(
-            "the P95 gate costs {} of throughput (level {} reached {:.2} requests/s); set policy.max_p95_seconds to \
-             choose the limit yourself",
-            percent(1.0 - best / rejected.1),
-            rejected.0.summary.concurrency,
-            rejected.1
+            "the P95 gate costs {} of throughput (level {level} reached {reached:.2} {unit}); set \
+             policy.max_p95_seconds to choose the limit yourself",
+            percent(1.0 - best / reached),
         )
     })
 }
 
-/// Which checks could not be made on the pick. Any of them makes the result provisional.
-fn missing_checks(level: &JudgedLevel, policy: &Policy) -> Vec<String> {
-    let summary = &level.summary;
+/// Which checks could not be made on the pick, or on the best level it is measured by. Any of them makes the result
+/// provisional.
+fn missing_checks(levels: &[JudgedLevel], pick: &JudgedLevel, policy: &Policy) -> Vec<String> {
+    let best = best_passing(levels, policy).map(|(best, _)| best).filter(|best| *best != pick);
+    let mut missing: Vec<_> =
+        std::iter::once(pick).chain(best).flat_map(|level| missing_checks_of(&level.summary, policy)).collect();
+    let without: Vec<_> = passing(levels)
+        .filter(|level| block_rates(&level.summary).len() < 2)
+        .map(|level| level.summary.concurrency.to_string())
+        .collect();
+    if !without.is_empty() {
+        missing.push(format!("no interval: the spread of level {} is unknown", without.join(", ")));
+    }
+    missing
+}
+
+fn missing_checks_of(summary: &LevelSummary, policy: &Policy) -> Vec<String> {
     let n = summary.concurrency;
+    let full = size(n, FULL);
     let mut missing = Vec::new();
     match summary.requests {
         None => missing.push(format!("level {n}: the number of requests is unknown, so its size was not checked")),
-        Some(requests) if requests < full_size(n) => missing.push(format!(
-            "level {n} was measured with {requests} requests; a full result takes at least {}",
-            full_size(n)
-        )),
+        Some(requests) if requests < full => missing
+            .push(format!("level {n} was measured with {requests} requests; a full result takes at least {full}")),
         Some(_) => {}
     }
-    if summary.error_rate.is_none() {
+    if error_rate(summary).is_none() {
         missing.push(format!("level {n}: the error rate is unknown, so its gate was not checked"));
     }
     let (p95, p99) = gate_latency(summary);
@@ -587,12 +677,9 @@ fn missing_checks(level: &JudgedLevel, policy: &Policy) -> Vec<String> {
     missing
 }
 
-fn full_size(level: usize) -> u64 {
-    FULL.0.max(FULL.1 * level as u64)
-}
-
-fn is_provisional(level: &JudgedLevel, policy: &Policy) -> bool {
-    !missing_checks(level, policy).is_empty()
+/// The larger of a fixed number of requests and so many times the level.
+fn size(level: usize, (fixed, times): (u64, u64)) -> u64 {
+    fixed.max(times.saturating_mul(level as u64))
 }
 
 fn fit_usl(levels: &[JudgedLevel]) -> (Option<UslInfo>, Option<String>) {

@@ -1,6 +1,6 @@
 //! All that is on disk: Criterion's JSON (read), the run folder with its sidecars and manifest, results files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -33,20 +33,20 @@ const CROSS_CHECK: f64 = 0.05;
 #[derive(Debug, Error)]
 pub enum ResultsError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {source}\n\nWhat was measured before is still in target/concurrency.")]
+    #[error("cannot write {path}: {cause}\n\nWhat was measured before is still in target/concurrency.")]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file is not what it should be.
     #[error("{path} is not a {what}: {message}")]
@@ -126,7 +126,7 @@ fn cargo_target() -> Option<PathBuf> {
 
 /// Writes a file so that a reader sees the old or the new one, never a torn one.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
-    let failed = |source: io::Error| ResultsError::Write { path: path.to_owned(), source };
+    let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(failed)?;
     let mut file = temporary_in(folder).map_err(failed)?;
@@ -154,7 +154,7 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, ResultsError> {
-    let bytes = std::fs::read(path).map_err(|source| ResultsError::Read { path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
     serde_json::from_slice(&bytes).map_err(|error| ResultsError::Format {
         path: path.to_owned(),
         what,
@@ -189,7 +189,7 @@ impl Identity {
             texts.update([0]);
         }
         // The prompts count by what they say, not by where their file lies.
-        let request = RequestSettings { prompts: PathBuf::new(), ..config.benchmark.request.clone() };
+        let request = RequestSettings { prompts: None, ..config.benchmark.request.clone() };
         Identity {
             endpoint: config.llm.endpoint.redacted(),
             simulator,
@@ -449,10 +449,10 @@ fn summarize_level(folder: &Path, settings: &RunSettings, record: &LevelRecord) 
 
 /// Reads a sidecar line by line.
 pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {
-    let file = File::open(path).map_err(|source| ResultsError::Read { path: path.to_owned(), source })?;
+    let file = File::open(path).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
     let path = path.to_owned();
     Ok(BufReader::new(file).lines().enumerate().map(move |(index, line)| {
-        let line = line.map_err(|source| ResultsError::Read { path: path.clone(), source })?;
+        let line = line.map_err(|cause| ResultsError::Read { path: path.clone(), cause })?;
         serde_json::from_str(&line).map_err(|error| ResultsError::Format {
             path: path.clone(),
             what: "sidecar",
@@ -474,7 +474,7 @@ const BATCH: usize = 256;
 
 impl SidecarWriter {
     fn create(path: PathBuf) -> Result<Self, ResultsError> {
-        let failed = |source: io::Error| ResultsError::Write { path: path.clone(), source };
+        let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let file = temporary_in(&folder).map_err(failed)?;
@@ -503,7 +503,7 @@ impl SidecarWriter {
         let _ = batches.send(batch);
         drop(batches);
         let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        result.map_err(|source| ResultsError::Write { path, source })
+        result.map_err(|cause| ResultsError::Write { path, cause })
     }
 }
 
@@ -528,7 +528,7 @@ pub struct Measured {
     pub levels: Vec<LevelSummary>,
     /// Where they come from and what was left out.
     pub notes: Vec<String>,
-    /// Seconds until a request counted as timed out, where known.
+    /// Whether some of it comes from a quick run.
     pub quick: bool,
     /// Whether checks are missing for all of it.
     pub unchecked: bool,
@@ -543,7 +543,7 @@ pub struct Measured {
 /// If there is nothing, or the newest run was made against something else than `now`.
 pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
-    let Some(newest) = manifests.first() else { return estimates_only(places) };
+    let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
     let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
         return Err(ResultsError::CutOff { run_id: newest.run_id.clone() });
     };
@@ -560,8 +560,14 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     for &level in &newest.settings.levels {
         match newest_record(places, &same, level) {
             Some((manifest, record)) => {
-                let mut summary = summarize_level(&places.runs.join(&manifest.run_id), &manifest.settings, record)?;
-                summary.notes.extend(cross_check(places, &summary));
+                let folder = places.runs.join(&manifest.run_id);
+                let summary = match summarize_level(&folder, &manifest.settings, record) {
+                    Ok(mut summary) => {
+                        summary.notes.extend(cross_check(places, &summary));
+                        summary
+                    }
+                    Err(error) => estimate_only(places, level, &error)?,
+                };
                 measured.levels.push(summary);
                 measured.quick |= manifest.settings.quick;
                 runs.push(&manifest.run_id);
@@ -676,8 +682,18 @@ fn cross_check(places: &Places, summary: &LevelSummary) -> Option<String> {
     })
 }
 
-/// Without any sidecar Criterion's estimates alone give throughput, and nothing to check it with.
-fn estimates_only(places: &Places) -> Result<Measured, ResultsError> {
+/// Without its sidecar a level has Criterion's throughput, and nothing to check it with.
+fn estimate_only(places: &Places, level: usize, error: &ResultsError) -> Result<LevelSummary, ResultsError> {
+    Ok(LevelSummary {
+        concurrency: level,
+        throughput_rps: Some(estimates(places, level)?),
+        notes: vec![format!("{error}; only Criterion's throughput is known")],
+        ..LevelSummary::default()
+    })
+}
+
+/// Without any run folder that is all there is, for every level.
+fn estimates_only(places: &Places, mut notes: Vec<String>) -> Result<Measured, ResultsError> {
     let folder = places.criterion.join(GROUP).join("level");
     let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
     let mut found: Vec<usize> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -695,11 +711,11 @@ fn estimates_only(places: &Places) -> Result<Measured, ResultsError> {
     if levels.is_empty() {
         return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
     }
-    let note = format!(
+    notes.push(format!(
         "there are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
         places.runs.display()
-    );
-    Ok(Measured { levels, notes: vec![note], quick: false, unchecked: true })
+    ));
+    Ok(Measured { levels, notes, quick: false, unchecked: true })
 }
 
 // ---- results files ----
@@ -747,6 +763,15 @@ impl ResultsFile {
         }
         if file.levels.is_empty() {
             return wrong("it holds no levels".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        for level in file.levels.iter().map(|level| level.concurrency) {
+            if level == 0 {
+                return wrong("a level has no `concurrency` (or 0); levels start at 1".to_owned());
+            }
+            if !seen.insert(level) {
+                return wrong(format!("level {level} is there twice"));
+            }
         }
         Ok(file)
     }

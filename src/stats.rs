@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::outcome::{Failure, Phase, RequestOutcome};
@@ -104,6 +104,7 @@ pub struct LevelSummary {
     /// Successes in the cohort.
     pub succeeded: Option<u64>,
     /// Failures in the cohort by kind; kinds that did not occur are left out.
+    #[serde(deserialize_with = "null_as_default")]
     pub failures: BTreeMap<String, u64>,
     /// Failures / requests.
     pub error_rate: Option<f64>,
@@ -117,7 +118,7 @@ pub struct LevelSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Vec<Sample>>,
     /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
@@ -142,11 +143,46 @@ pub struct LevelSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What is worth knowing about these figures.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub notes: Vec<String>,
     /// Keys of a results file that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl LevelSummary {
+    /// With every figure that cannot be (not finite, negative, a rate above 1) made unknown. Files from elsewhere
+    /// may hold such.
+    pub fn without_impossible(mut self) -> Self {
+        fn keep(figure: &mut Option<f64>) {
+            *figure = figure.filter(|&f| f.is_finite() && f >= 0.0);
+        }
+        let rates = [&mut self.error_rate, &mut self.timeout_rate];
+        rates.into_iter().for_each(|rate| *rate = rate.filter(|r| (0.0..=1.0).contains(r)));
+        self.throughput_rps = self.throughput_rps.filter(|t| t.estimate.is_finite() && t.estimate >= 0.0);
+        if let Some(throughput) = &mut self.throughput_rps {
+            keep(&mut throughput.lower);
+            keep(&mut throughput.upper);
+        }
+        let figures =
+            [&mut self.duration_s, &mut self.output_tps, &mut self.mean_output_tokens, &mut self.mean_in_flight];
+        figures.into_iter().for_each(keep);
+        let times =
+            [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
+        for time in times.into_iter().flatten() {
+            let Distribution { mean, p50, p90, p95, p99, max } = time;
+            [mean, p50, p90, p95, p99, max].into_iter().for_each(keep);
+        }
+        if let Some(samples) = &mut self.samples {
+            samples.retain(|sample| sample.duration_s.is_finite() && sample.duration_s > 0.0);
+        }
+        self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
+        self
+    }
 }
 
 /// How a level ended.
