@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ConfigError, Levels, Overrides};
+use crate::config::{ConfigError, Endpoint, Levels, Overrides};
 
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
 #[derive(Debug, Parser)]
@@ -93,12 +93,10 @@ impl RunArgs {
     /// The settings given as flags.
     ///
     /// # Errors
-    /// If the endpoint is no URL. Clap would repeat it in its message, and it may hold a password.
+    /// If the endpoint is no URL.
     pub fn overrides(&self) -> Result<Overrides, ConfigError> {
-        let endpoint = self.llm_endpoint.as_deref().map(str::parse).transpose();
-        let wrong = |message| ConfigError::Value { what: "--llm-endpoint".to_owned(), message };
         Ok(Overrides {
-            endpoint: endpoint.map_err(wrong)?,
+            endpoint: endpoint(self.llm_endpoint.as_deref())?,
             model: self.llm_model.clone(),
             levels: self.levels.clone(),
             min_concurrency: self.min_concurrency,
@@ -113,6 +111,12 @@ impl RunArgs {
             max_cost_usd: self.max_cost_usd,
         })
     }
+}
+
+/// Not parsed by clap, which would repeat it in its message, and it may hold a password.
+fn endpoint(flag: Option<&str>) -> Result<Option<Endpoint>, ConfigError> {
+    let wrong = |message| ConfigError::Value { what: "--llm-endpoint".to_owned(), message };
+    flag.map(str::parse).transpose().map_err(wrong)
 }
 
 /// The bin `recommend`.
@@ -158,13 +162,27 @@ pub struct RecommendArgs {
 pub struct CheckArgs {
     /// Base URL such as http://localhost:8000/v1, or simulator
     #[arg(long, value_name = "URL")]
-    pub llm_endpoint: Option<Endpoint>,
+    pub llm_endpoint: Option<String>,
     /// The model, as the server knows it
     #[arg(long, value_name = "NAME")]
     pub llm_model: Option<String>,
     /// The config file [default: $LLM_CONFIG, else config.yaml]
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
+}
+
+impl CheckArgs {
+    /// The settings given as flags.
+    ///
+    /// # Errors
+    /// If the endpoint is no URL.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        Ok(Overrides {
+            endpoint: endpoint(self.llm_endpoint.as_deref())?,
+            model: self.llm_model.clone(),
+            ..Overrides::default()
+        })
+    }
 }
 
 /// Options of `generate-test-data`.

@@ -117,9 +117,7 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
 /// # Errors
 /// If the settings are wrong or the request fails, with what to do about it.
 pub fn check(args: &CheckArgs) -> Result<ExitCode> {
-    let overrides =
-        Overrides { endpoint: args.llm_endpoint.clone(), model: args.llm_model.clone(), ..Overrides::default() };
-    let settings = Settings::load(args.config.as_deref(), overrides)?;
+    let settings = Settings::load(args.config.as_deref(), args.overrides()?)?;
     let llm = &settings.config.llm;
     let (transport, _simulator) = sweep::transport(&settings)?;
     let request = &settings.config.benchmark.request;

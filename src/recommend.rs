@@ -510,10 +510,11 @@ fn explain_pick(
     let level = levels[pick].summary.concurrency;
     let (lowest, highest) = (used[0], used[used.len() - 1]);
     if pick == highest {
+        let tested = if highest + 1 == levels.len() { "tested" } else { "that could be used" };
         return (
             Status::NotSaturated,
             format!(
-                "throughput still rises at {level}, the highest level tested: the optimum is at least {level}; raise \
+                "throughput still rises at {level}, the highest level {tested}: the optimum is at least {level}; raise \
                  benchmark.max_concurrency and add higher benchmark.levels"
             ),
         );

@@ -403,3 +403,254 @@ pub fn wilson(successes: u64, n: u64) -> Option<[f64; 2]> {
     let half = Z / denominator * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
     Some([(centre - half).max(0.0), (centre + half).min(1.0)])
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn assert_near(got: Option<f64>, want: f64) {
+        let got = got.unwrap_or(f64::NAN);
+        assert!((got - want).abs() <= 1e-12 * want.abs().max(1.0), "got {got}, want {want}");
+    }
+
+    /// `[float(np.quantile([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4], p)) for p in (.5, .9, .95, .99, 1)]`, numpy 2.
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        let distribution = Distribution::of(vec![0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4]).unwrap();
+        assert_near(distribution.p50, 0.4);
+        assert_near(distribution.p90, 1.14);
+        assert_near(distribution.p95, 1.319_999_999_999_999_6);
+        assert_near(distribution.p99, 1.464);
+        assert_eq!(distribution.max, Some(1.5));
+        // np.mean of the same
+        assert_near(distribution.mean, 4.1 / 7.0);
+
+        // np.quantile(np.arange(1, 101) / 100, p): with n = 100 P99 lies between the two largest.
+        let hundred = Distribution::of((1..=100).map(|n| f64::from(n) / 100.0).collect()).unwrap();
+        assert_near(hundred.p50, 0.505);
+        assert_near(hundred.p90, 0.901);
+        assert_near(hundred.p95, 0.950_5);
+        assert_near(hundred.p99, 0.990_1);
+    }
+
+    #[test]
+    fn a_quantile_of_one_value_is_that_value_and_of_none_unknown() {
+        assert_eq!(quantile(1, 0.95, |_| 7.0), Some(7.0));
+        assert_eq!(quantile(0, 0.95, |_| 7.0), None);
+        assert_eq!(Distribution::of(Vec::new()), None);
+        assert_eq!(Distribution::of_binned(&[]), None);
+        assert_eq!(Distribution::of_binned(&[(0.1, 0)]), None);
+        // Ends, and what lies beyond them: np.quantile([1, 2, 3], [0, 1])
+        let values = [1.0, 2.0, 3.0];
+        for (p, want) in [(-1.0, 1.0), (0.0, 1.0), (1.0, 3.0), (2.0, 3.0)] {
+            assert_eq!(quantile(3, p, |rank| values[rank as usize]), Some(want));
+        }
+    }
+
+    /// `np.quantile([1]*4 + [2]*3 + [5]*2 + [50], p)`, and the same without bins.
+    #[test]
+    fn binned_is_the_same_as_unbinned() {
+        let bins = [(1.0, 4), (2.0, 3), (5.0, 2), (50.0, 1)];
+        let binned = Distribution::of_binned(&bins).unwrap();
+        assert_near(binned.p50, 2.0);
+        assert_near(binned.p90, 9.5);
+        assert_near(binned.p95, 29.75);
+        assert_near(binned.p99, 45.95);
+        let values = bins.iter().flat_map(|&(value, count)| std::iter::repeat_n(value, count as usize)).collect();
+        assert_eq!(Distribution::of(values), Some(binned));
+    }
+
+    /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)`, scipy 1.
+    #[test]
+    fn the_half_width_is_that_of_student_t() {
+        let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
+        assert_near(half_width(&rates), 0.199_503_509_310_250_15);
+        let two = half_width(&[8.0, 12.0]).unwrap();
+        assert!((two - 25.412_409_474).abs() < 1e-6, "{two}");
+        assert_eq!(half_width(&[8.0]), None);
+    }
+
+    #[test]
+    fn an_interval_does_not_go_below_zero_and_skips_empty_windows() {
+        let sample = |duration_s, succeeded| Sample { duration_s, completed: succeeded, succeeded };
+        let around = with_interval(10.0, &[sample(1.0, 8), sample(1.0, 12), sample(0.0, 3)]);
+        assert_eq!(around.lower, Some(0.0));
+        assert!((around.upper.unwrap() - 35.412_409_474).abs() < 1e-6, "{around:?}");
+        assert_eq!(with_interval(10.0, &[sample(1.0, 8)]), Estimate { estimate: 10.0, lower: None, upper: None });
+    }
+
+    /// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four
+    /// digits printed there; then 0, 5 and 50 of 100 by `scipy.stats.binomtest(k, n).proportion_ci(method='wilson')`.
+    #[test]
+    fn wilson_is_as_published() {
+        for (k, n, low, high) in [
+            (81, 263, 0.2553, 0.3662),
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+            (29, 29, 0.8830, 1.0),
+        ] {
+            let got = wilson(k, n).unwrap();
+            assert!((got[0] - low).abs() < 5.1e-5 && (got[1] - high).abs() < 5.1e-5, "{k}/{n}: {got:?}");
+        }
+        for (k, n, low, high) in [
+            (0, 100, 0.0, 0.036_993_498_206_985_68),
+            (5, 100, 0.021_543_679_154_367_973, 0.111_750_469_231_919_14),
+            (50, 100, 0.403_831_530_365_995_6, 0.596_168_469_634_004_4),
+        ] {
+            let got = wilson(k, n).unwrap();
+            assert!((got[0] - low).abs() < 1e-12 && (got[1] - high).abs() < 1e-12, "{k}/{n}: {got:?}");
+        }
+        assert_eq!(wilson(0, 0), None);
+    }
+
+    // ---- summarize ----
+
+    fn request(phase: Phase, start_s: f64, end_s: f64, tokens: Option<u32>) -> RequestOutcome {
+        RequestOutcome {
+            seq: 0,
+            phase,
+            sample: None,
+            start_s,
+            end_s: Some(end_s),
+            latency_s: Some(end_s - start_s),
+            ttft_s: None,
+            chunks: 1,
+            output_tokens: tokens,
+            input_tokens: None,
+            cached_tokens: None,
+            status: Some(200),
+            failure: None,
+            error: None,
+            resent: 0,
+        }
+    }
+
+    fn failed(start_s: f64, end_s: f64, failure: Failure) -> RequestOutcome {
+        RequestOutcome { failure: Some(failure), ..request(Phase::Measured, start_s, end_s, None) }
+    }
+
+    fn facts() -> LevelFacts {
+        LevelFacts { concurrency: 2, window_s: [10.0, 20.0], request_timeout_s: 30.0, ..LevelFacts::default() }
+    }
+
+    /// Half of the first request's life and three quarters of the last one's lie outside the window of 10 s.
+    #[test]
+    fn rates_count_shares_of_life_and_percentiles_the_cohort() {
+        let outcomes = [
+            request(Phase::Warmup, 8.0, 12.0, Some(40)),
+            request(Phase::Measured, 12.0, 16.0, Some(20)),
+            request(Phase::Measured, 19.0, 23.0, Some(80)),
+            request(Phase::Warmup, 1.0, 9.0, Some(1000)),
+        ];
+        let summary = summarize(&facts(), outcomes);
+        assert_eq!((summary.requests, summary.succeeded, summary.duration_s), (Some(2), Some(2), Some(10.0)));
+        assert_near(summary.throughput_rps.map(|t| t.estimate), (0.5 + 1.0 + 0.25) / 10.0);
+        assert_near(summary.output_tps, (0.5 * 40.0 + 20.0 + 0.25 * 80.0) / 10.0);
+        assert_near(summary.mean_in_flight, (2.0 + 4.0 + 1.0) / 10.0);
+        // The cohort alone: the two issued inside.
+        assert_eq!(summary.mean_output_tokens, Some(50.0));
+        assert_eq!(summary.latency_s.unwrap().mean, Some(4.0));
+        assert_eq!(summary.error_rate, Some(0.0));
+        assert_eq!(summary.ttft_s, None);
+        assert_eq!(summary.itl_s, None);
+    }
+
+    #[test]
+    fn failures_are_counted_by_kind_and_timeouts_weigh_on_the_gate() {
+        let outcomes = [
+            request(Phase::Measured, 10.0, 11.0, Some(5)),
+            request(Phase::Measured, 10.0, 11.0, Some(5)),
+            failed(10.0, 19.0, Failure::Timeout),
+            failed(10.0, 10.1, Failure::RateLimited),
+            failed(10.0, 10.1, Failure::RateLimited),
+        ];
+        let summary = summarize(&facts(), outcomes);
+        let kinds: BTreeMap<String, u64> = [("RateLimited".to_owned(), 2), ("Timeout".to_owned(), 1)].into();
+        assert_eq!(summary.failures, kinds);
+        assert_near(summary.error_rate, 0.6);
+        assert_near(summary.timeout_rate, 0.2);
+        assert_eq!(summary.latency_s.unwrap().max, Some(1.0));
+        let gate = summary.gate_latency_s.unwrap();
+        assert_eq!((gate.p50, gate.max), (Some(1.0), Some(30.0)));
+        // In flight counts all, successes or not: 1 + 1 + 9 + 0.1 + 0.1 seconds in 10.
+        assert_near(summary.mean_in_flight, 1.12);
+        assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
+    }
+
+    #[test]
+    fn token_figures_are_unknown_if_one_answer_came_without() {
+        let with = request(Phase::Measured, 11.0, 12.0, Some(5));
+        let without = request(Phase::Measured, 11.0, 12.0, None);
+        let summary = summarize(&facts(), [with.clone(), without]);
+        assert_eq!((summary.output_tps, summary.mean_output_tokens), (None, None));
+        // One that played no part in the window does not spoil it.
+        let outside = request(Phase::Warmup, 0.0, 9.0, None);
+        assert_eq!(summarize(&facts(), [with, outside]).mean_output_tokens, Some(5.0));
+    }
+
+    #[test]
+    fn of_nothing_all_is_unknown() {
+        let summary = summarize(&facts(), []);
+        assert_eq!(summary.requests, Some(0));
+        assert_eq!((summary.error_rate, summary.timeout_rate, summary.latency_s), (None, None, None));
+        let empty = LevelFacts { window_s: [0.0, 0.0], ..facts() };
+        assert_eq!(summarize(&empty, []).throughput_rps, None);
+    }
+
+    #[test]
+    fn times_between_tokens() {
+        let mut outcome = request(Phase::Measured, 10.0, 12.0, Some(11));
+        outcome.ttft_s = Some(0.5);
+        let facts = LevelFacts { itl_us: vec![(1_000, 3), (3_000, 1)], ..facts() };
+        let summary = summarize(&facts, [outcome]);
+        assert_eq!(summary.ttft_s.unwrap().p50, Some(0.5));
+        assert_near(summary.tpot_s.unwrap().mean, 0.15);
+        assert_near(summary.itl_s.unwrap().mean, 0.0015);
+    }
+
+    #[test]
+    fn json_goes_round_with_unknown_keys_and_null_parts() {
+        let text = json!({
+            "concurrency": 4, "requests": null, "failures": null, "notes": null, "samples": null,
+            "throughput_rps": {"estimate": 3.5, "lower": null}, "latency_s": {"p95": 1.5, "p75": 1.0},
+            "gpu_watts": 300, "host": {"name": "a"},
+        });
+        let summary: LevelSummary = serde_json::from_value(text).unwrap();
+        assert_eq!(summary.throughput_rps, Some(Estimate { estimate: 3.5, lower: None, upper: None }));
+        assert_eq!(summary.latency_s.unwrap().p95, Some(1.5));
+        assert_eq!((summary.requests, summary.samples.is_none(), summary.failures.len()), (None, true, 0));
+        assert_eq!(summary.unknown["gpu_watts"], 300);
+        assert_eq!(summary.unknown["host"]["name"], "a");
+        let written = serde_json::to_value(&summary).unwrap();
+        assert_eq!(written["gpu_watts"], 300);
+        assert_eq!(serde_json::from_value::<LevelSummary>(written).unwrap(), summary);
+
+        let full = summarize(&facts(), [request(Phase::Measured, 10.0, 11.0, Some(5))]);
+        let written = serde_json::to_string(&full).unwrap();
+        assert_eq!(serde_json::from_str::<LevelSummary>(&written).unwrap(), full);
+    }
+
+    #[test]
+    fn impossible_figures_become_unknown() {
+        let strange = LevelSummary {
+            error_rate: Some(1.5),
+            timeout_rate: Some(f64::NAN),
+            throughput_rps: Some(Estimate { estimate: f64::INFINITY, lower: None, upper: None }),
+            latency_s: Some(Distribution { p95: Some(-1.0), p99: Some(2.0), ..Distribution::default() }),
+            samples: Some(vec![Sample { duration_s: f64::NAN, completed: 1, succeeded: 1 }]),
+            output_tps: Some(f64::NEG_INFINITY),
+            ..LevelSummary::default()
+        };
+        let kept = strange.without_impossible();
+        assert_eq!((kept.error_rate, kept.timeout_rate, kept.output_tps), (None, None, None));
+        assert_eq!(kept.throughput_rps, None);
+        assert_eq!(kept.latency_s.map(|l| (l.p95, l.p99)), Some((None, Some(2.0))));
+        assert_eq!(kept.samples, Some(Vec::new()));
+
+        let sane = summarize(&facts(), [request(Phase::Measured, 10.0, 11.0, Some(5))]);
+        assert_eq!(sane.clone().without_impossible(), sane);
+    }
+}

@@ -9,7 +9,7 @@ use crate::stats::{Distribution, Estimate, LevelSummary};
 
 /// The table of all levels with their verdicts.
 pub fn table(recommendation: &Recommendation) -> String {
-    let best = passing(recommendation).filter_map(throughput).max_by(f64::total_cmp);
+    let best = passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
     let header =
         ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
     let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
@@ -137,7 +137,7 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
     if let Some(line) = gain(recommendation, level) {
         let _ = writeln!(text, "  {line}");
     }
-    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| n != summary.concurrency) {
+    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| n < summary.concurrency) {
         let _ = writeln!(
             text,
             "  for low latency rather than throughput: {alternative} (most throughput per second of latency)"
@@ -153,9 +153,9 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
     }
 }
 
-/// Sequential (or the lowest level) against the optimum.
+/// Sequential (or the lowest level that passes) against the optimum.
 fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<String> {
-    let lowest = recommendation.levels.iter().find(|level| level.verdict != Verdict::NotUsed)?;
+    let lowest = passing(recommendation).next()?;
     if lowest.summary.concurrency == level.summary.concurrency {
         return None;
     }

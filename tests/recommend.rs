@@ -1,0 +1,544 @@
+//! The decision on summaries made by hand: status, pick and the text that a user sees.
+
+#![cfg(feature = "suite")]
+
+use llm_concurrency::recommend::{Objective, Policy, Recommendation, Status, Verdict, recommend};
+use llm_concurrency::report::text;
+use llm_concurrency::stats::{Distribution, Estimate, LevelState, LevelSummary, Sample};
+use proptest::prelude::*;
+
+/// A level measured in full, free of errors, known to ±1 %.
+fn level(concurrency: usize, rps: f64) -> LevelSummary {
+    let requests = 100.max(10 * concurrency as u64);
+    let window = |at: usize| {
+        let succeeded = requests / 10;
+        let speed = if at.is_multiple_of(2) { 1.01 } else { 0.99 };
+        Sample { duration_s: succeeded as f64 / (rps * speed), completed: succeeded, succeeded }
+    };
+    LevelSummary {
+        concurrency,
+        requests: Some(requests),
+        succeeded: Some(requests),
+        error_rate: Some(0.0),
+        timeout_rate: Some(0.0),
+        duration_s: Some(requests as f64 / rps),
+        throughput_rps: Some(Estimate { estimate: rps, lower: Some(rps * 0.99), upper: Some(rps * 1.01) }),
+        samples: Some((0..10).map(window).collect()),
+        latency_s: Some(latency(1.0)),
+        gate_latency_s: Some(latency(1.0)),
+        output_tps: Some(rps * 50.0),
+        mean_output_tokens: Some(50.0),
+        mean_in_flight: Some(concurrency as f64),
+        ..LevelSummary::default()
+    }
+}
+
+fn latency(p95: f64) -> Distribution {
+    Distribution {
+        mean: Some(p95 * 0.6),
+        p50: Some(p95 * 0.55),
+        p90: Some(p95 * 0.9),
+        p95: Some(p95),
+        p99: Some(p95 * 1.2),
+        max: Some(p95 * 1.3),
+    }
+}
+
+fn levels(points: &[(usize, f64)]) -> Vec<LevelSummary> {
+    points.iter().map(|&(n, rps)| level(n, rps)).collect()
+}
+
+/// So many of the level's requests failed in this way.
+fn failing(mut level: LevelSummary, kind: &str, count: u64) -> LevelSummary {
+    let requests = level.requests.expect("made above");
+    level.succeeded = Some(requests - count);
+    level.error_rate = Some(count as f64 / requests as f64);
+    level.timeout_rate = Some(if kind == "Timeout" { count as f64 / requests as f64 } else { 0.0 });
+    level.failures = [(kind.to_owned(), count)].into();
+    level
+}
+
+/// The level with n requests, all of them successes.
+fn of_size(n: u64, level: LevelSummary) -> LevelSummary {
+    LevelSummary { requests: Some(n), succeeded: Some(n), ..level }
+}
+
+fn slow(p95: f64, level: LevelSummary) -> LevelSummary {
+    LevelSummary { latency_s: Some(latency(p95)), gate_latency_s: Some(latency(p95)), ..level }
+}
+
+fn printed(recommendation: &Recommendation) -> String {
+    format!("{}\n{}", text::table(recommendation), text::answer(recommendation))
+}
+
+/// Decides, holds status and pick, and compares what is printed with the file of this name in tests/snapshots.
+#[track_caller]
+fn case(name: &str, levels: &[LevelSummary], policy: &Policy, status: Status, pick: Option<usize>) -> Recommendation {
+    let recommendation = recommend(levels, policy);
+    assert_eq!((recommendation.status, recommendation.recommended_concurrency), (status, pick), "{recommendation:#?}");
+    insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_snapshot!(format!("recommend_{name}"), printed(&recommendation));
+    });
+    recommendation
+}
+
+fn plateau() -> Vec<LevelSummary> {
+    let flat = [32, 64, 128, 256, 512, 1024].map(|n| (n, 100.0));
+    levels(&[&[(1, 12.5), (2, 25.0), (4, 50.0), (8, 90.0), (16, 99.8)], &flat[..]].concat())
+}
+
+#[test]
+fn a_plateau_is_taken_at_its_beginning() {
+    let recommendation = case("plateau", &plateau(), &Policy::default(), Status::Ok, Some(16));
+    assert_eq!(recommendation.interval, Some([16, 16]));
+    assert!(!recommendation.provisional);
+}
+
+#[test]
+fn the_best_with_33_percent_errors_is_not_taken() {
+    let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 90.0), (40, 200.0)]);
+    all[3] = failing(all[3].clone(), "ServerError", 132);
+    case("best_with_errors", &all, &Policy::default(), Status::LimitedByGate, Some(20));
+}
+
+#[test]
+fn exactly_5_percent_errors_fail() {
+    let all = [level(1, 10.0), failing(level(10, 80.0), "ServerError", 5)];
+    let recommendation = case("errors_5_00", &all, &Policy::default(), Status::LimitedByGate, Some(1));
+    assert_eq!(recommendation.levels[1].verdict, Verdict::Fail);
+}
+
+#[test]
+fn errors_of_4_99_percent_pass() {
+    let all = [level(1, 10.0), level(10, 80.0), failing(of_size(10_000, level(20, 160.0)), "ServerError", 499)];
+    let recommendation = case("errors_4_99", &all, &Policy::default(), Status::NotSaturated, Some(20));
+    assert_eq!(recommendation.levels[2].verdict, Verdict::Pass);
+}
+
+#[test]
+fn one_percent_errors_everywhere_pass() {
+    let all: Vec<_> = levels(&[(1, 10.0), (2, 20.0), (5, 40.0), (10, 41.0)])
+        .into_iter()
+        .map(|level| failing(level, "Connect", 1))
+        .collect();
+    case("errors_1_everywhere", &all, &Policy::default(), Status::Ok, Some(5));
+}
+
+#[test]
+fn a_dip_in_the_middle_does_not_stop_it() {
+    let mut all = levels(&[(1, 10.0), (5, 45.0), (10, 30.0), (20, 100.0), (30, 101.0)]);
+    case("dip", &all, &Policy::default(), Status::Ok, Some(20));
+    // Nor does a level in the middle that fails.
+    all[2] = failing(all[2].clone(), "ServerError", 50);
+    case("dip_that_fails", &all, &Policy::default(), Status::Ok, Some(20));
+}
+
+#[test]
+fn best_at_one_is_ok() {
+    case("best_at_one", &levels(&[(1, 50.0), (2, 45.0), (5, 30.0)]), &Policy::default(), Status::Ok, Some(1));
+}
+
+#[test]
+fn best_at_a_lowest_level_above_one() {
+    let all = levels(&[(5, 50.0), (10, 45.0), (20, 30.0)]);
+    case("best_at_lowest", &all, &Policy::default(), Status::AtOrBelowLowest, Some(5));
+}
+
+#[test]
+fn still_rising_at_the_last() {
+    let all = levels(&[(1, 10.0), (2, 20.0), (5, 48.0), (10, 95.0)]);
+    case("still_rising", &all, &Policy::default(), Status::NotSaturated, Some(10));
+}
+
+#[test]
+fn fails_everywhere() {
+    let all = |points: &[(usize, f64)]| -> Vec<_> {
+        levels(points).into_iter().map(|level| failing(level, "ServerError", 50)).collect()
+    };
+    let from_one = all(&[(1, 10.0), (2, 20.0), (5, 40.0)]);
+    case("fails_everywhere", &from_one, &Policy::default(), Status::NoQualifyingLevel, None);
+    // Where the lowest is not 1, concurrency may be the cause after all.
+    let from_forty = all(&[(40, 10.0), (50, 20.0)]);
+    case("fails_everywhere_above", &from_forty, &Policy::default(), Status::NoQualifyingLevel, None);
+}
+
+#[test]
+fn errors_only_at_low_levels() {
+    let mut all = levels(&[(1, 10.0), (2, 20.0), (5, 48.0), (10, 95.0), (20, 96.0)]);
+    for level in &mut all[..2] {
+        *level = failing(level.clone(), "Connect", 20);
+    }
+    case("errors_at_low_levels", &all, &Policy::default(), Status::Ok, Some(10));
+}
+
+#[test]
+fn p95_above_five_times_the_lowest_costs_throughput_and_says_how_much() {
+    let all = [level(1, 10.0), level(5, 45.0), slow(5.0, level(10, 80.0)), slow(5.01, level(20, 120.0))];
+    let gated = case("p95_default", &all, &Policy::default(), Status::LimitedByGate, Some(10));
+    assert!(gated.notes.iter().any(|note| note.contains("policy.max_p95_seconds")), "{:?}", gated.notes);
+    // The user's own limit replaces the rule.
+    let own = Policy { max_p95_seconds: Some(6.0), ..Policy::default() };
+    case("p95_own_limit", &all, &own, Status::NotSaturated, Some(20));
+    let strict = Policy { max_p95_seconds: Some(1.0), ..Policy::default() };
+    case("p95_strict", &all, &strict, Status::LimitedByGate, Some(5));
+}
+
+/// Successes alone would show a P95 of 1 s.
+#[test]
+fn timeouts_below_the_error_limit_still_weigh_on_p95() {
+    let mut timing_out = failing(level(10, 80.0), "Timeout", 4);
+    timing_out.gate_latency_s = Some(latency(30.0));
+    let all = [level(1, 10.0), level(5, 45.0), timing_out];
+    case("p95_with_timeouts", &all, &Policy::default(), Status::LimitedByGate, Some(5));
+}
+
+#[test]
+fn p99_is_gated_from_400_requests() {
+    let policy = Policy { max_p99_seconds: Some(2.0), ..Policy::default() };
+    let all = [of_size(400, level(1, 10.0)), of_size(400, level(2, 20.0)), slow(2.0, of_size(400, level(5, 50.0)))];
+    case("p99", &all, &policy, Status::LimitedByGate, Some(2));
+    // Of fewer it is little more than the largest value: not gated, and provisional for that.
+    let small = [of_size(400, level(1, 10.0)), slow(2.0, of_size(399, level(2, 20.0)))];
+    let recommendation = case("p99_of_399", &small, &policy, Status::NotSaturated, Some(2));
+    assert!(recommendation.provisional);
+}
+
+#[test]
+fn a_level_of_29_requests_is_not_used() {
+    let all = [level(1, 10.0), level(2, 20.0), of_size(29, level(4, 100.0))];
+    let recommendation = case("n_29", &all, &Policy::default(), Status::NotSaturated, Some(2));
+    assert_eq!(recommendation.levels[2].verdict, Verdict::NotUsed);
+    // 3 x the level counts too.
+    let wide = [level(1, 10.0), level(2, 20.0), of_size(149, level(50, 100.0))];
+    assert_eq!(recommend(&wide, &Policy::default()).levels[2].verdict, Verdict::NotUsed);
+}
+
+#[test]
+fn between_30_and_100_requests_the_result_is_provisional() {
+    let all = [level(1, 10.0), of_size(30, level(2, 20.0)), level(5, 20.5)];
+    let recommendation = case("provisional", &all, &Policy::default(), Status::Ok, Some(2));
+    assert!(recommendation.provisional);
+    // So it is where the level that the pick is measured by is that small.
+    let best = [level(1, 10.0), level(2, 20.0), of_size(30, level(5, 20.5))];
+    assert!(recommend(&best, &Policy::default()).provisional);
+    // A level that has no say does not matter.
+    let bystander = [of_size(30, level(1, 10.0)), level(2, 20.0), level(5, 20.5)];
+    assert!(!recommend(&bystander, &Policy::default()).provisional);
+}
+
+#[test]
+fn nothing_large_enough_is_unresolved() {
+    let all = [of_size(20, level(1, 10.0)), of_size(29, level(2, 20.0))];
+    case("all_too_small", &all, &Policy::default(), Status::Unresolved, None);
+}
+
+#[test]
+fn a_level_that_never_reached_its_concurrency_is_named() {
+    let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 81.0)]);
+    all[2].mean_in_flight = Some(11.8);
+    case("not_reached", &all, &Policy::default(), Status::Ok, Some(10));
+}
+
+/// An engine that has crashed answers 200 with next to nothing, fast.
+#[test]
+fn shrunk_output_is_not_taken() {
+    let crashed = |n, rps: f64| LevelSummary {
+        output_tps: Some(0.1),
+        mean_output_tokens: Some(0.1 / rps),
+        ..slow(0.01, level(n, rps))
+    };
+    let all = [level(1, 10.0), level(5, 45.0), level(10, 80.0), crashed(20, 500.0)];
+    case("output_shrank", &all, &Policy::default(), Status::LimitedByGate, Some(10));
+    // At the lowest level it must not become the reference of the P95 gate.
+    let lowest = [crashed(1, 500.0), level(5, 45.0), level(10, 80.0), level(20, 81.0)];
+    case("output_shrank_lowest", &lowest, &Policy::default(), Status::Ok, Some(10));
+}
+
+#[test]
+fn windows_too_noisy_to_decide() {
+    let noisy = |n: usize, rps: f64| {
+        let mut level = level(n, rps);
+        for (at, sample) in level.samples.iter_mut().flatten().enumerate() {
+            sample.duration_s *= if at.is_multiple_of(2) { 3.0 } else { 0.4 };
+        }
+        level.throughput_rps = Some(Estimate { estimate: rps, lower: Some(rps * 0.5), upper: Some(rps * 1.5) });
+        level
+    };
+    let all = [noisy(1, 90.0), noisy(2, 94.0), noisy(5, 98.0), noisy(10, 100.0), noisy(20, 99.0)];
+    let recommendation = case("too_noisy", &all, &Policy::default(), Status::Unresolved, None);
+    let [low, high] = recommendation.interval.unwrap();
+    assert!(low <= 2 && high >= 10, "{low} {high}");
+}
+
+#[test]
+fn mainly_429_is_a_quota() {
+    let mut all = levels(&[(1, 5.0), (2, 9.5), (5, 10.0), (10, 10.0)]);
+    all[2] = failing(all[2].clone(), "RateLimited", 40);
+    all[3] = failing(all[3].clone(), "RateLimited", 70);
+    case("rate_limited", &all, &Policy::default(), Status::RateLimited, None);
+}
+
+/// One 429 among thousands, beside a level that is merely slow, is no quota.
+#[test]
+fn a_single_429_is_not_a_quota() {
+    let all = [failing(level(1, 10.0), "RateLimited", 1), level(5, 45.0), level(10, 46.0), slow(9.0, level(20, 46.0))];
+    case("single_429", &all, &Policy::default(), Status::Ok, Some(5));
+}
+
+#[test]
+fn one_level_says_nothing_about_others() {
+    case("one_level", &levels(&[(10, 80.0)]), &Policy::default(), Status::Unresolved, None);
+}
+
+#[test]
+fn an_empty_list() {
+    case("empty", &[], &Policy::default(), Status::Unresolved, None);
+}
+
+#[test]
+fn a_hopeless_level_fails_however_small() {
+    let hopeless = LevelSummary {
+        state: Some(LevelState::Hopeless),
+        reason: Some("every request of the warm-up failed".to_owned()),
+        ..failing(of_size(10, level(20, 0.5)), "Timeout", 10)
+    };
+    let all = [level(1, 10.0), level(10, 80.0), hopeless.clone()];
+    case("hopeless", &all, &Policy::default(), Status::LimitedByGate, Some(10));
+    // Also where no request came to an end, so that there is no error rate.
+    let without_rate = LevelSummary { requests: Some(0), succeeded: Some(0), error_rate: None, ..hopeless };
+    let all = [level(1, 10.0), level(10, 80.0), without_rate];
+    let recommendation = recommend(&all, &Policy::default());
+    assert_eq!(recommendation.levels[2].verdict, Verdict::Fail);
+    assert_eq!(recommendation.recommended_concurrency, Some(10));
+}
+
+#[test]
+fn an_interrupted_level_is_not_used() {
+    let mut all = levels(&[(1, 10.0), (2, 20.0), (5, 48.0)]);
+    all[2].state = Some(LevelState::Cut);
+    case("cut", &all, &Policy::default(), Status::NotSaturated, Some(2));
+}
+
+#[test]
+fn the_objective_may_be_output_tokens() {
+    let policy = Policy { objective: Objective::OutputTokens, ..Policy::default() };
+    let with_tps = |n, rps, tps| LevelSummary { output_tps: Some(tps), ..level(n, rps) };
+    let all = [with_tps(1, 10.0, 500.0), with_tps(5, 60.0, 900.0), with_tps(10, 40.0, 1000.0)];
+    case("output_tokens", &all, &policy, Status::NotSaturated, Some(10));
+    case("output_tokens_by_requests", &all, &Policy::default(), Status::Ok, Some(5));
+    // A level without token counts cannot be compared: it is neither the pick nor "the next one, which fails".
+    let mut unknown = all.to_vec();
+    unknown[2].output_tps = None;
+    case("output_tokens_unknown", &unknown, &policy, Status::NotSaturated, Some(5));
+}
+
+#[test]
+fn only_concurrency_and_throughput() {
+    let bare = |concurrency, estimate| LevelSummary {
+        concurrency,
+        throughput_rps: Some(Estimate { estimate, lower: None, upper: None }),
+        ..LevelSummary::default()
+    };
+    let all = [bare(1, 10.0), bare(5, 45.0), bare(10, 80.0), bare(20, 81.0)];
+    let recommendation = case("bare", &all, &Policy::default(), Status::Ok, Some(10));
+    assert!(recommendation.provisional);
+    assert_eq!(recommendation.interval, None, "nothing is known of the noise");
+}
+
+/// The error rate follows from the counts if it is not there itself.
+#[test]
+fn counts_serve_the_error_gate() {
+    let mut all = levels(&[(1, 10.0), (5, 45.0), (10, 80.0)]);
+    all[2] = LevelSummary { error_rate: None, ..failing(all[2].clone(), "ServerError", 30) };
+    assert_eq!(recommend(&all, &Policy::default()).recommended_concurrency, Some(5));
+}
+
+#[test]
+fn a_verdict_from_a_file_does_not_hide_the_new_one() {
+    let mut all = levels(&[(1, 10.0), (5, 45.0)]);
+    all[0].unknown = [("verdict".to_owned(), "fail".into()), ("mine".to_owned(), 1.into())].into();
+    let json = serde_json::to_value(recommend(&all, &Policy::default())).unwrap();
+    assert_eq!((&json["levels"][0]["verdict"], &json["levels"][0]["mine"]), (&"pass".into(), &1.into()));
+}
+
+// ---- properties ----
+
+fn strange() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        4 => 0.0..1e4,
+        1 => Just(0.0),
+        1 => Just(-0.0),
+        1 => Just(f64::NAN),
+        1 => Just(f64::INFINITY),
+        1 => any::<f64>(),
+    ]
+}
+
+fn maybe<T: std::fmt::Debug>(inner: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
+    proptest::option::weighted(0.8, inner)
+}
+
+prop_compose! {
+    fn any_estimate()(estimate in strange(), lower in maybe(strange()), upper in maybe(strange())) -> Estimate {
+        Estimate { estimate, lower, upper }
+    }
+}
+
+prop_compose! {
+    fn any_sample()(duration_s in strange(), completed in any::<u64>(), succeeded in any::<u64>()) -> Sample {
+        Sample { duration_s, completed, succeeded }
+    }
+}
+
+prop_compose! {
+    fn any_latency()(mean in maybe(strange()), p95 in maybe(strange()), p99 in maybe(strange())) -> Distribution {
+        Distribution { mean, p95, p99, ..Distribution::default() }
+    }
+}
+
+prop_compose! {
+    fn any_level()(
+        concurrency in prop_oneof![4 => 0_usize..100, 1 => any::<usize>()],
+        counts in (maybe(prop_oneof![0_u64..2000, any::<u64>()]), maybe(prop_oneof![0_u64..2000, any::<u64>()])),
+        failures in proptest::collection::btree_map("RateLimited|Timeout|Odd", any::<u64>(), 0..3),
+        error_rate in maybe(prop_oneof![3 => 0.0..0.1, 1 => strange()]),
+        throughput_rps in maybe(any_estimate()),
+        samples in maybe(proptest::collection::vec(any_sample(), 0..12)),
+        latencies in (maybe(any_latency()), maybe(any_latency())),
+        tokens in (maybe(strange()), maybe(strange()), maybe(strange())),
+        state in maybe(prop_oneof![6 => Just(LevelState::Complete), 1 => Just(LevelState::Cut), 1 => Just(LevelState::Hopeless)]),
+    ) -> LevelSummary {
+        LevelSummary {
+            concurrency,
+            requests: counts.0,
+            succeeded: counts.1,
+            failures,
+            error_rate,
+            throughput_rps,
+            samples,
+            latency_s: latencies.0,
+            gate_latency_s: latencies.1,
+            output_tps: tokens.0,
+            mean_output_tokens: tokens.1,
+            mean_in_flight: tokens.2,
+            state,
+            ..LevelSummary::default()
+        }
+    }
+}
+
+prop_compose! {
+    /// What a real run may give: windows around a rate, some errors, some latency.
+    fn sane_level(concurrency: usize)(
+        rps in 0.1..1000.0,
+        noise in proptest::collection::vec(0.5..2.0, 10),
+        failed in prop_oneof![2 => Just(0_u64), 1 => 0_u64..20],
+        p95 in 0.1..3.0,
+        tokens in 40.0..60.0,
+    ) -> LevelSummary {
+        let mut level = slow(p95, failing(level(concurrency, rps), "ServerError", failed));
+        for (sample, factor) in level.samples.iter_mut().flatten().zip(noise) {
+            sample.duration_s *= factor;
+        }
+        LevelSummary { mean_output_tokens: Some(tokens), ..level }
+    }
+}
+
+fn sane_levels() -> impl Strategy<Value = Vec<LevelSummary>> {
+    proptest::collection::btree_set(1_usize..200, 0..8)
+        .prop_flat_map(|set| set.into_iter().map(sane_level).collect::<Vec<_>>())
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let objective = prop_oneof![Just(Objective::Requests), Just(Objective::OutputTokens)];
+    (objective, 0.0..=1.0, maybe(0.1..10.0), maybe(0.1..10.0), 0.0..=1.0).prop_map(
+        |(objective, max_error_rate, max_p95_seconds, max_p99_seconds, tolerance)| Policy {
+            objective,
+            max_error_rate,
+            max_p95_seconds,
+            max_p99_seconds,
+            tolerance,
+        },
+    )
+}
+
+fn value(level: &LevelSummary, objective: Objective) -> Option<f64> {
+    match objective {
+        Objective::Requests => level.throughput_rps.map(|t| t.estimate),
+        Objective::OutputTokens => level.output_tps,
+    }
+}
+
+/// What holds whatever is fed in.
+fn check_pick(recommendation: &Recommendation, policy: &Policy) -> Result<(), TestCaseError> {
+    let Some(pick) = recommendation.recommended_concurrency else {
+        prop_assert!(!recommendation.status.may_patch());
+        return Ok(());
+    };
+    prop_assert!(recommendation.status.may_patch());
+    let passing: Vec<_> = recommendation
+        .levels
+        .iter()
+        .filter(|level| level.verdict == Verdict::Pass)
+        .map(|level| (level.summary.concurrency, value(&level.summary, policy.objective).unwrap_or(f64::NAN)))
+        .collect();
+    prop_assert!(passing.iter().all(|(_, value)| value.is_finite() && *value > 0.0), "{passing:?}");
+    let best = passing.iter().map(|p| p.1).fold(0.0, f64::max);
+    let highest = passing.iter().find(|p| p.1 == best).unwrap().0;
+    prop_assert!(passing.iter().any(|p| p.0 == pick), "the pick passes");
+    prop_assert!(pick <= highest, "{pick} is above the best, {highest}");
+    for (level, value) in &passing {
+        prop_assert!(*level >= pick || *value < (1.0 - policy.tolerance) * best, "{level} would have done");
+    }
+    if let Some([low, high]) = recommendation.interval {
+        prop_assert!(low <= pick && pick <= high);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_a_file_may_hold_panics_or_is_picked(
+        levels in proptest::collection::vec(any_level(), 0..8),
+        policy in any_policy(),
+    ) {
+        let recommendation = recommend(&levels, &policy);
+        check_pick(&recommendation, &policy)?;
+        prop_assert!(!printed(&recommendation).contains("NaN"));
+        serde_json::to_string(&recommendation).unwrap();
+    }
+
+    #[test]
+    fn the_pick_keeps_its_rules(levels in sane_levels(), policy in any_policy()) {
+        check_pick(&recommend(&levels, &policy), &policy)?;
+        check_pick(&recommend(&levels, &Policy::default()), &Policy::default())?;
+    }
+
+    /// By a power of two, which loses no digit.
+    #[test]
+    fn the_unit_of_throughput_does_not_matter(levels in sane_levels(), power in -8_i32..8) {
+        let scale = 2_f64.powi(power);
+        let mut scaled = levels.clone();
+        for level in &mut scaled {
+            level.throughput_rps = level.throughput_rps.map(|t| Estimate {
+                estimate: t.estimate * scale,
+                lower: t.lower.map(|v| v * scale),
+                upper: t.upper.map(|v| v * scale),
+            });
+        }
+        let (a, b) = (recommend(&levels, &Policy::default()), recommend(&scaled, &Policy::default()));
+        prop_assert_eq!(
+            (a.status, a.recommended_concurrency, a.interval, a.low_latency_alternative),
+            (b.status, b.recommended_concurrency, b.interval, b.low_latency_alternative)
+        );
+    }
+
+    #[test]
+    fn the_order_does_not_matter(
+        (levels, shuffled) in sane_levels().prop_flat_map(|l| (Just(l.clone()), Just(l).prop_shuffle()))
+    ) {
+        prop_assert_eq!(recommend(&levels, &Policy::default()), recommend(&shuffled, &Policy::default()));
+    }
+}
