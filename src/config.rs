@@ -30,11 +30,11 @@ pub enum ConfigError {
     #[error("{0} is empty: it needs at least a section `llm` with `endpoint` and `model`")]
     Empty(PathBuf),
     /// It is not YAML, or a key is unknown or of the wrong type.
-    #[error("{path}: {message}")]
+    #[error("{place}: {message}")]
     Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What, with line and column.
+        /// The file, with line and column where they are known.
+        place: String,
+        /// What.
         message: String,
     },
     /// A value makes no sense.
@@ -53,6 +53,18 @@ pub enum ConfigError {
         /// Why.
         message: String,
     },
+}
+
+/// Line and column go to the front, where editors look for them.
+fn invalid(error: &serde_yaml::Error, path: &Path) -> ConfigError {
+    let (path, message) = (path.display(), error.to_string());
+    match error.location() {
+        Some(at) => ConfigError::Invalid {
+            place: format!("{path}:{}:{}", at.line(), at.column()),
+            message: message.replacen(&format!(" at line {} column {}", at.line(), at.column()), "", 1),
+        },
+        None => ConfigError::Invalid { place: path.to_string(), message },
+    }
 }
 
 fn bad(what: impl Into<String>, message: impl Into<String>) -> ConfigError {
@@ -392,6 +404,12 @@ impl Env {
     {
         self.get(name).map(|text| text.trim().parse().map_err(|error: T::Err| bad(name, error.to_string()))).transpose()
     }
+
+    /// As [`Env::parsed`]; the standard library's "invalid digit found in string" tells nobody what to write.
+    fn number<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, ConfigError> {
+        let parse = |text: &str| text.trim().parse().map_err(|_| bad(name, format!("`{text}` is not {expected}")));
+        self.get(name).map(parse).transpose()
+    }
 }
 
 /// The line itself is left out: it may hold the key.
@@ -437,20 +455,21 @@ pub struct Overrides {
 impl Overrides {
     /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        const WHOLE: &str = "a whole number such as 100";
         Ok(Overrides {
             endpoint: env.parsed("LLM_ENDPOINT")?,
-            model: env.parsed("LLM_MODEL")?,
+            model: env.get("LLM_MODEL").map(|model| model.trim().to_owned()),
             levels: env.parsed("LLM_BENCH_LEVELS")?,
-            min_concurrency: env.parsed("LLM_BENCH_MIN_CONCURRENCY")?,
-            max_concurrency: env.parsed("LLM_BENCH_MAX_CONCURRENCY")?,
-            total_requests: env.parsed("LLM_BENCH_TOTAL_REQUESTS")?,
-            warmup_requests: env.parsed("LLM_BENCH_WARMUP_REQUESTS")?,
-            seed: env.parsed("LLM_BENCH_SEED")?,
+            min_concurrency: env.number("LLM_BENCH_MIN_CONCURRENCY", WHOLE)?,
+            max_concurrency: env.number("LLM_BENCH_MAX_CONCURRENCY", WHOLE)?,
+            total_requests: env.number("LLM_BENCH_TOTAL_REQUESTS", WHOLE)?,
+            warmup_requests: env.number("LLM_BENCH_WARMUP_REQUESTS", WHOLE)?,
+            seed: env.number("LLM_BENCH_SEED", WHOLE)?,
             quick: env.get("LLM_BENCH_QUICK").map(|value| switch("LLM_BENCH_QUICK", value)).transpose()?,
-            max_requests: env.parsed("LLM_BENCH_MAX_REQUESTS")?,
-            max_output_tokens: env.parsed("LLM_BENCH_MAX_OUTPUT_TOKENS")?,
-            max_minutes: env.parsed("LLM_BENCH_MAX_MINUTES")?,
-            max_cost_usd: env.parsed("LLM_BENCH_MAX_COST_USD")?,
+            max_requests: env.number("LLM_BENCH_MAX_REQUESTS", WHOLE)?,
+            max_output_tokens: env.number("LLM_BENCH_MAX_OUTPUT_TOKENS", WHOLE)?,
+            max_minutes: env.number("LLM_BENCH_MAX_MINUTES", "a number such as 2.5")?,
+            max_cost_usd: env.number("LLM_BENCH_MAX_COST_USD", "a number such as 2.5")?,
         })
     }
 
@@ -546,8 +565,7 @@ impl Config {
     /// Parses the text of a config file; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let invalid =
-            |error: serde_yaml::Error| ConfigError::Invalid { path: path.to_owned(), message: error.to_string() };
+        let invalid = |error: serde_yaml::Error| invalid(&error, path);
         if serde_yaml::from_str::<serde_yaml::Value>(text).map_err(invalid)?.is_null() {
             return Err(ConfigError::Empty(path.to_owned()));
         }
@@ -580,7 +598,10 @@ impl Config {
         if self.benchmark.levels().is_empty() {
             return Err(bad(
                 "benchmark.levels",
-                format!("none lies between {} and {}", benchmark.min_concurrency, benchmark.max_concurrency),
+                format!(
+                    "none lies between min_concurrency {} and max_concurrency {}",
+                    benchmark.min_concurrency, benchmark.max_concurrency
+                ),
             ));
         }
         benchmark.budget.check()?;
@@ -641,5 +662,75 @@ impl Budget {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YAML: &str = "llm: {endpoint: 'http://localhost:8000', model: m}\nbenchmark: {max_concurrency: 10}\n";
+
+    fn resolve(yaml: &str, env: &Env, flags: Overrides) -> Result<Settings, ConfigError> {
+        let path = PathBuf::from("config.yaml");
+        Settings::resolve(path.clone(), Config::parse(yaml, &path)?, env, flags)
+    }
+
+    #[test]
+    fn base_urls() {
+        for (written, base) in [
+            ("http://h:8000", "http://h:8000/v1"),
+            ("http://h:8000/", "http://h:8000/v1"),
+            ("http://h:8000/v1", "http://h:8000/v1"),
+            ("http://h:8000/v1/", "http://h:8000/v1"),
+            ("https://h/openai/v1//", "https://h/openai/v1"),
+            ("http://h/v1/chat/completions", "http://h/v1"),
+            ("http://h/v1/embeddings", "http://h/v1"),
+            ("http://user:pw@h/v1?key=1#x", "http://h/v1"),
+            (" simulator ", "simulator"),
+        ] {
+            assert_eq!(written.parse::<Endpoint>().map(|e| e.redacted()), Ok(base.to_owned()), "{written}");
+        }
+        for wrong in ["", "localhost:8000", "ftp://h", "http://", "/v1", "simulators"] {
+            assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn levels_named_for_this_run_are_not_left_out_by_the_files_bounds() {
+        let env = Env::of([("LLM_BENCH_LEVELS", "5,80")]);
+        assert_eq!(resolve(YAML, &env, Overrides::default()).unwrap().config.benchmark.levels(), [5, 80]);
+        // A bound given beside them still counts.
+        let env = Env::of([("LLM_BENCH_LEVELS", "5,80"), ("LLM_BENCH_MAX_CONCURRENCY", "50")]);
+        assert_eq!(resolve(YAML, &env, Overrides::default()).unwrap().config.benchmark.levels(), [5]);
+        // So do the file's bounds for the file's levels, and for auto.
+        let file = resolve(YAML, &Env::default(), Overrides::default()).unwrap();
+        assert_eq!(file.config.benchmark.levels(), [1, 2, 5, 10]);
+        let auto = Overrides { levels: Some(Levels::Auto), ..Overrides::default() };
+        assert_eq!(resolve(YAML, &Env::default(), auto).unwrap().config.benchmark.levels(), [1, 2, 4, 8]);
+    }
+
+    #[test]
+    fn flags_win_over_variables_over_the_file() {
+        let env = Env::of([("LLM_BENCH_SEED", "2"), ("LLM_BENCH_TOTAL_REQUESTS", "200"), ("LLM_BENCH_QUICK", "1")]);
+        let flags = Overrides { seed: Some(3), ..Overrides::default() };
+        let settings = resolve(YAML, &env, flags).unwrap();
+        let benchmark = &settings.config.benchmark;
+        assert_eq!((benchmark.seed, benchmark.total_requests, benchmark.max_concurrency), (3, 200, 10));
+        assert!(settings.quick);
+        // Set and empty is as good as not set.
+        let empty = Env::of([("LLM_BENCH_SEED", ""), ("LLM_MODEL", " ")]);
+        assert_eq!(resolve(YAML, &empty, Overrides::default()).unwrap().config.llm.model, "m");
+    }
+
+    #[test]
+    fn the_key_comes_from_the_environment_and_shows_nowhere() {
+        use secrecy::ExposeSecret;
+        let key = |env: &Env| Settings::api_key(env).map(|key| key.expose_secret().to_owned());
+        assert_eq!(key(&Env::of([("LLM_API_KEY", "a"), ("OPENAI_API_KEY", "b")])).as_deref(), Some("a"));
+        assert_eq!(key(&Env::of([("LLM_API_KEY", ""), ("OPENAI_API_KEY", "b")])).as_deref(), Some("b"));
+        assert_eq!(key(&Env::default()), None);
+        let settings = resolve(YAML, &Env::of([("LLM_API_KEY", "hunter2")]), Overrides::default()).unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"));
     }
 }

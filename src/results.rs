@@ -1,6 +1,7 @@
 //! All that is on disk: Criterion's JSON (read), the run folder with its sidecars and manifest, results files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -207,7 +208,7 @@ impl Identity {
     /// How `self` (measured) differs from `now`, a line each.
     fn differences(&self, now: &Identity) -> String {
         let mut lines = String::new();
-        let mut compare = |what: &str, then: &dyn std::fmt::Display, now: &dyn std::fmt::Display| {
+        let mut compare = |what: &str, then: &dyn Display, now: &dyn Display| {
             let (then, now) = (then.to_string(), now.to_string());
             if then != now {
                 lines.push_str(&format!("  {what}: measured with {then}, now {now}\n"));
@@ -215,10 +216,16 @@ impl Identity {
         };
         compare("endpoint", &self.endpoint, &now.endpoint);
         compare("model", &self.model, &now.model);
-        compare("request settings", &self.request, &now.request);
         compare("prompts (hash)", &self.prompts, &now.prompts);
+        let mut compare_keys = |section: &str, then: &Value, now: &Value| {
+            let keys = [then, now].into_iter().filter_map(Value::as_object).flat_map(|object| object.keys());
+            for key in keys.collect::<BTreeSet<_>>() {
+                compare(&format!("{section}.{key}"), &then[key], &now[key]);
+            }
+        };
+        compare_keys("benchmark.request", &self.request, &now.request);
         if let (Some(then), Some(now)) = (&self.simulator, &now.simulator) {
-            compare("simulator", then, now);
+            compare_keys("simulator", then, now);
         }
         lines
     }

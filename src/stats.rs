@@ -462,23 +462,23 @@ mod tests {
         assert_eq!(Distribution::of(values), Some(binned));
     }
 
-    /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)`, scipy 1.
+    /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)`, scipy 1, by the mean of x.
     #[test]
     fn the_half_width_is_that_of_student_t() {
         let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
-        assert_near(half_width(&rates), 0.199_503_509_310_250_15);
-        let two = half_width(&[8.0, 12.0]).unwrap();
-        assert!((two - 25.412_409_474).abs() < 1e-6, "{two}");
-        assert_eq!(half_width(&[8.0]), None);
+        assert_near(relative_half_width(&rates), 0.199_503_509_310_250_15 / 10.1);
+        let two = relative_half_width(&[8.0, 12.0]).unwrap();
+        assert!((two - 2.541_240_947).abs() < 1e-6, "{two}");
+        assert_eq!(relative_half_width(&[8.0]), None);
+        assert_eq!(relative_half_width(&[0.0, 0.0]), None);
     }
 
     #[test]
-    fn an_interval_does_not_go_below_zero_and_skips_empty_windows() {
-        let sample = |duration_s, succeeded| Sample { duration_s, completed: succeeded, succeeded };
-        let around = with_interval(10.0, &[sample(1.0, 8), sample(1.0, 12), sample(0.0, 3)]);
+    fn an_interval_lies_around_the_figure_and_not_below_zero() {
+        let around = with_interval(20.0, &[8.0, 12.0]);
         assert_eq!(around.lower, Some(0.0));
-        assert!((around.upper.unwrap() - 35.412_409_474).abs() < 1e-6, "{around:?}");
-        assert_eq!(with_interval(10.0, &[sample(1.0, 8)]), Estimate { estimate: 10.0, lower: None, upper: None });
+        assert!((around.upper.unwrap() - (20.0 + 20.0 * 2.541_240_947)).abs() < 1e-5, "{around:?}");
+        assert_eq!(with_interval(10.0, &[8.0]), Estimate { estimate: 10.0, lower: None, upper: None });
     }
 
     /// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four
@@ -600,6 +600,17 @@ mod tests {
         assert_eq!(summarize(&empty, []).throughput_rps, None);
     }
 
+    /// Two permits; a request holds one for 1 s, in the second half of the cohort for 2 s: 2 and 1 per second.
+    #[test]
+    fn blocks_follow_a_server_that_slows_down() {
+        let cohort = (0..20_u64).map(|seq| {
+            let latency = if seq < 10 { 1.0 } else { 2.0 };
+            RequestOutcome { seq, ..request(Phase::Measured, 10.0, 10.0 + latency, None) }
+        });
+        let summary = summarize(&facts(), cohort);
+        assert_eq!(summary.blocks_rps, [2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    }
+
     #[test]
     fn times_between_tokens() {
         let mut outcome = request(Phase::Measured, 10.0, 12.0, Some(11));
@@ -614,7 +625,7 @@ mod tests {
     #[test]
     fn json_goes_round_with_unknown_keys_and_null_parts() {
         let text = json!({
-            "concurrency": 4, "requests": null, "failures": null, "notes": null, "samples": null,
+            "concurrency": 4, "requests": null, "failures": null, "notes": null, "samples": null, "blocks_rps": null,
             "throughput_rps": {"estimate": 3.5, "lower": null}, "latency_s": {"p95": 1.5, "p75": 1.0},
             "gpu_watts": 300, "host": {"name": "a"},
         });
@@ -642,13 +653,14 @@ mod tests {
             latency_s: Some(Distribution { p95: Some(-1.0), p99: Some(2.0), ..Distribution::default() }),
             samples: Some(vec![Sample { duration_s: f64::NAN, completed: 1, succeeded: 1 }]),
             output_tps: Some(f64::NEG_INFINITY),
+            blocks_rps: vec![1.0, f64::NAN, -1.0],
             ..LevelSummary::default()
         };
         let kept = strange.without_impossible();
         assert_eq!((kept.error_rate, kept.timeout_rate, kept.output_tps), (None, None, None));
         assert_eq!(kept.throughput_rps, None);
         assert_eq!(kept.latency_s.map(|l| (l.p95, l.p99)), Some((None, Some(2.0))));
-        assert_eq!(kept.samples, Some(Vec::new()));
+        assert_eq!((kept.samples, kept.blocks_rps), (Some(Vec::new()), vec![1.0]));
 
         let sane = summarize(&facts(), [request(Phase::Measured, 10.0, 11.0, Some(5))]);
         assert_eq!(sane.clone().without_impossible(), sane);
