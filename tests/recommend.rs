@@ -404,6 +404,7 @@ prop_compose! {
         error_rate in maybe(prop_oneof![3 => 0.0..0.1, 1 => strange()]),
         throughput_rps in maybe(any_estimate()),
         samples in maybe(proptest::collection::vec(any_sample(), 0..12)),
+        blocks_rps in proptest::collection::vec(strange(), 0..12),
         latencies in (maybe(any_latency()), maybe(any_latency())),
         tokens in (maybe(strange()), maybe(strange()), maybe(strange())),
         state in maybe(prop_oneof![6 => Just(LevelState::Complete), 1 => Just(LevelState::Cut), 1 => Just(LevelState::Hopeless)]),
@@ -416,6 +417,7 @@ prop_compose! {
             error_rate,
             throughput_rps,
             samples,
+            blocks_rps,
             latency_s: latencies.0,
             gate_latency_s: latencies.1,
             output_tps: tokens.0,
@@ -497,7 +499,7 @@ fn check_pick(recommendation: &Recommendation, policy: &Policy) -> Result<(), Te
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_that_a_file_may_hold_panics_or_is_picked(

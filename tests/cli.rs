@@ -1,0 +1,457 @@
+//! Both binaries as a user meets them: what is printed, where it goes, exit codes, and what becomes of config.yaml.
+
+#![cfg(feature = "suite")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use httpmock::MockServer;
+use regex::Regex;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const OWN_CONFIG: &str = include_str!("../config.yaml");
+/// Made by hand: a knee at 20, refusals at 50.
+const KNEE: &str = include_str!("../test-data/results/knee_at_20.json");
+const SIMULATOR: &str = "llm: {endpoint: simulator, model: m}\n";
+
+/// A folder to work in, which no setting of the machine reaches.
+struct Folder(TempDir);
+
+impl Folder {
+    fn with(config: &str) -> Self {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        folder.write("config.yaml", config);
+        folder.write("knee.json", KNEE);
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn config(&self) -> String {
+        fs::read_to_string(self.path("config.yaml")).unwrap()
+    }
+
+    fn recommend(&self, args: &[&str]) -> Ran {
+        self.ran(env!("CARGO_BIN_EXE_recommend"), args, &[])
+    }
+
+    fn tool(&self, args: &[&str]) -> Ran {
+        self.tool_with(args, &[])
+    }
+
+    fn tool_with(&self, args: &[&str], env: &[(&str, &str)]) -> Ran {
+        self.ran(env!("CARGO_BIN_EXE_llm-concurrency"), args, env)
+    }
+
+    fn ran(&self, binary: &str, args: &[&str], env: &[(&str, &str)]) -> Ran {
+        let mut command = Command::new(binary);
+        let output =
+            command.current_dir(self.0.path()).env_clear().envs(env.iter().copied()).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| self.filtered(&String::from_utf8(bytes).unwrap());
+        Ran { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Without what differs from run to run.
+    fn filtered(&self, text: &str) -> String {
+        let text = text.replace(&self.0.path().display().to_string(), "<folder>");
+        let text = Regex::new(r"127\.0\.0\.1:\d+").unwrap().replace_all(&text, "127.0.0.1:PORT").into_owned();
+        Regex::new(r"\d{8}T\d{6}Z(-[0-9a-f]{4})?").unwrap().replace_all(&text, "<time>").into_owned()
+    }
+}
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn shown(&self) -> String {
+        format!("exit code {}\n--- stdout\n{}--- stderr\n{}", self.code, self.stdout, self.stderr)
+    }
+
+    /// The message at the end of stderr, after what `run` said of its progress.
+    fn error(&self) -> &str {
+        self.stderr.find("error: ").map_or("", |at| &self.stderr[at..])
+    }
+}
+
+#[track_caller]
+fn same(name: &str, text: &str) {
+    insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_snapshot!(format!("cli_{name}"), text);
+    });
+}
+
+// ---- recommend ----
+
+#[test]
+fn recommend_prints_the_table_and_the_answer() {
+    let folder = Folder::with(OWN_CONFIG);
+    let ran = folder.recommend(&["--results", "knee.json"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    same("recommend", &ran.shown());
+    // The subcommand is the same program.
+    assert_eq!(folder.tool(&["recommend", "--results", "knee.json"]).shown(), ran.shown());
+    assert_eq!(folder.config(), OWN_CONFIG);
+}
+
+#[test]
+fn json_is_one_object_with_the_keys_of_the_contract() {
+    let folder = Folder::with(OWN_CONFIG);
+    let ran = folder.recommend(&["--results", "knee.json", "--json", "--update-config"]);
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    for key in [
+        "status",
+        "recommended_concurrency",
+        "interval",
+        "provisional",
+        "reason",
+        "previous",
+        "patched",
+        "levels",
+        "usl",
+        "low_latency_alternative",
+    ] {
+        assert!(json.get(key).is_some(), "{key} is missing");
+    }
+    assert_eq!((&json["status"], &json["recommended_concurrency"]), (&"ok".into(), &20.into()));
+    assert_eq!((&json["previous"], &json["patched"], &json["provisional"]), (&10.into(), &true.into(), &false.into()));
+    assert_eq!(json["levels"].as_array().unwrap().len(), 10);
+    for key in ["concurrency", "verdict", "why", "throughput_rps", "latency_s", "error_rate"] {
+        assert!(json["levels"][9].get(key).is_some(), "{key} is missing");
+    }
+    assert_eq!(ran.code, 0);
+
+    // Where nothing is recommended the keys are null.
+    folder.write("few.json", r#"{"levels": [{"concurrency": 4, "throughput_rps": {"estimate": 7.5}}]}"#);
+    let ran = folder.recommend(&["--results", "few.json", "--json"]);
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.code, &json["status"]), (3, &"unresolved".into()));
+    assert!(json["recommended_concurrency"].is_null() && json["interval"].is_null() && json["usl"].is_null());
+}
+
+#[test]
+fn dry_run_shows_a_diff_and_changes_nothing() {
+    let folder = Folder::with(OWN_CONFIG);
+    let ran = folder.recommend(&["--results", "knee.json", "--dry-run"]);
+    let diff = ran.stdout.find("--- ").map(|at| &ran.stdout[at..]);
+    same("dry_run", diff.unwrap());
+    assert_eq!((ran.code, folder.config().as_str()), (0, OWN_CONFIG));
+}
+
+#[test]
+fn update_config_changes_the_digits_and_nothing_else() {
+    let folder = Folder::with(OWN_CONFIG);
+    let ran = folder.recommend(&["--results", "knee.json", "--update-config"]);
+    let expected = OWN_CONFIG.replace("max_concurrent_requests: 10 ", "max_concurrent_requests: 20 ");
+    assert_ne!(expected, OWN_CONFIG);
+    assert_eq!((ran.code, folder.config()), (0, expected.clone()));
+    assert_eq!(ran.stdout.lines().last(), Some("config.yaml: llm.max_concurrent_requests is now 20 (was 10)"));
+
+    let again = folder.recommend(&["--results", "knee.json", "--update-config"]);
+    let last = "config.yaml: llm.max_concurrent_requests is 20 already, nothing to do";
+    assert_eq!((again.code, again.stdout.lines().last()), (0, Some(last)));
+    assert_eq!(folder.config(), expected);
+}
+
+#[test]
+fn a_provisional_result_is_written_only_if_allowed() {
+    let folder = Folder::with(OWN_CONFIG);
+    let mut results: Value = serde_json::from_str(KNEE).unwrap();
+    results["settings"]["quick"] = true.into();
+    folder.write("quick.json", &results.to_string());
+    let ran = folder.recommend(&["--results", "quick.json", "--update-config"]);
+    assert_eq!((ran.code, folder.config().as_str()), (3, OWN_CONFIG));
+    same("provisional", ran.stdout.lines().last().unwrap());
+
+    let ran = folder.recommend(&["--results", "quick.json", "--update-config", "--allow-provisional"]);
+    assert_eq!(ran.code, 0);
+    assert!(folder.config().contains("max_concurrent_requests: 20 "), "{}", folder.config());
+}
+
+#[test]
+fn what_may_not_be_patched_exits_3_and_names_the_status() {
+    let folder = Folder::with(OWN_CONFIG);
+    let mut results: Value = serde_json::from_str(KNEE).unwrap();
+    for level in results["levels"].as_array_mut().unwrap() {
+        level["error_rate"] = 0.5.into();
+    }
+    folder.write("failing.json", &results.to_string());
+    let ran = folder.recommend(&["--results", "failing.json", "--update-config"]);
+    assert_eq!((ran.code, folder.config().as_str()), (3, OWN_CONFIG));
+    assert_eq!(ran.stdout.lines().last(), Some("config.yaml is left as it was: status no_qualifying_level"));
+}
+
+#[test]
+fn another_key_may_be_written_and_an_ambiguous_one_is_refused() {
+    let folder = Folder::with("app: {llm: {parallel: 4}}\nllm: &a {endpoint: simulator, max_concurrent_requests: 3}\n");
+    let before = folder.config();
+    let ran = folder.recommend(&["--results", "knee.json", "--update-config"]);
+    assert_eq!((ran.code, folder.config()), (1, before.clone()));
+    same("ambiguous_key", ran.error());
+    let ran = folder.recommend(&["--results", "knee.json", "--update-config", "--config-key", "app.llm.parallel"]);
+    assert_eq!((ran.code, folder.config()), (0, before.replace("parallel: 4", "parallel: 20")));
+}
+
+// ---- bad input ----
+
+/// All messages of one kind in one snapshot, to be read from top to bottom.
+fn messages(cases: &[(&str, Ran)]) -> String {
+    let message = |(name, ran): &(&str, Ran)| {
+        assert_eq!(ran.stdout, "", "{name}: the answer alone goes to stdout");
+        format!("## {name}: exit code {}\n{}\n", ran.code, ran.stderr)
+    };
+    cases.iter().map(message).collect()
+}
+
+#[test]
+fn bad_config_files() {
+    let decide = |config: &str| Folder::with(config).recommend(&["--results", "knee.json"]);
+    let missing = Folder::with("");
+    fs::remove_file(missing.path("config.yaml")).unwrap();
+    let cases = [
+        ("missing", missing.recommend(&["--results", "knee.json"])),
+        ("missing, named", missing.recommend(&["--results", "knee.json", "--config", "etc/my.yaml"])),
+        ("a folder", missing.recommend(&["--results", "knee.json", "--config", "."])),
+        ("empty", decide("# nothing here\n")),
+        ("broken YAML", decide("llm:\n  model: m\n  endpoint: [a, b\nbenchmark: {}\n")),
+        ("no llm", decide("benchmark: {}\n")),
+        ("unknown key", decide("llm: {model: m}\nbenchmark:\n  seed: 1\n  totl_requests: 5\n")),
+        ("unknown key of the request", decide("llm: {model: m}\nbenchmark:\n  request:\n    strem: true\n")),
+        ("unknown key of the policy", decide("llm: {model: m}\npolicy:\n  max_p95: 5\n")),
+        ("unknown key of the simulator", decide("llm: {model: m}\nsimulator:\n  slot: 5\n")),
+        ("wrong type", decide("llm:\n  model: m\n  request_timeout: soon\n")),
+        ("level 0", decide("llm: {model: m}\nbenchmark:\n  levels: [0, 1]\n")),
+        ("levels unsorted", decide("llm: {model: m}\nbenchmark:\n  levels: [1, 10, 5]\n")),
+        ("levels doubled", decide("llm: {model: m}\nbenchmark:\n  levels: [1, 5, 5]\n")),
+        ("no levels", decide("llm: {model: m}\nbenchmark:\n  levels: []\n")),
+        ("levels in words", decide("llm: {model: m}\nbenchmark:\n  levels: some\n")),
+        ("levels outside", decide("llm: {model: m}\nbenchmark:\n  levels: [60, 70]\n")),
+        ("bounds crossed", decide("llm: {model: m}\nbenchmark:\n  min_concurrency: 60\n")),
+        ("no time", decide("llm: {model: m, request_timeout: 0}\n")),
+        ("a rate above 1", decide("llm: {model: m}\npolicy:\n  max_error_rate: 5\n")),
+        ("cost without price", decide("llm: {model: m}\nbenchmark:\n  budget: {max_cost_usd: 1}\n")),
+        ("endpoint without scheme", decide("llm:\n  model: m\n  endpoint: user:hunter2@localhost:8000\n")),
+    ];
+    assert!(cases.iter().all(|(_, ran)| ran.code == 1));
+    let text = messages(&cases);
+    assert!(!text.contains("hunter2"), "{text}");
+    same("bad_config", &text);
+}
+
+/// The caller's own keys are none of our business.
+#[test]
+fn foreign_keys_are_left_alone() {
+    let folder = Folder::with("llm: {model: m, temperature: 0.2}\nmy_program: {debug: true}\n");
+    assert_eq!(folder.recommend(&["--results", "knee.json"]).code, 0);
+}
+
+#[test]
+fn bad_results_files() {
+    let folder = Folder::with(SIMULATOR);
+    folder.write("csv.json", "level,rps\n1,2\n");
+    folder.write("other.json", r#"{"schema": "other/v9", "levels": [{"concurrency": 1}]}"#);
+    folder.write("none.json", r#"{"levels": []}"#);
+    let decide = |file: &str| folder.recommend(&["--results", file, "--update-config"]);
+    let cases = [
+        ("missing", decide("gone.json")),
+        ("not JSON", decide("csv.json")),
+        ("wrong schema", decide("other.json")),
+        ("no levels", decide("none.json")),
+        ("nothing measured", folder.recommend(&[])),
+        ("nothing in that folder", folder.recommend(&["--criterion-dir", "elsewhere"])),
+    ];
+    assert!(cases.iter().all(|(_, ran)| ran.code == 1));
+    same("bad_results", &messages(&cases));
+    assert_eq!(folder.config(), SIMULATOR);
+}
+
+#[test]
+fn bad_snippet_files() {
+    let run = |content: Option<&str>| {
+        let folder = Folder::with(&format!("{SIMULATOR}benchmark: {{request: {{prompts: my.json}}}}\n"));
+        if let Some(content) = content {
+            folder.write("my.json", content);
+        }
+        folder.tool(&["run", "--levels", "1"])
+    };
+    let cases = [
+        ("missing", run(None)),
+        ("empty", run(Some(""))),
+        ("not JSON", run(Some("[\"a\",\n \"b]"))),
+        ("another shape", run(Some("{\"texts\": [\"a\"]}"))),
+        ("an empty list", run(Some("[]"))),
+        ("a blank prompt", run(Some("[\"a\", \" \"]"))),
+    ];
+    assert!(cases.iter().all(|(_, ran)| ran.code == 1));
+    assert!(cases[0].1.stderr.contains("Test data file not found"));
+    same("bad_snippets", &messages(&cases));
+}
+
+#[test]
+fn bad_variables_and_flags() {
+    let folder = Folder::with(SIMULATOR);
+    let with = |name: &str, value: &str| folder.tool_with(&["recommend", "--results", "knee.json"], &[(name, value)]);
+    let broken_env = Folder::with(SIMULATOR);
+    broken_env.write(".env", "LLM_MODEL=m\nLLM_API_KEY hunter2\n");
+    let cases = [
+        ("levels 0", with("LLM_BENCH_LEVELS", "0,1")),
+        ("levels unsorted", with("LLM_BENCH_LEVELS", "5,1")),
+        ("levels in words", with("LLM_BENCH_LEVELS", "1,many")),
+        ("total", with("LLM_BENCH_TOTAL_REQUESTS", "1e3")),
+        ("total 0", with("LLM_BENCH_TOTAL_REQUESTS", "0")),
+        ("minimum 0", with("LLM_BENCH_MIN_CONCURRENCY", "0")),
+        ("quick", with("LLM_BENCH_QUICK", "maybe")),
+        ("seed", with("LLM_BENCH_SEED", "-1")),
+        ("minutes", with("LLM_BENCH_MAX_MINUTES", "-5")),
+        ("endpoint", with("LLM_ENDPOINT", "http://user:hunter2@:8000/v1")),
+        ("endpoint of another kind", with("LLM_ENDPOINT", "ftp://user:hunter2@host/v1")),
+        ("endpoint flag", folder.tool(&["run", "--llm-endpoint", "user:hunter2@host"])),
+        ("endpoint flag of check", folder.tool(&["check", "--llm-endpoint", "user:hunter2@host"])),
+        ("broken .env", broken_env.recommend(&["--results", "knee.json"])),
+        ("config of LLM_CONFIG", with("LLM_CONFIG", "gone.yaml")),
+    ];
+    assert!(cases.iter().all(|(_, ran)| ran.code == 1));
+    let text = messages(&cases);
+    assert!(!text.contains("hunter2"), "{text}");
+    same("bad_variables", &text);
+
+    let usage = [
+        ("levels flag", folder.tool(&["run", "--levels", "0,1"])),
+        ("unknown flag", folder.recommend(&["--result", "knee.json"])),
+        ("both sources", folder.recommend(&["--results", "knee.json", "--criterion-dir", "."])),
+    ];
+    assert!(usage.iter().all(|(_, ran)| ran.code == 2));
+    same("bad_usage", &messages(&usage));
+}
+
+/// config.yaml < .env < environment < flags, told by `check`.
+#[test]
+fn precedence_of_settings() {
+    let folder = Folder::with("llm: {endpoint: simulator, model: from-config}\nsimulator: {base_step_ms: 0.1}\n");
+    let model = |ran: Ran| {
+        assert_eq!(ran.code, 0, "{}", ran.shown());
+        ran.stdout
+            .lines()
+            .find_map(|line| line.strip_prefix("model     "))
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(model(folder.tool(&["check"])), "from-config");
+    folder.write(".env", "LLM_MODEL=from-dotenv\n");
+    assert_eq!(model(folder.tool(&["check"])), "from-dotenv");
+    let env = [("LLM_MODEL", "from-environment")];
+    assert_eq!(model(folder.tool_with(&["check"], &env)), "from-environment");
+    assert_eq!(model(folder.tool_with(&["check", "--llm-model", "from-flag"], &env)), "from-flag");
+}
+
+// ---- run ----
+
+/// Nothing but a config.yaml in the folder.
+#[test]
+fn a_quick_run_in_an_empty_folder() {
+    let config = "llm: {endpoint: simulator, model: m, max_concurrent_requests: 7}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01}\n";
+    let folder = Folder::with(config);
+    fs::remove_file(folder.path("knee.json")).unwrap();
+    let ran = folder.tool(&["run", "--quick", "--update-config", "--levels", "1,2"]);
+    assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
+    same("quick_left_as_it_was", ran.stderr.lines().last().unwrap());
+    assert!(ran.stdout.contains("Optimal concurrency: ") && ran.stdout.contains("a quick run"), "{}", ran.stdout);
+    let results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(results.len(), 1, "{results:?}");
+
+    // What is on disk is decided from again, and the same snippets in a file are the same target.
+    let again = folder.recommend(&[]);
+    assert_eq!(again.code, 3, "{}", again.shown());
+    let made = folder.tool(&["generate-test-data"]);
+    assert_eq!(made.stdout, "wrote 100 snippets (seed 42) to test-data/test_snippets.json\n");
+    assert_eq!(folder.recommend(&[]).shown(), again.shown());
+    let from_file = folder.recommend(&["--results", results[0].to_str().unwrap(), "--json"]);
+    assert_eq!((from_file.code, &from_file.stdout[..1]), (3, "{"));
+
+    // Another model is another target.
+    folder.write("config.yaml", &config.replace("model: m,", "model: other,"));
+    let other = folder.recommend(&["--update-config"]);
+    assert_eq!(other.code, 1);
+    same("other_target", &other.stderr);
+}
+
+/// Against a server that does not work: the message, exit 1, and config.yaml as it was.
+#[track_caller]
+fn run_against(name: &str, url: &str, key: Option<&str>) {
+    let config = "llm: {endpoint: simulator, model: m, request_timeout: 0.2}\n";
+    let folder = Folder::with(config);
+    let env: Vec<_> = key.map(|key| ("LLM_API_KEY", key)).into_iter().collect();
+    let args = ["run", "--quick", "--levels", "1,2", "--update-config", "--llm-endpoint", url];
+    let ran = folder.tool_with(&args, &env);
+    assert_eq!((ran.code, folder.config().as_str()), (1, config), "{}", ran.shown());
+    assert!(!ran.shown().contains("hunter2"), "{}", ran.shown());
+    same(name, ran.error());
+    // Each request is on record even so.
+    let runs: Vec<_> = fs::read_dir(folder.path("target/concurrency")).unwrap().collect();
+    assert_eq!(runs.len(), 1);
+    let sidecar = runs[0].as_ref().unwrap().path().join("level-1.jsonl");
+    assert!(fs::read_to_string(sidecar).unwrap().contains("\"failure\":\""));
+}
+
+fn answering(status: u16, content_type: &str, body: &str) -> MockServer {
+    let server = MockServer::start();
+    server.mock(|when, then| {
+        when.any_request();
+        then.status(status).header("content-type", content_type).body(body);
+    });
+    server
+}
+
+#[test]
+fn run_against_nobody() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    run_against("run_refused", &format!("http://127.0.0.1:{port}/v1"), None);
+}
+
+#[test]
+fn run_against_a_wrong_path() {
+    let server = answering(404, "application/json", r#"{"detail": "Not Found"}"#);
+    run_against("run_404", &server.url("/api"), None);
+}
+
+#[test]
+fn run_with_a_wrong_key() {
+    let body = r#"{"error": {"message": "Incorrect API key provided", "type": "invalid_request_error"}}"#;
+    let server = answering(401, "application/json", body);
+    run_against("run_401", &server.url("/v1"), Some("hunter2"));
+}
+
+#[test]
+fn run_against_a_server_that_hangs() {
+    // The system accepts connections; nobody reads them.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    run_against("run_hangs", &format!("http://{}/v1", listener.local_addr().unwrap()), None);
+}
+
+#[test]
+fn run_against_a_web_page() {
+    let server = answering(200, "text/html", "<!DOCTYPE html><html><body>Welcome</body></html>");
+    run_against("run_html", &server.url("/v1"), None);
+}
+
+#[test]
+fn the_fixture_is_what_the_reader_takes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("test-data/results/knee_at_20.json");
+    let file = llm_concurrency::results::ResultsFile::read(&path).unwrap();
+    assert!(file.unknown.is_empty() && file.levels.iter().all(|level| level.unknown.is_empty()), "{file:?}");
+}

@@ -1,0 +1,438 @@
+//! What is on disk: which records a decision takes, and what it says of those it does not.
+
+#![cfg(feature = "suite")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use llm_concurrency::config::{Config, Env, Overrides, Settings};
+use llm_concurrency::outcome::{Phase, RequestOutcome};
+use llm_concurrency::recommend::{Policy, recommend};
+use llm_concurrency::results::{
+    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, RunSettings, Stage,
+    load_measured,
+};
+use llm_concurrency::snippets::{self, Prompt};
+use llm_concurrency::stats::{LevelState, Sample};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const CONFIG: &str = "llm: {endpoint: 'http://user:hunter2@127.0.0.1:9/v1?key=s3cret', model: m}\n";
+
+fn prompts() -> Vec<Prompt> {
+    vec![Prompt { id: "a".to_owned(), size: "small".to_owned(), text: "Say hello".to_owned() }]
+}
+
+fn identity(yaml: &str) -> Identity {
+    Identity::of(&Config::parse(yaml, Path::new("config.yaml")).unwrap(), &prompts())
+}
+
+/// A target folder in the making: Criterion's files and run folders.
+struct Disk {
+    folder: TempDir,
+    runs: u32,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Disk { folder: tempfile::tempdir().unwrap(), runs: 0 }
+    }
+
+    fn places(&self) -> Places {
+        let target = self.folder.path();
+        Places {
+            criterion: target.join("criterion"),
+            runs: target.join("concurrency"),
+            results: target.join("results"),
+        }
+    }
+
+    /// A run that was to measure `planned`; ids sort by the order of the calls.
+    fn run(&mut self, yaml: &str, planned: &[usize]) -> Recorded {
+        self.runs += 1;
+        let identity = identity(yaml);
+        let manifest = Manifest {
+            run_id: format!("run-{}", self.runs),
+            started_at: "2026-01-01T00:00:00Z".to_owned(),
+            fingerprint: identity.fingerprint(),
+            endpoint: identity.endpoint.clone(),
+            model: identity.model.clone(),
+            identity,
+            settings: RunSettings { levels: planned.to_vec(), request_timeout_s: 30.0, ..RunSettings::default() },
+            environment: Environment::here(),
+            levels: Vec::new(),
+        };
+        Recorded { folder: self.places().runs.join(&manifest.run_id), manifest }
+    }
+
+    fn load(&self, yaml: &str) -> Result<Measured, ResultsError> {
+        load_measured(&self.places(), &identity(yaml))
+    }
+
+    fn criterion_file(&self, level: usize, name: &str, content: &Value) {
+        let path = self.places().criterion.join(format!("concurrency/level/{level}/new/{name}"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content.to_string()).unwrap();
+    }
+
+    fn estimates(&self, level: usize, rps: f64) {
+        let wave_ns = level as f64 * 1e9 / rps;
+        let interval = json!({"confidence_level": 0.95, "lower_bound": wave_ns * 0.9, "upper_bound": wave_ns * 1.1});
+        let mean = json!({"point_estimate": wave_ns, "confidence_interval": interval, "standard_error": 1.0});
+        self.criterion_file(level, "estimates.json", &json!({"mean": mean}));
+    }
+}
+
+/// A run folder.
+struct Recorded {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+/// Measures a level in full at this rate, all requests alike, and leaves Criterion's files as Criterion would.
+fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
+    record(run, level, rps, LevelState::Complete);
+    let times = run.manifest.levels.last().unwrap().sample_ns.clone();
+    disk.criterion_file(
+        level,
+        "sample.json",
+        &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
+    );
+    disk.estimates(level, rps);
+}
+
+fn record(run: &mut Recorded, level: usize, rps: f64, state: LevelState) {
+    let n = 100.max(10 * level);
+    let latency = level as f64 / rps;
+    let lines = (0..n).map(|seq| {
+        let start = seq as f64 / rps;
+        serde_json::to_string(&outcome(seq as u64, start, start + latency)).unwrap() + "\n"
+    });
+    fs::create_dir_all(&run.folder).unwrap();
+    fs::write(run.folder.join(format!("level-{level}.jsonl")), lines.collect::<String>()).unwrap();
+    let window = n as f64 / rps;
+    // Times differ from run to run, as real ones do.
+    let wave_ns = latency * 1e9 + f64::from(run.manifest.run_id.as_bytes()[4]);
+    run.manifest.levels.push(LevelRecord {
+        concurrency: level,
+        stage: Stage::Sweep,
+        criterion_id: format!("concurrency/level/{level}"),
+        sample_ns: vec![wave_ns; 10],
+        window_s: Some([0.0, window]),
+        samples: vec![Sample { duration_s: window / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 }; 10],
+        itl_histogram: Vec::new(),
+        state,
+        reason: None,
+    });
+    fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
+}
+
+fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
+    RequestOutcome {
+        seq,
+        phase: Phase::Measured,
+        sample: None,
+        start_s,
+        end_s: Some(end_s),
+        latency_s: Some(end_s - start_s),
+        ttft_s: None,
+        chunks: 1,
+        output_tokens: Some(50),
+        input_tokens: None,
+        cached_tokens: None,
+        status: Some(200),
+        failure: None,
+        error: None,
+        resent: 0,
+    }
+}
+
+/// Level and throughput of what was taken, in whole requests per second.
+fn taken(measured: &Measured) -> Vec<(usize, i64)> {
+    let rps = |throughput: Option<llm_concurrency::stats::Estimate>| throughput.unwrap().estimate.round() as i64;
+    measured.levels.iter().map(|level| (level.concurrency, rps(level.throughput_rps))).collect()
+}
+
+fn notes(measured: &Measured, disk: &Disk) -> String {
+    measured.notes.join("\n").replace(&disk.folder.path().display().to_string(), "<target>")
+}
+
+fn message(error: &ResultsError, disk: &Disk) -> String {
+    error.to_string().replace(&disk.folder.path().display().to_string(), "<target>")
+}
+
+#[test]
+fn the_newest_record_whose_times_are_criterions() {
+    let mut disk = Disk::new();
+    let mut first = disk.run(CONFIG, &[1, 2]);
+    measure(&disk, &mut first, 1, 10.0);
+    measure(&disk, &mut first, 2, 20.0);
+    let mut second = disk.run(CONFIG, &[1, 2]);
+    measure(&disk, &mut second, 1, 30.0);
+    // Its level 2 never reached Criterion: the older one still stands there.
+    record(&mut second, 2, 99.0, LevelState::Complete);
+    let measured = disk.load(CONFIG).unwrap();
+    let rates = taken(&measured);
+    assert_eq!((rates[0].0, rates[1].0), (1, 2));
+    // By shares of life: of 100 overlapping requests the last few end after the window.
+    assert!((28..=30).contains(&rates[0].1) && (19..=20).contains(&rates[1].1), "{rates:?}");
+    insta::assert_snapshot!(notes(&measured, &disk), @"levels come from 2 runs of the same fingerprint: run-1, run-2");
+    assert!(!measured.unchecked);
+}
+
+/// `cargo bench -- level/2`: the newest run planned three levels and measured one.
+#[test]
+fn a_filtered_run_is_completed_from_older_ones() {
+    let mut disk = Disk::new();
+    let mut whole = disk.run(CONFIG, &[1, 2, 5]);
+    for (level, rps) in [(1, 10.0), (2, 20.0), (5, 50.0)] {
+        measure(&disk, &mut whole, level, rps);
+    }
+    let mut filtered = disk.run(CONFIG, &[1, 2, 5]);
+    measure(&disk, &mut filtered, 2, 40.0);
+    let measured = disk.load(CONFIG).unwrap();
+    assert_eq!(measured.levels.iter().map(|l| l.concurrency).collect::<Vec<_>>(), [1, 2, 5]);
+    assert!(measured.levels[1].throughput_rps.unwrap().estimate > 35.0);
+    assert_eq!(measured.levels[2].requests, Some(100));
+}
+
+#[test]
+fn another_target_is_refused_and_named_without_its_secrets() {
+    let simulator = "llm: {endpoint: simulator, model: m}\n";
+    for (name, then, now) in [
+        ("endpoint", CONFIG, "llm: {endpoint: 'http://127.0.0.1:10/v1', model: m}"),
+        ("model", CONFIG, "llm: {endpoint: 'http://127.0.0.1:9/v1', model: other}"),
+        (
+            "request",
+            CONFIG,
+            "llm: {endpoint: 'http://127.0.0.1:9/v1', model: m}\nbenchmark: {request: {max_tokens: 7}}",
+        ),
+        ("simulator", simulator, "llm: {endpoint: simulator, model: m}\nsimulator: {slots: 3}"),
+    ] {
+        let mut disk = Disk::new();
+        let mut run = disk.run(then, &[1]);
+        measure(&disk, &mut run, 1, 10.0);
+        assert!(disk.load(then).is_ok(), "{name}");
+        let text = message(&disk.load(now).unwrap_err(), &disk);
+        assert!(!text.contains("hunter2") && !text.contains("s3cret"), "{text}");
+        insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+            insta::assert_snapshot!(format!("results_other_{name}"), text);
+        });
+    }
+}
+
+#[test]
+fn other_prompts_are_another_target() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1]);
+    measure(&disk, &mut run, 1, 10.0);
+    let config = Config::parse(CONFIG, Path::new("config.yaml")).unwrap();
+    let other = [Prompt { text: "Say goodbye".to_owned(), ..prompts()[0].clone() }];
+    let error = load_measured(&disk.places(), &Identity::of(&config, &other)).unwrap_err();
+    let text = message(&error, &disk);
+    assert!(text.contains("prompts (hash): measured with ") && text.contains("not mixed"), "{text}");
+}
+
+/// Neither login nor query, nor where the prompts lie, nor how much is measured, makes another target.
+#[test]
+fn what_the_fingerprint_leaves_out() {
+    let of = |yaml: &str| identity(yaml).fingerprint();
+    let plain = of(CONFIG);
+    assert_eq!(plain, of("llm: {endpoint: 'http://127.0.0.1:9/v1', model: m, request_timeout: 3}"));
+    assert_eq!(plain, of(&format!("{CONFIG}benchmark: {{levels: [1, 3], total_requests: 7, warmup_requests: 9}}")));
+    assert_eq!(plain, of(&format!("{CONFIG}benchmark: {{request: {{prompts: elsewhere.json}}}}")));
+}
+
+#[test]
+fn a_level_that_was_cut_is_left_out() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1, 2]);
+    measure(&disk, &mut run, 1, 10.0);
+    record(&mut run, 2, 20.0, LevelState::Cut);
+    let times = &run.manifest.levels[1].sample_ns;
+    disk.criterion_file(2, "sample.json", &json!({"times": times}));
+    let measured = disk.load(CONFIG).unwrap();
+    assert_eq!(measured.levels.len(), 1);
+    insta::assert_snapshot!(
+        notes(&measured, &disk),
+        @"level 2 is left out: not measured to its end, or since overwritten"
+    );
+}
+
+#[test]
+fn a_run_that_was_cut_off_before_its_first_level() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1, 2]);
+    record(&mut run, 1, 10.0, LevelState::Cut);
+    insta::assert_snapshot!(message(&disk.load(CONFIG).unwrap_err(), &disk), @r"
+    the last run (run-1) was cut off before any level was complete, so there is nothing to decide from
+
+    Run `cargo bench` (or `llm-concurrency run`) again.
+    ");
+}
+
+#[test]
+fn a_torn_manifest_is_named_and_left_out() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1]);
+    measure(&disk, &mut run, 1, 10.0);
+    let torn = disk.places().runs.join("run-9/run.json");
+    fs::create_dir_all(torn.parent().unwrap()).unwrap();
+    fs::write(torn, "{\"run_id\": \"run-9\", \"lev").unwrap();
+    let measured = disk.load(CONFIG).unwrap();
+    assert_eq!(measured.levels.len(), 1);
+    insta::assert_snapshot!(
+        notes(&measured, &disk),
+        @"left out: <target>/concurrency/run-9/run.json is not a run manifest: EOF while parsing a string at line 1 column 24"
+    );
+
+    // If it is the only one, Criterion's figures are left, and it is named all the same.
+    fs::remove_dir_all(disk.places().runs.join("run-1")).unwrap();
+    let measured = disk.load(CONFIG).unwrap();
+    assert!(measured.unchecked);
+    assert!(notes(&measured, &disk).contains("run-9/run.json is not a run manifest"));
+}
+
+/// Criterion's figure is the fallback, and the result provisional.
+#[test]
+fn a_torn_or_missing_sidecar() {
+    for torn in [true, false] {
+        let mut disk = Disk::new();
+        let mut run = disk.run(CONFIG, &[1, 2]);
+        measure(&disk, &mut run, 1, 10.0);
+        measure(&disk, &mut run, 2, 20.0);
+        let path = run.folder.join("level-2.jsonl");
+        if torn {
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, &text[..text.len() - 20]).unwrap();
+        } else {
+            fs::remove_file(&path).unwrap();
+        }
+        let measured = disk.load(CONFIG).unwrap();
+        assert_eq!(measured.levels[1].throughput_rps.unwrap().estimate.round(), 20.0);
+        assert_eq!(measured.levels[1].requests, None);
+        let note = measured.levels[1].notes.join("\n");
+        assert!(note.contains("level-2.jsonl") && note.ends_with("only Criterion's throughput is known"), "{note}");
+        assert!(note.contains(if torn { "line 100" } else { "cannot read" }), "{note}");
+        let recommendation = recommend(&measured.levels, &Policy::default());
+        assert_eq!((recommendation.recommended_concurrency, recommendation.provisional), (Some(2), true));
+    }
+}
+
+#[test]
+fn criterions_figures_alone() {
+    let disk = Disk::new();
+    disk.estimates(10, 80.0);
+    disk.estimates(2, 20.0);
+    let measured = disk.load(CONFIG).unwrap();
+    assert_eq!(taken(&measured), [(2, 20), (10, 80)]);
+    assert!(measured.unchecked);
+    insta::assert_snapshot!(
+        notes(&measured, &disk),
+        @"there are no request records in <target>/concurrency: only Criterion's throughput is known, and not what it was measured against"
+    );
+}
+
+#[test]
+fn nothing_at_all() {
+    let disk = Disk::new();
+    insta::assert_snapshot!(message(&disk.load(CONFIG).unwrap_err(), &disk), @r"
+    no measurements found in <target>/criterion
+
+    Run `cargo bench` (or `llm-concurrency run`) first, name the folder with --criterion-dir, or a results file with --results.
+    ");
+}
+
+#[test]
+fn criterion_and_our_own_figure_are_compared() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1]);
+    measure(&disk, &mut run, 1, 10.0);
+    assert_eq!(disk.load(CONFIG).unwrap().levels[0].notes, [""; 0]);
+    disk.estimates(1, 12.0);
+    insta::assert_snapshot!(
+        disk.load(CONFIG).unwrap().levels[0].notes.join("\n"),
+        @"Criterion's mean gives 12.00 requests/s, 20.00 % from the 10.00 used here: windows of unequal speed"
+    );
+}
+
+// ---- results files ----
+
+fn read(content: &str) -> Result<ResultsFile, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.json");
+    fs::write(&path, content).unwrap();
+    ResultsFile::read(&path).map_err(|error| error.to_string().replace(&folder.path().display().to_string(), "."))
+}
+
+#[test]
+fn a_results_file_needs_no_more_than_concurrency_and_throughput() {
+    let file = read(r#"{"levels": [{"concurrency": 4, "throughput_rps": {"estimate": 7.5}}]}"#).unwrap();
+    assert_eq!(file.levels[0].concurrency, 4);
+    assert_eq!(file.levels[0].throughput_rps.unwrap().estimate, 7.5);
+    let nulls = r#"{"schema": "llm-concurrency/results/v1", "run_id": null, "settings": null, "recommendation": null,
+        "levels": [{"concurrency": 4, "requests": null, "failures": null, "latency_s": {"p95": null}, "ttft_s": null}]}"#;
+    assert_eq!(read(nulls).unwrap().levels[0].requests, None);
+}
+
+#[test]
+fn unknown_keys_of_a_results_file_are_kept() {
+    let file = read(r#"{"levels": [{"concurrency": 1, "watts": 300}], "lab": "east"}"#).unwrap();
+    assert_eq!((&file.unknown["lab"], &file.levels[0].unknown["watts"]), (&json!("east"), &json!(300)));
+    let again = serde_json::to_value(&file).unwrap();
+    assert_eq!((&again["lab"], &again["levels"][0]["watts"]), (&json!("east"), &json!(300)));
+}
+
+#[test]
+fn results_files_that_are_none() {
+    insta::assert_snapshot!(
+        read(r#"{"schema": "other/v9", "levels": [{"concurrency": 1}]}"#).unwrap_err(),
+        @"./results.json is not a results file: its schema is `other/v9`, this version reads `llm-concurrency/results/v1`"
+    );
+    insta::assert_snapshot!(
+        read(r#"{"levels": []}"#).unwrap_err(),
+        @"./results.json is not a results file: it holds no levels"
+    );
+    insta::assert_snapshot!(
+        read(r#"{"levels": [{"throughput_rps": {"estimate": 1}}]}"#).unwrap_err(),
+        @"./results.json is not a results file: a level has no `concurrency` (or 0); levels start at 1"
+    );
+    insta::assert_snapshot!(
+        read(r#"{"levels": [{"concurrency": 2}, {"concurrency": 2}]}"#).unwrap_err(),
+        @"./results.json is not a results file: level 2 is there twice"
+    );
+    insta::assert_snapshot!(
+        read("level,rps\n1,2\n").unwrap_err(),
+        @"./results.json is not a results file: expected value at line 1 column 1"
+    );
+}
+
+// ---- prompts ----
+
+/// The shipped file and the snippets made in memory are one and the same target.
+#[test]
+fn without_a_prompts_file_the_same_snippets_come_from_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = |yaml: &str| {
+        let path = folder.path().join("config.yaml");
+        let config = Config::parse(yaml, &path).unwrap();
+        Settings::resolve(path, config, &Env::default(), Overrides::default()).unwrap()
+    };
+    let unset = settings(CONFIG);
+    let from_memory = snippets::of_run(&unset).unwrap();
+    let shipped = snippets::load(Path::new(env!("CARGO_MANIFEST_DIR")).join(snippets::DEFAULT_PATH)).unwrap();
+    assert_eq!(from_memory, shipped);
+
+    // A file at the default place is taken.
+    let file = folder.path().join(snippets::DEFAULT_PATH);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "[\"mine\"]").unwrap();
+    assert_eq!(snippets::of_run(&unset).unwrap()[0].text, "mine");
+    // One that is there but broken is not passed over.
+    fs::write(&file, "").unwrap();
+    assert!(snippets::of_run(&unset).unwrap_err().to_string().contains("is empty"));
+
+    let named = settings(&format!("{CONFIG}benchmark: {{request: {{prompts: gone.json}}}}"));
+    let error = snippets::of_run(&named).unwrap_err().to_string();
+    assert!(error.starts_with("Test data file not found: ") && error.contains("gone.json"), "{error}");
+}
