@@ -43,6 +43,8 @@ pub mod stats;
 #[cfg(feature = "suite")]
 pub mod sweep;
 #[cfg(feature = "suite")]
+pub mod target;
+#[cfg(feature = "suite")]
 pub mod usl;
 
 pub use client::LlmClient;

@@ -18,15 +18,16 @@ use regex::Regex;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::client::{BodyTemplate, LlmError, Transport};
+use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
-use crate::config::{Cache, Config, Endpoint, Settings};
+use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor};
 use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
 use crate::results::{GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, Stage};
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
 use crate::stats::{LevelState, LevelSummary, Sample};
+use crate::target::Target;
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;
@@ -95,7 +96,7 @@ enum Filter {
 }
 
 /// Criterion's options that take a value.
-const WITH_VALUE: [&str; 15] = [
+const WITH_VALUE: [&str; 18] = [
     "-c",
     "--color",
     "-s",
@@ -109,6 +110,9 @@ const WITH_VALUE: [&str; 15] = [
     "--warm-up-time",
     "--measurement-time",
     "--nresamples",
+    "--noise-threshold",
+    "--confidence-level",
+    "--significance-level",
     "--plotting-backend",
     "--output-format",
 ];
@@ -172,6 +176,11 @@ fn refuse_untrue(has: &dyn Fn(&str) -> bool) -> Result<(), SweepError> {
     if has("--profile-time") {
         return refuse(
             "--profile-time iterates without measuring or saving, so it would send load to the endpoint for nothing.\n\nTo profile the client, use `cargo bench --bench client_cost`.",
+        );
+    }
+    if has("--load-baseline") {
+        return refuse(
+            "--load-baseline shows an old result and measures nothing, so there would be nothing to decide from.\n\nTo decide from what is on disk, use `cargo run --bin recommend`.",
         );
     }
     if has("--quick") {
@@ -308,7 +317,7 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(SweepError::NothingMatches(plan.configured));
     }
-    let mut criterion = criterion(args, &run.manifest.fingerprint);
+    let mut criterion = criterion(args, places, &run.manifest.fingerprint);
     let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run)).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
@@ -334,6 +343,10 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     }
     group.finish();
     criterion.final_summary();
+    if let Some(load) = load.filter(|_| args.mode == Mode::Test) {
+        let sent = load.simulator.map_or(0, |simulator| simulator.log().len());
+        eprintln!("Test mode: {sent} requests to the embedded simulator, none elsewhere");
+    }
     Ok(swept)
 }
 
@@ -350,9 +363,10 @@ fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
     }
 }
 
-fn criterion(args: &CriterionArgs, fingerprint: &str) -> Criterion {
-    // Gnuplot would be taken wherever it is installed, and draws differently.
-    let criterion = Criterion::default().plotting_backend(PlottingBackend::Plotters);
+fn criterion(args: &CriterionArgs, places: &Places, fingerprint: &str) -> Criterion {
+    // Gnuplot would be taken wherever it is installed, and draws differently. The folder is the one that is read later.
+    let criterion =
+        Criterion::default().plotting_backend(PlottingBackend::Plotters).output_directory(&places.criterion);
     let criterion = if args.from_command_line { criterion.configure_from_args() } else { criterion };
     // Another endpoint's figures would show as a regression.
     if args.own_baseline { criterion } else { criterion.save_baseline(format!("fingerprint-{fingerprint}")) }
@@ -489,7 +503,8 @@ fn time_per_wave(window: &Window, level: usize) -> Duration {
     Duration::from_secs_f64(seconds).max(Duration::from_nanos(1))
 }
 
-fn sample_of(window: &Window) -> Sample {
+/// A window of the loop as it is recorded.
+pub fn sample_of(window: &Window) -> Sample {
     Sample { duration_s: window.duration_s(), completed: window.completed as u64, succeeded: window.succeeded as u64 }
 }
 
@@ -511,15 +526,8 @@ struct Load {
     jobs: tokio::sync::mpsc::UnboundedSender<Job>,
     stop: watch::Receiver<bool>,
     target: Arc<Target>,
-    _simulator: Option<Simulator>,
-}
-
-/// What is sent, and where.
-struct Target {
-    transport: Transport,
-    bodies: Vec<BodyTemplate>,
-    cache: Cache,
-    salt: String,
+    /// Kept alive, if it is the endpoint.
+    simulator: Option<Simulator>,
 }
 
 /// A transport to the endpoint, and the simulator behind it if that is the endpoint.
@@ -547,16 +555,12 @@ impl Load {
         let Config { llm, benchmark, .. } = &settings.config;
         // Tests and `--all-targets` never touch somebody's server.
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
-        let target = Target {
-            transport,
-            bodies: prompts.iter().map(|p| BodyTemplate::new(&llm.model, &benchmark.request, &p.text)).collect(),
-            cache: benchmark.request.cache,
-            salt: format!("{}/{}", benchmark.seed, run.manifest.run_id),
-        };
+        let salt = format!("{}/{}", benchmark.seed, run.manifest.run_id);
+        let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
         let (stopper, stop) = watch::channel(false);
         let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
         std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, stopper))?;
-        Ok(Load { jobs, stop, target: Arc::new(target), _simulator: simulator })
+        Ok(Load { jobs, stop, target: Arc::new(target), simulator })
     }
 
     /// Begins a level; its windows arrive as they close.
@@ -601,30 +605,6 @@ impl Load {
         assert_eq!(failure, None, "one request to the simulator");
         began.elapsed().max(Duration::from_nanos(1))
     }
-}
-
-impl Target {
-    /// Sends the request with this sequence number. The same prompts come in the same order at every level.
-    fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        let body = &self.bodies[(seq % self.bodies.len() as u64) as usize];
-        let prefix = match self.cache {
-            Cache::Fresh => unique_prefix(&self.salt, level, seq),
-            Cache::Reuse => String::new(),
-        };
-        let body = body.fill(&prefix);
-        let transport = self.transport.clone();
-        async move { transport.send(body).await }
-    }
-}
-
-/// Short, and always of the same length: FNV-1a over run, level and sequence.
-fn unique_prefix(salt: &str, level: usize, seq: u64) -> String {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let numbers = [level as u64, seq].map(u64::to_le_bytes);
-    for &byte in salt.as_bytes().iter().chain(numbers.iter().flatten()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x} ")
 }
 
 fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: watch::Sender<bool>) {

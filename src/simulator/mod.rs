@@ -24,6 +24,8 @@ mod log;
 mod protocol;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod virtual_time;
 
 use std::fmt;
 use std::io;

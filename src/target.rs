@@ -1,0 +1,74 @@
+//! What a measurement sends, and where: the prompts in the same order at every level, each made unique.
+
+use std::future::Future;
+
+use crate::client::{BodyTemplate, Transport};
+use crate::config::{Cache, RequestSettings};
+use crate::outcome::Reply;
+use crate::snippets::Prompt;
+
+/// The requests of a run, by level and sequence number.
+pub struct Target {
+    transport: Transport,
+    bodies: Vec<BodyTemplate>,
+    cache: Cache,
+    salt: String,
+}
+
+impl Target {
+    /// Asks `model` about `prompts` (at least one) as `request` says. `salt` tells this run's requests from another's.
+    pub fn new(
+        transport: Transport,
+        model: &str,
+        request: &RequestSettings,
+        prompts: &[Prompt],
+        salt: impl Into<String>,
+    ) -> Self {
+        let bodies = prompts.iter().map(|prompt| BodyTemplate::new(model, request, &prompt.text)).collect();
+        Target { transport, bodies, cache: request.cache, salt: salt.into() }
+    }
+
+    /// Sends the request with this sequence number. The same prompts come in the same order at every level.
+    pub fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
+        let body = &self.bodies[(seq % self.bodies.len() as u64) as usize];
+        let prefix = match self.cache {
+            Cache::Fresh => unique_prefix(&self.salt, level, seq),
+            Cache::Reuse => String::new(),
+        };
+        let body = body.fill(&prefix);
+        let transport = self.transport.clone();
+        async move { transport.send(body).await }
+    }
+}
+
+/// Short, and always of the same length: FNV-1a over run, level and sequence.
+fn unique_prefix(salt: &str, level: usize, seq: u64) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let numbers = [level as u64, seq].map(u64::to_le_bytes);
+    for &byte in salt.as_bytes().iter().chain(numbers.iter().flatten()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{hash:016x} ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_unique_by_run_level_and_sequence_and_always_as_long() {
+        let mut seen = HashSet::new();
+        for salt in ["42/a", "42/b"] {
+            for level in [1, 2, 50] {
+                for seq in 0..1000 {
+                    let prefix = unique_prefix(salt, level, seq);
+                    assert_eq!(prefix.len(), 17);
+                    assert!(seen.insert(prefix), "{salt} {level} {seq}");
+                }
+            }
+        }
+        assert_eq!(unique_prefix("42/a", 5, 7), unique_prefix("42/a", 5, 7));
+    }
+}

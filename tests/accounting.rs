@@ -1,0 +1,133 @@
+//! Every request that reaches the server has one line in a sidecar, and each line is a success or one named failure.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use llm_concurrency::config::{Config, Endpoint, Env, Levels, Overrides, Settings};
+use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
+use llm_concurrency::results::{Places, read_sidecar};
+use llm_concurrency::simulator::{OutputTokens, RequestEnd, Simulator, SimulatorConfig, explain};
+use llm_concurrency::snippets;
+use llm_concurrency::stats::LevelState;
+use llm_concurrency::sweep::{self, CriterionArgs, Plan, Swept};
+use tempfile::TempDir;
+
+/// A whole sweep, files included, against a server whose log is at hand.
+struct Sweep {
+    settings: Settings,
+    places: Places,
+    _folder: TempDir,
+}
+
+impl Sweep {
+    fn new(levels: &[usize], stream: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        snippets::save(at("snippets.json"), &snippets::generate(7, 200)).unwrap();
+        let mut config = Config::parse("llm: {model: any}", Path::new("config.yaml")).unwrap();
+        config.benchmark.levels = Levels::List(levels.to_vec());
+        config.benchmark.request.stream = stream;
+        config.benchmark.request.prompts = at("snippets.json");
+        let settings = Settings::resolve(at("config.yaml"), config, &Env::default(), Overrides::default()).unwrap();
+        let places = Places { criterion: at("criterion"), runs: at("runs"), results: at("results") };
+        Sweep { settings, places, _folder: folder }
+    }
+
+    fn run(&mut self, server: &Simulator) -> Swept {
+        self.settings.config.llm.endpoint = server.base_url().parse::<Endpoint>().unwrap();
+        sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places).unwrap()
+    }
+
+    fn plan(&self) -> Plan {
+        Plan::new(&self.settings, &CriterionArgs::measure_all())
+    }
+}
+
+/// 20 slots and a queue of 25, as by default, but ten times as fast.
+fn fast() -> SimulatorConfig {
+    SimulatorConfig {
+        base_step_ms: 1.0,
+        per_sequence_ms: 0.05,
+        prefill_ms_per_token: 0.0,
+        output_tokens: OutputTokens::LogNormal { median: 12.0, sigma: 0.35 },
+        ..SimulatorConfig::default()
+    }
+}
+
+fn sidecar(swept: &Swept, level: usize) -> Vec<RequestOutcome> {
+    let path = swept.run.folder().join(format!("level-{level}.jsonl"));
+    read_sidecar(&path).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+/// Holds the server's log against the sidecars, and each level against its plan and its summary.
+fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
+    let mut arrived = 0;
+    let mut by_status: BTreeMap<u16, u64> = BTreeMap::new();
+    for (plan, summary) in sweep.plan().levels.iter().zip(&swept.run.summaries) {
+        let lines = sidecar(swept, plan.level);
+        let what = format!("level {}", plan.level);
+        assert!(lines.len() as u64 <= plan.tickets(), "{what}: {} lines", lines.len());
+        let mut seqs: Vec<u64> = lines.iter().map(|line| line.seq).collect();
+        seqs.sort_unstable();
+        assert_eq!(seqs, (0..lines.len() as u64).collect::<Vec<_>>(), "{what}");
+        for line in &lines {
+            assert!(line.is_success() != line.failure.is_some(), "{what}: {line:?}");
+            assert_eq!(line.failure.is_some(), line.error.is_some(), "{what}: {line:?}");
+            arrived += 1 + u64::from(line.resent);
+            *by_status.entry(line.status.expect("the server answered")).or_default() += 1;
+        }
+        let cohort: Vec<_> = lines.iter().filter(|line| line.phase == Phase::Measured).collect();
+        assert!(cohort.len() >= plan.measured(), "{what}: {}", cohort.len());
+        assert_eq!(summary.requests, Some(cohort.len() as u64), "{what}");
+        let failed: u64 = summary.failures.values().sum();
+        assert_eq!(summary.succeeded.map(|succeeded| succeeded + failed), summary.requests, "{what}");
+        assert_eq!(summary.state, Some(LevelState::Complete), "{what}");
+    }
+    let log = server.log();
+    assert_eq!(log.len() as u64, arrived);
+    let ended = |end| log.iter().filter(|record| record.outcome == end).count() as u64;
+    assert_eq!(ended(RequestEnd::Completed), by_status.remove(&200).unwrap_or_default());
+    assert_eq!(ended(RequestEnd::Refused), by_status.remove(&503).unwrap_or_default());
+    assert_eq!(by_status, BTreeMap::new(), "no other status");
+}
+
+#[test]
+fn the_servers_log_and_the_sidecars_agree_when_all_goes_well() {
+    for stream in [true, false] {
+        let server = Simulator::start(fast(), 0).unwrap();
+        let mut sweep = Sweep::new(&[1, 3, 20], stream);
+        let swept = sweep.run(&server);
+        assert_accounts(&sweep, &swept, &server);
+        let lines: Vec<_> = [1, 3, 20].into_iter().flat_map(|level| sidecar(&swept, level)).collect();
+        assert!(lines.iter().all(RequestOutcome::is_success));
+        assert!(lines.iter().all(|line| line.ttft_s.is_some() == stream));
+        let ours: u64 = lines.iter().map(|line| u64::from(line.output_tokens.unwrap())).sum();
+        let theirs: u64 = server.log().iter().map(|record| u64::from(record.output_tokens)).sum();
+        assert_eq!(ours, theirs, "tokens, stream: {stream}");
+        assert_eq!(server.peak_in_flight(), 20);
+    }
+}
+
+#[test]
+fn a_full_queue_is_no_flood_and_fails_at_a_steady_rate() {
+    const LEVEL: usize = 50;
+    let prompts: Vec<String> = snippets::generate(7, 200).snippets.iter().map(|s| s.prompt()).collect();
+    let truth = explain(&fast(), &[LEVEL], &prompts, 64, 20_000).unwrap().levels.remove(0);
+    for stream in [true, false] {
+        let server = Simulator::start(fast(), 0).unwrap();
+        let mut sweep = Sweep::new(&[LEVEL], stream);
+        let swept = sweep.run(&server);
+        assert_accounts(&sweep, &swept, &server);
+        let lines = sidecar(&swept, LEVEL);
+        let failures = lines.iter().filter(|line| line.failure.is_some());
+        assert!(failures.clone().all(|line| line.failure == Some(Failure::ServerError) && line.status == Some(503)));
+        println!("stream {stream}: {} of {}, truth {}", failures.clone().count(), lines.len(), truth.error_rate);
+        let rate = |lines: &[&RequestOutcome]| {
+            lines.iter().filter(|line| line.failure.is_some()).count() as f64 / lines.len() as f64
+        };
+        let cohort: Vec<_> = lines.iter().filter(|line| line.phase == Phase::Measured).collect();
+        for half in cohort.chunks(cohort.len().div_ceil(2)) {
+            println!("{}", rate(half));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! A simulated server, and one level of it measured as the sweep does, but without Criterion and files.
+
+use std::time::Duration;
+
+use llm_concurrency::client::Transport;
+use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
+use llm_concurrency::config::RequestSettings;
+use llm_concurrency::outcome::{Reply, RequestOutcome};
+use llm_concurrency::simulator::{Simulator, SimulatorConfig};
+use llm_concurrency::snippets::{self, Prompt};
+use llm_concurrency::stats::{self, LevelFacts, LevelSummary};
+use llm_concurrency::sweep::{self, SAMPLES};
+use llm_concurrency::target::Target;
+use reqwest::Url;
+use tokio::runtime::{Builder, Runtime};
+
+/// A request takes no longer than this, or has timed out.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The simulator's texts, each different.
+pub fn prompts(count: usize) -> Vec<Prompt> {
+    let snippets = snippets::generate(42, count).snippets.into_iter();
+    snippets
+        .map(|snippet| Prompt { text: snippet.prompt(), id: snippet.id, size: snippet.size.as_str().to_owned() })
+        .collect()
+}
+
+/// The plan of the sweep for a level that measures `total` requests or more.
+pub fn plan(level: usize, total: usize) -> LoopPlan {
+    LoopPlan::new(level, total, 5, SAMPLES, level)
+}
+
+/// A server with a client beside it, on a runtime of one thread as in the sweep.
+pub struct Rig {
+    pub simulator: Simulator,
+    pub target: Target,
+    pub runtime: Runtime,
+}
+
+/// What one level left behind.
+pub struct Measured {
+    pub record: LoopRecord,
+    pub outcomes: Vec<RequestOutcome>,
+    pub summary: LevelSummary,
+}
+
+impl Rig {
+    pub fn start(config: SimulatorConfig, prompts: &[Prompt], request: &RequestSettings) -> Self {
+        let simulator = Simulator::start(config, 0).expect("a free port on loopback");
+        let url = Url::parse(&simulator.base_url()).expect("the simulator's own URL");
+        let transport = Transport::new(&url, request.kind, TIMEOUT, None).expect("a client for plain HTTP");
+        let target = Target::new(transport, "simulated", request, prompts, "truth");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        Rig { simulator, target, runtime }
+    }
+
+    pub fn measure(&self, plan: &LoopPlan) -> Measured {
+        let (_keep, stop) = tokio::sync::watch::channel(false);
+        let mut kept = Kept::default();
+        let send = |ticket: closed_loop::Ticket| self.target.send(plan.level, ticket.seq);
+        let record = self.runtime.block_on(closed_loop::run(plan, stop, send, &mut kept));
+        let facts = LevelFacts {
+            concurrency: plan.level,
+            window_s: record.window_s().expect("the loop ran to its end"),
+            samples: record.windows.iter().map(sweep::sample_of).collect(),
+            request_timeout_s: TIMEOUT.as_secs_f64(),
+            ..LevelFacts::default()
+        };
+        let summary = stats::summarize(&facts, kept.outcomes.clone());
+        Measured { record, outcomes: kept.outcomes, summary }
+    }
+}
+
+#[derive(Default)]
+struct Kept {
+    outcomes: Vec<RequestOutcome>,
+}
+
+impl Observer for Kept {
+    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
+        self.outcomes.push(outcome);
+    }
+    fn window(&mut self, _: Window) {}
+}
+
+impl Measured {
+    /// Successes per second.
+    pub fn rps(&self) -> f64 {
+        self.summary.throughput_rps.expect("a window of some length").estimate
+    }
+}
+
+/// The median of an odd number of values.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,89 @@
+//! The truth bench in short: a real server, the real client, and a curve that is known.
+//!
+//! The tight bound on both sides is held in virtual time, where there is no noise (`simulator::virtual_time`), and in
+//! real time by `cargo bench --bench truth` on an idle machine. A machine that is busy can only slow a measurement
+//! down: the server's steps have absolute deadlines, so nothing makes it faster than explained. So here the upper bound
+//! is tight; the lower one allows for late wake-ups, which cost a request one step of six, and not for a fault in the
+//! method: a barrier between batches costs 30 % and more.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Measured, Rig, median, plan};
+use llm_concurrency::closed_loop::Ending;
+use llm_concurrency::config::RequestSettings;
+use llm_concurrency::outcome::Phase;
+use llm_concurrency::recommend::{Policy, Status, recommend};
+use llm_concurrency::simulator::{OutputTokens, RequestEnd, SimulatorConfig, explain};
+
+const SLOTS: usize = 8;
+const LEVELS: [usize; 3] = [4, 8, 16];
+const RUNS: usize = 3;
+const REQUESTS: usize = 100;
+const ABOVE: f64 = 0.02;
+const BELOW: f64 = 0.15;
+
+fn config() -> SimulatorConfig {
+    SimulatorConfig {
+        slots: SLOTS,
+        queue_limit: 100,
+        base_step_ms: 2.0,
+        per_sequence_ms: 1.0,
+        prefill_ms_per_token: 0.0,
+        output_tokens: OutputTokens::Fixed { tokens: 6 },
+        ..SimulatorConfig::default()
+    }
+}
+
+#[test]
+fn levels_around_the_slots_are_measured_as_they_are_and_the_best_is_recommended() {
+    let prompts = common::prompts(100);
+    let texts: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
+    let request = RequestSettings::default();
+    let truth = explain(&config(), &LEVELS, &texts, request.max_tokens, 20_000).unwrap();
+    let rig = Rig::start(config(), &prompts, &request);
+    let mut rps: Vec<Vec<f64>> = vec![Vec::new(); LEVELS.len()];
+    let mut sent = 0;
+    for _ in 0..RUNS {
+        let round: Vec<Measured> = LEVELS.iter().map(|&level| rig.measure(&plan(level, REQUESTS))).collect();
+        for (at, measured) in round.iter().enumerate() {
+            assert_accounts(LEVELS[at], measured);
+            rps[at].push(measured.rps());
+            sent += measured.outcomes.len();
+        }
+        let summaries: Vec<_> = round.into_iter().map(|measured| measured.summary).collect();
+        let decided = recommend(&summaries, &Policy::default());
+        assert_eq!(decided.recommended_concurrency, truth.optimum, "{}", decided.reason);
+        assert_eq!(decided.status, Status::Ok);
+        assert!(!decided.provisional);
+    }
+    for (level, rps) in truth.levels.iter().zip(rps) {
+        let error = median(rps) / level.throughput_rps - 1.0;
+        assert!((-BELOW..=ABOVE).contains(&error), "level {}: {:+.1} %", level.level, 100.0 * error);
+    }
+    let log = rig.simulator.log();
+    assert_eq!(log.len(), sent);
+    assert!(log.iter().all(|record| record.outcome == RequestEnd::Completed));
+    assert_eq!(rig.simulator.peak_in_flight(), *LEVELS.last().unwrap(), "the level is reached and never passed");
+}
+
+fn assert_accounts(level: usize, measured: &Measured) {
+    let plan = plan(level, REQUESTS);
+    let Measured { record, outcomes, summary } = measured;
+    assert_eq!(record.ending, Ending::Complete);
+    assert!(record.sent <= plan.tickets());
+    assert_eq!(outcomes.len() as u64, record.sent);
+    let seqs: BTreeSet<u64> = outcomes.iter().map(|outcome| outcome.seq).collect();
+    assert_eq!(seqs.len(), outcomes.len(), "no sequence number comes twice");
+    assert!(outcomes.iter().all(|outcome| outcome.is_success()));
+    let cohort = outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured).count() as u64;
+    assert!(cohort >= plan.measured() as u64);
+    assert_eq!((summary.requests, summary.succeeded), (Some(cohort), Some(cohort)));
+    for window in &record.windows {
+        assert_eq!((window.completed, window.succeeded), (plan.window, plan.window));
+    }
+    // Fewer in flight would be another level than the one that is reported.
+    assert!(summary.mean_in_flight.unwrap() > 0.9 * level as f64, "{:?}", summary.mean_in_flight);
+    assert!(summary.mean_in_flight.unwrap() < level as f64 + 1e-6, "{:?}", summary.mean_in_flight);
+}
