@@ -27,7 +27,7 @@ impl Sweep {
         let mut config = Config::parse("llm: {model: any}", Path::new("config.yaml")).unwrap();
         config.benchmark.levels = Levels::List(levels.to_vec());
         config.benchmark.request.stream = stream;
-        config.benchmark.request.prompts = at("snippets.json");
+        config.benchmark.request.prompts = Some(at("snippets.json"));
         let settings = Settings::resolve(at("config.yaml"), config, &Env::default(), Overrides::default()).unwrap();
         let places = Places { criterion: at("criterion"), runs: at("runs"), results: at("results") };
         Sweep { settings, places, _folder: folder }
