@@ -17,7 +17,7 @@ use crate::report::text;
 use crate::results::{Identity, Measured, Places, ResultsFile, load_measured};
 use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::snippets;
-use crate::sweep::{self, CriterionArgs, Mode, Swept};
+use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 
 /// Requests per level in virtual time; enough that chance plays no part.
 const EXPLAIN_REQUESTS: usize = 20_000;
@@ -47,7 +47,7 @@ pub fn bench() -> Result<ExitCode> {
     let decided = conclude(&settings, &args, &places, &swept)?;
     print!("{}", decided.printed());
     eprintln!("{}", where_written(&swept, &places));
-    if swept.interrupted {
+    if swept.stopped == Some(Stop::Interrupted) {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }
     if decided.recommendation.status.may_patch() {
@@ -68,7 +68,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let decided = conclude(&settings, &criterion_args, &places, &swept)?;
     print!("{}", decided.printed());
     eprintln!("{}", where_written(&swept, &places));
-    if swept.interrupted {
+    if swept.stopped == Some(Stop::Interrupted) {
         return Ok(ExitCode::from(INTERRUPTED));
     }
     let wish = Wish {
@@ -240,11 +240,12 @@ fn decide_from(measured: Measured, settings: &Settings) -> Decided {
 /// Decides at the end of a sweep, and completes the results file.
 fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &Swept) -> Result<Decided> {
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
-    let measured = if args.is_filtered() {
+    let mut measured = if args.is_filtered() {
         load_measured(places, &swept.run.manifest.identity)?
     } else {
         Measured { levels: swept.run.summaries.clone(), quick: settings.quick, ..Measured::default() }
     };
+    measured.notes.extend(swept.notes.clone());
     let decided = decide_from(measured, settings);
     swept.run.write_results(Some(&decided.recommendation))?;
     Ok(decided)

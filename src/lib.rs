@@ -29,6 +29,8 @@ pub mod config_patch;
 #[cfg(feature = "suite")]
 pub mod monitor;
 #[cfg(feature = "suite")]
+pub mod plan;
+#[cfg(feature = "suite")]
 pub mod recommend;
 #[cfg(feature = "suite")]
 pub mod report;

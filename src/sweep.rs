@@ -7,8 +7,8 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -23,16 +23,13 @@ use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, W
 use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor};
 use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
+use crate::plan::{Plan, SAMPLES, level_plan};
+use crate::report::text;
 use crate::results::{GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, Stage};
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
-use crate::stats::{LevelState, LevelSummary, Sample};
+use crate::stats::{LevelState, Sample};
 use crate::target::Target;
-
-/// Criterion samples per level: its minimum.
-pub const SAMPLES: usize = 10;
-/// A quick run measures at least this many requests per level, and this many waves.
-const QUICK: (usize, usize) = (30, 3);
 
 /// Why a sweep could not be made.
 #[derive(Debug, Error)]
@@ -58,6 +55,9 @@ pub enum SweepError {
     /// The endpoint does not work at all.
     #[error("{0}")]
     Endpoint(String),
+    /// The budget has no room for a single level.
+    #[error("{0}\n\nRaise the limit, or send less: lower benchmark.levels, total_requests or request.max_tokens.")]
+    OverBudget(String),
     /// No level matches the filter.
     #[error("no level matches the filter; the ids are {GROUP}/level/N with N one of {0:?}")]
     NothingMatches(Vec<usize>),
@@ -155,7 +155,8 @@ impl CriterionArgs {
         !matches!(self.filter, Filter::All)
     }
 
-    fn selects(&self, level: usize) -> bool {
+    /// Whether the filter names this level.
+    pub fn selects(&self, level: usize) -> bool {
         let id = criterion_id(level);
         match &self.filter {
             Filter::All => true,
@@ -218,81 +219,6 @@ fn criterion_id(level: usize) -> String {
     format!("{GROUP}/level/{level}")
 }
 
-// ---- what will be sent ----
-
-/// What a sweep will do, known before its first request.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// One plan per level that will run.
-    pub levels: Vec<LoopPlan>,
-    /// All levels of this configuration, those left out by a filter included.
-    pub configured: Vec<usize>,
-}
-
-impl Plan {
-    /// The plan for these settings and this filter.
-    pub fn new(settings: &Settings, args: &CriterionArgs) -> Self {
-        let configured = if settings.quick {
-            every_second(&settings.config.benchmark.levels())
-        } else {
-            settings.config.benchmark.levels()
-        };
-        let levels = configured.iter().filter(|&&level| args.selects(level)).map(|&level| level_plan(settings, level));
-        Plan { levels: levels.collect(), configured }
-    }
-
-    /// Requests that may be sent at most.
-    pub fn requests(&self) -> u64 {
-        self.levels.iter().map(LoopPlan::tickets).sum()
-    }
-
-    /// Seconds of load for each second that a request takes, if latency did not grow with the level.
-    fn seconds_per_second(&self) -> f64 {
-        self.levels.iter().map(|plan| plan.tickets() as f64 / plan.level as f64).sum()
-    }
-
-    /// What is said before the first request.
-    pub fn describe(&self, settings: &Settings) -> String {
-        let Config { llm, benchmark, .. } = &settings.config;
-        let requests = self.requests();
-        let levels: Vec<String> = self.levels.iter().map(|plan| plan.level.to_string()).collect();
-        let target = match &llm.endpoint {
-            Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
-            Endpoint::Url(_) => format!("{}, model {}", llm.endpoint.redacted(), llm.model),
-        };
-        let tokens = requests * u64::from(benchmark.request.max_tokens);
-        let cost = match benchmark.budget.usd_per_million_output {
-            Some(usd) => format!(", at most {:.2} USD for output", tokens as f64 * usd / 1e6),
-            None => String::new(),
-        };
-        format!(
-            "Plan: levels {} against {target}\n      at most {requests} requests of up to {} output tokens ({tokens} in all{cost})\n      about {:.0} s of load for each second that a request takes\n",
-            levels.join(", "),
-            benchmark.request.max_tokens,
-            self.seconds_per_second(),
-        )
-    }
-}
-
-fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
-    let benchmark = &settings.config.benchmark;
-    let longest_wait = Duration::from_secs_f64(settings.config.llm.request_timeout);
-    let plan = if settings.quick {
-        // Fewer than `level` completions per window: the time per wave is scaled from them.
-        let total = QUICK.0.max(QUICK.1 * level);
-        LoopPlan::new(level, total, level, SAMPLES, 1)
-    } else {
-        LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, level)
-    };
-    LoopPlan { longest_wait, ..plan }
-}
-
-/// The first, third, … and last level.
-fn every_second(levels: &[usize]) -> Vec<usize> {
-    let last = levels.len().saturating_sub(1);
-    levels.iter().enumerate().filter(|(at, _)| at % 2 == 0 || *at == last).map(|(_, &level)| level).collect()
-}
-
 // ---- the sweep ----
 
 /// What a sweep leaves behind.
@@ -300,8 +226,10 @@ fn every_second(levels: &[usize]) -> Vec<usize> {
 pub struct Swept {
     /// The run, its figures included. Empty in test and list mode.
     pub run: Run,
-    /// Whether Ctrl-C (or SIGTERM) ended it.
-    pub interrupted: bool,
+    /// Why it ended before all levels were measured.
+    pub stopped: Option<Stop>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
     /// Seconds of load, all levels together.
     pub load_s: f64,
 }
@@ -311,18 +239,21 @@ pub struct Swept {
 /// # Errors
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
-    let plan = Plan::new(settings, args);
     let prompts = snippets::of_run(settings)?;
+    let plan = Plan::new(settings, &prompts, |level| args.selects(level));
     let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
-        return Err(SweepError::NothingMatches(plan.configured));
+        return Err(match plan.over_budget_note() {
+            Some(note) => SweepError::OverBudget(note),
+            None => SweepError::NothingMatches(plan.configured),
+        });
     }
     let mut criterion = criterion(args, places, &run.manifest.fingerprint);
     let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run)).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
     }
-    let mut swept = Swept { run, interrupted: false, load_s: 0.0 };
+    let mut swept = Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), load_s: 0.0 };
     let mut group = criterion.benchmark_group(GROUP);
     configure(&mut group);
     for &level in &plan.configured {
@@ -331,13 +262,15 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         let ended = bench_level(&mut group, args.mode, &loop_plan, load.as_ref(), &swept.run);
         if let Some(ended) = ended? {
             swept.load_s += ended.load_s;
-            swept.interrupted = ended.record.state == LevelState::Cut;
-            let summary = swept.run.level_ended(ended.record)?;
-            if let Some(problem) = nothing_works(&summary, settings, ended.last_failure.as_ref()) {
-                return Err(SweepError::Endpoint(problem));
-            }
-            if swept.interrupted {
-                break;
+            swept.stopped = ended.stopped;
+            swept.notes.extend(ended.stopped.map(|stop| format!("stopped at level {level}: {}", stop.reason())));
+            swept.run.level_ended(ended.record)?;
+            match (ended.stopped, ended.last_failure) {
+                (Some(Stop::NothingWorks), Some((kind, message))) => {
+                    return Err(SweepError::Endpoint(text::endpoint_problem(kind, &message, settings)));
+                }
+                (Some(_), _) => break,
+                (None, _) => {}
             }
         }
     }
@@ -385,6 +318,7 @@ fn configure(group: &mut BenchmarkGroup<'_, WallTime>) {
 /// A level that has run.
 struct LevelEnd {
     record: LevelRecord,
+    stopped: Option<Stop>,
     load_s: f64,
     last_failure: Option<(Failure, String)>,
 }
@@ -428,6 +362,8 @@ struct LevelInHand {
     handed: Vec<f64>,
     warmed_up: bool,
     ended: Option<Box<LoopEnd>>,
+    stopper: Stopper,
+    is_first: bool,
     monitor: LevelMonitor,
     began: Instant,
 }
@@ -456,6 +392,10 @@ impl LevelInHand {
             // The load thread has panicked and said why.
             Err(_) => return None,
         };
+        if !self.warmed_up && self.is_first && window.succeeded == 0 {
+            self.stopper.stop(Stop::NothingWorks);
+            return None;
+        }
         let per_wave = time_per_wave(&window, self.plan.level);
         if std::mem::replace(&mut self.warmed_up, true) {
             self.handed.push(per_wave.as_nanos() as f64);
@@ -479,8 +419,9 @@ impl LevelInHand {
         let (state, reason) = match end.record.ending {
             Ending::Complete => (LevelState::Complete, None),
             Ending::Hopeless => (LevelState::Hopeless, Some("every request of the warm-up failed".to_owned())),
-            Ending::Cut => (LevelState::Cut, Some("interrupted".to_owned())),
+            Ending::Cut => (LevelState::Cut, self.stopper.reason().map(|stop| stop.reason().to_owned())),
         };
+        let stopped = self.stopper.reason().filter(|_| state == LevelState::Cut);
         let record = LevelRecord {
             concurrency: self.plan.level,
             stage: Stage::Sweep,
@@ -492,7 +433,7 @@ impl LevelInHand {
             state,
             reason,
         };
-        Ok(LevelEnd { record, load_s, last_failure: end.last_failure })
+        Ok(LevelEnd { record, stopped, load_s, last_failure: end.last_failure })
     }
 }
 
@@ -508,13 +449,49 @@ pub fn sample_of(window: &Window) -> Sample {
     Sample { duration_s: window.duration_s(), completed: window.completed as u64, succeeded: window.succeeded as u64 }
 }
 
-/// A first level whose every request failed says that the endpoint, not the concurrency, is the matter.
-fn nothing_works(summary: &LevelSummary, settings: &Settings, last: Option<&(Failure, String)>) -> Option<String> {
-    if summary.state != Some(LevelState::Hopeless) || summary.succeeded != Some(0) {
-        return None;
+// ---- stopping ----
+
+/// Why a run ends before all its levels are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Ctrl-C or SIGTERM.
+    Interrupted,
+    /// `benchmark.budget.max_minutes` are over.
+    OutOfTime,
+    /// Every request of the first level's warm-up failed: the endpoint, not the concurrency, is the matter.
+    NothingWorks,
+}
+
+impl Stop {
+    fn reason(self) -> &'static str {
+        match self {
+            Stop::Interrupted => "interrupted",
+            Stop::OutOfTime => "budget.max_minutes were over",
+            Stop::NothingWorks => "every request of the warm-up failed",
+        }
     }
-    let (kind, message) = last?;
-    Some(crate::report::text::endpoint_problem(*kind, message, settings))
+}
+
+/// Stops the loop in hand and those to come; the first reason stays.
+#[derive(Clone, Debug)]
+struct Stopper {
+    signal: Arc<watch::Sender<bool>>,
+    reason: Arc<OnceLock<Stop>>,
+}
+
+impl Stopper {
+    fn new() -> Self {
+        Stopper { signal: Arc::new(watch::Sender::new(false)), reason: Arc::default() }
+    }
+
+    fn stop(&self, reason: Stop) {
+        self.reason.get_or_init(|| reason);
+        self.signal.send_replace(true);
+    }
+
+    fn reason(&self) -> Option<Stop> {
+        self.reason.get().copied()
+    }
 }
 
 // ---- the load thread ----
@@ -524,7 +501,7 @@ type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 /// The thread that makes the load: one current-thread runtime for the whole sweep, so that connections live on.
 struct Load {
     jobs: tokio::sync::mpsc::UnboundedSender<Job>,
-    stop: watch::Receiver<bool>,
+    stopper: Stopper,
     target: Arc<Target>,
     /// Kept alive, if it is the endpoint.
     simulator: Option<Simulator>,
@@ -557,10 +534,12 @@ impl Load {
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
         let salt = format!("{}/{}", benchmark.seed, run.manifest.run_id);
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
-        let (stopper, stop) = watch::channel(false);
+        let stopper = Stopper::new();
+        let minutes = benchmark.budget.max_minutes.filter(|_| mode == Mode::Measure);
+        let watcher = stopper.clone();
         let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
-        std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, stopper))?;
-        Ok(Load { jobs, stop, target: Arc::new(target), simulator })
+        std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, watcher, minutes))?;
+        Ok(Load { jobs, stopper, target: Arc::new(target), simulator })
     }
 
     /// Begins a level; its windows arrive as they close.
@@ -575,7 +554,7 @@ impl Load {
             last_failure: None,
             events: events.clone(),
         };
-        let (plan, stop, target) = (*plan, self.stop.clone(), self.target.clone());
+        let (plan, stop, target) = (*plan, self.stopper.signal.subscribe(), self.target.clone());
         let job: Job = Box::new(move || Box::pin(run_level(plan, stop, target, recorder, events)));
         self.jobs.send(job).map_err(|_| std::io::Error::other("it is gone"))?;
         Ok(LevelInHand {
@@ -584,6 +563,8 @@ impl Load {
             handed: Vec::new(),
             warmed_up: false,
             ended: None,
+            stopper: self.stopper.clone(),
+            is_first: run.summaries.is_empty(),
             monitor: LevelMonitor::start(plan.level, plan.tickets(), counts),
             began: Instant::now(),
         })
@@ -607,10 +588,16 @@ impl Load {
     }
 }
 
-fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: watch::Sender<bool>) {
+fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, max_minutes: Option<f64>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
     runtime.block_on(async move {
-        tokio::spawn(stop_on_signal(stopper));
+        tokio::spawn(stop_on_signal(stopper.clone()));
+        if let Some(minutes) = max_minutes {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs_f64(60.0 * minutes)).await;
+                stopper.stop(Stop::OutOfTime);
+            });
+        }
         while let Some(job) = jobs.recv().await {
             job().await;
         }
@@ -618,11 +605,10 @@ fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: watch::Se
 }
 
 /// The first Ctrl-C or SIGTERM ends the run in good order, a second one at once.
-async fn stop_on_signal(stopper: watch::Sender<bool>) {
+async fn stop_on_signal(stopper: Stopper) {
     signal().await;
     eprintln!("\ninterrupted: giving up the level in hand (again to kill)");
-    // Without a loop in hand there is nobody to stop, but the next one will see it.
-    stopper.send_replace(true);
+    stopper.stop(Stop::Interrupted);
     signal().await;
     std::process::exit(130);
 }

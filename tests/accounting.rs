@@ -5,11 +5,12 @@ use std::path::Path;
 
 use llm_concurrency::config::{Config, Endpoint, Env, Levels, Overrides, Settings};
 use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
+use llm_concurrency::plan::Plan;
 use llm_concurrency::results::{Places, read_sidecar};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, Simulator, SimulatorConfig, explain};
 use llm_concurrency::snippets;
 use llm_concurrency::stats::LevelState;
-use llm_concurrency::sweep::{self, CriterionArgs, Plan, Swept};
+use llm_concurrency::sweep::{self, CriterionArgs, Swept};
 use tempfile::TempDir;
 
 /// A whole sweep, files included, against a server whose log is at hand.
@@ -39,7 +40,7 @@ impl Sweep {
     }
 
     fn plan(&self) -> Plan {
-        Plan::new(&self.settings, &CriterionArgs::measure_all())
+        Plan::new(&self.settings, &snippets::of_run(&self.settings).unwrap(), |_| true)
     }
 }
 
