@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 20] = [
     "outcome",
     "stats",
     "usl",
@@ -15,12 +15,14 @@ const ORDER: [&str; 18] = [
     "compare",
     "closed_loop",
     "sse",
-    "snippets",
     "config_patch",
     "monitor",
     "simulator",
     "config",
+    "snippets",
     "client",
+    "target",
+    "plan",
     "results",
     "report",
     "sweep",

@@ -1,6 +1,6 @@
 //! The truth bench in short: a real server, the real client, and a curve that is known.
 //!
-//! The tight bound on both sides is held in virtual time, where there is no noise (`simulator::virtual_time`), and in
+//! The tight bound on both sides is held in virtual time, where there is no noise (`simulator::virtual_time_tests`), and in
 //! real time by `cargo bench --bench truth` on an idle machine. A machine that is busy can only slow a measurement
 //! down: the server's steps have absolute deadlines, so nothing makes it faster than explained. So here the upper bound
 //! is tight; the lower one allows for late wake-ups, which cost a request one step of six, and not for a fault in the
@@ -80,8 +80,11 @@ fn assert_accounts(level: usize, measured: &Measured) {
     let cohort = outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured).count() as u64;
     assert!(cohort >= plan.measured() as u64);
     assert_eq!((summary.requests, summary.succeeded), (Some(cohort), Some(cohort)));
-    for window in &record.windows {
-        assert_eq!((window.completed, window.succeeded), (plan.window, plan.window));
+    for (at, window) in record.windows.iter().enumerate() {
+        assert_eq!(window.completed, window.succeeded);
+        // The last one waits until the cohort is whole; completions at the very end of the warm-up may make it short.
+        let is_last = at + 1 == record.windows.len();
+        assert!(window.completed == plan.window || is_last && window.completed > plan.window, "{at}: {window:?}");
     }
     // Fewer in flight would be another level than the one that is reported.
     assert!(summary.mean_in_flight.unwrap() > 0.9 * level as f64, "{:?}", summary.mean_in_flight);

@@ -25,7 +25,7 @@ mod protocol;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod virtual_time;
+mod virtual_time_tests;
 
 use std::fmt;
 use std::io;
