@@ -1,5 +1,7 @@
 //! A simulated server, and one level of it measured as the sweep does, but without Criterion and files.
 
+#![allow(dead_code, reason = "each user of this module takes what it needs")]
+
 use std::time::Duration;
 
 use llm_concurrency::client::Transport;
