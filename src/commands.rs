@@ -50,7 +50,7 @@ pub fn bench() -> Result<ExitCode> {
     if swept.stopped == Some(Stop::Interrupted) {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }
-    if decided.recommendation.status.may_patch() {
+    if decided.recommendation.status.may_patch() && !decided.recommendation.provisional {
         eprintln!("To write it into {}: cargo run --bin recommend -- --update-config", settings.path.display());
     }
     Ok(ExitCode::SUCCESS)
