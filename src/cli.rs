@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, Endpoint, Levels, Overrides};
+use crate::simulator::FaultRate;
 
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
 #[derive(Debug, Parser)]
@@ -217,4 +218,10 @@ pub struct SimulateArgs {
     /// Requests that may wait; one more is refused with 503
     #[arg(long, value_name = "N")]
     pub queue_limit: Option<usize>,
+    /// Requests let through per minute; one more is refused with 429
+    #[arg(long, value_name = "N")]
+    pub rpm: Option<f64>,
+    /// Let something go wrong with a share of the requests, such as stall=0.1 (may be given several times)
+    #[arg(long = "fault", value_name = "NAME=RATE")]
+    pub faults: Vec<FaultRate>,
 }

@@ -183,6 +183,8 @@ pub fn simulate(args: &SimulateArgs) -> Result<ExitCode> {
     let mut config = settings.as_ref().map_or_else(SimulatorConfig::default, |s| s.config.simulator.clone());
     config.slots = args.slots.unwrap_or(config.slots);
     config.queue_limit = args.queue_limit.unwrap_or(config.queue_limit);
+    config.requests_per_minute = args.rpm.or(config.requests_per_minute);
+    args.faults.iter().for_each(|&fault| config.faults.set(fault));
     config.validate()?;
     if args.explain {
         let settings =

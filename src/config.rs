@@ -101,6 +101,14 @@ pub struct Llm {
     pub max_concurrent_requests: usize,
     /// Seconds until a request counts as timed out.
     pub request_timeout: f64,
+    /// Seconds for a connection to be made (TLS included): 10, or `request_timeout` if that is less.
+    pub connect_timeout: Option<f64>,
+    /// Seconds until the head of the answer: no limit but `request_timeout`. Without streaming that is all of the work.
+    pub first_byte_timeout: Option<f64>,
+    /// Seconds without a byte in mid-answer, such as between two tokens: no limit but `request_timeout`.
+    pub idle_timeout: Option<f64>,
+    /// A PEM file of certificates to trust beside the system's (or `SSL_CERT_FILE`'s), relative to config.yaml's folder.
+    pub ca_file: Option<PathBuf>,
     /// Retries of [`LlmClient`](crate::LlmClient) after a failure that may pass; never while measuring.
     pub retry_attempts: u32,
 }
@@ -112,13 +120,17 @@ impl Default for Llm {
             model: "default".to_owned(),
             max_concurrent_requests: 10,
             request_timeout: 30.0,
+            connect_timeout: None,
+            first_byte_timeout: None,
+            idle_timeout: None,
+            ca_file: None,
             retry_attempts: 3,
         }
     }
 }
 
 /// Where requests go.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Endpoint {
     /// The embedded simulator.
     Simulator,
@@ -133,6 +145,12 @@ impl Endpoint {
             Endpoint::Simulator => "simulator".to_owned(),
             Endpoint::Url(url) => redacted(url),
         }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted())
     }
 }
 
@@ -538,6 +556,9 @@ impl Settings {
         Overrides::from_env(env)?.apply(&mut config, &mut quick);
         flags.apply(&mut config, &mut quick);
         config.check()?;
+        if let Some(file) = &mut config.llm.ca_file {
+            *file = path.parent().unwrap_or(Path::new("")).join(&*file);
+        }
         Ok(Settings { path, config, quick, api_key: Settings::api_key(env) })
     }
 
@@ -574,8 +595,17 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let Config { llm, benchmark, .. } = self;
-        if !(llm.request_timeout.is_finite() && llm.request_timeout > 0.0) {
-            return Err(bad("llm.request_timeout", "must be a positive number of seconds, such as 30.0"));
+        let timeouts = [
+            ("llm.request_timeout", Some(llm.request_timeout)),
+            ("llm.connect_timeout", llm.connect_timeout),
+            ("llm.first_byte_timeout", llm.first_byte_timeout),
+            ("llm.idle_timeout", llm.idle_timeout),
+        ];
+        for (key, value) in timeouts {
+            // A year and no more: `Duration` has an end too.
+            if value.is_some_and(|v| !(v > 0.0 && v <= 31_536_000.0)) {
+                return Err(bad(key, "must be a positive number of seconds, such as 30.0"));
+            }
         }
         if llm.max_concurrent_requests == 0 {
             return Err(bad("llm.max_concurrent_requests", "must be at least 1"));

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::SimulatorError;
+use super::faults::Faults;
 use super::lengths::OutputTokens;
 
 /// Longest time that one of the step's parts may be set to, in milliseconds.
@@ -27,8 +28,19 @@ pub struct SimulatorConfig {
     pub prefill_ms_per_token: f64,
     /// Lengths of the answers, in tokens. A request's `max_tokens` cuts them.
     pub output_tokens: OutputTokens,
-    /// Seed of the lengths: the same seed and the same prompt give the same length.
+    /// Seed of the lengths: the same seed and the same prompt give the same length. Also of the faults.
     pub seed: u64,
+    /// Requests that are let through per minute; one more is answered with 429. More than 0; `None`: no limit.
+    pub requests_per_minute: Option<f64>,
+    /// Requests that may come at once before that limit bites; `None`: a tenth of a minute's. 1 or more.
+    pub burst: Option<u32>,
+    /// What a 429 asks for in `Retry-After`, in whole seconds; `None`: the time until the limit lets one through.
+    pub retry_after_s: Option<u32>,
+    /// Whether leading blocks of 256 characters of a prompt that were seen before need no prefill. They are reported
+    /// as `cached_tokens`. [`explain`](super::explain()) leaves the cache out of account.
+    pub prefix_cache: bool,
+    /// What goes wrong on purpose. [`explain`](super::explain()) leaves it out of account, and the limit too.
+    pub faults: Faults,
 }
 
 impl Default for SimulatorConfig {
@@ -41,6 +53,11 @@ impl Default for SimulatorConfig {
             prefill_ms_per_token: 0.001,
             output_tokens: OutputTokens::LogNormal { median: 50.0, sigma: 0.35 },
             seed: 42,
+            requests_per_minute: None,
+            burst: None,
+            retry_after_s: None,
+            prefix_cache: false,
+            faults: Faults::default(),
         }
     }
 }
@@ -61,7 +78,18 @@ impl SimulatorConfig {
             let range = "a number from 0 to 60000 (milliseconds)";
             require((0.0..=LONGEST_MS).contains(&value), key, value, range)?;
         }
-        validate_output_tokens(&self.output_tokens)
+        validate_output_tokens(&self.output_tokens)?;
+        if let Some(limit) = self.requests_per_minute {
+            let range = "a number from 0.001 to 1000000000, or null for no limit";
+            require((0.001..=1e9).contains(&limit), "requests_per_minute", limit, range)?;
+        }
+        require(self.burst != Some(0), "burst", 0, "1 or more, or null for a tenth of requests_per_minute")?;
+        self.faults.validate()
+    }
+
+    /// `burst`, or what stands for it.
+    pub(super) fn burst(&self) -> u32 {
+        self.burst.unwrap_or_else(|| (self.requests_per_minute.unwrap_or_default() / 10.0).max(1.0) as u32)
     }
 }
 
@@ -83,11 +111,16 @@ fn validate_output_tokens(output_tokens: &OutputTokens) -> Result<(), SimulatorE
     }
 }
 
-fn require(possible: bool, key: &'static str, value: impl ToString, range: &'static str) -> Result<(), SimulatorError> {
+pub(super) fn require(
+    possible: bool,
+    key: &str,
+    value: impl ToString,
+    range: &'static str,
+) -> Result<(), SimulatorError> {
     if possible {
         return Ok(());
     }
-    Err(SimulatorError::Config { key, value: value.to_string(), range })
+    Err(SimulatorError::Config { key: key.to_owned(), value: value.to_string(), range })
 }
 
 #[cfg(test)]

@@ -149,6 +149,11 @@ impl EngineHandle {
         self.0.work.notify_one();
         Ok(Generation { id, tokens: receiver, engine: self.clone(), ended: false })
     }
+
+    /// Sequences that hold a slot, and sequences that wait for one.
+    pub(super) fn load(&self) -> (usize, usize) {
+        self.0.lock().engine.load()
+    }
 }
 
 /// The tokens of one request as they come. Dropping it before the last one cancels the sequence.

@@ -78,6 +78,11 @@ impl<T: Clone> Engine<T> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Sequences that hold a slot, and sequences that wait for one.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
     /// Puts a sequence at the end of the queue. `output_tokens` is 1 or more.
     ///
     /// Slots and queue are counted together: between two steps a burst into an empty server waits as a
@@ -87,7 +92,7 @@ impl<T: Clone> Engine<T> {
     ///
     /// [`QueueFull`] if `slots + queue_limit` sequences are inside.
     pub(super) fn submit(&mut self, owner: T, prompt_tokens: u32, output_tokens: u32) -> Result<SequenceId, QueueFull> {
-        let (running, waiting) = (self.running.len(), self.waiting.len());
+        let (running, waiting) = self.load();
         if running + waiting >= self.capacity {
             return Err(QueueFull { running, waiting });
         }

@@ -1,32 +1,33 @@
 //! The HTTP server: routes, handlers, and the thread that they run on.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
-use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Request, State};
+use axum::body::to_bytes;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
-use futures_util::Stream;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 
-use super::driver::{EngineHandle, Generation, NewToken};
+use super::SimulatorConfig;
+use super::answering::{self, Answering, Spoil};
+use super::connection::{Connections, ResetSwitch};
+use super::driver::EngineHandle;
 use super::engine::QueueFull;
-use super::lengths::{OutputLength, OutputLengths, prompt_tokens};
-use super::log::{OpenRequest, RequestEnd, RequestLog};
-use super::protocol::{Answer, GenerationRequest, Route, Usage, word};
+use super::faults::Fault;
+use super::lengths::{CHARS_PER_TOKEN, OutputLength, OutputLengths, prompt_tokens};
+use super::limits::{PrefixCache, TokenBucket};
+use super::log::{CLIENT_CLOSED_REQUEST, OpenRequest, RequestEnd, RequestLog};
+use super::metrics;
+use super::protocol::{Answer, GenerationRequest, Route, Usage};
 
 /// Connections that may wait to be accepted: a client that opens thousands of streams at once must not see
 /// its packets dropped (the system may cap it, on Linux at `net.core.somaxconn`).
@@ -38,9 +39,37 @@ const BODY_LIMIT: usize = 64 << 20;
 /// What the handlers work with.
 #[derive(Clone)]
 pub(super) struct App {
-    pub(super) engine: EngineHandle,
-    pub(super) lengths: Arc<OutputLengths>,
-    pub(super) log: Arc<RequestLog>,
+    config: Arc<SimulatorConfig>,
+    engine: EngineHandle,
+    lengths: Arc<OutputLengths>,
+    log: Arc<RequestLog>,
+    limit: Option<Arc<Mutex<TokenBucket>>>,
+    cache: Option<Arc<Mutex<PrefixCache>>>,
+}
+
+impl App {
+    pub(super) fn new(config: SimulatorConfig, engine: EngineHandle, log: Arc<RequestLog>) -> Self {
+        let limit = config.requests_per_minute.map(|limit| TokenBucket::new(limit, config.burst(), Instant::now()));
+        App {
+            engine,
+            lengths: Arc::new(OutputLengths::new(config.seed, config.output_tokens.clone())),
+            log,
+            limit: limit.map(|bucket| Arc::new(Mutex::new(bucket))),
+            cache: config.prefix_cache.then(Arc::default),
+            config: Arc::new(config),
+        }
+    }
+
+    fn take_from_limit(&self) -> Result<(), Duration> {
+        let Some(limit) = &self.limit else { return Ok(()) };
+        limit.lock().expect("no thread panics while it holds the limit").take(Instant::now())
+    }
+
+    /// Tokens of the prompt that need no prefill; `None` where there is no prefix cache.
+    fn cached_tokens(&self, prompt: &str) -> Option<u32> {
+        let mut cache = self.cache.as_ref()?.lock().expect("no thread panics while it holds the cache");
+        Some((cache.look_up(prompt) / CHARS_PER_TOKEN) as u32)
+    }
 }
 
 /// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
@@ -93,13 +122,9 @@ fn serve(app: App, port: u16, started: &mpsc::Sender<io::Result<SocketAddr>>, st
             let listener = listen(port)?;
             // The caller waits for it, so it is there.
             let _ = started.send(Ok(listener.local_addr()?));
-            // Nagle's algorithm would hold a token back until the one before is acknowledged.
-            let listener = listener.tap_io(|stream| {
-                // A connection that is gone already fails here, and again when it is read.
-                let _ = stream.set_nodelay(true);
-            });
+            let service = router(app).into_make_service_with_connect_info::<ResetSwitch>();
             tokio::select! {
-                served = axum::serve(listener, router(app)).into_future() => served,
+                served = axum::serve(Connections(listener), service).into_future() => served,
                 _ = stopped => Ok(()),
             }
         })
@@ -125,7 +150,12 @@ fn router(app: App) -> Router {
             Route::Completions.path(),
             post(|State(app): State<App>, request| generate(app, Route::Completions, request)),
         )
+        .route(
+            Route::Embeddings.path(),
+            post(|State(app): State<App>, request| generate(app, Route::Embeddings, request)),
+        )
         .route("/v1/models", get(models))
+        .route("/metrics", get(metrics))
         .route("/health", get(|| async { json_response(StatusCode::OK, json!({"status": "ok"})) }))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -134,6 +164,10 @@ fn router(app: App) -> Router {
 
 async fn generate(app: App, route: Route, request: Request) -> Response {
     let mut open = app.log.arrive(route.path());
+    if let Err(wait) = app.take_from_limit() {
+        return too_many(&app, open, RequestEnd::RateLimited, wait);
+    }
+    let connection = request.extensions().get::<ConnectInfo<ResetSwitch>>().cloned();
     let asked = match read_request(route, request).await {
         Ok(asked) => asked,
         Err(message) => {
@@ -142,19 +176,43 @@ async fn generate(app: App, route: Route, request: Request) -> Response {
             return error_response(status, "invalid_request_error", &message);
         }
     };
-    let length = app.lengths.of(&asked.prompt, asked.max_tokens);
+    let fault = app.config.faults.of(app.config.seed, open.id());
+    open.fault(fault);
     let prompt_tokens = prompt_tokens(&asked.prompt);
-    let generation = match app.engine.submit(prompt_tokens, length.tokens) {
+    let cached_tokens = app.cached_tokens(&asked.prompt);
+    open.prompt(prompt_tokens, cached_tokens.unwrap_or(0));
+    let answer = Answer::new(route, open.id(), unix_time_s(), asked.model, asked.include_usage);
+    let faults = &app.config.faults;
+    let spoil = match fault {
+        Some(Fault::Reset) => return reset(open, connection),
+        Some(Fault::Error500) => return internal_error(open),
+        Some(Fault::Rate429) => return too_many(&app, open, RequestEnd::Faulted, Duration::from_secs(1)),
+        Some(Fault::EmptyOutput) => {
+            let usage = Usage::new(prompt_tokens, cached_tokens, 0);
+            return answering::empty(open, &answer, asked.stream, asked.inputs, usage);
+        }
+        Some(Fault::HugeBody) => return answering::huge(open, asked.stream, faults.huge_body_mib),
+        Some(Fault::SlowStart) => {
+            tokio::time::sleep(Duration::from_secs_f64(faults.slow_start_s)).await;
+            None
+        }
+        Some(Fault::Stall) => Some(Spoil::Stall(Duration::from_secs_f64(faults.stall_s))),
+        Some(Fault::CutStream) => Some(Spoil::Cut),
+        Some(Fault::MalformedJson) => Some(Spoil::Malformed),
+        Some(Fault::GarbageSse) => Some(Spoil::Garbage),
+        None => None,
+    };
+    let length = match route {
+        // Embeddings take one step for the prompt and none for an answer.
+        Route::Embeddings => OutputLength { tokens: 1, cut: false },
+        Route::Chat | Route::Completions => app.lengths.of(&asked.prompt, asked.max_tokens),
+    };
+    let generation = match app.engine.submit(prompt_tokens - cached_tokens.unwrap_or(0), length.tokens) {
         Ok(generation) => generation,
-        Err(full) => return refuse(&mut open, full),
+        Err(full) => return refuse(open, full),
     };
-    let answering = Answering {
-        answer: Answer::new(route, open.id(), unix_time_s(), asked.model, asked.include_usage),
-        generation,
-        open,
-        length,
-        prompt_tokens,
-    };
+    let inputs = asked.inputs;
+    let answering = Answering { answer, generation, open, length, prompt_tokens, cached_tokens, inputs, spoil };
     if asked.stream { answering.stream() } else { answering.whole().await }
 }
 
@@ -165,122 +223,45 @@ async fn read_request(route: Route, request: Request) -> Result<GenerationReques
     GenerationRequest::parse(route, &body)
 }
 
-fn refuse(open: &mut OpenRequest, full: QueueFull) -> Response {
+fn refuse(mut open: OpenRequest, full: QueueFull) -> Response {
     let QueueFull { running, waiting } = full;
     let status = StatusCode::SERVICE_UNAVAILABLE;
+    // It never came as far as its fault.
+    open.fault(None);
     open.finish(status.as_u16(), RequestEnd::Refused);
     let message = format!("the request queue is full ({running} running, {waiting} waiting)");
     error_response(status, "server_overloaded", &message)
 }
 
-/// A request that the engine works on.
-struct Answering {
-    answer: Answer,
-    /// Before `open`, so that a cancelled request has left the engine once it is in the log.
-    generation: Generation,
-    open: OpenRequest,
-    length: OutputLength,
-    prompt_tokens: u32,
+/// The answer is lost: the write of its first byte resets the connection.
+fn reset(mut open: OpenRequest, connection: Option<ConnectInfo<ResetSwitch>>) -> Response {
+    open.finish(CLIENT_CLOSED_REQUEST, RequestEnd::Faulted);
+    if let Some(ConnectInfo(connection)) = connection {
+        connection.pull();
+    }
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
-impl Answering {
-    fn stream(mut self) -> Response {
-        let status = StatusCode::OK;
-        self.open.answering(status.as_u16());
-        let body =
-            Body::from_stream(AnswerStream { opening: self.answer.opening(), answering: self, left: Left::Tokens });
-        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-        (status, headers, body).into_response()
-    }
-
-    async fn whole(mut self) -> Response {
-        let mut text = String::new();
-        loop {
-            let Some(token) = poll_fn(|context| self.poll_token(context)).await else {
-                return error_response(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "server_stopping",
-                    "the server is shutting down",
-                );
-            };
-            text.push_str(word(token.index));
-            if token.last {
-                break;
-            }
-        }
-        let body = self.answer.whole(&text, self.finish_reason(), self.usage());
-        self.complete();
-        let headers = [(header::CONTENT_TYPE, "application/json")];
-        (StatusCode::OK, headers, body).into_response()
-    }
-
-    fn complete(&mut self) {
-        let status = StatusCode::OK.as_u16();
-        self.open.finish(status, RequestEnd::Completed);
-    }
-
-    fn poll_token(&mut self, context: &mut Context<'_>) -> Poll<Option<NewToken>> {
-        let token = ready!(self.generation.poll_next(context));
-        if token.is_some() {
-            self.open.token();
-        }
-        Poll::Ready(token)
-    }
-
-    fn finish_reason(&self) -> &'static str {
-        if self.length.cut { "length" } else { "stop" }
-    }
-
-    fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, self.length.tokens)
-    }
+fn internal_error(mut open: OpenRequest) -> Response {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    open.finish(status.as_u16(), RequestEnd::Faulted);
+    error_response(status, "internal_server_error", "an error was injected (simulator.faults.error_500)")
 }
 
-/// The body of a streamed answer, each token's event in a piece of its own as soon as the token is there.
-/// Dropping it early (the client is gone) cancels the request.
-struct AnswerStream {
-    answering: Answering,
-    opening: Option<Bytes>,
-    left: Left,
+fn too_many(app: &App, mut open: OpenRequest, end: RequestEnd, wait: Duration) -> Response {
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    open.finish(status.as_u16(), end);
+    let seconds = app.config.retry_after_s.map_or(wait.as_secs_f64().ceil() as u64, u64::from);
+    let message = format!("too many requests; try again in {seconds} s");
+    let mut response = error_response(status, "rate_limit_exceeded", &message);
+    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    response
 }
 
-/// What is left to be sent after the opening.
-enum Left {
-    Tokens,
-    Closing,
-    Nothing,
-}
-
-impl Stream for AnswerStream {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if let Some(opening) = this.opening.take() {
-            return Poll::Ready(Some(Ok(opening)));
-        }
-        let answering = &mut this.answering;
-        let piece = match this.left {
-            Left::Tokens => {
-                let Some(token) = ready!(answering.poll_token(context)) else {
-                    let error = io::Error::other("the server is shutting down");
-                    return Poll::Ready(Some(Err(error)));
-                };
-                if token.last {
-                    this.left = Left::Closing;
-                }
-                answering.answer.token(word(token.index))
-            }
-            Left::Closing => {
-                this.left = Left::Nothing;
-                answering.complete();
-                let usage = answering.usage();
-                answering.answer.closing(answering.finish_reason(), usage)
-            }
-            Left::Nothing => return Poll::Ready(None),
-        };
-        Poll::Ready(Some(Ok(piece)))
-    }
+async fn metrics(State(app): State<App>) -> Response {
+    let (running, waiting) = app.engine.load();
+    let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (headers, metrics::text(&app.log.records(), running, waiting)).into_response()
 }
 
 async fn models() -> Response {
@@ -290,7 +271,7 @@ async fn models() -> Response {
 
 async fn not_found(uri: Uri) -> Response {
     let message =
-        format!("there is no {}; try /v1/chat/completions, /v1/completions, /v1/models or /health", uri.path());
+        format!("there is no {}; try /v1/chat/completions, /v1/completions, /v1/embeddings or /v1/models", uri.path());
     error_response(StatusCode::NOT_FOUND, "invalid_request_error", &message)
 }
 
@@ -300,7 +281,7 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Response {
     error_response(status, "invalid_request_error", &message)
 }
 
-fn error_response(status: StatusCode, kind: &str, message: &str) -> Response {
+pub(super) fn error_response(status: StatusCode, kind: &str, message: &str) -> Response {
     let error = json!({"message": message, "type": kind, "code": status.as_u16()});
     json_response(status, json!({"error": error}))
 }

@@ -82,9 +82,12 @@ impl OutputLengths {
     }
 }
 
-/// Tokens of a prompt: the usual rule of thumb for English text and code, four characters per token.
+/// The usual rule of thumb for English text and code.
+pub(super) const CHARS_PER_TOKEN: usize = 4;
+
+/// Tokens of a prompt.
 pub(super) fn prompt_tokens(prompt: &str) -> u32 {
-    u32::try_from(prompt.chars().count().div_ceil(4)).unwrap_or(u32::MAX)
+    u32::try_from(prompt.chars().count().div_ceil(CHARS_PER_TOKEN)).unwrap_or(u32::MAX)
 }
 
 /// The last [`DECIDING_CHARS`] characters, or all if there are fewer.
@@ -94,7 +97,7 @@ fn tail(prompt: &str) -> &str {
 }
 
 /// FNV-1a (Fowler, Noll, Vo), 64 bits, over the seed and then the bytes.
-fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
     seed.to_le_bytes()
         .iter()
         .chain(bytes)
@@ -102,7 +105,7 @@ fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
 }
 
 /// The `n`-th number in [0, 1) of the SplitMix64 sequence that starts at `key` (Steele, Lea, Flood 2014).
-fn unit(key: u64, n: u64) -> f64 {
+pub(super) fn unit(key: u64, n: u64) -> f64 {
     let mut z = key.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-/// The status that stands in the log when the client left before an answer began (nginx's number for it).
-const CLIENT_CLOSED_REQUEST: u16 = 499;
+use super::faults::Fault;
+
+/// The status that stands in the log when there was no answer (nginx's number for a client that left before one).
+pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// How a request ended, as the server saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -16,10 +18,38 @@ pub enum RequestEnd {
     Completed,
     /// Slots and queue were full (503).
     Refused,
+    /// More requests than the limit per minute allows (429).
+    RateLimited,
     /// The request could not be understood (4xx).
     BadRequest,
+    /// The fault that was meant for it has ended it.
+    Faulted,
     /// The client left, or the server was shut down, before the answer was complete.
     Cancelled,
+}
+
+impl RequestEnd {
+    /// All of them.
+    pub(super) const ALL: [RequestEnd; 6] = [
+        RequestEnd::Completed,
+        RequestEnd::Refused,
+        RequestEnd::RateLimited,
+        RequestEnd::BadRequest,
+        RequestEnd::Faulted,
+        RequestEnd::Cancelled,
+    ];
+
+    /// The name used in the log and in `/metrics`.
+    pub fn name(self) -> &'static str {
+        match self {
+            RequestEnd::Completed => "completed",
+            RequestEnd::Refused => "refused",
+            RequestEnd::RateLimited => "rate_limited",
+            RequestEnd::BadRequest => "bad_request",
+            RequestEnd::Faulted => "faulted",
+            RequestEnd::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// What the server knows about one request to a generating route.
@@ -31,7 +61,7 @@ pub struct RequestRecord {
     pub id: u64,
     /// Path of the request.
     pub path: &'static str,
-    /// HTTP status of the answer; 499 if the client left before there was one.
+    /// HTTP status of the answer; 499 if there was none, because the client left or its connection was reset.
     pub status: u16,
     /// When the head of the request had been read.
     pub arrived_s: f64,
@@ -39,8 +69,14 @@ pub struct RequestRecord {
     pub first_token_s: Option<f64>,
     /// When the end of the answer was handed to the connection; `None` if cancelled.
     pub finished_s: Option<f64>,
+    /// Tokens of the prompt; 0 if it was not read.
+    pub prompt_tokens: u32,
+    /// Of these, tokens that came from the prefix cache.
+    pub cached_tokens: u32,
     /// Tokens generated for the answer.
     pub output_tokens: u32,
+    /// What went wrong on purpose.
+    pub fault: Option<Fault>,
     /// How it ended.
     pub outcome: RequestEnd,
 }
@@ -84,7 +120,10 @@ impl RequestLog {
                 arrived_s,
                 first_token_s: None,
                 finished_s: None,
+                prompt_tokens: 0,
+                cached_tokens: 0,
                 output_tokens: 0,
+                fault: None,
                 outcome: RequestEnd::Cancelled,
             }),
         }
@@ -135,6 +174,20 @@ impl OpenRequest {
     /// Number of the request in order of arrival.
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Notes what will go wrong on purpose.
+    pub(super) fn fault(&mut self, fault: Option<Fault>) {
+        if let Some(record) = &mut self.record {
+            record.fault = fault;
+        }
+    }
+
+    /// Notes the size of the prompt, in tokens.
+    pub(super) fn prompt(&mut self, tokens: u32, cached: u32) {
+        if let Some(record) = &mut self.record {
+            (record.prompt_tokens, record.cached_tokens) = (tokens, cached);
+        }
     }
 
     /// Notes that the head of the answer is on its way.

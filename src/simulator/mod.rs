@@ -4,23 +4,33 @@
 //! It shares nothing with the client, so that a mistake in the protocol cannot cancel out.
 //!
 //! ```text
-//! http      routes, handlers, and the thread that serves them
-//! protocol  the JSON that is read and written
-//! lengths   how long the answer to a prompt is
-//! log       what the server saw
-//! driver    the engine in real time, on a thread of its own
-//! explain   the engine in virtual time: the true curve
-//! engine    continuous batching: no clock, no network
-//! config    the settings
+//! http        routes, handlers, and the thread that serves them
+//! connection  a connection that can be reset
+//! protocol    the JSON that is read and written
+//! answering   the body of an answer, good or spoiled on purpose
+//! faults      what goes wrong on purpose
+//! limits      requests per minute, the prefix cache
+//! lengths     how long the answer to a prompt is
+//! log         what the server saw
+//! metrics     the same for Prometheus
+//! driver      the engine in real time, on a thread of its own
+//! explain     the engine in virtual time: the true curve
+//! engine      continuous batching: no clock, no network
+//! config      the settings
 //! ```
 
+mod answering;
 mod config;
+mod connection;
 mod driver;
 mod engine;
 mod explain;
+mod faults;
 mod http;
 mod lengths;
+mod limits;
 mod log;
+mod metrics;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -34,12 +44,12 @@ use std::sync::Arc;
 
 pub use config::SimulatorConfig;
 pub use explain::{ExplainedLevel, Explanation, explain};
+pub use faults::{Fault, FaultRate, Faults};
 pub use lengths::OutputTokens;
 pub use log::{RequestEnd, RequestRecord};
 
 use driver::Driver;
 use http::{App, HttpServer};
-use lengths::OutputLengths;
 use log::RequestLog;
 
 /// Why a simulated server could not be started or explained.
@@ -49,7 +59,7 @@ pub enum SimulatorError {
     #[error("simulator.{key} is {value}; set it to {range}")]
     Config {
         /// The key below `simulator`.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What it may be.
@@ -96,11 +106,7 @@ impl Simulator {
         config.validate()?;
         let driver = Driver::start(&config).map_err(|source| SimulatorError::Thread { source })?;
         let log = Arc::new(RequestLog::new());
-        let app = App {
-            engine: driver.handle(),
-            lengths: Arc::new(OutputLengths::new(config.seed, config.output_tokens)),
-            log: Arc::clone(&log),
-        };
+        let app = App::new(config, driver.handle(), Arc::clone(&log));
         let http = HttpServer::start(app, port).map_err(|source| SimulatorError::Listen { port, source })?;
         Ok(Self { address: http.address(), log, running: Some((http, driver)) })
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// The routes that generate text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub(super) enum Route {
     Chat,
     /// A prompt in, its continuation out.
     Completions,
+    /// Texts in, a vector for each out.
+    Embeddings,
 }
 
 impl Route {
@@ -19,6 +22,7 @@ impl Route {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
         }
     }
 
@@ -26,6 +30,7 @@ impl Route {
         match self {
             Self::Chat => "chatcmpl",
             Self::Completions => "cmpl",
+            Self::Embeddings => "embd",
         }
     }
 
@@ -34,6 +39,7 @@ impl Route {
             (Self::Chat, true) => "chat.completion.chunk",
             (Self::Chat, false) => "chat.completion",
             (Self::Completions, _) => "text_completion",
+            (Self::Embeddings, _) => "list",
         }
     }
 }
@@ -43,8 +49,10 @@ impl Route {
 pub(super) struct GenerationRequest {
     /// Name of the model, echoed in the answer.
     pub(super) model: String,
-    /// The prompt, or the text of all messages, one after the other.
+    /// The prompt, or the text of all messages or inputs, one after the other.
     pub(super) prompt: String,
+    /// Texts to embed; 0 where text is generated.
+    pub(super) inputs: usize,
     /// Limit of the answer's length, in tokens.
     pub(super) max_tokens: Option<u32>,
     /// Whether the answer is streamed.
@@ -57,7 +65,8 @@ pub(super) struct GenerationRequest {
 struct Body {
     model: String,
     messages: Option<Vec<Message>>,
-    prompt: Option<Prompt>,
+    prompt: Option<Texts>,
+    input: Option<Texts>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     n: Option<u32>,
@@ -89,7 +98,7 @@ struct Part {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Prompt {
+enum Texts {
     One(String),
     Many(Vec<String>),
 }
@@ -111,18 +120,33 @@ impl GenerationRequest {
         if max_tokens == Some(0) {
             return Err("max_tokens must be 1 or more".to_owned());
         }
+        let mut inputs = 0;
         let prompt = match route {
             Route::Chat => text_of_messages(body.messages)?,
             Route::Completions => single_prompt(body.prompt)?,
+            Route::Embeddings => {
+                let texts = texts_to_embed(body.input)?;
+                inputs = texts.len();
+                texts.join("\n")
+            }
         };
         let options = body.stream_options;
         Ok(Self {
             model: body.model,
             prompt,
+            inputs,
             max_tokens,
-            stream: body.stream.unwrap_or(false),
+            stream: body.stream.unwrap_or(false) && route != Route::Embeddings,
             include_usage: options.and_then(|o| o.include_usage).unwrap_or(false),
         })
+    }
+}
+
+fn texts_to_embed(input: Option<Texts>) -> Result<Vec<String>, String> {
+    match input {
+        Some(Texts::One(text)) => Ok(vec![text]),
+        Some(Texts::Many(texts)) if !texts.is_empty() => Ok(texts),
+        _ => Err("input must be a string or a list of strings".to_owned()),
     }
 }
 
@@ -139,10 +163,10 @@ fn text_of_messages(messages: Option<Vec<Message>>) -> Result<String, String> {
     Ok(texts.collect::<Vec<_>>().join("\n"))
 }
 
-fn single_prompt(prompt: Option<Prompt>) -> Result<String, String> {
+fn single_prompt(prompt: Option<Texts>) -> Result<String, String> {
     match prompt {
-        Some(Prompt::One(text)) => Ok(text),
-        Some(Prompt::Many(mut texts)) if texts.len() == 1 => Ok(texts.remove(0)),
+        Some(Texts::One(text)) => Ok(text),
+        Some(Texts::Many(mut texts)) if texts.len() == 1 => Ok(texts.remove(0)),
         _ => Err("prompt must be one string".to_owned()),
     }
 }
@@ -153,11 +177,24 @@ pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptDetails>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
 }
 
 impl Usage {
-    pub(super) fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens.saturating_add(completion_tokens) }
+    /// `cached_tokens` is `None` where there is no prefix cache.
+    pub(super) fn new(prompt_tokens: u32, cached_tokens: Option<u32>, completion_tokens: u32) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: cached_tokens.map(|cached_tokens| PromptDetails { cached_tokens }),
+        }
     }
 }
 
@@ -216,7 +253,7 @@ impl Answer {
                 delta: Some(Said { role: Some("assistant"), content: Some("") }),
                 ..Choice::default()
             }])),
-            Route::Completions => None,
+            Route::Completions | Route::Embeddings => None,
         }
     }
 
@@ -224,7 +261,7 @@ impl Answer {
     pub(super) fn token(&self, text: &str) -> Bytes {
         let choice = match self.route {
             Route::Chat => Choice { delta: Some(Said { role: None, content: Some(text) }), ..Choice::default() },
-            Route::Completions => Choice { text: Some(text), ..Choice::default() },
+            Route::Completions | Route::Embeddings => Choice { text: Some(text), ..Choice::default() },
         };
         self.event(&[choice])
     }
@@ -234,7 +271,7 @@ impl Answer {
         let mut choice = Choice { finish_reason: Some(finish_reason), ..Choice::default() };
         match self.route {
             Route::Chat => choice.delta = Some(Said::default()),
-            Route::Completions => choice.text = Some(""),
+            Route::Completions | Route::Embeddings => choice.text = Some(""),
         }
         let mut events = Vec::with_capacity(512);
         self.write_event(&mut events, &[choice], None);
@@ -252,11 +289,21 @@ impl Answer {
             Route::Chat => {
                 choice.message = Some(Said { role: Some("assistant"), content: Some(text) });
             }
-            Route::Completions => choice.text = Some(text),
+            Route::Completions | Route::Embeddings => choice.text = Some(text),
         }
         let mut body = Vec::with_capacity(text.len() + 512);
         self.write_json(&mut body, false, &[choice], Some(usage));
         body.into()
+    }
+
+    /// The answer to a request for embeddings: `count` vectors, which are made up.
+    pub(super) fn vectors(&self, count: usize, usage: Usage) -> Bytes {
+        let embedding: Vec<f32> = (0..DIMENSIONS).map(|at| (at as f32 + 1.0) / DIMENSIONS as f32).collect();
+        let vector = |index| json!({"object": "embedding", "index": index, "embedding": embedding});
+        let data: Vec<_> = (0..count).map(vector).collect();
+        let usage = json!({"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens});
+        let object = self.route.object(false);
+        json!({"object": object, "model": self.model, "data": data, "usage": usage}).to_string().into()
     }
 
     fn event(&self, choices: &[Choice<'_>]) -> Bytes {
@@ -283,6 +330,9 @@ impl Answer {
         serde_json::to_writer(out, &envelope).expect("strings and numbers become JSON, and memory takes them");
     }
 }
+
+/// Numbers in a vector.
+const DIMENSIONS: usize = 64;
 
 /// What answers are made of: words of some length each, as a tokenizer would cut them.
 const WORDS: [&str; 32] = [

@@ -377,3 +377,159 @@ fn measure(config: SimulatorConfig, level: usize, prompts: &[String]) -> f64 {
     ends.sort_by(f64::total_cmp);
     requests as f64 / (ends[warm_up + requests] - ends[warm_up])
 }
+
+fn faulty(fault: Fault) -> Simulator {
+    let mut config = config(4, 1000, 1.0, 6);
+    config.faults = Faults { slow_start_s: 0.05, stall_s: 0.05, huge_body_mib: 1, ..Faults::default() };
+    config.faults.set(FaultRate { fault, rate: 1.0 });
+    Simulator::start(config, 0).unwrap()
+}
+
+/// The body to the end of the connection or of the chunks; not whole if it was cut.
+fn body(mut reply: Reply) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    if let Some(length) = reply.header("content-length").and_then(|length| length.parse().ok()) {
+        let whole = std::io::copy(&mut reply.rest.take(length), &mut body).unwrap() == length;
+        return (body, whole);
+    }
+    loop {
+        let mut size = String::new();
+        if reply.rest.read_line(&mut size).unwrap() == 0 {
+            return (body, false);
+        }
+        let size = u64::from_str_radix(size.trim(), 16).unwrap();
+        std::io::copy(&mut (&mut reply.rest).take(size), &mut body).unwrap();
+        reply.rest.read_exact(&mut [0; 2]).unwrap();
+        if size == 0 {
+            return (body, true);
+        }
+    }
+}
+
+fn only_record(server: &Simulator) -> RequestRecord {
+    wait_until("the request is in the log", || server.log().len() == 1);
+    server.log().remove(0)
+}
+
+#[test]
+fn every_fault_looks_as_it_is_said_to() {
+    for stream in [true, false] {
+        for fault in Fault::ALL {
+            let server = faulty(fault);
+            if fault == Fault::Reset {
+                let mut lost = send(&server, "POST", "/v1/chat/completions", &chat(stream).to_string());
+                let error = lost.read(&mut [0; 1]).unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+                let record = only_record(&server);
+                assert_eq!((record.status, record.outcome), (499, RequestEnd::Faulted));
+                continue;
+            }
+            let reply = post_chat(&server, stream);
+            let (status, retry_after) = (reply.status, reply.header("retry-after").map(str::to_owned));
+            let (bytes, whole) = body(reply);
+            let text = String::from_utf8_lossy(&bytes);
+            let record = only_record(&server);
+            assert_eq!((record.fault, record.status), (Some(fault), status), "{fault} {stream}");
+            let good =
+                text.contains("list") && (text.ends_with("[DONE]\n\n") || serde_json::from_str::<Value>(&text).is_ok());
+            let as_said = match fault {
+                Fault::SlowStart => whole && good && record.first_token_s.unwrap() - record.arrived_s >= 0.05,
+                Fault::Stall => whole && good && record.finished_s.unwrap() - record.arrived_s >= 0.05,
+                Fault::CutStream => {
+                    !good && whole == stream && !text.contains("finish_reason\":\"stop") && text.len() > 100
+                }
+                Fault::Error500 => status == 500 && whole && text.contains("\"message\""),
+                Fault::Rate429 => status == 429 && retry_after.as_deref() == Some("1"),
+                Fault::MalformedJson | Fault::GarbageSse => {
+                    status == 200 && whole && !good || text.contains("\n\ndata: [DONE]")
+                }
+                Fault::EmptyOutput => {
+                    status == 200 && whole && text.contains("\"content\":\"\"") && text.contains("stop")
+                }
+                Fault::HugeBody => status == 200 && whole && bytes.len() > 1 << 20,
+                Fault::Reset => false,
+            };
+            assert!(as_said, "{fault} {stream}: {}", &text[..text.len().min(2000)]);
+            let completes = matches!(fault, Fault::SlowStart | Fault::Stall);
+            let end = if completes { RequestEnd::Completed } else { RequestEnd::Faulted };
+            assert_eq!(record.outcome, end, "{fault} {stream}");
+        }
+    }
+}
+
+#[test]
+fn embeddings_have_a_vector_for_each_input() {
+    let server = fast();
+    let answer =
+        post(&server, "/v1/embeddings", &json!({"model": "m", "input": ["one", "two"], "stream": true})).json();
+    assert_eq!(answer["object"], "list");
+    assert_eq!(answer["data"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["data"][1]["index"], 1);
+    assert_eq!(answer["data"][1]["embedding"].as_array().unwrap().len(), 64);
+    assert_eq!(answer["usage"], json!({"prompt_tokens": 2, "total_tokens": 2}));
+    let record = only_record(&server);
+    assert_eq!((record.prompt_tokens, record.output_tokens), (2, 0));
+    for input in [json!([]), json!(5)] {
+        assert_eq!(post(&server, "/v1/embeddings", &json!({"model": "m", "input": input})).status, 400);
+    }
+}
+
+#[test]
+fn the_limit_per_minute_lets_a_burst_through_and_then_says_when_to_come_back() {
+    let config = SimulatorConfig { requests_per_minute: Some(2.0), burst: Some(3), ..config(4, 1000, 1.0, 5) };
+    let server = Simulator::start(config, 0).unwrap();
+    let replies: Vec<_> = (0..5).map(|_| post_chat(&server, false)).collect();
+    let statuses: Vec<_> = replies.iter().map(|reply| reply.status).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+    let wait: u64 = replies[3].header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait), "{wait}");
+    assert_eq!(server.log()[4].outcome, RequestEnd::RateLimited);
+    assert_eq!(server.log()[4].fault, None);
+}
+
+#[test]
+fn a_prompt_seen_before_is_cached_but_for_its_end() {
+    let server = Simulator::start(SimulatorConfig { prefix_cache: true, ..config(4, 10, 1.0, 5) }, 0).unwrap();
+    let body = json!({"model": "m", "prompt": "x".repeat(600), "max_tokens": 2});
+    let cached: Vec<_> = (0..2)
+        .map(|_| {
+            let answer = post(&server, "/v1/completions", &body).json();
+            assert_eq!(answer["usage"]["prompt_tokens"], 150);
+            answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+        })
+        .collect();
+    assert_eq!(cached, [0, 128]);
+    assert_eq!(server.log()[1].cached_tokens, 128);
+}
+
+#[test]
+fn metrics_are_the_log_in_prometheus_text() {
+    let mut config = config(2, 0, 1.0, 5);
+    config.faults.error_500 = 0.5;
+    let server = Simulator::start(config, 0).unwrap();
+    for _ in 0..20 {
+        body(post_chat(&server, false));
+    }
+    ask(&server, "POST", "/v1/chat/completions", "{").json();
+    let text = String::from_utf8(body(ask(&server, "GET", "/metrics", "")).0).unwrap();
+    let value = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name)).expect(name);
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let log = server.log();
+    let of = |end| log.iter().filter(|r| r.outcome == end).count() as u64;
+    assert!(of(RequestEnd::Faulted) > 0 && of(RequestEnd::Completed) > 0);
+    assert_eq!(value("simulator_requests_total{outcome=\"completed\"}"), of(RequestEnd::Completed));
+    assert_eq!(value("simulator_requests_total{outcome=\"faulted\"}"), of(RequestEnd::Faulted));
+    assert_eq!(value("simulator_requests_total{outcome=\"bad_request\"}"), 1);
+    assert_eq!(
+        value("simulator_faults_total{fault=\"error_500\"}"),
+        log.iter().filter(|r| r.fault.is_some()).count() as u64
+    );
+    assert_eq!(value("simulator_generation_tokens_total"), 5 * of(RequestEnd::Completed));
+    assert_eq!(value("simulator_num_requests_running"), 0);
+    // Every sample stands under the help and the type of its family.
+    let families = text.lines().filter(|line| line.starts_with("# TYPE ")).count();
+    assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP ")).count());
+    assert_eq!(families, 7);
+}

@@ -1,0 +1,266 @@
+//! What goes wrong on purpose, and to which requests.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::SimulatorError;
+use super::config::require;
+use super::lengths::{fnv1a, unit};
+
+/// Longest time that a fault's pause may be set to, in seconds.
+const LONGEST_S: f64 = 3600.0;
+
+/// Something that goes wrong with a request on purpose. A request has one fault at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The answer's head comes `slow_start_s` late; the answer is good.
+    SlowStart,
+    /// Half of the answer, then nothing for `stall_s`, then the rest.
+    Stall,
+    /// Half of the answer. A stream then ends as if it were whole, but without finish_reason and `[DONE]`; another
+    /// answer's connection is closed before its announced length.
+    CutStream,
+    /// The connection is reset before any byte of the answer.
+    Reset,
+    /// Status 500 at once.
+    Error500,
+    /// Status 429 at once, with `Retry-After`.
+    Rate429,
+    /// Status 200, and JSON that breaks off halfway.
+    MalformedJson,
+    /// Status 200 and a complete answer that holds nothing, at once.
+    EmptyOutput,
+    /// Status 200, and bytes that are neither text nor JSON (in a stream after half of the answer).
+    GarbageSse,
+    /// Status 200, and a string that goes on for `huge_body_mib`, at once.
+    HugeBody,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Fault; 10] = [
+        Fault::SlowStart,
+        Fault::Stall,
+        Fault::CutStream,
+        Fault::Reset,
+        Fault::Error500,
+        Fault::Rate429,
+        Fault::MalformedJson,
+        Fault::EmptyOutput,
+        Fault::GarbageSse,
+        Fault::HugeBody,
+    ];
+
+    /// Its key below `simulator.faults`, and its name in `--fault`, the log and `/metrics`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::SlowStart => "slow_start",
+            Fault::Stall => "stall",
+            Fault::CutStream => "cut_stream",
+            Fault::Reset => "reset",
+            Fault::Error500 => "error_500",
+            Fault::Rate429 => "rate_429",
+            Fault::MalformedJson => "malformed_json",
+            Fault::EmptyOutput => "empty_output",
+            Fault::GarbageSse => "garbage_sse",
+            Fault::HugeBody => "huge_body",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A fault and its rate, as `--fault NAME=RATE` gives them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FaultRate {
+    /// Which.
+    pub fault: Fault,
+    /// Share of the requests that have it, 0 to 1.
+    pub rate: f64,
+}
+
+impl FromStr for FaultRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, rate) = text.split_once('=').ok_or("expected NAME=RATE, such as stall=0.1")?;
+        let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+            format!("there is no fault `{name}`; the faults are {}", names.join(", "))
+        })?;
+        let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
+        Ok(FaultRate { fault, rate: rate.ok_or("the rate is a number from 0 to 1, such as 0.1")? })
+    }
+}
+
+/// Rates of the faults (shares of the requests, 0 to 1, together 1 at most) and their parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Rate of [`Fault::SlowStart`].
+    pub slow_start: f64,
+    /// Rate of [`Fault::Stall`].
+    pub stall: f64,
+    /// Rate of [`Fault::CutStream`].
+    pub cut_stream: f64,
+    /// Rate of [`Fault::Reset`].
+    pub reset: f64,
+    /// Rate of [`Fault::Error500`].
+    pub error_500: f64,
+    /// Rate of [`Fault::Rate429`].
+    pub rate_429: f64,
+    /// Rate of [`Fault::MalformedJson`].
+    pub malformed_json: f64,
+    /// Rate of [`Fault::EmptyOutput`].
+    pub empty_output: f64,
+    /// Rate of [`Fault::GarbageSse`].
+    pub garbage_sse: f64,
+    /// Rate of [`Fault::HugeBody`].
+    pub huge_body: f64,
+    /// How late a slow start is, in seconds. 0 to 3600.
+    pub slow_start_s: f64,
+    /// How long a stall lasts, in seconds. 0 to 3600.
+    pub stall_s: f64,
+    /// Size of a huge body, in MiB.
+    pub huge_body_mib: u32,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Faults {
+            slow_start: 0.0,
+            stall: 0.0,
+            cut_stream: 0.0,
+            reset: 0.0,
+            error_500: 0.0,
+            rate_429: 0.0,
+            malformed_json: 0.0,
+            empty_output: 0.0,
+            garbage_sse: 0.0,
+            huge_body: 0.0,
+            slow_start_s: 5.0,
+            stall_s: 60.0,
+            huge_body_mib: 256,
+        }
+    }
+}
+
+impl Faults {
+    /// Sets one rate.
+    pub fn set(&mut self, FaultRate { fault, rate }: FaultRate) {
+        *self.rate_mut(fault) = rate;
+    }
+
+    /// The fault of request `number`: always the same one for the same seed.
+    pub(super) fn of(&self, seed: u64, number: u64) -> Option<Fault> {
+        let mut left = unit(fnv1a(seed, &number.to_le_bytes()), 1);
+        Fault::ALL.into_iter().find(|&fault| {
+            left -= self.rate(fault);
+            left < 0.0
+        })
+    }
+
+    pub(super) fn validate(&self) -> Result<(), SimulatorError> {
+        let mut sum = 0.0;
+        for fault in Fault::ALL {
+            let rate = self.rate(fault);
+            sum += rate;
+            let range = "a number from 0 to 1 (share of the requests)";
+            require((0.0..=1.0).contains(&rate), &format!("faults.{fault}"), rate, range)?;
+        }
+        // Ten rates of 0.1 add up to a little more than 1.
+        require(sum <= 1.0 + 1e-9, "faults", format!("in sum {sum}"), "rates whose sum is 1 or less")?;
+        for (key, seconds) in [("faults.slow_start_s", self.slow_start_s), ("faults.stall_s", self.stall_s)] {
+            require((0.0..=LONGEST_S).contains(&seconds), key, seconds, "a number from 0 to 3600 (seconds)")?;
+        }
+        Ok(())
+    }
+
+    fn rate(&self, fault: Fault) -> f64 {
+        match fault {
+            Fault::SlowStart => self.slow_start,
+            Fault::Stall => self.stall,
+            Fault::CutStream => self.cut_stream,
+            Fault::Reset => self.reset,
+            Fault::Error500 => self.error_500,
+            Fault::Rate429 => self.rate_429,
+            Fault::MalformedJson => self.malformed_json,
+            Fault::EmptyOutput => self.empty_output,
+            Fault::GarbageSse => self.garbage_sse,
+            Fault::HugeBody => self.huge_body,
+        }
+    }
+
+    fn rate_mut(&mut self, fault: Fault) -> &mut f64 {
+        match fault {
+            Fault::SlowStart => &mut self.slow_start,
+            Fault::Stall => &mut self.stall,
+            Fault::CutStream => &mut self.cut_stream,
+            Fault::Reset => &mut self.reset,
+            Fault::Error500 => &mut self.error_500,
+            Fault::Rate429 => &mut self.rate_429,
+            Fault::MalformedJson => &mut self.malformed_json,
+            Fault::EmptyOutput => &mut self.empty_output,
+            Fault::GarbageSse => &mut self.garbage_sse,
+            Fault::HugeBody => &mut self.huge_body,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fault_comes_at_its_rate_and_by_the_seed() {
+        let mut faults = Faults::default();
+        for (index, fault) in Fault::ALL.into_iter().enumerate() {
+            faults.set(FaultRate { fault, rate: 0.01 * (index + 1) as f64 });
+        }
+        faults.validate().unwrap();
+        let drawn: Vec<_> = (0..100_000).map(|number| faults.of(7, number)).collect();
+        for (index, fault) in Fault::ALL.into_iter().enumerate() {
+            let rate = drawn.iter().filter(|&&d| d == Some(fault)).count() as f64 / 1e5;
+            let expected: f64 = 0.01 * (index + 1) as f64;
+            // Five standard errors.
+            assert!((rate - expected).abs() < 5.0 * (expected / 1e5).sqrt(), "{fault}: {rate}");
+        }
+        assert!((0..100_000).all(|number| faults.of(7, number) == drawn[number as usize]));
+        assert!((0..100).any(|number| faults.of(8, number) != drawn[number as usize]));
+    }
+
+    #[test]
+    fn rates_of_nothing_and_of_everything() {
+        assert!((0..1000).all(|number| Faults::default().of(1, number).is_none()));
+        let always = Faults { stall: 1.0, ..Faults::default() };
+        assert!((0..1000).all(|number| always.of(1, number) == Some(Fault::Stall)));
+    }
+
+    #[test]
+    fn the_flag_says_what_is_wrong_with_it() {
+        assert_eq!("stall=0.25".parse(), Ok(FaultRate { fault: Fault::Stall, rate: 0.25 }));
+        for (text, part) in
+            [("stall", "NAME=RATE"), ("stal=0.1", "slow_start, stall, cut_stream"), ("stall=2", "0 to 1")]
+        {
+            let error = text.parse::<FaultRate>().unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn impossible_rates_are_named() {
+        let config = Faults { reset: 1.5, ..Faults::default() };
+        let message = config.validate().unwrap_err().to_string();
+        assert_eq!(message, "simulator.faults.reset is 1.5; set it to a number from 0 to 1 (share of the requests)");
+        let config = Faults { reset: 0.6, stall: 0.6, ..Faults::default() };
+        let message = config.validate().unwrap_err().to_string();
+        assert_eq!(message, "simulator.faults is in sum 1.2; set it to rates whose sum is 1 or less");
+    }
+}

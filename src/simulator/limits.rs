@@ -1,0 +1,106 @@
+//! A limit on requests per minute, and a cache of prompts that were seen before.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::lengths::fnv1a;
+
+/// A token bucket: requests per minute, with a burst that is let through at once.
+#[derive(Debug)]
+pub(super) struct TokenBucket {
+    per_second: f64,
+    burst: f64,
+    left: f64,
+    last: Instant,
+}
+
+impl TokenBucket {
+    /// A bucket that is full at `now`.
+    pub(super) fn new(per_minute: f64, burst: u32, now: Instant) -> Self {
+        let burst = f64::from(burst);
+        TokenBucket { per_second: per_minute / 60.0, burst, left: burst, last: now }
+    }
+
+    /// Takes a token.
+    ///
+    /// # Errors
+    ///
+    /// How long it takes until there is one.
+    pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let since = now.saturating_duration_since(self.last).as_secs_f64();
+        self.left = (self.left + since * self.per_second).min(self.burst);
+        self.last = now;
+        if self.left < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - self.left) / self.per_second));
+        }
+        self.left -= 1.0;
+        Ok(())
+    }
+}
+
+/// Characters of a prompt that are cached together.
+const BLOCK_CHARS: usize = 256;
+
+/// The cache forgets everything once it holds this many blocks, so that a long run costs no memory.
+const MOST_BLOCKS: usize = 1 << 20;
+
+/// Leading blocks of prompts that were seen, as paged attention shares them: a block counts with all before it.
+#[derive(Debug, Default)]
+pub(super) struct PrefixCache {
+    seen: HashSet<u64>,
+}
+
+impl PrefixCache {
+    /// How many characters at the start of `prompt` were seen before (whole blocks). Remembers the others.
+    pub(super) fn look_up(&mut self, prompt: &str) -> usize {
+        if self.seen.len() >= MOST_BLOCKS {
+            self.seen.clear();
+        }
+        let mut rest = prompt;
+        let mut key = 0;
+        let mut cached = 0;
+        let mut all_seen = true;
+        while let Some((end, _)) = rest.char_indices().nth(BLOCK_CHARS) {
+            key = fnv1a(key, &rest.as_bytes()[..end]);
+            all_seen &= !self.seen.insert(key);
+            cached += if all_seen { BLOCK_CHARS } else { 0 };
+            rest = &rest[end..];
+        }
+        cached
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_burst_goes_through_and_then_the_rate() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut bucket = TokenBucket::new(120.0, 3, start);
+        let passed = (0..10).filter(|_| bucket.take(start).is_ok()).count();
+        assert_eq!(passed, 3);
+        assert_eq!(bucket.take(start), Err(Duration::from_millis(500)));
+        assert_eq!(bucket.take(at(0.25)), Err(Duration::from_millis(250)));
+        assert_eq!(bucket.take(at(0.5)), Ok(()));
+        assert!(bucket.take(at(0.5)).is_err());
+        // A long rest fills it no higher than the burst.
+        assert_eq!((0..10).filter(|_| bucket.take(at(100.0)).is_ok()).count(), 3);
+    }
+
+    #[test]
+    fn leading_blocks_are_cached_and_nothing_after_a_difference() {
+        let mut cache = PrefixCache::default();
+        let block = |c: &str| c.repeat(BLOCK_CHARS);
+        let prompt = format!("{}{}tail", block("a"), block("ü"));
+        assert_eq!(cache.look_up(&prompt), 0);
+        assert_eq!(cache.look_up(&prompt), 2 * BLOCK_CHARS);
+        let other = format!("{}{}{}", block("a"), block("c"), block("ü"));
+        assert_eq!(cache.look_up(&other), BLOCK_CHARS);
+        // The second block is known, but not at the start.
+        assert_eq!(cache.look_up(&format!("x{prompt}")), 0);
+        // Less than a block is not cached, and the last character never is: something must be computed.
+        assert_eq!(cache.look_up(&block("a")), 0);
+    }
+}
