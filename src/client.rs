@@ -6,7 +6,9 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::error::Error as _;
 use std::fmt;
-use std::path::Path;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,14 +30,20 @@ use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestK
 use crate::outcome::{Failed, Failure, Reply, TokenCounts};
 use crate::sse::SseParser;
 
-/// Longest answer that is read, bytes. An answer of 100,000 streamed tokens is about 25 MiB.
-const LONGEST_BODY: usize = 64 << 20;
+/// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
+const LONGEST_STREAM: usize = 32 << 20;
+/// Longest answer in one piece, bytes: this much may be held in memory for each request in flight.
+const LONGEST_BODY: usize = 4 << 20;
 /// Longest line of a stream, bytes.
-const LONGEST_LINE: usize = 4 << 20;
-/// Of an error's body no more is read than this.
+const LONGEST_LINE: usize = 1 << 20;
+/// Of an error's body no more is read than this, and of a malformed one no more is searched for secrets.
 const LONGEST_ERROR: usize = 64 << 10;
+/// The status says that it is an error; its body is not waited for longer than this.
+const ERROR_BODY_WAIT: Duration = Duration::from_secs(1);
 /// Of an error's text no more is quoted than this, characters.
 const LONGEST_QUOTE: usize = 200;
+/// Unless set otherwise, a connection is there after this (or `request_timeout`), or it is none.
+const LONGEST_CONNECT: Duration = Duration::from_secs(10);
 /// After `[DONE]` the end of the stream should follow at once; no server is waited for longer than this.
 const AFTER_DONE: Duration = Duration::from_millis(50);
 
@@ -53,8 +61,37 @@ struct TransportInner {
     models_url: Url,
     kind: RequestKind,
     headers: HeaderMap,
-    timeout: Duration,
+    timeouts: Timeouts,
     secrets: Vec<String>,
+}
+
+/// How long the parts of a request may take.
+#[derive(Clone, Copy, Debug)]
+struct Timeouts {
+    total: Duration,
+    connect: Duration,
+    first_byte: Option<Duration>,
+    idle: Option<Duration>,
+}
+
+impl Timeouts {
+    fn of(llm: &Llm) -> Self {
+        let total = Duration::from_secs_f64(llm.request_timeout);
+        Timeouts {
+            total,
+            connect: llm.connect_timeout.map_or(total.min(LONGEST_CONNECT), Duration::from_secs_f64),
+            first_byte: llm.first_byte_timeout.map(Duration::from_secs_f64),
+            idle: llm.idle_timeout.map(Duration::from_secs_f64),
+        }
+    }
+}
+
+/// `future`, or a failure that says that there was `what` for too long and which setting says so.
+async fn within<T>(limit: Option<Duration>, what: &str, future: impl Future<Output = T>) -> Result<T, Failed> {
+    let Some(limit) = limit else { return Ok(future.await) };
+    tokio::time::timeout(limit, future)
+        .await
+        .map_err(|_| Failed { kind: Failure::Timeout, message: format!("{what} within {limit:?}") })
 }
 
 /// What came back: the reply, and the text where it was asked for.
@@ -69,8 +106,11 @@ pub struct Answer {
 }
 
 impl Transport {
-    /// A transport to `base` (see [`Endpoint`]) that takes `timeout` for each request as a whole.
-    pub fn new(base: &Url, kind: RequestKind, timeout: Duration, key: Option<&SecretString>) -> Result<Self, LlmError> {
+    /// A transport to `base` (see [`Endpoint`]), with the timeouts and the CA file of `llm`.
+    ///
+    /// # Errors
+    /// If the key cannot be sent, the CA file cannot be read, or there is no TLS where it is needed.
+    pub fn new(base: &Url, kind: RequestKind, llm: &Llm, key: Option<&SecretString>) -> Result<Self, LlmError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // Userinfo in the URL was written for this endpoint; a key in the environment may be for another.
@@ -80,15 +120,11 @@ impl Transport {
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
-        let inner = TransportInner {
-            http: http_client(base, timeout)?,
-            url: route(base, path_of(kind)),
-            models_url: route(base, "models"),
-            kind,
-            headers,
-            timeout,
-            secrets: secrets(base, key),
-        };
+        let timeouts = Timeouts::of(llm);
+        let http = http_client(base, &timeouts, llm.ca_file.as_deref())?;
+        let secrets = secrets(base, key, &http);
+        let (url, models_url) = (route(base, path_of(kind)), route(base, "models"));
+        let inner = TransportInner { http, url, models_url, kind, headers, timeouts, secrets };
         Ok(Transport { inner: Arc::new(inner) })
     }
 
@@ -114,8 +150,10 @@ impl Transport {
         }
         let inner = &self.inner;
         let request = inner.http.get(inner.models_url.clone()).headers(inner.headers.clone()).send();
-        let mut response = tokio::time::timeout(inner.timeout, request).await.ok()?.ok()?;
-        let body = read_up_to(&mut response, LONGEST_ERROR).await;
+        let mut response = tokio::time::timeout(inner.timeouts.total, request).await.ok()?.ok()?;
+        let mut body = Vec::new();
+        // What came in time is looked at: a list cut short is no JSON, so the server "does not say".
+        let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(&mut response, LONGEST_ERROR, &mut body)).await;
         let list: List = serde_json::from_slice(&body).ok()?;
         Some(list.data.into_iter().map(|model| self.clean(&model.id)).collect())
     }
@@ -128,11 +166,9 @@ impl Transport {
     async fn exchange(&self, body: Bytes, keep_text: bool) -> Answer {
         let inner = &self.inner;
         let mut reading = Reading::new(inner.kind, keep_text);
-        let done = tokio::time::timeout(inner.timeout, self.attempt(body, &mut reading)).await;
-        let failed = done.unwrap_or_else(|_| {
-            Err(Failed { kind: Failure::Timeout, message: format!("no answer within {:?}", inner.timeout) })
-        });
-        if let Err(mut failed) = failed {
+        let attempt = self.attempt(body, &mut reading);
+        let done = within(Some(inner.timeouts.total), "no whole answer (llm.request_timeout)", attempt).await;
+        if let Err(mut failed) = done.and_then(|done| done) {
             failed.message = self.clean(&failed.message);
             reading.answer.reply.failure = Some(failed);
         }
@@ -147,18 +183,19 @@ impl Transport {
         let inner = &self.inner;
         let send = || {
             let request = inner.http.request(Method::POST, inner.url.clone());
-            request.headers(inner.headers.clone()).body(body.clone()).send()
+            let sent = request.headers(inner.headers.clone()).body(body.clone()).send();
+            within(inner.timeouts.first_byte, "no first byte (llm.first_byte_timeout)", sent)
         };
         reading.sent = Instant::now();
         let first = OPENED.scope(Cell::new(false), async { (send().await, OPENED.with(Cell::get)) });
         let response = match first.await {
-            (Err(error), false) if died_unanswered(&error) => {
+            (Ok(Err(error)), false) if died_unanswered(&error) => {
                 reading.answer.reply.resent += 1;
-                send().await
+                send().await?
             }
-            (result, _) => result,
+            (result, _) => result?,
         };
-        self.read(response.map_err(|error| network_failure(&error))?, reading).await
+        self.read(response.map_err(|error| network_failure(&error, &inner.timeouts))?, reading).await
     }
 
     async fn read(&self, mut response: Response, reading: &mut Reading) -> Result<(), Failed> {
@@ -166,13 +203,21 @@ impl Transport {
         reading.answer.reply.status = Some(status.as_u16());
         if !status.is_success() {
             reading.answer.reply.retry_after = retry_after(response.headers());
-            let body = read_up_to(&mut response, LONGEST_ERROR).await;
+            let mut body = Vec::new();
+            let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(&mut response, LONGEST_ERROR, &mut body)).await;
             return Err(refused(status, response.headers(), &body));
         }
+        if let Some(encoding) = encoding(response.headers()) {
+            return Err(Failed {
+                kind: Failure::Malformed,
+                message: format!("the answer is compressed ({encoding}), which was not asked for"),
+            });
+        }
+        let idle = self.inner.timeouts.idle;
         if is_event_stream(response.headers()) {
-            read_stream(&mut response, reading).await
+            read_stream(&mut response, idle, reading).await
         } else {
-            read_whole(&mut response, reading).await
+            read_whole(&mut response, idle, reading).await
         }
     }
 
@@ -191,10 +236,10 @@ impl Transport {
     }
 }
 
-fn http_client(base: &Url, timeout: Duration) -> Result<reqwest::Client, LlmError> {
+fn http_client(base: &Url, timeouts: &Timeouts, ca_file: Option<&Path>) -> Result<reqwest::Client, LlmError> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(timeout)
+        .connect_timeout(timeouts.connect)
         .pool_max_idle_per_host(usize::MAX)
         .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")))
         .connector_layer(NoteOpening);
@@ -203,13 +248,28 @@ fn http_client(base: &Url, timeout: Duration) -> Result<reqwest::Client, LlmErro
         // An error means that the program has installed a provider of its own, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Plain HTTP needs no certificates, and reading the system's takes time (or fails where there are none).
-        if base.scheme() == "http" { builder.tls_certs_only([]) } else { builder }
+        let builder = if base.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
+        match ca_file {
+            Some(path) => builder.tls_certs_merge(certificates(path)?),
+            None => builder,
+        }
     };
     #[cfg(not(feature = "tls"))]
-    if base.scheme() == "https" {
+    if base.scheme() == "https" || ca_file.is_some() {
         return Err(LlmError::NoTls);
     }
     builder.build().map_err(|error| LlmError::Client(chain(&error)))
+}
+
+#[cfg(feature = "tls")]
+fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, LlmError> {
+    let broken = |message: String| LlmError::CaFile { path: path.to_owned(), message };
+    let text = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| broken(chain(&error)))?;
+    if certificates.is_empty() {
+        return Err(broken("it holds no certificate (expected PEM: -----BEGIN CERTIFICATE-----)".to_owned()));
+    }
+    Ok(certificates)
 }
 
 fn path_of(kind: RequestKind) -> &'static str {
@@ -226,14 +286,32 @@ fn route(base: &Url, path: &str) -> Url {
     url
 }
 
-fn secrets(base: &Url, key: Option<&SecretString>) -> Vec<String> {
-    let key = key.map(|key| key.expose_secret().trim().to_owned());
-    let url = [base.password(), base.query()].into_iter().flatten().map(str::to_owned);
-    let values = base.query_pairs().map(|(_, value)| value.into_owned()).collect::<Vec<_>>();
+/// What must appear in no message: a server may echo the request, as it was written or decoded.
+fn secrets(base: &Url, key: Option<&SecretString>, http: &reqwest::Client) -> Vec<String> {
+    let mut all: Vec<String> = key.map(|key| key.expose_secret().trim().to_owned()).into_iter().collect();
+    all.extend([base.username(), base.password().unwrap_or_default(), base.query().unwrap_or_default()].map(decoded));
+    all.extend([base.username(), base.password().unwrap_or_default()].map(str::to_owned));
+    let query = base.query().unwrap_or_default();
+    all.push(query.to_owned());
+    all.extend(query.split('&').filter_map(|pair| Some(pair.split_once('=')?.1.to_owned())));
+    all.extend(base.query_pairs().map(|(_, value)| value.into_owned()));
+    // Userinfo travels as `Basic` and base64, which the HTTP client makes.
+    let request = http.get(base.clone()).build().ok();
+    let basic = request.as_ref().and_then(|request| request.headers().get(header::AUTHORIZATION)?.to_str().ok());
+    all.extend(basic.and_then(|value| value.strip_prefix("Basic ")).map(str::to_owned));
     // Replacing very short ones would only garble the text.
-    let mut all: Vec<_> = key.into_iter().chain(url).chain(values).filter(|secret| secret.len() >= 4).collect();
+    all.retain(|secret| secret.len() >= 4);
     all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+    all.dedup();
     all
+}
+
+/// Percent-decoded, as a server that echoes it may.
+fn decoded(text: &str) -> String {
+    // The only public decoder at hand is that of queries, where a plus would be a space.
+    let query = format!("http://x/?x={}", text.replace('+', "%2B").replace('&', "%26"));
+    let url = Url::parse(&query).ok();
+    url.and_then(|url| url.query_pairs().next().map(|(_, value)| value.into_owned())).unwrap_or_default()
 }
 
 tokio::task_local! {
@@ -241,7 +319,7 @@ tokio::task_local! {
     static OPENED: Cell<bool>;
 }
 
-/// Notes in [`OPENED`] that a connection is being opened.
+/// Notes in [`OPENED`] that a connection was opened.
 #[derive(Clone)]
 struct NoteOpening;
 
@@ -256,27 +334,63 @@ impl<S> tower_layer::Layer<S> for NoteOpening {
 #[derive(Clone)]
 struct Opening<S>(S);
 
-impl<S: Service<R>, R> Service<R> for Opening<S> {
+impl<S: Service<R>, R> Service<R> for Opening<S>
+where
+    S::Future: Send + 'static,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.0.poll_ready(context)
     }
-    fn call(&mut self, request: R) -> S::Future {
-        // Outside of a request there is nobody to tell.
-        let _ = OPENED.try_with(|opened| opened.set(true));
-        self.0.call(request)
+    fn call(&mut self, request: R) -> Self::Future {
+        let opening = self.0.call(request);
+        Box::pin(async move {
+            let opened = opening.await;
+            // A request that meanwhile got another's connection has left the opening to a task of its own, where
+            // there is nobody to tell: that request goes over a reused connection.
+            let _ = OPENED.try_with(|noted| noted.set(true));
+            opened
+        })
     }
+}
+
+/// The first error of type `E` in the chain of causes.
+fn cause<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        if let Some(found) = inner.downcast_ref() {
+            return Some(found);
+        }
+        source = inner.source();
+    }
+    None
 }
 
 /// Whether the connection closed before any byte of the answer.
 fn died_unanswered(error: &reqwest::Error) -> bool {
-    error.is_request() && !error.is_connect() && !error.is_timeout()
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+    let closed = |e: &hyper::Error| e.is_incomplete_message() || e.is_canceled() || e.is_closed();
+    let lost = |e: &std::io::Error| matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected);
+    !error.is_connect() && (cause(error).is_some_and(closed) || cause(error).is_some_and(lost))
 }
 
-fn network_failure(error: &reqwest::Error) -> Failed {
+fn network_failure(error: &reqwest::Error, timeouts: &Timeouts) -> Failed {
     let text = chain(error);
+    if error.is_connect() {
+        let message = if error.is_timeout() {
+            format!("no connection (llm.connect_timeout) within {:?}", timeouts.connect)
+        } else if text.contains("UnknownIssuer") {
+            format!("{text} (set llm.ca_file or SSL_CERT_FILE to the PEM file of its issuer)")
+        } else {
+            text
+        };
+        return Failed { kind: Failure::Connect, message };
+    }
+    if cause(error).is_some_and(hyper::Error::is_parse) {
+        return Failed { kind: Failure::Malformed, message: format!("the answer is not HTTP: {text}") };
+    }
     let kind = if error.is_body() || error.is_decode() { Failure::Malformed } else { Failure::Connect };
     Failed { kind, message: text }
 }
@@ -307,25 +421,28 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-async fn read_up_to(response: &mut Response, limit: usize) -> Vec<u8> {
-    let mut body = Vec::new();
+/// How a body is packed, unless it is not.
+fn encoding(headers: &HeaderMap) -> Option<&str> {
+    let encoding = headers.get(header::CONTENT_ENCODING)?.to_str().unwrap_or("unreadable").trim();
+    (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then_some(encoding)
+}
+
+async fn read_up_to(response: &mut Response, limit: usize, body: &mut Vec<u8>) {
     while let Ok(Some(chunk)) = response.chunk().await {
         body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
         if body.len() == limit {
             break;
         }
     }
-    body
 }
 
 fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failed {
-    let kind = match status.as_u16() {
-        429 => Failure::RateLimited,
-        300..500 => Failure::ClientError,
-        _ => Failure::ServerError,
-    };
+    let kind = kind_of(status.as_u16());
     let mut message = format!("HTTP {}", status.as_u16());
-    let said = error_text(body);
+    let said = match encoding(headers) {
+        Some(encoding) => format!("a compressed ({encoding}) body"),
+        None => error_text(body),
+    };
     if status.is_redirection() {
         let to = headers.get(header::LOCATION).and_then(|to| to.to_str().ok()).and_then(|to| Url::parse(to).ok());
         let to = to.map_or_else(|| "another place".to_owned(), |url| crate::config::redacted(&url));
@@ -334,6 +451,22 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failed {
         message.push_str(&format!(": {said}"));
     }
     Failed { kind, message }
+}
+
+fn kind_of(status: u16) -> Failure {
+    match status {
+        429 => Failure::RateLimited,
+        300..500 => Failure::ClientError,
+        _ => Failure::ServerError,
+    }
+}
+
+/// An error that came under status 200. Some say their true status inside.
+fn error_in_answer(data: &[u8]) -> Failed {
+    let value: Value = serde_json::from_slice(data).unwrap_or_default();
+    let status = ["/error/code", "/error/status"].iter().find_map(|place| value.pointer(place)?.as_u64());
+    let kind = kind_of(status.and_then(|status| u16::try_from(status).ok()).unwrap_or(500));
+    Failed { kind, message: error_text(data) }
 }
 
 /// What an error body says, in any of the shapes servers use.
@@ -397,9 +530,7 @@ impl Reading {
                     self.content_arrived(now);
                 }
             }
-            Ok(_) => {
-                self.failed = Some(Failed { kind: Failure::ServerError, message: error_text(data) });
-            }
+            Ok(_) => self.failed = Some(error_in_answer(data)),
             Err(error) => self.failed = Some(not_json(data, &error)),
         }
     }
@@ -458,20 +589,25 @@ impl Reading {
     }
 }
 
-async fn read_stream(response: &mut Response, reading: &mut Reading) -> Result<(), Failed> {
+/// The next bytes of an answer.
+async fn next_chunk(response: &mut Response, idle: Option<Duration>) -> Result<Option<Bytes>, Failed> {
+    let chunk = within(idle, "nothing more in mid-answer (llm.idle_timeout)", response.chunk()).await?;
+    chunk.map_err(|error| cut_short(&error))
+}
+
+async fn read_stream(response: &mut Response, idle: Option<Duration>, reading: &mut Reading) -> Result<(), Failed> {
     let mut parser = SseParser::new(LONGEST_LINE);
     let mut bytes = 0;
     let too_long = |error: crate::sse::LineTooLong| Failed { kind: Failure::Malformed, message: error.to_string() };
     while !reading.done && reading.failed.is_none() {
-        let chunk = response.chunk().await.map_err(|error| cut_short(&error))?;
-        let Some(chunk) = chunk else {
+        let Some(chunk) = next_chunk(response, idle).await? else {
             let now = Instant::now();
             parser.finish(|data| reading.event(data, now)).map_err(too_long)?;
             break;
         };
         bytes += chunk.len();
-        if bytes > LONGEST_BODY {
-            return Err(too_large());
+        if bytes > LONGEST_STREAM {
+            return Err(too_large(LONGEST_STREAM));
         }
         let now = Instant::now();
         parser.feed(&chunk, |data| reading.event(data, now)).map_err(too_long)?;
@@ -489,17 +625,17 @@ async fn read_stream(response: &mut Response, reading: &mut Reading) -> Result<(
     reading.conclude()
 }
 
-async fn read_whole(response: &mut Response, reading: &mut Reading) -> Result<(), Failed> {
+async fn read_whole(response: &mut Response, idle: Option<Duration>, reading: &mut Reading) -> Result<(), Failed> {
     let mut whole = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| cut_short(&error))? {
+    while let Some(chunk) = next_chunk(response, idle).await? {
         if whole.len() + chunk.len() > LONGEST_BODY {
-            return Err(too_large());
+            return Err(too_large(LONGEST_BODY));
         }
         whole.extend_from_slice(&chunk);
     }
     let body: Body<'_> = serde_json::from_slice(&whole).map_err(|error| not_json(&whole, &error))?;
     if body.error.is_some() {
-        return Err(Failed { kind: Failure::ServerError, message: error_text(&whole) });
+        return Err(error_in_answer(&whole));
     }
     reading.take(body);
     reading.conclude()
@@ -509,15 +645,17 @@ fn cut_short(error: &reqwest::Error) -> Failed {
     Failed { kind: Failure::Malformed, message: format!("the answer was cut short: {}", chain(error)) }
 }
 
-fn too_large() -> Failed {
-    Failed { kind: Failure::Malformed, message: format!("the answer is larger than {} MiB", LONGEST_BODY >> 20) }
+fn too_large(limit: usize) -> Failed {
+    Failed { kind: Failure::Malformed, message: format!("the answer is larger than {} MiB", limit >> 20) }
 }
 
 fn not_json(data: &[u8], error: &serde_json::Error) -> Failed {
     let message = if looks_like_html(data) {
         "HTML instead of JSON (is the path of llm.endpoint right?)".to_owned()
     } else {
-        format!("not the JSON of the protocol ({error}): {}", String::from_utf8_lossy(&data[..data.len().min(80)]))
+        // Shortened only when the secrets are out: half a secret would not be found.
+        let data = &data[..data.len().min(LONGEST_ERROR)];
+        format!("not the JSON of the protocol ({error}): {}", String::from_utf8_lossy(data))
     };
     Failed { kind: Failure::Malformed, message }
 }
@@ -725,6 +863,14 @@ pub enum LlmError {
     /// The crate was built without TLS.
     #[error("llm.endpoint is https, and this program was built without the feature `tls` of llm-concurrency")]
     NoTls,
+    /// The file with certificates cannot be used.
+    #[error("llm.ca_file {path}: {message}")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The HTTP client could not be built.
     #[error("cannot set up the HTTP client: {0}")]
     Client(String),
@@ -829,8 +975,7 @@ impl LlmClient {
     fn from_settings(settings: &Settings) -> Result<Self, LlmError> {
         let llm = settings.config.llm.clone();
         let Endpoint::Url(base) = &llm.endpoint else { return Err(LlmError::Simulator) };
-        let timeout = Duration::from_secs_f64(llm.request_timeout);
-        let transport = Transport::new(base, RequestKind::Chat, timeout, settings.api_key.as_ref())?;
+        let transport = Transport::new(base, RequestKind::Chat, &llm, settings.api_key.as_ref())?;
         let permits = Semaphore::new(llm.max_concurrent_requests);
         Ok(LlmClient { inner: Arc::new(ClientInner { transport, permits, llm }) })
     }

@@ -514,16 +514,15 @@ struct Load {
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
     let Endpoint::Url(url) = &llm.endpoint else { return simulated(settings) };
-    let timeout = Duration::from_secs_f64(llm.request_timeout);
     let kind = settings.config.benchmark.request.kind;
-    Ok((Transport::new(url, kind, timeout, settings.api_key.as_ref())?, None))
+    Ok((Transport::new(url, kind, llm, settings.api_key.as_ref())?, None))
 }
 
 fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let simulator = Simulator::start(settings.config.simulator.clone(), 0)?;
     let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
-    let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
-    let transport = Transport::new(&url, settings.config.benchmark.request.kind, timeout, None)?;
+    let Config { llm, benchmark, .. } = &settings.config;
+    let transport = Transport::new(&url, benchmark.request.kind, llm, None)?;
     Ok((transport, Some(simulator)))
 }
 

@@ -2,11 +2,9 @@
 
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
-use std::time::Duration;
-
 use llm_concurrency::client::Transport;
 use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
-use llm_concurrency::config::RequestSettings;
+use llm_concurrency::config::{Llm, RequestSettings};
 use llm_concurrency::outcome::{Reply, RequestOutcome};
 use llm_concurrency::plan::SAMPLES;
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
@@ -17,8 +15,8 @@ use llm_concurrency::target::Target;
 use reqwest::Url;
 use tokio::runtime::{Builder, Runtime};
 
-/// A request takes no longer than this, or has timed out.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// A request takes no longer than this, or has timed out; seconds.
+const TIMEOUT_S: f64 = 30.0;
 
 /// The simulator's texts, each different.
 pub fn prompts(count: usize) -> Vec<Prompt> {
@@ -51,7 +49,8 @@ impl Rig {
     pub fn start(config: SimulatorConfig, prompts: &[Prompt], request: &RequestSettings) -> Self {
         let simulator = Simulator::start(config, 0).expect("a free port on loopback");
         let url = Url::parse(&simulator.base_url()).expect("the simulator's own URL");
-        let transport = Transport::new(&url, request.kind, TIMEOUT, None).expect("a client for plain HTTP");
+        let llm = Llm { request_timeout: TIMEOUT_S, ..Llm::default() };
+        let transport = Transport::new(&url, request.kind, &llm, None).expect("a client for plain HTTP");
         let target = Target::new(transport, "simulated", request, prompts, "truth");
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         Rig { simulator, target, runtime }
@@ -66,7 +65,7 @@ impl Rig {
             concurrency: plan.level,
             window_s: record.window_s().expect("the loop ran to its end"),
             samples: record.windows.iter().map(sweep::sample_of).collect(),
-            request_timeout_s: TIMEOUT.as_secs_f64(),
+            request_timeout_s: TIMEOUT_S,
             ..LevelFacts::default()
         };
         let summary = stats::summarize(&facts, kept.outcomes.clone());
