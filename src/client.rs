@@ -3,17 +3,17 @@
 //! Both send through the same path: one request, one [`Reply`] with everything that can be known of it.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::collections::HashSet;
 use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper_util::client::legacy::connect::HttpInfo;
 use rand::RngExt;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -24,7 +24,6 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tower_service::Service;
 
 use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestKind, RequestSettings, Settings};
 use crate::outcome::{Failed, Failure, Reply, TokenCounts};
@@ -57,6 +56,10 @@ pub struct Transport {
 
 struct TransportInner {
     http: reqwest::Client,
+    /// Opens a connection for each request: what is sent again must not meet a second dead one.
+    fresh: reqwest::Client,
+    /// Our addresses of the connections that have brought an answer: whoever uses one of them again reuses it.
+    answered: Mutex<HashSet<SocketAddr>>,
     url: Url,
     models_url: Url,
     kind: RequestKind,
@@ -121,10 +124,21 @@ impl Transport {
             headers.insert(header::AUTHORIZATION, value);
         }
         let timeouts = Timeouts::of(llm);
-        let http = http_client(base, &timeouts, llm.ca_file.as_deref())?;
+        let client = |most_idle| http_client(base, &timeouts, llm.ca_file.as_deref(), most_idle);
+        let (http, fresh) = (client(usize::MAX)?, client(0)?);
         let secrets = secrets(base, key, &http);
         let (url, models_url) = (route(base, path_of(kind)), route(base, "models"));
-        let inner = TransportInner { http, url, models_url, kind, headers, timeouts, secrets };
+        let inner = TransportInner {
+            http,
+            fresh,
+            answered: Mutex::default(),
+            url,
+            models_url,
+            kind,
+            headers,
+            timeouts,
+            secrets,
+        };
         Ok(Transport { inner: Arc::new(inner) })
     }
 
@@ -175,27 +189,49 @@ impl Transport {
         reading.answer
     }
 
-    /// One request; a second time if a reused connection turns out to have been closed before any byte came back.
+    /// One request; a second time, on a fresh connection, if a reused one turns out to have been closed before any byte came back.
     ///
     /// Some servers close the connection after every answer although they announced to keep it open. Which of the
     /// two sides notices first is a race, and no failure of the server's.
     async fn attempt(&self, body: Bytes, reading: &mut Reading) -> Result<(), Failed> {
         let inner = &self.inner;
-        let send = || {
-            let request = inner.http.request(Method::POST, inner.url.clone());
+        let send = |http: &reqwest::Client| {
+            let request = http.request(Method::POST, inner.url.clone());
             let sent = request.headers(inner.headers.clone()).body(body.clone()).send();
             within(inner.timeouts.first_byte, "no first byte (llm.first_byte_timeout)", sent)
         };
         reading.sent = Instant::now();
-        let first = OPENED.scope(Cell::new(false), async { (send().await, OPENED.with(Cell::get)) });
-        let response = match first.await {
-            (Ok(Err(error)), false) if died_unanswered(&error) => {
+        let response = match send(&inner.http).await? {
+            Err(error) if died_unanswered(&error) && self.was_reused(&error) => {
                 reading.answer.reply.resent += 1;
-                send().await?
+                send(&inner.fresh).await?
             }
-            (result, _) => result?,
+            Ok(response) => {
+                self.note_answer(&response);
+                Ok(response)
+            }
+            failed => failed,
         };
         self.read(response.map_err(|error| network_failure(&error, &inner.timeouts))?, reading).await
+    }
+
+    fn note_answer(&self, response: &Response) {
+        if let Some(connection) = response.extensions().get::<HttpInfo>() {
+            self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(connection.local_addr());
+        }
+    }
+
+    /// Whether the connection that failed had brought an answer before.
+    ///
+    /// Asking instead whether this request has opened a connection would not do: while one is being opened, another's
+    /// may become free and is taken.
+    fn was_reused(&self, error: &reqwest::Error) -> bool {
+        let connection = cause::<hyper_util::client::legacy::Error>(error).and_then(|error| error.connect_info());
+        let mut about = hyper::http::Extensions::new();
+        connection.inspect(|connection| connection.get_extras(&mut about));
+        let Some(connection) = about.get::<HttpInfo>() else { return false };
+        // It is dead: its address may come back as that of a fresh one.
+        self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection.local_addr())
     }
 
     async fn read(&self, mut response: Response, reading: &mut Reading) -> Result<(), Failed> {
@@ -236,13 +272,17 @@ impl Transport {
     }
 }
 
-fn http_client(base: &Url, timeouts: &Timeouts, ca_file: Option<&Path>) -> Result<reqwest::Client, LlmError> {
+fn http_client(
+    base: &Url,
+    timeouts: &Timeouts,
+    ca_file: Option<&Path>,
+    most_idle: usize,
+) -> Result<reqwest::Client, LlmError> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeouts.connect)
-        .pool_max_idle_per_host(usize::MAX)
-        .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")))
-        .connector_layer(NoteOpening);
+        .pool_max_idle_per_host(most_idle)
+        .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")));
     #[cfg(feature = "tls")]
     let builder = {
         // An error means that the program has installed a provider of its own, which is as good.
@@ -312,48 +352,6 @@ fn decoded(text: &str) -> String {
     let query = format!("http://x/?x={}", text.replace('+', "%2B").replace('&', "%26"));
     let url = Url::parse(&query).ok();
     url.and_then(|url| url.query_pairs().next().map(|(_, value)| value.into_owned())).unwrap_or_default()
-}
-
-tokio::task_local! {
-    /// Whether the request in hand opened a connection of its own.
-    static OPENED: Cell<bool>;
-}
-
-/// Notes in [`OPENED`] that a connection was opened.
-#[derive(Clone)]
-struct NoteOpening;
-
-impl<S> tower_layer::Layer<S> for NoteOpening {
-    type Service = Opening<S>;
-    fn layer(&self, inner: S) -> Opening<S> {
-        Opening(inner)
-    }
-}
-
-/// See [`NoteOpening`].
-#[derive(Clone)]
-struct Opening<S>(S);
-
-impl<S: Service<R>, R> Service<R> for Opening<S>
-where
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-    fn call(&mut self, request: R) -> Self::Future {
-        let opening = self.0.call(request);
-        Box::pin(async move {
-            let opened = opening.await;
-            // A request that meanwhile got another's connection has left the opening to a task of its own, where
-            // there is nobody to tell: that request goes over a reused connection.
-            let _ = OPENED.try_with(|noted| noted.set(true));
-            opened
-        })
-    }
 }
 
 /// The first error of type `E` in the chain of causes.
