@@ -90,11 +90,15 @@ impl Timeouts {
 }
 
 /// `future`, or a failure that says that there was `what` for too long and which setting says so.
-async fn within<T>(limit: Option<Duration>, what: &str, future: impl Future<Output = T>) -> Result<T, Failed> {
+async fn within<T>(
+    limit: Option<Duration>,
+    what: &str,
+    setting: &str,
+    future: impl Future<Output = T>,
+) -> Result<T, Failed> {
     let Some(limit) = limit else { return Ok(future.await) };
-    tokio::time::timeout(limit, future)
-        .await
-        .map_err(|_| Failed { kind: Failure::Timeout, message: format!("{what} within {limit:?}") })
+    let too_late = |_| Failed { kind: Failure::Timeout, message: format!("{what} within {limit:?} ({setting})") };
+    tokio::time::timeout(limit, future).await.map_err(too_late)
 }
 
 /// What came back: the reply, and the text where it was asked for.
@@ -181,7 +185,7 @@ impl Transport {
         let inner = &self.inner;
         let mut reading = Reading::new(inner.kind, keep_text);
         let attempt = self.attempt(body, &mut reading);
-        let done = within(Some(inner.timeouts.total), "no whole answer (llm.request_timeout)", attempt).await;
+        let done = within(Some(inner.timeouts.total), "no whole answer", "llm.request_timeout", attempt).await;
         if let Err(mut failed) = done.and_then(|done| done) {
             failed.message = self.clean(&failed.message);
             reading.answer.reply.failure = Some(failed);
@@ -198,7 +202,7 @@ impl Transport {
         let send = |http: &reqwest::Client| {
             let request = http.request(Method::POST, inner.url.clone());
             let sent = request.headers(inner.headers.clone()).body(body.clone()).send();
-            within(inner.timeouts.first_byte, "no first byte (llm.first_byte_timeout)", sent)
+            within(inner.timeouts.first_byte, "no first byte", "llm.first_byte_timeout", sent)
         };
         reading.sent = Instant::now();
         let response = match send(&inner.http).await? {
@@ -378,7 +382,7 @@ fn network_failure(error: &reqwest::Error, timeouts: &Timeouts) -> Failed {
     let text = chain(error);
     if error.is_connect() {
         let message = if error.is_timeout() {
-            format!("no connection (llm.connect_timeout) within {:?}", timeouts.connect)
+            format!("no connection within {:?} (llm.connect_timeout)", timeouts.connect)
         } else if text.contains("UnknownIssuer") {
             format!("{text} (set llm.ca_file or SSL_CERT_FILE to the PEM file of its issuer)")
         } else {
@@ -589,7 +593,7 @@ impl Reading {
 
 /// The next bytes of an answer.
 async fn next_chunk(response: &mut Response, idle: Option<Duration>) -> Result<Option<Bytes>, Failed> {
-    let chunk = within(idle, "nothing more in mid-answer (llm.idle_timeout)", response.chunk()).await?;
+    let chunk = within(idle, "nothing more in mid-answer", "llm.idle_timeout", response.chunk()).await?;
     chunk.map_err(|error| cut_short(&error))
 }
 

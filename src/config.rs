@@ -177,7 +177,8 @@ impl FromStr for Endpoint {
         let hint = "expected `simulator` or a base URL such as http://localhost:8000/v1";
         let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {hint}"))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(format!("`{}:` is not http or https; {hint}", url.scheme()));
+            // Nor is the scheme: without one, it is the user's name.
+            return Err(format!("neither http nor https; {hint}"));
         }
         Ok(Endpoint::Url(base_url(url)))
     }

@@ -1,10 +1,11 @@
 //! What `cargo bench` and `cargo test --benches` do with Criterion's arguments: whom they touch, and what they refuse.
 
+mod bench_executable;
+
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use llm_concurrency::sweep::{CriterionArgs, Mode};
 use tempfile::TempDir;
@@ -113,34 +114,6 @@ fn what_cannot_be_measured_is_refused_with_what_to_do_instead() {
 
 // ---- the bench itself ----
 
-/// The bench as `cargo test --benches` builds it; all but its few lines is there already.
-fn bench() -> &'static Path {
-    static BENCH: OnceLock<PathBuf> = OnceLock::new();
-    BENCH.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["test", "--bench", "concurrency", "--no-run", "--message-format", "json", "--target-dir"]);
-        cargo.arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        // What cargo tells this test about its package would have build scripts run again.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG") || name.starts_with("CARGO_MANIFEST")) {
-                cargo.env_remove(name);
-            }
-        }
-        let output = cargo.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let messages = String::from_utf8(output.stdout).unwrap();
-        let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let mut executables = messages
-            .filter(|message| message["target"]["name"] == "concurrency" && message["target"]["kind"][0] == "bench")
-            .filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-        executables.next().expect("cargo names the executable")
-    })
-}
-
 /// Somebody's server, which must not be touched.
 struct Bystander(TcpListener);
 
@@ -170,7 +143,7 @@ impl Bystander {
 /// Runs the bench in an empty folder, with the project's config.yaml, but somebody's server as the endpoint.
 fn run(args: &[&str], bystander: &Bystander, vars: &[(&str, &str)]) -> (Output, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = Command::new(bench());
+    let mut command = Command::new(bench_executable::path());
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("LLM_") || name.starts_with("CRITERION")) {
             command.env_remove(name);

@@ -1,6 +1,8 @@
 //! The fault matrix: every fault of the simulated server, streamed or not, at level 1 and 16. What our records say
 //! must equal the server's own log, class by class. The requests, timeouts and pauses bound its time.
 
+#![cfg(feature = "suite")]
+
 mod servers;
 
 use std::collections::BTreeMap;

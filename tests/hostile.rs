@@ -1,5 +1,7 @@
 //! Servers that mean no good: each ends in one named failure, within the timeouts and in little memory.
 
+#![cfg(feature = "suite")]
+
 mod servers;
 
 use std::io::{ErrorKind, Write};

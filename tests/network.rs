@@ -1,5 +1,7 @@
 //! The client and the network: stale connections, timeouts, TLS, HTTP/2, proxies, error bodies.
 
+#![cfg(feature = "suite")]
+
 mod servers;
 
 use std::io::Write;

@@ -1,0 +1,215 @@
+//! Nothing that is secret comes out again: the API key, the userinfo and the query of the endpoint, and of a proxy.
+//!
+//! Every secret here begins with the same letters, so that half of one is found as well. The servers echo all they are
+//! sent, in every place that a message may quote from; everything is run, and all that is printed or written is read.
+
+#![cfg(feature = "suite")]
+
+mod bench_executable;
+mod servers;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use servers::{RawServer, ok};
+
+/// How each secret begins.
+const MARK: &str = "zqxj";
+const KEY: &str = "zqxj-key-0123456789abcdefghij";
+/// The userinfo as it stands in the URL, and as it travels: `zqxjuser:zqxj/p+ss` in base64.
+const USERINFO: &str = "zqxjuser:zqxj%2Fp+ss";
+const BASIC: &str = "enF4anVzZXI6enF4ai9wK3Nz";
+const QUERY: &str = "token=zqxj%20query%2B1&zqxj-second=zqxj-2";
+
+/// Kinds of failing answers.
+const BAD_ANSWERS: usize = 13;
+
+/// What an echoing server says to a request. One of three answers is bad, another kind each time.
+fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
+    let kind = if number % 3 == 2 { 1 + number / 3 % BAD_ANSWERS } else { 0 };
+    let (first, rest) = request.split_once("\r\n").unwrap();
+    let line = format!("{first} {}", rest.replace("\r\n", " "));
+    // Also decoded, as a server's log shows it; and at changing places, so that quotes end in the midst of a secret.
+    let decoded = line.replace("%2F", "/").replace("%20", " ").replace("%2B", "+");
+    let said = format!("{}{line} {decoded} zqxjuser zqxj/p+ss", "x ".repeat(number * 7 % 120));
+    let quoted = serde_json::json!(said).to_string();
+    let header = request.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization:")).unwrap_or("a: x");
+    let header = header.split_once(": ").unwrap().1;
+    let json = |status: &str, body: String| ok("application/json", &body).replacen("200 OK", status, 1);
+    let events = |body: String| ok("text/event-stream", &body);
+    let good = format!(r#"{{"model":{quoted},"choices":[{{"delta":{{"content":{quoted}}},"finish_reason":"stop"}}]}}"#);
+    let answer = if request.starts_with("GET ") {
+        json("200 OK", format!(r#"{{"data":[{{"id":{quoted}}}]}}"#))
+    } else {
+        match kind {
+            1 => json("401 Unauthorized", said.clone()),
+            2 => json("500 Error", format!(r#"{{"error":{{"message":{quoted}}}}}"#)),
+            3 => json("200 OK", said.clone()),
+            4 => json("200 OK", format!(r#"{{"choices":{quoted}}}"#)),
+            5 => format!("HTTP/1.1 302 Found\r\nlocation: http://h/{header}?{header}\r\ncontent-length: 0\r\n\r\n"),
+            6 => events(format!("data: {said}\n\n")),
+            7 => events(format!("data: {{\"error\":{quoted}}}\n\n")),
+            8 => json("422 Wrong", format!(r#"{{"detail":[{{"msg":{quoted}}}]}}"#)),
+            9 => format!("HTTP/1.1 200 OK\r\ncontent-encoding: {header}\r\ncontent-length: 2\r\n\r\n{{}}"),
+            10 => format!("HTTP/1.1 503 {header}\r\ncontent-length: 0\r\n\r\n"),
+            11 => json("404 Not found", format!("<html>{said}")),
+            12 => json("429 Slow", format!(r#"{{"error":{quoted}}}"#)),
+            13 => format!("{said}\r\n\r\n"),
+            _ => events(format!("data: {good}\n\ndata: [DONE]\n\n")),
+        }
+    };
+    stream.write_all(answer.as_bytes()).is_ok() && kind != 13
+}
+
+/// The number of the next answer can be set.
+fn echoing_server(next: &Arc<AtomicUsize>) -> RawServer {
+    let next = next.clone();
+    RawServer::start(move |request, stream| {
+        let number = if request.starts_with("POST ") { next.fetch_add(1, Relaxed) } else { next.load(Relaxed) };
+        echo(number, request, stream)
+    })
+}
+
+/// Where a secret shows in what was printed.
+#[track_caller]
+fn assert_silent(what: &str, output: &Output) {
+    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+        let text = String::from_utf8_lossy(bytes);
+        let line = text.lines().find(|line| shows_secret(line.as_bytes()));
+        assert_eq!(line, None, "{name} of {what}");
+    }
+}
+
+fn shows_secret(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+    // Of the base64 a part is enough, too.
+    text.contains(MARK) || text.contains(&BASIC[..8].to_ascii_lowercase())
+}
+
+/// Reads all files below; returns how many.
+fn assert_files_silent(folder: &Path) -> usize {
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            count += assert_files_silent(&path);
+        } else if !path.ends_with("config.yaml") && !path.ends_with(".env") {
+            assert!(!shows_secret(&std::fs::read(&path).unwrap()), "{}", path.display());
+            count += 1;
+        }
+    }
+    count
+}
+
+/// The doors, each as talkative as it can be.
+fn doors(folder: &Path) -> Vec<(&'static str, Command)> {
+    let mut doors = Vec::new();
+    let door = |name, mut command: Command, args: &[&str]| {
+        command.args(args).env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+        (name, command)
+    };
+    let mut bench = Command::new(bench_executable::path());
+    servers::clean(&mut bench, folder);
+    bench.env("LLM_BENCH_LEVELS", "1,2").env("LLM_BENCH_TOTAL_REQUESTS", "60");
+    let mut recommend = Command::new(env!("CARGO_BIN_EXE_recommend"));
+    servers::clean(&mut recommend, folder);
+    doors.push(door("check", servers::binary(folder), &["check"]));
+    doors.push(door("run", servers::binary(folder), &["run", "--levels", "1,2", "--total-requests", "60"]));
+    doors.push(door("the bench", bench, &["--bench", "--verbose"]));
+    doors.push(door("the bench's list", Command::new(bench_executable::path()), &["--list"]));
+    doors.last_mut().unwrap().1.current_dir(folder);
+    doors.push(door("recommend", recommend, &["--dry-run", "--allow-provisional"]));
+    doors.push(door("recommend --json", servers::binary(folder), &["recommend", "--json"]));
+    doors.push(door("--explain", servers::binary(folder), &["simulate", "--explain"]));
+    doors
+}
+
+#[test]
+fn no_door_shows_a_secret_that_the_server_echoes() {
+    for (userinfo, sent) in [(format!("{USERINFO}@"), BASIC), (String::new(), KEY)] {
+        let next = Arc::new(AtomicUsize::new(0));
+        let server = echoing_server(&next);
+        let endpoint = format!("http://{userinfo}{}/v1?{QUERY}", server.address);
+        let folder = servers::folder(&format!("llm: {{endpoint: '{endpoint}', model: m}}\n"));
+        std::fs::write(folder.path().join(".env"), format!("LLM_API_KEY={KEY}\n")).unwrap();
+        for bad in 0..BAD_ANSWERS {
+            next.store(3 * bad + 2, Relaxed);
+            let output = servers::binary(folder.path()).arg("check").output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "answer {bad} is bad");
+            assert_silent("check", &output);
+        }
+        for (name, mut door) in doors(folder.path()) {
+            next.store(0, Relaxed);
+            let output = door.output().unwrap();
+            assert!(!output.stdout.is_empty() || !output.stderr.is_empty(), "{name} says something");
+            assert_silent(name, &output);
+        }
+        // The secrets were there to be echoed.
+        let requests = server.requests.lock().unwrap().clone();
+        assert!(requests.len() > 100, "{}", requests.len());
+        let without = requests.iter().find(|request| !request.contains(sent));
+        assert_eq!(without, None, "every request carries {sent}");
+        assert!(requests.iter().all(|request| request.lines().next().unwrap().contains(QUERY)));
+        // Sidecars, run.json, results, and Criterion's.
+        let target = folder.path().join("target");
+        assert!(std::fs::read_dir(target.join("concurrency")).unwrap().count() >= 2);
+        assert!(std::fs::read_dir(folder.path().join("results")).unwrap().count() >= 2);
+        assert!(assert_files_silent(folder.path()) > 20);
+        let sidecars = sidecar_text(&target.join("concurrency"));
+        assert!(sidecars.contains("[redacted]"), "the echoes were quoted, without the secrets");
+    }
+}
+
+fn sidecar_text(runs: &Path) -> String {
+    let files = std::fs::read_dir(runs).unwrap().flat_map(|run| std::fs::read_dir(run.unwrap().path()).unwrap());
+    files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+}
+
+/// Mistakes in the settings themselves, which a message could quote.
+#[test]
+fn no_message_about_the_settings_shows_a_secret() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let urls = [
+        format!("ftp://{USERINFO}@h/v1"),
+        format!("http://{USERINFO}@h:port/v1?{QUERY}"),
+        format!("http://{USERINFO}@"),
+        format!("{USERINFO}@h/v1"),
+        format!("http://{USERINFO}@{dead}/v1?{QUERY}"),
+    ];
+    let good = "llm: {endpoint: simulator}\n".to_owned();
+    let run = |config: &str, args: &[&str], env: &[(&str, &str)]| {
+        let folder = servers::folder(config);
+        let mut command = servers::binary(folder.path());
+        let output = command.arg("check").args(args).envs(env.iter().copied()).output().unwrap();
+        assert!(!output.status.success(), "{args:?} {env:?}: it is a mistake");
+        assert!(!output.stderr.is_empty());
+        assert_silent(&format!("{config} {args:?} {env:?}"), &output);
+    };
+    for url in &urls {
+        run(&format!("llm:\n  endpoint: '{url}'\n"), &[], &[]);
+        run(&good, &["--llm-endpoint", url], &[]);
+        run(&good, &[], &[("LLM_ENDPOINT", url)]);
+    }
+    run(&format!("llm:\n  endpoint: [{KEY}]\n"), &[], &[]);
+    run(&format!("llm:\n  endpoint: 'http://{USERINFO}@h/v1\n"), &[], &[]);
+    let elsewhere = ("LLM_ENDPOINT", "http://llm.example/v1");
+    run(&good, &[], &[elsewhere, ("LLM_API_KEY", &format!("{KEY}\n{KEY}"))]);
+    for proxy in [format!("http://{USERINFO}@{dead}"), format!("http://{USERINFO}@h:port")] {
+        run(&good, &[], &[elsewhere, ("HTTP_PROXY", &proxy), ("NO_PROXY", "")]);
+    }
+}
+
+#[test]
+fn no_message_about_the_env_file_shows_a_secret() {
+    for text in [format!("LLM_API_KEY='{KEY}\n"), format!("{KEY}\n"), format!("LLM_API_KEY={KEY} {KEY}\n")] {
+        let folder = servers::folder("llm: {endpoint: simulator}\n");
+        std::fs::write(folder.path().join(".env"), &text).unwrap();
+        let output = servers::binary(folder.path()).arg("check").output().unwrap();
+        assert!(!output.status.success(), "{text}");
+        assert_silent(&text, &output);
+    }
+}
