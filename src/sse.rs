@@ -34,10 +34,10 @@ impl SseParser {
 
     /// Takes the next bytes and hands the data of each event they complete to `on_data`.
     pub fn feed(&mut self, mut bytes: &[u8], mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
-        if self.after_cr && bytes.first() == Some(&b'\n') {
-            bytes = &bytes[1..];
+        if self.after_cr && !bytes.is_empty() {
+            bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
+            self.after_cr = false;
         }
-        self.after_cr &= bytes.is_empty();
         while let Some(end) = bytes.iter().position(|&b| b == b'\n' || b == b'\r') {
             let (line, rest) = bytes.split_at(end);
             if self.line.is_empty() {
@@ -140,6 +140,16 @@ mod tests {
         }
     }
 
+    /// Found by fuzzing: the LF of a CRLF that came alone took the next LF with it.
+    #[test]
+    fn a_line_end_cut_in_two_is_one() {
+        let bytes = b"data:a\r\n\ndata:b\r\n\r\n\ndata:c\r\r\n\n";
+        let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
+        assert_eq!(events(&pieces), ["a", "b", "c"]);
+        assert_eq!(events(&[bytes]), ["a", "b", "c"]);
+        assert_eq!(events(&[b"data:a\r", b"", b"\n", b"\n", b"data:b"]), ["a", "b"]);
+    }
+
     #[test]
     fn a_line_without_end_is_refused() {
         let mut parser = SseParser::new(10);
@@ -152,7 +162,7 @@ mod tests {
     proptest! {
         /// However the bytes are cut, the events are the same.
         #[test]
-        fn cuts_change_nothing(text in "(data: [a-zä]{0,5}|: c|)(\n|\r\n|\r|)(data:x|)(\n\n|\r\n\r\n|\r\r|)", more in "(data: ü\n\n|\r\ndata: y\r\n\r\n)", cuts in prop::collection::vec(0usize..60, 0..6)) {
+        fn cuts_change_nothing(text in "(data: [a-zä]{0,5}|: c|)(\n|\r\n|\r|)(data:x|)[\r\n]{0,5}", more in "(data: ü\n\n|\r\ndata: y\r\n\r\n)", cuts in prop::collection::vec(0usize..60, 0..6)) {
             let bytes = [text.as_bytes(), more.as_bytes()].concat();
             let mut cuts: Vec<_> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
             cuts.push(0);
