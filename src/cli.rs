@@ -27,7 +27,7 @@ pub enum Command {
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(RecommendArgs),
     /// Send one request and say what works, or what is wrong and how to mend it
-    Check(CheckArgs),
+    Check(TargetArgs),
     /// Write test-data/test_snippets.json
     GenerateTestData(GenerateArgs),
     /// Run the simulated LLM server alone
@@ -40,12 +40,9 @@ pub struct RunArgs {
     /// Fewer levels and requests; the result is provisional
     #[arg(long)]
     pub quick: bool,
-    /// Write the recommended number into the config file
-    #[arg(long)]
-    pub update_config: bool,
-    /// With --update-config: write a provisional result too
-    #[arg(long)]
-    pub allow_provisional: bool,
+    /// What to write.
+    #[command(flatten)]
+    pub write: WriteArgs,
     /// Leave out listed levels below
     #[arg(long, value_name = "N")]
     pub min_concurrency: Option<usize>,
@@ -58,18 +55,9 @@ pub struct RunArgs {
     /// Levels such as 1,2,5, or auto
     #[arg(long, visible_alias = "custom-levels", value_name = "LEVELS")]
     pub levels: Option<Levels>,
-    /// Base URL such as http://localhost:8000/v1, or simulator
-    #[arg(long, value_name = "URL")]
-    pub llm_endpoint: Option<String>,
-    /// The model, as the server knows it
-    #[arg(long, value_name = "NAME")]
-    pub llm_model: Option<String>,
-    /// The config file [default: $LLM_CONFIG, else config.yaml]
-    #[arg(long, value_name = "PATH")]
-    pub config: Option<PathBuf>,
-    /// The key --update-config writes
-    #[arg(long, value_name = "KEY", default_value = DEFAULT_KEY)]
-    pub config_key: String,
+    /// What to measure.
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Seed of everything random on our side
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -97,27 +85,60 @@ impl RunArgs {
     /// If the endpoint is no URL.
     pub fn overrides(&self) -> Result<Overrides, ConfigError> {
         Ok(Overrides {
-            endpoint: endpoint(self.llm_endpoint.as_deref())?,
-            model: self.llm_model.clone(),
             levels: self.levels.clone(),
             min_concurrency: self.min_concurrency,
             max_concurrency: self.max_concurrency,
             total_requests: self.total_requests,
-            warmup_requests: None,
             seed: self.seed,
             quick: self.quick.then_some(true),
             max_requests: self.max_requests,
             max_output_tokens: self.max_output_tokens,
             max_minutes: self.max_minutes,
             max_cost_usd: self.max_cost_usd,
+            ..self.target.overrides()?
         })
     }
 }
 
-/// Not parsed by clap, which would repeat it in its message, and it may hold a password.
-fn endpoint(flag: Option<&str>) -> Result<Option<Endpoint>, ConfigError> {
-    let wrong = |message| ConfigError::Value { what: "--llm-endpoint".to_owned(), message };
-    flag.map(str::parse).transpose().map_err(wrong)
+/// The endpoint: all of `check`, a part of `run`.
+#[derive(Args, Debug)]
+pub struct TargetArgs {
+    // Not parsed by clap, which would repeat it in its message, and it may hold a password.
+    /// Base URL such as http://localhost:8000/v1, or simulator
+    #[arg(long, value_name = "URL")]
+    pub llm_endpoint: Option<String>,
+    /// The model, as the server knows it
+    #[arg(long, value_name = "NAME")]
+    pub llm_model: Option<String>,
+    /// The config file [default: $LLM_CONFIG, else config.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+impl TargetArgs {
+    /// The settings given as flags.
+    ///
+    /// # Errors
+    /// If the endpoint is no URL.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        let wrong = |message| ConfigError::Value { what: "--llm-endpoint".to_owned(), message };
+        let endpoint: Option<Endpoint> = self.llm_endpoint.as_deref().map(str::parse).transpose().map_err(wrong)?;
+        Ok(Overrides { endpoint, model: self.llm_model.clone(), ..Overrides::default() })
+    }
+}
+
+/// What is written into the config file.
+#[derive(Args, Debug)]
+pub struct WriteArgs {
+    /// Write the recommended number into the config file
+    #[arg(long)]
+    pub update_config: bool,
+    /// With --update-config: write a provisional result too
+    #[arg(long)]
+    pub allow_provisional: bool,
+    /// The key --update-config writes
+    #[arg(long, value_name = "KEY", default_value = DEFAULT_KEY)]
+    pub config_key: String,
 }
 
 /// The bin `recommend`.
@@ -132,58 +153,24 @@ pub struct RecommendCli {
 /// Options of `recommend`.
 #[derive(Args, Debug)]
 pub struct RecommendArgs {
-    /// Write the recommended number into the config file
-    #[arg(long)]
-    pub update_config: bool,
+    /// What to write.
+    #[command(flatten)]
+    pub write: WriteArgs,
     /// Show the change as a diff and write nothing
     #[arg(long)]
     pub dry_run: bool,
     /// The config file [default: $LLM_CONFIG, else config.yaml]
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
-    /// The key --update-config writes
-    #[arg(long, value_name = "KEY", default_value = DEFAULT_KEY)]
-    pub config_key: String,
     /// Decide from this results file instead of target/criterion
     #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
     pub results: Option<PathBuf>,
     /// Print one JSON object on stdout instead of the table
     #[arg(long)]
     pub json: bool,
-    /// Write a provisional result too
-    #[arg(long)]
-    pub allow_provisional: bool,
     /// Criterion's folder [default: as Criterion finds it]
     #[arg(long, value_name = "DIR")]
     pub criterion_dir: Option<PathBuf>,
-}
-
-/// Options of `check`.
-#[derive(Args, Debug)]
-pub struct CheckArgs {
-    /// Base URL such as http://localhost:8000/v1, or simulator
-    #[arg(long, value_name = "URL")]
-    pub llm_endpoint: Option<String>,
-    /// The model, as the server knows it
-    #[arg(long, value_name = "NAME")]
-    pub llm_model: Option<String>,
-    /// The config file [default: $LLM_CONFIG, else config.yaml]
-    #[arg(long, value_name = "PATH")]
-    pub config: Option<PathBuf>,
-}
-
-impl CheckArgs {
-    /// The settings given as flags.
-    ///
-    /// # Errors
-    /// If the endpoint is no URL.
-    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
-        Ok(Overrides {
-            endpoint: endpoint(self.llm_endpoint.as_deref())?,
-            model: self.llm_model.clone(),
-            ..Overrides::default()
-        })
-    }
 }
 
 /// Options of `generate-test-data`.

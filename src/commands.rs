@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::cli::{CheckArgs, GenerateArgs, RecommendArgs, RunArgs, SimulateArgs};
+use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
 use crate::client::BodyTemplate;
 use crate::config::{ConfigError, Overrides, Settings};
 use crate::config_patch;
@@ -44,13 +44,11 @@ pub fn bench() -> Result<ExitCode> {
     if args.mode != Mode::Measure {
         return Ok(ExitCode::SUCCESS);
     }
-    let decided = conclude(&settings, &args, &places, &swept)?;
-    print!("{}", decided.printed());
-    eprintln!("{}", where_written(&swept, &places));
+    let recommendation = conclude(&settings, &args, &places, &swept)?;
     if swept.stopped == Some(Stop::Interrupted) {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }
-    if decided.recommendation.status.may_patch() && !decided.recommendation.provisional {
+    if recommendation.status.may_patch() && !recommendation.provisional {
         eprintln!("To write it into {}: cargo run --bin recommend -- --update-config", settings.path.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -61,25 +59,17 @@ pub fn bench() -> Result<ExitCode> {
 /// # Errors
 /// If the sweep cannot be made, or the config cannot be patched.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
-    let settings = Settings::load(args.config.as_deref(), args.overrides()?)?;
+    let settings = Settings::load(args.target.config.as_deref(), args.overrides()?)?;
     let criterion_args = CriterionArgs::measure_all();
     let places = Places::find(None);
     let swept = sweep::run(&settings, &criterion_args, &places)?;
-    let decided = conclude(&settings, &criterion_args, &places, &swept)?;
-    print!("{}", decided.printed());
-    eprintln!("{}", where_written(&swept, &places));
+    let recommendation = conclude(&settings, &criterion_args, &places, &swept)?;
     if swept.stopped == Some(Stop::Interrupted) {
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    let wish = Wish {
-        update: args.update_config,
-        dry_run: false,
-        allow_provisional: args.allow_provisional,
-        key: &args.config_key,
-    };
-    let written = write_config(&decided.recommendation, &settings.path, &wish)?;
+    let written = write_config(&recommendation, &settings.path, &args.write, false)?;
     eprint!("{}", written.text);
-    Ok(written.exit_code(&decided.recommendation, &wish))
+    Ok(exit_code(&recommendation, &args.write))
 }
 
 /// `recommend`, the bin and the subcommand.
@@ -92,31 +82,25 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         Some(file) => from_results_file(file)?,
         None => from_criterion(&settings, args.criterion_dir.as_deref())?,
     };
-    let decided = decide_from(measured, &settings);
-    let wish = Wish {
-        update: args.update_config,
-        dry_run: args.dry_run,
-        allow_provisional: args.allow_provisional,
-        key: &args.config_key,
-    };
+    let recommendation = decide_from(measured, &settings);
     if !args.json {
-        print!("{}", decided.printed());
+        print!("{}", printed(&recommendation));
     }
-    let written = write_config(&decided.recommendation, &settings.path, &wish)?;
+    let written = write_config(&recommendation, &settings.path, &args.write, args.dry_run)?;
     if args.json {
-        println!("{}", decided.json(&written));
+        println!("{}", as_json(&recommendation, &written));
         eprint!("{}", written.text);
     } else {
         print!("{}", written.text);
     }
-    Ok(written.exit_code(&decided.recommendation, &wish))
+    Ok(exit_code(&recommendation, &args.write))
 }
 
 /// `check`: one request.
 ///
 /// # Errors
 /// If the settings are wrong or the request fails, with what to do about it.
-pub fn check(args: &CheckArgs) -> Result<ExitCode> {
+pub fn check(args: &TargetArgs) -> Result<ExitCode> {
     let settings = Settings::load(args.config.as_deref(), args.overrides()?)?;
     let llm = &settings.config.llm;
     let (transport, _simulator) = sweep::transport(&settings)?;
@@ -211,36 +195,29 @@ fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator
 
 // ---- deciding ----
 
-/// A recommendation, and where it comes from.
-struct Decided {
-    recommendation: Recommendation,
+fn printed(recommendation: &Recommendation) -> String {
+    format!("\n{}\n{}", text::table(recommendation), text::answer(recommendation))
 }
 
-impl Decided {
-    fn printed(&self) -> String {
-        format!("\n{}\n{}", text::table(&self.recommendation), text::answer(&self.recommendation))
-    }
-
-    fn json(&self, written: &Written) -> serde_json::Value {
-        let mut value = json!(self.recommendation);
-        value["previous"] = json!(written.previous);
-        value["patched"] = json!(written.patched);
-        value
-    }
+fn as_json(recommendation: &Recommendation, written: &Written) -> serde_json::Value {
+    let mut value = json!(recommendation);
+    value["previous"] = json!(written.previous);
+    value["patched"] = json!(written.patched);
+    value
 }
 
-fn decide_from(measured: Measured, settings: &Settings) -> Decided {
+fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     let mut recommendation = recommend(&measured.levels, &settings.config.policy);
     if measured.quick {
         recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
     }
     recommendation.provisional |= measured.quick || measured.unchecked;
     recommendation.notes.extend(measured.notes);
-    Decided { recommendation }
+    recommendation
 }
 
-/// Decides at the end of a sweep, and completes the results file.
-fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &Swept) -> Result<Decided> {
+/// Decides at the end of a sweep, completes the results file, and prints the answer and where all of it lies.
+fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &Swept) -> Result<Recommendation> {
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
     let mut measured = if args.is_filtered() {
         load_measured(places, &swept.run.manifest.identity)?
@@ -248,9 +225,11 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
         Measured { levels: swept.run.summaries.clone(), quick: settings.quick, ..Measured::default() }
     };
     measured.notes.extend(swept.notes.clone());
-    let decided = decide_from(measured, settings);
-    swept.run.write_results(Some(&decided.recommendation))?;
-    Ok(decided)
+    let recommendation = decide_from(measured, settings);
+    swept.run.write_results(Some(&recommendation))?;
+    print!("{}", printed(&recommendation));
+    eprintln!("{}", where_written(swept, places));
+    Ok(recommendation)
 }
 
 fn from_criterion(settings: &Settings, criterion: Option<&Path>) -> Result<Measured> {
@@ -280,14 +259,6 @@ fn where_written(swept: &Swept, places: &Places) -> String {
 
 // ---- writing ----
 
-/// What the user asked for.
-struct Wish<'a> {
-    update: bool,
-    dry_run: bool,
-    allow_provisional: bool,
-    key: &'a str,
-}
-
 /// What came of it.
 #[derive(Default)]
 struct Written {
@@ -296,17 +267,15 @@ struct Written {
     text: String,
 }
 
-impl Written {
-    fn exit_code(&self, recommendation: &Recommendation, wish: &Wish<'_>) -> ExitCode {
-        match why_not(recommendation, wish) {
-            Some(_) => ExitCode::from(NOTHING_TO_WRITE),
-            None => ExitCode::SUCCESS,
-        }
+fn exit_code(recommendation: &Recommendation, wish: &WriteArgs) -> ExitCode {
+    match why_not(recommendation, wish) {
+        Some(_) => ExitCode::from(NOTHING_TO_WRITE),
+        None => ExitCode::SUCCESS,
     }
 }
 
 /// Why the result may not be written.
-fn why_not(recommendation: &Recommendation, wish: &Wish<'_>) -> Option<String> {
+fn why_not(recommendation: &Recommendation, wish: &WriteArgs) -> Option<String> {
     if !recommendation.status.may_patch() || recommendation.recommended_concurrency.is_none() {
         return Some(format!("status {}", recommendation.status.name()));
     }
@@ -314,23 +283,23 @@ fn why_not(recommendation: &Recommendation, wish: &Wish<'_>) -> Option<String> {
         .then(|| "the result is provisional (see the notes); --allow-provisional writes it all the same".to_owned())
 }
 
-fn write_config(recommendation: &Recommendation, path: &Path, wish: &Wish<'_>) -> Result<Written> {
-    let asked = wish.update || wish.dry_run;
+fn write_config(recommendation: &Recommendation, path: &Path, wish: &WriteArgs, dry_run: bool) -> Result<Written> {
+    let asked = wish.update_config || dry_run;
+    let key = wish.config_key.as_str();
     if let Some(reason) = why_not(recommendation, wish) {
         let text = if asked { format!("{} is left as it was: {reason}\n", path.display()) } else { String::new() };
-        return Ok(Written { previous: previous(path, wish.key), text, ..Written::default() });
+        return Ok(Written { previous: previous(path, key), text, ..Written::default() });
     }
     let Some(level) = recommendation.recommended_concurrency.filter(|_| asked) else {
-        return Ok(Written { previous: previous(path, wish.key), ..Written::default() });
+        return Ok(Written { previous: previous(path, key), ..Written::default() });
     };
-    let patch = config_patch::plan(path, wish.key, level as u64)?;
+    let patch = config_patch::plan(path, key, level as u64)?;
     let previous = patch.previous();
-    let key = wish.key;
     if patch.is_noop() {
         let text = format!("{}: {key} is {level} already, nothing to do\n", path.display());
         return Ok(Written { previous, patched: false, text });
     }
-    if wish.dry_run {
+    if dry_run {
         return Ok(Written { previous, patched: false, text: patch.diff() });
     }
     patch.apply()?;

@@ -171,9 +171,10 @@ impl RequestOutcome {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
+    /// A success of the cohort.
     pub(crate) fn outcome(start: f64, end: f64) -> RequestOutcome {
         RequestOutcome {
             seq: 0,

@@ -409,6 +409,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::outcome::tests::outcome;
 
     fn assert_near(got: Option<f64>, want: f64) {
         let got = got.unwrap_or(f64::NAN);
@@ -509,23 +510,7 @@ mod tests {
     // ---- summarize ----
 
     fn request(phase: Phase, start_s: f64, end_s: f64, tokens: Option<u32>) -> RequestOutcome {
-        RequestOutcome {
-            seq: 0,
-            phase,
-            sample: None,
-            start_s,
-            end_s: Some(end_s),
-            latency_s: Some(end_s - start_s),
-            ttft_s: None,
-            chunks: 1,
-            output_tokens: tokens,
-            input_tokens: None,
-            cached_tokens: None,
-            status: Some(200),
-            failure: None,
-            error: None,
-            resent: 0,
-        }
+        RequestOutcome { phase, output_tokens: tokens, ..outcome(start_s, end_s) }
     }
 
     fn failed(start_s: f64, end_s: f64, failure: Failure) -> RequestOutcome {
