@@ -37,6 +37,8 @@ pub mod report;
 #[cfg(feature = "suite")]
 pub mod results;
 #[cfg(feature = "suite")]
+pub mod search;
+#[cfg(feature = "suite")]
 pub mod simulator;
 #[cfg(feature = "suite")]
 pub mod snippets;

@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::config::{Config, Endpoint, RequestSettings};
 use crate::outcome::RequestOutcome;
 use crate::recommend::{Recommendation, percent};
+use crate::search::Stage;
 use crate::snippets::Prompt;
 use crate::stats::{self, LevelFacts, LevelState, LevelSummary, Sample};
 
@@ -281,15 +282,6 @@ impl Environment {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
-}
-
-/// Which part of a run a level belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stage {
-    /// The sweep over the levels.
-    #[default]
-    Sweep,
 }
 
 /// One level in the manifest.

@@ -7,12 +7,13 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "outcome",
     "stats",
     "usl",
     "recommend",
     "compare",
+    "search",
     "closed_loop",
     "sse",
     "config_patch",
@@ -31,13 +32,14 @@ const ORDER: [&str; 20] = [
 ];
 
 /// Modules that may import these of the crate's modules and no other.
-const ONLY: [(&str, &[&str]); 10] = [
+const ONLY: [(&str, &[&str]); 11] = [
     ("outcome", &[]),
     ("stats", &["outcome"]),
     ("usl", &[]),
     ("recommend", &["outcome", "stats", "usl"]),
     ("compare", &["outcome", "stats", "recommend"]),
     ("report", &["outcome", "stats", "usl", "recommend", "compare", "config"]),
+    ("search", &["stats", "recommend"]),
     ("closed_loop", &["outcome"]),
     ("sse", &[]),
     // It shares no type with the client, so that a mistake in the protocol cannot cancel out.

@@ -9,9 +9,10 @@ use llm_concurrency::config::{Config, Env, Overrides, Settings};
 use llm_concurrency::outcome::{Phase, RequestOutcome};
 use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::results::{
-    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, RunSettings, Stage,
+    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, RunSettings,
     load_measured,
 };
+use llm_concurrency::search::Stage;
 use llm_concurrency::snippets::{self, Prompt};
 use llm_concurrency::stats::{LevelState, Sample};
 use serde_json::{Value, json};
