@@ -403,7 +403,9 @@ fn chain(error: &reqwest::Error) -> String {
     let mut source = error.source();
     while let Some(inner) = source {
         let text = inner.to_string();
-        if parts.last().is_none_or(|last| !last.contains(&text)) {
+        // The pool's own "client error (…)" repeats our kind; its cause says more.
+        let says_more = !inner.is::<hyper_util::client::legacy::Error>() || inner.source().is_none();
+        if says_more && parts.last().is_none_or(|last| !last.contains(&text)) {
             parts.push(text);
         }
         source = inner.source();
@@ -938,6 +940,28 @@ pub struct ChatResponse {
 }
 
 /// A client that never has more than `llm.max_concurrent_requests` requests in flight. Clones share that limit.
+///
+/// ```
+/// # #[cfg(feature = "suite")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use llm_concurrency::LlmClient;
+/// use llm_concurrency::client::ChatRequest;
+/// use llm_concurrency::config::{Config, Llm};
+/// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
+///
+/// // A server to talk to; yours has a URL already.
+/// let simulator = Simulator::start(SimulatorConfig::default(), 0)?;
+/// let llm = Llm { endpoint: simulator.base_url().parse()?, max_concurrent_requests: 5, ..Llm::default() };
+/// let client = LlmClient::from_config(Config { llm, ..Config::default() })?;
+///
+/// let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// let answer = runtime.block_on(client.chat(&ChatRequest::user("Say hello")))?;
+/// assert!(!answer.content.is_empty());
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "suite"))]
+/// # fn main() {}
+/// ```
 #[derive(Clone)]
 pub struct LlmClient {
     inner: Arc<ClientInner>,
@@ -954,16 +978,25 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 impl LlmClient {
     /// From `config.yaml` in the working folder (or `LLM_CONFIG`) and the environment.
+    ///
+    /// # Errors
+    /// If the settings are wrong or missing, or the HTTP client cannot be set up with them.
     pub fn new() -> Result<Self, LlmError> {
         Self::from_settings(&Settings::load(None, Overrides::default())?)
     }
 
     /// From a config file and the environment.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LlmError> {
         Self::from_settings(&Settings::load(Some(path.as_ref()), Overrides::default())?)
     }
 
     /// From a configuration in hand; only the API key is taken from the environment.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
     pub fn from_config(config: Config) -> Result<Self, LlmError> {
         let env = Env::load(Path::new("config.yaml"))?;
         Self::from_settings(&Settings {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
 use crate::client::BodyTemplate;
-use crate::config::{ConfigError, Overrides, Settings};
+use crate::config::{ConfigError, Endpoint, Llm, Overrides, Settings};
 use crate::config_patch;
 use crate::outcome::Reply;
 use crate::recommend::{Recommendation, Status, recommend};
@@ -114,7 +114,7 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
         (reply, began.elapsed(), models)
     });
     println!("endpoint  {} ({})", llm.endpoint.redacted(), transport.url());
-    println!("model     {}{}", llm.model, known(&llm.model, models.as_deref()));
+    println!("model     {}{}", llm.model, known(llm, models.as_deref(), &reply));
     println!(
         "API key   {}",
         if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" }
@@ -126,11 +126,14 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the server lists the model.
-fn known(model: &str, models: Option<&[String]>) -> String {
+/// Whether the server lists the model, as far as that was to be learned.
+fn known(llm: &Llm, models: Option<&[String]>, reply: &Reply) -> String {
     match models {
-        Some(models) if models.iter().any(|known| known == model) => " (the server lists it)".to_owned(),
+        // The simulator answers to any name.
+        _ if llm.endpoint == Endpoint::Simulator => String::new(),
+        Some(models) if models.contains(&llm.model) => " (the server lists it)".to_owned(),
         Some(models) => format!(" (not listed by the server, which has: {})", models.join(", ")),
+        None if reply.status.is_none() => String::new(),
         None => " (the server does not list its models)".to_owned(),
     }
 }

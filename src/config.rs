@@ -72,7 +72,7 @@ fn bad(what: impl Into<String>, message: impl Into<String>) -> ConfigError {
 }
 
 /// All of config.yaml that belongs to this project; the file may hold the caller's own keys elsewhere.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Config {
     /// The server and how the caller's program talks to it.
     pub llm: Llm,

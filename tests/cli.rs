@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use httpmock::MockServer;
+use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use regex::Regex;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -427,6 +428,50 @@ fn run_against_nobody() {
 fn run_against_a_wrong_path() {
     let server = answering(404, "application/json", r#"{"detail": "Not Found"}"#);
     run_against("run_404", &server.url("/api"), None);
+}
+
+#[test]
+fn run_with_a_wrong_model() {
+    let body = r#"{"error": {"message": "The model `m` does not exist.", "type": "NotFoundError", "code": 404}}"#;
+    let server = answering(404, "application/json", body);
+    run_against("run_wrong_model", &server.url("/v1"), None);
+}
+
+#[test]
+fn check_says_what_works_and_what_does_not() {
+    let dead = {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        format!("http://127.0.0.1:{port}/v1")
+    };
+    let server = MockServer::start();
+    server.mock(|when, then| {
+        when.path("/v1/models");
+        then.status(200).body(r#"{"object": "list", "data": [{"id": "llama"}, {"id": "qwen"}]}"#);
+    });
+    server.mock(|when, then| {
+        when.path("/v1/chat/completions");
+        then.status(404).body(r#"{"error": {"message": "The model `m` does not exist."}}"#);
+    });
+    let simulator = Simulator::start(SimulatorConfig::default(), 0).unwrap();
+    let folder = Folder::with("llm: {endpoint: simulator, model: m}\n");
+    let check = |url: &str| folder.tool(&["check", "--llm-endpoint", url]);
+    let times = Regex::new(r"\d+ ms").unwrap();
+    let shown = |(name, ran): &(&str, Ran)| format!("## {name}: {}\n", times.replace_all(&ran.shown(), "T ms"));
+    let base = simulator.base_url();
+    same(
+        "check",
+        &[
+            ("nobody there", check(&dead)),
+            ("a model that the server does not know", check(&server.url("/v1"))),
+            ("a good server", check(&base)),
+            ("its base URL with a slash", check(&format!("{base}/"))),
+            ("its base URL without /v1", check(base.trim_end_matches("/v1"))),
+            ("the embedded simulator", check("simulator")),
+        ]
+        .iter()
+        .map(shown)
+        .collect::<String>(),
+    );
 }
 
 #[test]

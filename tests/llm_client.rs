@@ -1,0 +1,168 @@
+//! `LlmClient` as another program uses it: its limit, its retries, and what it gives back.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use llm_concurrency::LlmClient;
+use llm_concurrency::client::{ChatRequest, LlmError};
+use llm_concurrency::config::{Config, Llm};
+use llm_concurrency::outcome::Failure;
+use llm_concurrency::simulator::{RequestEnd, Simulator, SimulatorConfig};
+use servers::RawServer;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
+
+mod servers;
+
+const GOOD: &str = r#"{"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}"#;
+
+fn client(base_url: &str, llm: Llm) -> LlmClient {
+    let endpoint = base_url.parse().expect("a URL");
+    LlmClient::from_config(Config { llm: Llm { endpoint, ..llm }, ..Config::default() }).expect("a client")
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// A server that gives these answers (status, further header lines) one after the other, then good ones.
+fn scripted(answers: &[(u16, &str)]) -> RawServer {
+    let answers: VecDeque<(u16, String)> = answers.iter().map(|(status, more)| (*status, (*more).to_owned())).collect();
+    let answers = Mutex::new(answers);
+    RawServer::start(move |_, stream| answer(&answers, stream))
+}
+
+fn answer(answers: &Mutex<VecDeque<(u16, String)>>, stream: &mut TcpStream) -> bool {
+    let (status, more) = answers.lock().unwrap().pop_front().unwrap_or((200, String::new()));
+    let body = if status == 200 { GOOD } else { r#"{"error": {"message": "not now"}}"# };
+    let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{more}content-length: {}", body.len());
+    stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).is_ok()
+}
+
+fn sent(server: &RawServer) -> usize {
+    server.requests.lock().unwrap().len()
+}
+
+#[test]
+fn a_hundred_calls_from_many_clones_never_exceed_the_limit() {
+    let simulator = Simulator::start(SimulatorConfig::default(), 0).unwrap();
+    let client = client(&simulator.base_url(), Llm { max_concurrent_requests: 5, ..Llm::default() });
+    let answers = runtime().block_on(async {
+        let mut calls: JoinSet<_> = (0..100)
+            .map(|n| {
+                let client = client.clone();
+                let question = ChatRequest { max_tokens: Some(4), ..ChatRequest::user(format!("{n}?")) };
+                async move { client.chat(&question).await }
+            })
+            .collect();
+        let mut answers = Vec::new();
+        while let Some(answer) = calls.join_next().await {
+            answers.push(answer.unwrap().unwrap());
+        }
+        answers
+    });
+    assert!(answers.iter().all(|answer| !answer.content.is_empty() && answer.attempts == 1));
+    assert_eq!((answers.len(), simulator.log().len(), simulator.peak_in_flight()), (100, 100, 5));
+}
+
+#[test]
+fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
+    // Answers, retries allowed, then: the attempts, the failure at the end, what the server saw.
+    let cases: [(&[(u16, &str)], u32, u32, Option<Failure>); 6] = [
+        (&[], 3, 1, None),
+        (&[(503, ""), (429, "")], 3, 3, None),
+        (&[(500, ""), (500, "")], 1, 2, Some(Failure::ServerError)),
+        (&[(429, "")], 0, 1, Some(Failure::RateLimited)),
+        (&[(400, "")], 3, 1, Some(Failure::ClientError)),
+        (&[(401, "")], 3, 1, Some(Failure::ClientError)),
+    ];
+    for (answers, retry_attempts, attempts, failure) in cases {
+        let server = scripted(answers);
+        let client = client(&server.base_url(), Llm { retry_attempts, ..Llm::default() });
+        let result = runtime().block_on(client.chat(&ChatRequest::user("Hello?")));
+        let told = match result {
+            Ok(answer) => (answer.attempts, None),
+            Err(LlmError::Request { attempts, failure, ref message, .. }) => {
+                assert!(message.contains("not now"), "{message}");
+                (attempts, Some(failure))
+            }
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!((told, sent(&server)), ((attempts, failure), attempts as usize), "{answers:?}");
+    }
+}
+
+#[test]
+fn retry_after_is_waited_for() {
+    // The first backoff of its own would be half a second at most.
+    let server = scripted(&[(429, "retry-after: 1\r\n")]);
+    let client = client(&server.base_url(), Llm::default());
+    let began = Instant::now();
+    let answer = runtime().block_on(client.chat(&ChatRequest::user("Hello?"))).unwrap();
+    assert_eq!(answer.attempts, 2);
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_call_that_waits_for_its_next_attempt_leaves_its_place_to_others() {
+    let server = scripted(&[(503, "retry-after: 1\r\n")]);
+    let client = client(&server.base_url(), Llm { max_concurrent_requests: 1, ..Llm::default() });
+    let runtime = runtime();
+    runtime.block_on(async {
+        let patient = tokio::spawn({
+            let client = client.clone();
+            async move { client.chat(&ChatRequest::user("patient")).await }
+        });
+        while sent(&server) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        client.chat(&ChatRequest::user("other")).await.unwrap();
+        assert_eq!(patient.await.unwrap().unwrap().attempts, 2);
+    });
+    let order: Vec<bool> = server.requests.lock().unwrap().iter().map(|text| text.contains("other")).collect();
+    assert_eq!(order, [false, true, false], "one place, and the other call had it between the two attempts");
+}
+
+#[test]
+fn the_simulator_of_the_suite_is_no_endpoint_for_a_client() {
+    let error = LlmClient::from_config(Config::default()).err().expect("no URL").to_string();
+    assert!(error.contains("llm-concurrency simulate") && error.contains("LLM_ENDPOINT"), "{error}");
+}
+
+/// README's program, as it stands there, in a crate of its own with README's dependencies. Compiles them anew.
+#[test]
+#[ignore = "compiles the client's dependencies once more"]
+fn ci_the_program_of_readme_in_another_crate_keeps_to_the_limit() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(here.join("README.md")).unwrap();
+    let section = readme.split("## LlmClient in your own program").nth(1).expect("README has the section");
+    let block = |language: &str| {
+        let start = section.split(&format!("```{language}\n")).nth(1).expect("the block");
+        start.split("```").next().expect("its end").to_owned()
+    };
+    let simulator = Simulator::start(SimulatorConfig::default(), 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+    let dependencies = block("toml").replace("../llm-concurrency", &here.display().to_string());
+    write("Cargo.toml", format!("[package]\nname = \"outside\"\nedition = \"2024\"\n\n{dependencies}"));
+    write("config.yaml", format!("llm: {{endpoint: '{}', max_concurrent_requests: 5}}\n", simulator.base_url()));
+    std::fs::create_dir(folder.path().join("src")).unwrap();
+    write("src/main.rs", block("rust"));
+    // The same versions as here, and a folder that the next run finds again.
+    std::fs::copy(here.join("Cargo.lock"), folder.path().join("Cargo.lock")).unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    servers::clean(&mut cargo, folder.path());
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside");
+    let ran = cargo.args(["run", "--quiet", "--target-dir"]).arg(target).output().unwrap();
+    let stdout = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{stdout}{}", String::from_utf8_lossy(&ran.stderr));
+    let log = simulator.log();
+    assert!(log.iter().all(|record| record.outcome == RequestEnd::Completed));
+    assert_eq!((stdout.lines().count(), log.len(), simulator.peak_in_flight()), (100, 100, 5));
+    println!("100 answers, 100 requests at the server, at most {} at once", simulator.peak_in_flight());
+}
