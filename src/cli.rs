@@ -17,7 +17,7 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 nothing that may be written into \
-the config; 130 interrupted.";
+the config; 4 regression; 130 interrupted.";
 
 /// The doors.
 #[derive(Debug, Subcommand)]
@@ -165,12 +165,23 @@ pub struct RecommendArgs {
     /// Decide from this results file instead of target/criterion
     #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
     pub results: Option<PathBuf>,
+    /// Compare with this results file of an earlier run
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// Exit with 4 where throughput fell by more than this, noise allowed for
+    #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percentage)]
+    pub fail_on_regression: Option<f64>,
     /// Print one JSON object on stdout instead of the table
     #[arg(long)]
     pub json: bool,
     /// Criterion's folder [default: as Criterion finds it]
     #[arg(long, value_name = "DIR")]
     pub criterion_dir: Option<PathBuf>,
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').trim_end().parse::<f64>().ok();
+    percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
 }
 
 /// Options of `generate-test-data`.

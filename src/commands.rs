@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
 use crate::client::BodyTemplate;
+use crate::compare::{Comparison, compare};
 use crate::config::{ConfigError, Endpoint, Llm, Overrides, Settings};
 use crate::config_patch;
 use crate::outcome::Reply;
@@ -22,6 +23,7 @@ use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 /// Requests per level in virtual time; enough that chance plays no part.
 const EXPLAIN_REQUESTS: usize = 20_000;
 const NOTHING_TO_WRITE: u8 = 3;
+const REGRESSED: u8 = 4;
 const INTERRUPTED: u8 = 130;
 
 /// Prints an error with its chain, and gives the exit code.
@@ -83,17 +85,34 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         None => from_criterion(&settings, args.criterion_dir.as_deref())?,
     };
     let recommendation = decide_from(measured, &settings);
+    let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
+    let baseline = args.baseline.as_deref();
+    let comparison = baseline.map(|file| against(file, &recommendation, &settings, threshold)).transpose()?;
     if !args.json {
         print!("{}", printed(&recommendation));
+        comparison.iter().for_each(|found| print!("\n{}", text::comparison(found, threshold)));
     }
-    let written = write_config(&recommendation, &settings.path, &args.write, args.dry_run)?;
+    let regressed = comparison.as_ref().is_some_and(|found| !found.regressions.is_empty());
+    let written = if regressed {
+        left_as_it_was(&settings.path, &args.write, args.dry_run, "throughput has regressed against the baseline")
+    } else {
+        write_config(&recommendation, &settings.path, &args.write, args.dry_run)?
+    };
     if args.json {
-        println!("{}", as_json(&recommendation, &written));
+        println!("{}", as_json(&recommendation, comparison.as_ref(), &written));
         eprint!("{}", written.text);
     } else {
         print!("{}", written.text);
     }
-    Ok(exit_code(&recommendation, &args.write))
+    Ok(if regressed { ExitCode::from(REGRESSED) } else { exit_code(&recommendation, &args.write) })
+}
+
+/// Decides the baseline by the same policy as `now`, and compares.
+fn against(file: &Path, now: &Recommendation, settings: &Settings, threshold: Option<f64>) -> Result<Comparison> {
+    let measured = from_results_file(file)?;
+    let title = format!("{} ({})", file.display(), measured.notes.join("; "));
+    let before = decide_from(measured, settings);
+    Ok(Comparison { title, ..compare(&before, now, settings.config.policy.objective, threshold) })
 }
 
 /// `check`: one request.
@@ -202,8 +221,11 @@ fn printed(recommendation: &Recommendation) -> String {
     format!("\n{}\n{}", text::table(recommendation), text::answer(recommendation))
 }
 
-fn as_json(recommendation: &Recommendation, written: &Written) -> serde_json::Value {
+fn as_json(recommendation: &Recommendation, comparison: Option<&Comparison>, written: &Written) -> serde_json::Value {
     let mut value = json!(recommendation);
+    if let Some(comparison) = comparison {
+        value["comparison"] = json!(comparison);
+    }
     value["previous"] = json!(written.previous);
     value["patched"] = json!(written.patched);
     value
@@ -287,12 +309,11 @@ fn why_not(recommendation: &Recommendation, wish: &WriteArgs) -> Option<String> 
 }
 
 fn write_config(recommendation: &Recommendation, path: &Path, wish: &WriteArgs, dry_run: bool) -> Result<Written> {
-    let asked = wish.update_config || dry_run;
-    let key = wish.config_key.as_str();
     if let Some(reason) = why_not(recommendation, wish) {
-        let text = if asked { format!("{} is left as it was: {reason}\n", path.display()) } else { String::new() };
-        return Ok(Written { previous: previous(path, key), text, ..Written::default() });
+        return Ok(left_as_it_was(path, wish, dry_run, &reason));
     }
+    let key = wish.config_key.as_str();
+    let asked = wish.update_config || dry_run;
     let Some(level) = recommendation.recommended_concurrency.filter(|_| asked) else {
         return Ok(Written { previous: previous(path, key), ..Written::default() });
     };
@@ -312,6 +333,13 @@ fn write_config(recommendation: &Recommendation, path: &Path, wish: &WriteArgs, 
         text.push_str("warning: throughput was still rising at the highest level tested\n");
     }
     Ok(Written { previous, patched: true, text })
+}
+
+/// Nothing is written; says why if it was asked for.
+fn left_as_it_was(path: &Path, wish: &WriteArgs, dry_run: bool, reason: &str) -> Written {
+    let asked = wish.update_config || dry_run;
+    let text = if asked { format!("{} is left as it was: {reason}\n", path.display()) } else { String::new() };
+    Written { previous: previous(path, &wish.config_key), text, ..Written::default() }
 }
 
 /// The number that stands there now, where it can be told.

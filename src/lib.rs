@@ -7,6 +7,7 @@
 //!                             windows -> Criterion          outcomes -> sidecar (results)
 //!           stats: outcomes -> LevelSummary
 //!           recommend: summaries + Policy -> Recommendation (usl beside it)
+//!           compare: against a baseline
 //!           report: what is printed and shown          config_patch: the number into config.yaml
 //! ```
 //!
@@ -24,6 +25,8 @@ pub mod cli;
 pub mod closed_loop;
 #[cfg(feature = "suite")]
 pub mod commands;
+#[cfg(feature = "suite")]
+pub mod compare;
 #[cfg(feature = "suite")]
 pub mod config_patch;
 #[cfg(feature = "suite")]

@@ -22,6 +22,16 @@ pub enum Objective {
     OutputTokens,
 }
 
+impl Objective {
+    /// What its figures are counted in.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Objective::Requests => "requests/s",
+            Objective::OutputTokens => "output tokens/s",
+        }
+    }
+}
+
 /// The section `policy` of config.yaml.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -299,7 +309,7 @@ fn failed_errors(summary: &LevelSummary, interval: Option<[f64; 2]>, policy: &Po
 
 /// What is to be maximised must be known.
 fn no_value(summary: &LevelSummary, policy: &Policy) -> Option<String> {
-    if value(summary, policy).is_some() {
+    if value(summary, policy.objective).is_some() {
         return None;
     }
     let what = match policy.objective {
@@ -312,8 +322,8 @@ fn no_value(summary: &LevelSummary, policy: &Policy) -> Option<String> {
 }
 
 /// What the decision maximises, where it is known and above 0.
-fn value(summary: &LevelSummary, policy: &Policy) -> Option<f64> {
-    let value = match policy.objective {
+pub(crate) fn value(summary: &LevelSummary, objective: Objective) -> Option<f64> {
+    let value = match objective {
         Objective::Requests => summary.throughput_rps.map(|t| t.estimate),
         Objective::OutputTokens => summary.output_tps,
     };
@@ -437,7 +447,7 @@ struct Candidate {
 
 impl Candidate {
     fn new(at: usize, level: &JudgedLevel, policy: &Policy) -> Option<Self> {
-        let value = value(&level.summary, policy)?;
+        let value = value(&level.summary, policy.objective)?;
         Some(Candidate { at, value, blocks: block_rates(&level.summary) })
     }
 }
@@ -494,7 +504,7 @@ fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
 }
 
 /// Relative half-width of the level's throughput interval.
-fn half_width(summary: &LevelSummary) -> Option<f64> {
+pub(crate) fn half_width(summary: &LevelSummary) -> Option<f64> {
     let throughput = summary.throughput_rps?;
     let (lower, upper) = (throughput.lower?, throughput.upper?);
     (throughput.estimate > 0.0).then(|| (upper - lower) / 2.0 / throughput.estimate)
@@ -542,7 +552,7 @@ fn within_tolerance(levels: &[JudgedLevel], pick: usize, policy: &Policy) -> Str
         Objective::OutputTokens => "output tokens per second",
     };
     let tolerance = percent(policy.tolerance);
-    let own = value(&levels[pick].summary, policy);
+    let own = value(&levels[pick].summary, policy.objective);
     match own.zip(best_passing(levels, policy)) {
         Some((own, (best, highest))) if own < highest => format!(
             "the smallest level within {tolerance} of the best {what} ({} of that at {})",
@@ -555,7 +565,7 @@ fn within_tolerance(levels: &[JudgedLevel], pick: usize, policy: &Policy) -> Str
 
 /// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
 fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
-    let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy)?)));
+    let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy.objective)?)));
     values.reduce(|best, next| if next.1 > best.1 { next } else { best })
 }
 
@@ -623,12 +633,9 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
     let (level, reached) = levels
         .iter()
         .filter(|level| level.verdict == Verdict::Fail && level.why.starts_with("P95"))
-        .filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy)?)))
+        .filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy.objective)?)))
         .max_by(|a, b| a.1.total_cmp(&b.1))?;
-    let unit = match policy.objective {
-        Objective::Requests => "requests/s",
-        Objective::OutputTokens => "output tokens/s",
-    };
+    let unit = policy.objective.unit();
     (reached > best).then(|| {
         format!(
             "the P95 gate costs {} of throughput (level {level} reached {reached:.2} {unit}); set \

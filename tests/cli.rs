@@ -205,6 +205,55 @@ fn another_key_may_be_written_and_an_ambiguous_one_is_refused() {
     assert_eq!((ran.code, folder.config()), (0, before.replace("parallel: 4", "parallel: 20")));
 }
 
+// ---- against a baseline ----
+
+/// The fixture with all throughputs from `level` on multiplied.
+fn slowed(level: u64, factor: f64) -> String {
+    let mut file: Value = serde_json::from_str(KNEE).unwrap();
+    for entry in file["levels"].as_array_mut().unwrap() {
+        if entry["concurrency"].as_u64().unwrap() >= level {
+            for figure in entry["throughput_rps"].as_object_mut().unwrap().values_mut() {
+                *figure = (figure.as_f64().unwrap() * factor).into();
+            }
+        }
+    }
+    file.to_string()
+}
+
+#[test]
+fn a_regression_exits_4_says_what_moved_and_writes_nothing() {
+    let folder = Folder::with(OWN_CONFIG);
+    folder.write("slower.json", &slowed(15, 0.7));
+    let args = ["--results", "slower.json", "--baseline", "knee.json", "--fail-on-regression", "10"];
+    let ran = folder.recommend(&[&args[..], &["--update-config"]].concat());
+    assert_eq!((ran.code, folder.config().as_str()), (4, OWN_CONFIG), "{}", ran.shown());
+    same("regression", ran.stdout.split_once("\n\nAgainst").unwrap().1);
+    let json = folder.recommend(&[&args[..], &["--json"]].concat());
+    let object: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((json.code, object["patched"].as_bool()), (4, Some(false)));
+    let regressions = object["comparison"]["regressions"].as_array().unwrap();
+    assert!(regressions[0].as_str().unwrap().starts_with("the best throughput fell by"), "{regressions:?}");
+}
+
+#[test]
+fn without_a_regression_or_a_threshold_the_comparison_fails_nothing() {
+    let folder = Folder::with(OWN_CONFIG);
+    folder.write("slower.json", &slowed(15, 0.7));
+    let with =
+        |results, more: &[&str]| folder.recommend(&[&["--results", results, "--baseline", "knee.json"], more].concat());
+    let same_again = with("knee.json", &["--fail-on-regression", "10"]);
+    assert_eq!(same_again.code, 0, "{}", same_again.shown());
+    assert!(same_again.stdout.contains("No regression"), "{}", same_again.stdout);
+    let shown_only = with("slower.json", &[]);
+    assert_eq!(shown_only.code, 0);
+    assert!(shown_only.stdout.contains("slower") && !shown_only.stdout.contains("Regression"), "{}", shown_only.stdout);
+    assert_eq!(with("slower.json", &["--fail-on-regression", "40%"]).code, 0);
+    assert_eq!(folder.recommend(&["--results", "knee.json", "--fail-on-regression", "10"]).code, 2);
+    assert_eq!(with("knee.json", &["--fail-on-regression", "ten"]).code, 2);
+    let missing = folder.recommend(&["--results", "knee.json", "--baseline", "none.json"]);
+    assert!(missing.code == 1 && missing.stderr.contains("none.json"), "{}", missing.shown());
+}
+
 // ---- bad input ----
 
 /// All messages of one kind in one snapshot, to be read from top to bottom.

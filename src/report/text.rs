@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::compare::{Change, Comparison, Moved};
 use crate::config::{Endpoint, Settings};
 use crate::outcome::Failure;
 use crate::recommend::{JudgedLevel, Recommendation, Verdict, percent, seconds};
@@ -14,17 +15,19 @@ pub fn table(recommendation: &Recommendation) -> String {
         ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
     let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
     rows.extend(recommendation.levels.iter().map(|level| row(&level.summary, best)));
-    let widths: Vec<usize> =
-        (0..header.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    let verdicts = recommendation.levels.iter().map(|level| verdict(level, recommendation.recommended_concurrency));
+    aligned(&rows, std::iter::once("verdict".to_owned()).chain(verdicts))
+}
+
+/// Cells in columns, right-aligned, each row with a remark at its end.
+fn aligned(rows: &[Vec<String>], remarks: impl Iterator<Item = String>) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for (at, row) in rows.iter().enumerate() {
+    for (row, remark) in rows.iter().zip(remarks) {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        let verdict = match at.checked_sub(1) {
-            None => "verdict".to_owned(),
-            Some(level) => verdict(&recommendation.levels[level], recommendation.recommended_concurrency),
-        };
-        let _ = writeln!(text, "{line}  {verdict}");
+        let _ = writeln!(text, "{}  {remark}", cells.collect::<Vec<_>>().join("  "));
     }
     text
 }
@@ -193,6 +196,53 @@ fn advice(recommendation: &Recommendation) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// What moved against a baseline, and what of it is a regression.
+pub fn comparison(comparison: &Comparison, threshold: Option<f64>) -> String {
+    let header = ["level", "before", "now", "change", "interval"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    rows.extend(comparison.levels.iter().map(|change| change_row(change.concurrency_before.to_string(), change)));
+    for (name, change) in [("best", &comparison.best), ("recommended", &comparison.recommended)] {
+        rows.extend(change.iter().map(|change| {
+            let (before, now) = (change.concurrency_before, change.concurrency_now);
+            let at = if before == now { format!("{name} ({now})") } else { format!("{name} ({before}, now {now})") };
+            change_row(at, change)
+        }));
+    }
+    let changes = comparison.levels.iter().chain(&comparison.best).chain(&comparison.recommended);
+    let words = changes.map(|change| moved(change.moved).to_owned());
+    let mut text = format!("Against the baseline {}, in {}\n", comparison.title, comparison.unit);
+    text.push_str(&aligned(&rows, std::iter::once(String::new()).chain(words)));
+    // Lines end where their last word does.
+    let mut text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    match (threshold, comparison.regressions.as_slice()) {
+        (None, _) => {}
+        (Some(limit), []) => {
+            let _ = writeln!(text, "No regression: nothing fell by more than {} beyond its noise", percent(limit));
+        }
+        (Some(limit), found) => {
+            let _ = writeln!(text, "Regression (more than {}, beyond the noise):", percent(limit));
+            found.iter().for_each(|line| {
+                let _ = writeln!(text, "  {line}");
+            });
+        }
+    }
+    text
+}
+
+fn change_row(name: String, change: &Change) -> Vec<String> {
+    let signed = |share: f64| format!("{:+.1} %", share * 100.0);
+    let interval = change.interval.map_or_else(dash, |[low, high]| format!("{} to {}", signed(low), signed(high)));
+    vec![name, format!("{:.2}", change.before), format!("{:.2}", change.now), signed(change.change), interval]
+}
+
+fn moved(moved: Moved) -> &'static str {
+    match moved {
+        Moved::Faster => "faster",
+        Moved::Slower => "slower",
+        Moved::NotShown => "",
+    }
 }
 
 /// What to say when every request of the first level failed.
