@@ -1,5 +1,6 @@
 //! What each door does: settings in, files and text out. The bins only call these.
 
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,7 +25,6 @@ use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 const EXPLAIN_REQUESTS: usize = 20_000;
 const NOTHING_TO_WRITE: u8 = 3;
 const REGRESSED: u8 = 4;
-const INTERRUPTED: u8 = 130;
 
 /// Prints an error with its chain, and gives the exit code.
 pub fn exit(result: Result<ExitCode>) -> ExitCode {
@@ -32,6 +32,15 @@ pub fn exit(result: Result<ExitCode>) -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Prints to stdout. A reader that has left (`| head`) wants no more of it, which is no error.
+fn say(text: String) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
 }
 
 /// `cargo bench`: exits 0 or 1 only.
@@ -67,7 +76,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let swept = sweep::run(&settings, &criterion_args, &places)?;
     let recommendation = conclude(&settings, &criterion_args, &places, &swept)?;
     if swept.stopped == Some(Stop::Interrupted) {
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(ExitCode::from(sweep::INTERRUPTED));
     }
     let written = write_config(&recommendation, &settings.path, &args.write, false)?;
     eprint!("{}", written.text);
@@ -89,8 +98,10 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
     let baseline = args.baseline.as_deref();
     let comparison = baseline.map(|file| against(file, &recommendation, &settings, threshold)).transpose()?;
     if !args.json {
-        print!("{}", printed(&recommendation));
-        comparison.iter().for_each(|found| print!("\n{}", text::comparison(found, threshold)));
+        say(printed(&recommendation))?;
+        if let Some(found) = &comparison {
+            say(format!("\n{}", text::comparison(found, threshold)))?;
+        }
     }
     let regressed = comparison.as_ref().is_some_and(|found| !found.regressions.is_empty());
     let written = if regressed {
@@ -99,10 +110,10 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         write_config(&recommendation, &settings.path, &args.write, args.dry_run)?
     };
     if args.json {
-        println!("{}", as_json(&recommendation, comparison.as_ref(), &written));
+        say(format!("{}\n", as_json(&recommendation, comparison.as_ref(), &written)))?;
         eprint!("{}", written.text);
     } else {
-        print!("{}", written.text);
+        say(written.text)?;
     }
     Ok(if regressed { ExitCode::from(REGRESSED) } else { exit_code(&recommendation, &args.write) })
 }
@@ -132,16 +143,18 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
         let reply = transport.send(body).await;
         (reply, began.elapsed(), models)
     });
-    println!("endpoint  {} ({})", llm.endpoint.redacted(), transport.url());
-    println!("model     {}{}", llm.model, known(llm, models.as_deref(), &reply));
-    println!(
-        "API key   {}",
-        if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" }
-    );
+    let key = if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" };
+    say(format!(
+        "endpoint  {} ({})\nmodel     {}{}\nAPI key   {key}\n",
+        llm.endpoint.redacted(),
+        transport.url(),
+        llm.model,
+        known(llm, models.as_deref(), &reply),
+    ))?;
     if let Some(failed) = reply.failure {
         bail!("{}", text::endpoint_problem(failed.kind, &failed.message, &settings));
     }
-    println!("answer    {:.0} ms{}", latency.as_secs_f64() * 1e3, describe_reply(&reply));
+    say(format!("answer    {:.0} ms{}\n", latency.as_secs_f64() * 1e3, describe_reply(&reply)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -172,7 +185,7 @@ fn describe_reply(reply: &Reply) -> String {
 /// If the file cannot be written.
 pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
     snippets::save(&args.output, &snippets::generate(args.seed, args.count))?;
-    println!("wrote {} snippets (seed {}) to {}", args.count, args.seed, args.output.display());
+    say(format!("wrote {} snippets (seed {}) to {}\n", args.count, args.seed, args.output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -195,11 +208,11 @@ pub fn simulate(args: &SimulateArgs) -> Result<ExitCode> {
     if args.explain {
         let settings =
             settings.context("--explain needs a config file: it explains the prompts and levels set there")?;
-        println!("{}", explain(&config, &settings)?);
+        say(format!("{}\n", explain(&config, &settings)?))?;
         return Ok(ExitCode::SUCCESS);
     }
     let simulator = Simulator::start(config, args.port)?;
-    println!("simulated LLM server at {} (any model; Ctrl-C ends it)", simulator.base_url());
+    say(format!("simulated LLM server at {} (any model; Ctrl-C ends it)\n", simulator.base_url()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(sweep::signal());
     let log = simulator.log();
@@ -252,7 +265,7 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     measured.notes.extend(swept.notes.clone());
     let recommendation = decide_from(measured, settings);
     swept.run.write_results(Some(&recommendation))?;
-    print!("{}", printed(&recommendation));
+    say(printed(&recommendation))?;
     eprintln!("{}", where_written(swept, places));
     Ok(recommendation)
 }

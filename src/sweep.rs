@@ -5,10 +5,11 @@
 //! Criterion's analysis costs the measurement nothing.
 
 use std::future::Future;
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -277,6 +278,9 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     }
     group.finish();
     criterion.final_summary();
+    // Outside of a level there was none to be cut, and yet the run was not to go on.
+    let asked_to_stop = load.as_ref().and_then(|load| load.stopper.reason());
+    swept.stopped = swept.stopped.or(asked_to_stop.filter(|&reason| reason == Stop::Interrupted));
     if let Some(load) = load.filter(|_| args.mode == Mode::Test) {
         let sent = load.simulator.map_or(0, |simulator| simulator.log().len());
         eprintln!("Test mode: {sent} requests to the embedded simulator, none elsewhere");
@@ -452,6 +456,9 @@ pub fn sample_of(window: &Window) -> Sample {
 
 // ---- stopping ----
 
+/// The exit code after Ctrl-C or SIGTERM.
+pub const INTERRUPTED: u8 = 130;
+
 /// Why a run ends before all its levels are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -536,9 +543,10 @@ impl Load {
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
         let stopper = Stopper::new();
         let minutes = benchmark.budget.max_minutes.filter(|_| mode == Mode::Measure);
-        let watcher = stopper.clone();
+        watch_signals(&stopper)?;
+        let timed = stopper.clone();
         let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
-        std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, watcher, minutes))?;
+        std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, timed, minutes))?;
         Ok(Load { jobs, stopper, target: Arc::new(target), simulator })
     }
 
@@ -591,7 +599,6 @@ impl Load {
 fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, max_minutes: Option<f64>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
     runtime.block_on(async move {
-        tokio::spawn(stop_on_signal(stopper.clone()));
         if let Some(minutes) = max_minutes {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs_f64(60.0 * minutes)).await;
@@ -604,13 +611,31 @@ fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, 
     });
 }
 
-/// The first Ctrl-C or SIGTERM ends the run in good order, a second one at once.
-async fn stop_on_signal(stopper: Stopper) {
-    signal().await;
-    eprintln!("\ninterrupted: giving up the level in hand (again to kill)");
-    stopper.stop(Stop::Interrupted);
-    signal().await;
-    std::process::exit(130);
+/// The first Ctrl-C or SIGTERM ends the sweep in good order. A second one, or one after the sweep, ends the process.
+///
+/// On a thread of its own to the end of the process: the handlers stay as long, and nobody else would listen.
+fn watch_signals(stopper: &Stopper) -> std::io::Result<()> {
+    let (sweep, reason) = (Arc::downgrade(&stopper.signal), stopper.reason.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let watch = move || runtime.block_on(stop_on_signal(sweep, reason));
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
+    Ok(())
+}
+
+async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<Stop>>) {
+    let mut asked = false;
+    loop {
+        signal().await;
+        // That it cannot be said must not stop it.
+        let say = |text: &str| drop(writeln!(std::io::stderr(), "\ninterrupted{text}"));
+        let Some(signal) = sweep.upgrade().filter(|_| !asked) else {
+            say("");
+            std::process::exit(INTERRUPTED.into());
+        };
+        asked = true;
+        Stopper { signal, reason: reason.clone() }.stop(Stop::Interrupted);
+        say(": giving up the level in hand (again to kill)");
+    }
 }
 
 /// Waits for Ctrl-C or SIGTERM.

@@ -1,0 +1,393 @@
+//! SIGINT, SIGTERM and SIGKILL against the real binary: what is on disk stays whole, finished levels stay usable,
+//! and config.yaml is the old file or the patched one, to the byte.
+//!
+//! Tests wait for something to happen (a level on disk, a request at the server), never for a time; only the random
+//! moments are times, and there anything may be hit.
+
+#![cfg(all(unix, feature = "suite"))]
+
+mod servers;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use llm_concurrency::outcome::RequestOutcome;
+use llm_concurrency::results::ResultsFile;
+use llm_concurrency::simulator::{OutputTokens, Simulator, SimulatorConfig};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Made by hand: a knee at 20.
+const KNEE: &str = include_str!("../test-data/results/knee_at_20.json");
+const OLD: &str = "max_concurrent_requests: 7 ";
+/// Nothing here takes as long; what does has hung.
+const HANGS: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signal {
+    Int = 2,
+    Kill = 9,
+    Term = 15,
+}
+
+impl Signal {
+    fn send(self, child: &Child) {
+        let kill = ["-s", &(self as i32).to_string(), &child.id().to_string()].map(str::to_owned);
+        // A process that has ended meanwhile is not there to be signalled.
+        let _ = Command::new("kill").args(kill).stderr(Stdio::null()).status().unwrap();
+    }
+}
+
+/// The program at work in a folder of its own.
+struct Running {
+    folder: TempDir,
+    child: Child,
+}
+
+impl Running {
+    fn start(config: &str, args: &[&str]) -> Self {
+        let folder = servers::folder(config);
+        let child = spawn(folder.path(), args);
+        Running { folder, child }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The results file, once there is one.
+    fn results(&self) -> Option<ResultsFile> {
+        let entry = fs::read_dir(self.path("results")).ok()?.flatten().find(|entry| is_json(&entry.path()))?;
+        Some(ResultsFile::read(&entry.path()).expect("whole at any moment"))
+    }
+
+    /// Waits until `levels` levels are on disk and the next one has had some answers.
+    fn wait_for_mid_level(&self, levels: usize, simulator: &Simulator) {
+        wait_until("levels on disk", || self.results().is_some_and(|file| file.levels.len() == levels));
+        let before = simulator.log().len();
+        wait_until("answers of the next level", || simulator.log().len() > before + 5);
+    }
+
+    fn stderr(&self) -> String {
+        fs::read_to_string(self.path("stderr")).unwrap()
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Only a failed test leaves it running.
+        let _ = self.child.kill();
+    }
+}
+
+fn spawn(folder: &Path, args: &[&str]) -> Child {
+    let [stdout, stderr] = ["stdout", "stderr"].map(|name| fs::File::create(folder.join(name)).unwrap());
+    servers::binary(folder).args(args).stdout(stdout).stderr(stderr).spawn().unwrap()
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    wait_until("the end of the program", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < HANGS, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
+}
+
+/// Two at a time, 20 ms each: level 50 takes many seconds.
+fn server() -> Simulator {
+    let config = SimulatorConfig {
+        slots: 2,
+        queue_limit: 100,
+        base_step_ms: 4.0,
+        per_sequence_ms: 0.0,
+        output_tokens: OutputTokens::Fixed { tokens: 5 },
+        ..SimulatorConfig::default()
+    };
+    Simulator::start(config, 0).unwrap()
+}
+
+fn config(endpoint: &str, benchmark: &str) -> String {
+    format!("llm: # ours\n  endpoint: {endpoint}\n  model: m\n  {OLD} # by hand\n\nbenchmark: {{{benchmark}}}\n")
+}
+
+/// Every file of ours is whole; what has a temporary name is nobody's to read. Returns the records of all requests.
+#[track_caller]
+fn assert_whole(folder: &Path) -> Vec<RequestOutcome> {
+    let mut records = Vec::new();
+    let mut folders = vec![folder.join("results"), folder.join("target/concurrency")];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let hidden = path.file_name().unwrap().to_string_lossy().starts_with('.');
+            if path.is_dir() {
+                folders.push(path);
+            } else if !hidden {
+                let text = fs::read_to_string(&path).unwrap();
+                let torn = |error: serde_json::Error| panic!("{} is torn: {error}", path.display());
+                if is_json(&path) {
+                    serde_json::from_str::<Value>(&text).map_err(torn).unwrap();
+                } else {
+                    assert!(text.is_empty() || text.ends_with('\n'), "{} is torn", path.display());
+                    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(torn));
+                    records.extend::<Vec<RequestOutcome>>(lines.collect());
+                }
+            }
+        }
+    }
+    records
+}
+
+fn recommend(folder: &Path, args: &[&str]) -> Output {
+    servers::binary(folder).arg("recommend").args(args).output().unwrap()
+}
+
+#[test]
+fn what_was_measured_before_a_sigkill_is_decided_from() {
+    let simulator = server();
+    let before = config(&simulator.base_url(), "levels: [1, 2, 50], total_requests: 100");
+    let mut running = Running::start(&before, &["run", "--update-config"]);
+    running.wait_for_mid_level(2, &simulator);
+    Signal::Kill.send(&running.child);
+    assert_eq!(running.wait().signal(), Some(9), "{}", running.stderr());
+
+    assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
+    assert_whole(running.folder.path());
+    let on_disk = running.results().unwrap().levels;
+    assert_eq!(on_disk.iter().map(|level| level.concurrency).collect::<Vec<_>>(), [1, 2]);
+
+    let output = recommend(running.folder.path(), &["--json", "--update-config"]);
+    let json: Value = serde_json::from_slice(&output.stdout).expect("an answer");
+    for (level, summary) in json["levels"].as_array().unwrap().iter().zip(&on_disk) {
+        assert_eq!(level["verdict"], "pass", "{json:#}");
+        assert_eq!(level["concurrency"], summary.concurrency);
+        assert_eq!(level["throughput_rps"], serde_json::json!(summary.throughput_rps));
+    }
+    assert_eq!(json["levels"].as_array().unwrap().len(), 2);
+    // Two slots: two at a time are twice as fast, and more was not measured.
+    assert_eq!((output.status.code(), &json["status"]), (Some(0), &"not_saturated".into()), "{json:#}");
+    let notes = json["notes"].to_string();
+    assert!(notes.contains("level 50 is left out: not measured to its end"), "{notes}");
+    let patched = before.replace(OLD, "max_concurrent_requests: 2 ");
+    assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), patched);
+}
+
+#[test]
+fn ctrl_c_and_sigterm_give_up_the_level_in_hand_and_show_the_rest() {
+    for signal in [Signal::Int, Signal::Term] {
+        let simulator = server();
+        let before = config(&simulator.base_url(), "levels: [1, 50], total_requests: 100");
+        let mut running = Running::start(&before, &["run", "--update-config", "--allow-provisional"]);
+        running.wait_for_mid_level(1, &simulator);
+        signal.send(&running.child);
+        assert_eq!(running.wait().code(), Some(130), "{signal:?}: {}", running.stderr());
+
+        // The table so far, and where it lies.
+        let stdout = fs::read_to_string(running.path("stdout")).unwrap();
+        let row = |level: &str| stdout.lines().find(|line| line.trim_start().starts_with(level)).unwrap_or_default();
+        assert!(row("1 ").ends_with("pass") || row("1 ").contains("pass  <-"), "{stdout}");
+        assert!(row("50 ").contains("not used: ") && row("50 ").contains("interrupted"), "{stdout}");
+        assert!(stdout.contains("note: stopped at level 50: interrupted"), "{stdout}");
+        let stderr = running.stderr();
+        assert!(stderr.contains("interrupted: giving up the level in hand (again to kill)"), "{stderr}");
+        assert!(stderr.contains("(every request)") && !stderr.contains("panicked"), "{stderr}");
+
+        assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
+        let levels = running.results().unwrap().levels;
+        let states: Vec<_> = levels.iter().map(|level| serde_json::json!(level.state)).collect();
+        assert_eq!(states, ["complete", "cut"]);
+        // Every request that the server has seen is on record; of those given up it may not have seen all.
+        let records = assert_whole(running.folder.path());
+        let given_up = records.iter().filter(|record| record.end_s.is_none()).count();
+        assert!((1..=50).contains(&given_up), "{given_up}");
+        let seen = || simulator.log().len();
+        wait_until("the server's log", || (records.len() - given_up..=records.len()).contains(&seen()));
+
+        let output = recommend(running.folder.path(), &[]);
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(answer.contains("level 50 is left out"), "{answer}");
+    }
+}
+
+/// Here the first one cannot end the program: it waits for a reader of its output who does not read.
+#[test]
+fn a_second_ctrl_c_kills() {
+    let simulator = server();
+    let folder = servers::folder(&config(&simulator.base_url(), "levels: [1, 2], total_requests: 10"));
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    let stdout = writer.try_clone().unwrap();
+    // Ends with the test, by an error, as the reader goes.
+    std::thread::spawn(move || while writer.write_all(&[b'x'; 4096]).is_ok() {});
+    let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
+    let child = servers::binary(folder.path()).arg("run").stdout(stdout).stderr(stderr).spawn().unwrap();
+    let mut running = Running { folder, child };
+    wait_until("the end of level 1", || simulator.log().len() >= 15);
+    Signal::Int.send(&running.child);
+    wait_until("the message", || running.stderr().contains("again to kill"));
+    assert_eq!(running.child.try_wait().unwrap(), None, "it still waits");
+    Signal::Int.send(&running.child);
+    assert_eq!(running.wait().code(), Some(130), "{}", running.stderr());
+    assert_whole(running.folder.path());
+}
+
+// ---- at random moments ----
+
+const MOMENTS: u32 = 20;
+
+/// Moments from 0 to a little after `duration`: one in each of as many equal parts, by chance.
+fn moments(duration: Duration, seed: u64) -> impl Iterator<Item = Duration> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..MOMENTS).map(move |part| {
+        let at = (f64::from(part) + rng.random_range(0.0..1.0)) / f64::from(MOMENTS);
+        duration.mul_f64(1.1 * at)
+    })
+}
+
+/// Starts, waits, signals, and returns how it ended.
+fn signalled(folder: &Path, args: &[&str], signal: Signal, moment: Duration) -> ExitStatus {
+    let mut child = spawn(folder, args);
+    std::thread::sleep(moment);
+    signal.send(&child);
+    wait(&mut child)
+}
+
+/// The bytes of config.yaml: old, or patched with one of these numbers.
+#[track_caller]
+fn assert_old_or_patched(folder: &Path, old: &str, numbers: &[u32]) -> bool {
+    let now = fs::read_to_string(folder.join("config.yaml")).unwrap();
+    let patched = |number: &u32| old.replace(OLD, &format!("max_concurrent_requests: {number} "));
+    assert!(now == old || numbers.iter().map(patched).any(|text| now == text), "{now}");
+    now != old
+}
+
+/// As documented: done (0, or 3 where there is nothing to write), 130, or, before there is anything to be given up,
+/// ended by the system.
+#[track_caller]
+fn assert_documented(status: ExitStatus, signal: Signal, said: &str) {
+    let ended_by_signal = status.signal() == Some(signal as i32);
+    match status.code() {
+        Some(130) => assert!(signal != Signal::Kill && said.contains("interrupted"), "{said}"),
+        Some(0 | 3) => {}
+        code => assert!(ended_by_signal, "{signal:?}: {code:?}: {said}"),
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+/// Start-up, load, Criterion's analysis and the patch of config.yaml: 20 moments of a run, all in the same folder.
+fn a_run_at_random_moments(signal: Signal) {
+    let benchmark = "levels: [1, 2], total_requests: 30, request: {max_tokens: 8}}\n\
+                     simulator: {slots: 2, base_step_ms: 0.5, per_sequence_ms: 0";
+    let old = config("simulator", benchmark);
+    let folder = servers::folder(&old);
+    let folder = folder.path();
+    let args = ["run", "--update-config", "--allow-provisional"];
+    let begun = Instant::now();
+    let status = wait(&mut spawn(folder, &args));
+    let duration = begun.elapsed();
+    assert!(matches!(status.code(), Some(0 | 3)), "undisturbed: {status}");
+    let (mut patched, mut finished) = (0, 0);
+    for moment in moments(duration, signal as u64) {
+        fs::write(folder.join("config.yaml"), &old).unwrap();
+        let status = signalled(folder, &args, signal, moment);
+        let said = fs::read_to_string(folder.join("stderr")).unwrap();
+        assert_documented(status, signal, &said);
+        let is_patched = assert_old_or_patched(folder, &old, &[1, 2]);
+        assert!(!is_patched || status.code() != Some(130) || said.contains("Written:"), "{said}");
+        patched += u32::from(is_patched);
+        finished += u32::from(matches!(status.code(), Some(0 | 3)));
+        assert_whole(folder);
+        // There is always something to decide from, or a word on why not.
+        let output = recommend(folder, &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let helps = said.starts_with("error: ") && said.contains("Run `cargo bench`");
+        assert!(matches!(output.status.code(), Some(0 | 3)) || output.status.code() == Some(1) && helps, "{said}");
+    }
+    println!("{signal:?}: {MOMENTS} moments of {duration:?}, {finished} runs were over first, {patched} had patched");
+    // Criterion writes its own files in place: what a kill may make of them stops nobody.
+    tear(&folder.join("target/criterion"));
+    fs::write(folder.join("config.yaml"), &old).unwrap();
+    let output = recommend(folder, &[]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+    let status = wait(&mut spawn(folder, &args));
+    let said = fs::read_to_string(folder.join("stderr")).unwrap();
+    assert!(matches!(status.code(), Some(0 | 3)) && !said.contains("panicked"), "afterwards: {said}");
+}
+
+/// Cuts every JSON file below in half.
+fn tear(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tear(&path);
+        } else if is_json(&path) {
+            let text = fs::read(&path).unwrap();
+            fs::write(&path, &text[..text.len() / 2]).unwrap();
+        }
+    }
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn ci_sigint_at_random_moments_of_a_run() {
+    a_run_at_random_moments(Signal::Int);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn ci_sigterm_at_random_moments_of_a_run() {
+    a_run_at_random_moments(Signal::Term);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn ci_sigkill_at_random_moments_of_a_run() {
+    a_run_at_random_moments(Signal::Kill);
+}
+
+#[test]
+fn signals_at_random_moments_of_a_patch_leave_the_old_or_the_new_config() {
+    let old = config("simulator", "");
+    let folder = servers::folder(&old);
+    let folder = folder.path();
+    fs::write(folder.join("knee.json"), KNEE).unwrap();
+    let args = ["recommend", "--results", "knee.json", "--update-config"];
+    let begun = Instant::now();
+    assert_eq!(wait(&mut spawn(folder, &args)).code(), Some(0));
+    let duration = begun.elapsed();
+    assert!(assert_old_or_patched(folder, &old, &[20]), "undisturbed it is patched");
+    for signal in [Signal::Int, Signal::Term, Signal::Kill] {
+        let mut patched = 0;
+        for moment in moments(duration, signal as u64) {
+            fs::write(folder.join("config.yaml"), &old).unwrap();
+            let status = signalled(folder, &args, signal, moment);
+            assert!(status.code() == Some(0) || status.signal() == Some(signal as i32), "{status}");
+            let is_patched = assert_old_or_patched(folder, &old, &[20]);
+            assert!(is_patched || status.code() != Some(0), "it was over and is not patched");
+            patched += u32::from(is_patched);
+        }
+        println!("{signal:?}: {MOMENTS} moments of {duration:?}, {patched} came after the patch");
+    }
+}
