@@ -472,7 +472,11 @@ pub struct SidecarWriter {
 const BATCH: usize = 256;
 
 impl SidecarWriter {
-    fn create(path: PathBuf) -> Result<Self, ResultsError> {
+    /// Writes to `path`, under another name until all is there.
+    ///
+    /// # Errors
+    /// If its folder cannot be made or written.
+    pub fn create(path: PathBuf) -> Result<Self, ResultsError> {
         let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
         std::fs::create_dir_all(&folder).map_err(failed)?;
