@@ -278,6 +278,21 @@ fn mainly_429_is_a_quota() {
     case("rate_limited", &all, &Policy::default(), Status::RateLimited, None);
 }
 
+/// A burst passes first and makes a low level look fast; what is granted shows at the highest.
+#[test]
+fn the_rate_of_a_quota_is_that_after_the_burst() {
+    let mut all = levels(&[(1, 5.0), (5, 22.5), (10, 10.3)]);
+    all[1] = failing(all[1].clone(), "RateLimited", 14);
+    all[2] = failing(all[2].clone(), "RateLimited", 60);
+    let recommendation = recommend(&all, &Policy::default());
+    assert_eq!(recommendation.status, Status::RateLimited);
+    assert!(recommendation.reason.contains("about 10.30 requests per second passed at level 10. Keep to that rate"));
+    all[1].throughput_rps = None;
+    all[2].throughput_rps = None;
+    let reason = recommend(&all, &Policy::default()).reason;
+    assert!(reason.contains("; keep to what is granted (or ask for a higher quota)"), "{reason}");
+}
+
 /// One 429 among thousands, beside a level that is merely slow, is no quota.
 #[test]
 fn a_single_429_is_not_a_quota() {
