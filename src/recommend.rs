@@ -581,11 +581,13 @@ fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
     if limited <= failed / 2 {
         return None;
     }
+    let passed = |level: &JudgedLevel| {
+        let rps = level.summary.throughput_rps?.estimate;
+        let limited = level.summary.failures.contains_key(Failure::RateLimited.name());
+        (limited && rps > 0.0).then_some((level.summary.concurrency, rps))
+    };
     // Most quotas let a burst through first: at the highest level that was limited it is long used up.
-    let limited_levels = levels.iter().filter(|level| level.summary.failures.contains_key(Failure::RateLimited.name()));
-    let rates =
-        limited_levels.filter_map(|level| Some((level.summary.concurrency, level.summary.throughput_rps?.estimate)));
-    let keep_to = match rates.filter(|&(_, rps)| rps > 0.0).last() {
+    let keep_to = match levels.iter().rev().find_map(passed) {
         Some((level, rps)) => format!("about {rps:.2} requests per second passed at level {level}. Keep to that rate"),
         None => "keep to what is granted".to_owned(),
     };

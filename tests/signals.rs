@@ -360,19 +360,19 @@ fn tear(folder: &Path) {
 }
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "takes minutes"]
 fn ci_sigint_at_random_moments_of_a_run() {
     a_run_at_random_moments(Signal::Int);
 }
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "takes minutes"]
 fn ci_sigterm_at_random_moments_of_a_run() {
     a_run_at_random_moments(Signal::Term);
 }
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "takes minutes"]
 fn ci_sigkill_at_random_moments_of_a_run() {
     a_run_at_random_moments(Signal::Kill);
 }
