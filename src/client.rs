@@ -22,7 +22,7 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestKind, RequestSettings, Settings};
@@ -31,8 +31,15 @@ use crate::sse::SseParser;
 
 /// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
 const LONGEST_STREAM: usize = 32 << 20;
-/// Longest answer in one piece, bytes: this much may be held in memory for each request in flight.
+/// Longest answer in one piece, bytes.
 const LONGEST_BODY: usize = 4 << 20;
+/// This much of an answer each request in flight may hold in memory, bytes. Above it only a few may at a time, so that
+/// a server that sends without end takes little memory at any level.
+const SMALL_ANSWER: usize = 64 << 10;
+/// So many requests may hold more than [`SMALL_ANSWER`] at a time. The others leave theirs with the server meanwhile.
+const LARGE_ANSWERS: usize = 4;
+/// Gaps between the chunks of one answer that are kept.
+const MOST_GAPS: usize = 16 << 10;
 /// Longest line of a stream, bytes.
 const LONGEST_LINE: usize = 1 << 20;
 /// Of an error's body no more is read than this, and of a malformed one no more is searched for secrets.
@@ -66,6 +73,7 @@ struct TransportInner {
     headers: HeaderMap,
     timeouts: Timeouts,
     secrets: Vec<String>,
+    large_answers: Semaphore,
 }
 
 /// How long the parts of a request may take.
@@ -142,6 +150,7 @@ impl Transport {
             headers,
             timeouts,
             secrets,
+            large_answers: Semaphore::new(LARGE_ANSWERS),
         };
         Ok(Transport { inner: Arc::new(inner) })
     }
@@ -254,10 +263,11 @@ impl Transport {
             });
         }
         let idle = self.inner.timeouts.idle;
+        let mut room = Room { places: &self.inner.large_answers, place: None };
         if is_event_stream(response.headers()) {
-            read_stream(&mut response, idle, reading).await
+            read_stream(&mut response, idle, &mut room, reading).await
         } else {
-            read_whole(&mut response, idle, reading).await
+            read_whole(&mut response, idle, &mut room, reading).await
         }
     }
 
@@ -543,7 +553,10 @@ impl Reading {
         let reply = &mut self.answer.reply;
         match self.last_content.replace(now) {
             None => reply.ttft = Some(now - self.sent),
-            Some(before) => reply.gaps_us.push(u32::try_from((now - before).as_micros()).unwrap_or(u32::MAX)),
+            Some(before) if reply.gaps_us.len() < MOST_GAPS => {
+                reply.gaps_us.push(u32::try_from((now - before).as_micros()).unwrap_or(u32::MAX));
+            }
+            Some(_) => {}
         }
     }
 
@@ -593,13 +606,37 @@ impl Reading {
     }
 }
 
+/// Memory for an answer.
+struct Room<'a> {
+    places: &'a Semaphore,
+    place: Option<SemaphorePermit<'a>>,
+}
+
+impl Room<'_> {
+    /// This answer holds so many bytes: reads on only where it may. It may then grow to its limit, so that no two wait
+    /// for each other.
+    async fn hold(&mut self, bytes: usize) {
+        if bytes <= SMALL_ANSWER {
+            self.place = None;
+        } else if self.place.is_none() {
+            // Nobody closes the semaphore.
+            self.place = self.places.acquire().await.ok();
+        }
+    }
+}
+
 /// The next bytes of an answer.
 async fn next_chunk(response: &mut Response, idle: Option<Duration>) -> Result<Option<Bytes>, Failed> {
     let chunk = within(idle, "nothing more in mid-answer", "llm.idle_timeout", response.chunk()).await?;
     chunk.map_err(|error| cut_short(&error))
 }
 
-async fn read_stream(response: &mut Response, idle: Option<Duration>, reading: &mut Reading) -> Result<(), Failed> {
+async fn read_stream(
+    response: &mut Response,
+    idle: Option<Duration>,
+    room: &mut Room<'_>,
+    reading: &mut Reading,
+) -> Result<(), Failed> {
     let mut parser = SseParser::new(LONGEST_LINE);
     let mut bytes = 0;
     let too_long = |error: crate::sse::LineTooLong| Failed { kind: Failure::Malformed, message: error.to_string() };
@@ -615,6 +652,7 @@ async fn read_stream(response: &mut Response, idle: Option<Duration>, reading: &
         }
         let now = Instant::now();
         parser.feed(&chunk, |data| reading.event(data, now)).map_err(too_long)?;
+        room.hold(parser.held()).await;
     }
     if reading.done {
         // Reading to the very end gives the connection back to the pool.
@@ -629,13 +667,19 @@ async fn read_stream(response: &mut Response, idle: Option<Duration>, reading: &
     reading.conclude()
 }
 
-async fn read_whole(response: &mut Response, idle: Option<Duration>, reading: &mut Reading) -> Result<(), Failed> {
+async fn read_whole(
+    response: &mut Response,
+    idle: Option<Duration>,
+    room: &mut Room<'_>,
+    reading: &mut Reading,
+) -> Result<(), Failed> {
     let mut whole = Vec::new();
     while let Some(chunk) = next_chunk(response, idle).await? {
         if whole.len() + chunk.len() > LONGEST_BODY {
             return Err(too_large(LONGEST_BODY));
         }
         whole.extend_from_slice(&chunk);
+        room.hold(whole.len()).await;
     }
     let body: Body<'_> = serde_json::from_slice(&whole).map_err(|error| not_json(&whole, &error))?;
     if body.error.is_some() {

@@ -336,6 +336,8 @@ fn record(ticket: Ticket, sample: Option<u32>, start_s: f64, end_s: Option<f64>,
         failure: failure.map(|failed| failed.kind),
         error,
         resent: reply.resent,
+        // The loop knows no prompts.
+        prompt_size: None,
     }
 }
 

@@ -136,6 +136,8 @@ pub struct RequestOutcome {
     pub error: Option<String>,
     /// How often it was sent again (stale connections).
     pub resent: u32,
+    /// Size label of the prompt (`small`, `medium`, `large`, or that of the prompts file); null where not known.
+    pub prompt_size: Option<String>,
 }
 
 impl RequestOutcome {
@@ -192,6 +194,7 @@ pub(crate) mod tests {
             failure: None,
             error: None,
             resent: 0,
+            prompt_size: None,
         }
     }
 

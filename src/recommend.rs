@@ -581,11 +581,19 @@ fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
     if limited <= failed / 2 {
         return None;
     }
-    let rates = levels.iter().filter_map(|level| level.summary.throughput_rps.map(|t| t.estimate));
-    let passed = rates.max_by(f64::total_cmp).unwrap_or_default();
+    let passed = |level: &JudgedLevel| {
+        let rps = level.summary.throughput_rps?.estimate;
+        let limited = level.summary.failures.contains_key(Failure::RateLimited.name());
+        (limited && rps > 0.0).then_some((level.summary.concurrency, rps))
+    };
+    // Most quotas let a burst through first: at the highest level that was limited it is long used up.
+    let keep_to = match levels.iter().rev().find_map(passed) {
+        Some((level, rps)) => format!("about {rps:.2} requests per second passed at level {level}. Keep to that rate"),
+        None => "keep to what is granted".to_owned(),
+    };
     Some(format!(
-        "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; about {passed:.2} requests \
-         per second passed. Keep to that rate (or ask for a higher quota) instead of tuning the concurrency"
+        "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; {keep_to} (or ask for a \
+         higher quota) instead of tuning the concurrency"
     ))
 }
 

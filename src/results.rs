@@ -43,7 +43,9 @@ pub enum ResultsError {
         cause: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {cause}\n\nWhat was measured before is still in target/concurrency.")]
+    #[error(
+        "cannot write {path}: {cause}\n\nMake room there, or the folder writable, or name another one (CARGO_TARGET_DIR). What was measured before is still in target/concurrency."
+    )]
     Write {
         /// The file.
         path: PathBuf,

@@ -32,6 +32,11 @@ impl SseParser {
         SseParser { limit, line: Vec::new(), data: Vec::new(), has_data: false, first_line: true, after_cr: false }
     }
 
+    /// Bytes held until their event is whole.
+    pub fn held(&self) -> usize {
+        self.line.len() + self.data.len()
+    }
+
     /// Takes the next bytes and hands the data of each event they complete to `on_data`.
     pub fn feed(&mut self, mut bytes: &[u8], mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
         if self.after_cr && !bytes.is_empty() {

@@ -93,6 +93,22 @@ pub fn quantile(n: u64, p: f64, nth: impl Fn(u64) -> f64) -> Option<f64> {
     Some(low + (rank - below as f64) * (high - low))
 }
 
+/// The part of a level's cohort whose prompts carry the same size label.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SizeSummary {
+    /// The label: `small`, `medium`, `large`, or that of the prompts file.
+    pub size: String,
+    /// Requests with such a prompt.
+    pub requests: u64,
+    /// Successes among them.
+    pub succeeded: u64,
+    /// Latency of the successes.
+    pub latency_s: Option<Distribution>,
+    /// Mean output tokens of a success.
+    pub mean_output_tokens: Option<f64>,
+}
+
 /// What one level came to. Unknown is `None`, never 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -134,6 +150,9 @@ pub struct LevelSummary {
     pub output_tps: Option<f64>,
     /// Mean output tokens of a success.
     pub mean_output_tokens: Option<f64>,
+    /// The cohort by the size of the prompts, where there is more than one.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub by_size: Vec<SizeSummary>,
     /// Requests in flight, averaged over the measured window: was the level reached?
     pub mean_in_flight: Option<f64>,
     /// Whether the level ended as planned.
@@ -173,7 +192,11 @@ impl LevelSummary {
         figures.into_iter().for_each(keep);
         let times =
             [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
-        for time in times.into_iter().flatten() {
+        let of_sizes = self.by_size.iter_mut().map(|size| {
+            keep(&mut size.mean_output_tokens);
+            &mut size.latency_s
+        });
+        for time in times.into_iter().chain(of_sizes).flatten() {
             let Distribution { mean, p50, p90, p95, p99, max } = time;
             [mean, p50, p90, p95, p99, max].into_iter().for_each(keep);
         }
@@ -243,6 +266,42 @@ pub struct Pool {
     timeouts: Vec<f64>,
     ttft: Vec<f64>,
     tpot: Vec<f64>,
+    sizes: BTreeMap<String, SizePool>,
+}
+
+/// The same of the prompts of one size.
+#[derive(Debug, Default)]
+struct SizePool {
+    requests: u64,
+    latency: Vec<f64>,
+    /// Of each success, as far as known.
+    tokens: Vec<u32>,
+}
+
+impl SizePool {
+    fn finish(self, size: String) -> SizeSummary {
+        let succeeded = self.latency.len() as u64;
+        let tokens = self.tokens.iter().map(|&tokens| f64::from(tokens)).sum::<f64>();
+        let known = succeeded > 0 && self.tokens.len() as u64 == succeeded;
+        SizeSummary {
+            size,
+            requests: self.requests,
+            succeeded,
+            latency_s: Distribution::of(self.latency),
+            mean_output_tokens: known.then(|| tokens / succeeded as f64),
+        }
+    }
+}
+
+/// The usual labels from small to large, then others by name.
+fn by_size(sizes: BTreeMap<String, SizePool>) -> Vec<SizeSummary> {
+    if sizes.len() < 2 {
+        return Vec::new();
+    }
+    let mut all: Vec<SizeSummary> = sizes.into_iter().map(|(size, pool)| pool.finish(size)).collect();
+    let usual = ["small", "medium", "large"];
+    all.sort_by_key(|summary| usual.iter().position(|&label| label == summary.size).unwrap_or(usual.len()));
+    all
 }
 
 impl Pool {
@@ -284,6 +343,14 @@ impl Pool {
 
     fn add_to_cohort(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
         self.cohort += 1;
+        if let Some(size) = &outcome.prompt_size {
+            let pool = self.sizes.entry(size.clone()).or_default();
+            pool.requests += 1;
+            if outcome.is_success() {
+                pool.latency.extend(outcome.latency_s);
+                pool.tokens.extend(outcome.output_tokens);
+            }
+        }
         if let Some(failure) = outcome.failure {
             *self.failures.entry(failure).or_default() += 1;
             if failure == Failure::Timeout {
@@ -325,6 +392,7 @@ impl Pool {
             tpot_s: Distribution::of(self.tpot),
             output_tps: per_second(self.tokens_share).filter(|_| has_tokens),
             mean_output_tokens: has_tokens.then(|| self.tokens as f64 / self.succeeded as f64),
+            by_size: by_size(self.sizes),
             mean_in_flight: per_second(self.in_flight_s),
             ..LevelSummary::default()
         }
@@ -448,6 +516,43 @@ mod tests {
         for (p, want) in [(-1.0, 1.0), (0.0, 1.0), (1.0, 3.0), (2.0, 3.0)] {
             assert_eq!(quantile(3, p, |rank| values[rank as usize]), Some(want));
         }
+    }
+
+    #[test]
+    fn the_cohort_is_told_apart_by_the_size_of_the_prompts() {
+        let sized = |size: &str, latency, tokens| RequestOutcome {
+            prompt_size: Some(size.to_owned()),
+            ..request(Phase::Measured, 10.0, 10.0 + latency, Some(tokens))
+        };
+        let facts = LevelFacts { concurrency: 2, window_s: [10.0, 20.0], ..LevelFacts::default() };
+        let mut outcomes = vec![
+            sized("large", 5.0, 40),
+            sized("huge", 9.0, 90),
+            sized("small", 1.0, 10),
+            sized("medium", 2.0, 5),
+            sized("small", 3.0, 20),
+        ];
+        outcomes.push(RequestOutcome { failure: Some(Failure::ServerError), ..sized("large", 0.1, 0) });
+        outcomes.push(RequestOutcome { phase: Phase::Warmup, ..sized("small", 100.0, 1000) });
+        outcomes.push(RequestOutcome { output_tokens: None, ..sized("medium", 4.0, 0) });
+        let by_size = summarize(&facts, outcomes).by_size;
+        let figures: Vec<_> = by_size
+            .iter()
+            .map(|part| {
+                let latency = part.latency_s.unwrap();
+                (part.size.as_str(), part.requests, part.succeeded, latency.p50, part.mean_output_tokens)
+            })
+            .collect();
+        let expected = [
+            ("small", 2, 2, Some(2.0), Some(15.0)),
+            // One of them came without a count.
+            ("medium", 2, 2, Some(3.0), None),
+            ("large", 2, 1, Some(5.0), Some(40.0)),
+            ("huge", 1, 1, Some(9.0), Some(90.0)),
+        ];
+        assert_eq!(figures, expected);
+        let one_size = vec![sized("small", 1.0, 10), sized("small", 2.0, 10)];
+        assert_eq!(summarize(&facts, one_size).by_size, Vec::new());
     }
 
     /// `np.quantile([1]*4 + [2]*3 + [5]*2 + [50], p)`, and the same without bins.

@@ -561,6 +561,7 @@ impl Load {
             itl: Histogram::new_with_bounds(1, 3_600_000_000, 3).map_err(std::io::Error::other)?,
             last_failure: None,
             events: events.clone(),
+            target: self.target.clone(),
         };
         let (plan, stop, target) = (*plan, self.stopper.signal.subscribe(), self.target.clone());
         let job: Job = Box::new(move || Box::pin(run_level(plan, stop, target, recorder, events)));
@@ -687,6 +688,7 @@ struct Recorder {
     itl: Histogram<u64>,
     last_failure: Option<(Failure, String)>,
     events: mpsc::Sender<Event>,
+    target: Arc<Target>,
 }
 
 impl Observer for Recorder {
@@ -694,7 +696,8 @@ impl Observer for Recorder {
         self.counts.issued();
     }
 
-    fn ended(&mut self, outcome: RequestOutcome, reply: Reply) {
+    fn ended(&mut self, mut outcome: RequestOutcome, reply: Reply) {
+        outcome.prompt_size = Some(self.target.prompt_size(outcome.seq).to_owned());
         self.counts.ended(outcome.is_success());
         if outcome.is_success() && outcome.phase == Phase::Measured {
             for gap in reply.gaps_us {

@@ -11,6 +11,7 @@ use crate::snippets::Prompt;
 pub struct Target {
     transport: Transport,
     bodies: Vec<BodyTemplate>,
+    sizes: Vec<String>,
     cache: Cache,
     salt: String,
 }
@@ -25,12 +26,23 @@ impl Target {
         salt: impl Into<String>,
     ) -> Self {
         let bodies = prompts.iter().map(|prompt| BodyTemplate::new(model, request, &prompt.text)).collect();
-        Target { transport, bodies, cache: request.cache, salt: salt.into() }
+        let sizes = prompts.iter().map(|prompt| prompt.size.clone()).collect();
+        Target { transport, bodies, sizes, cache: request.cache, salt: salt.into() }
+    }
+
+    /// Which prompt the request with this sequence number asks.
+    fn prompt(&self, seq: u64) -> usize {
+        (seq % self.bodies.len() as u64) as usize
+    }
+
+    /// The size label of its prompt.
+    pub fn prompt_size(&self, seq: u64) -> &str {
+        &self.sizes[self.prompt(seq)]
     }
 
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
     pub fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        let body = &self.bodies[(seq % self.bodies.len() as u64) as usize];
+        let body = &self.bodies[self.prompt(seq)];
         let prefix = match self.cache {
             Cache::Fresh => unique_prefix(&self.salt, level, seq),
             Cache::Reuse => String::new(),

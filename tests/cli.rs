@@ -423,6 +423,14 @@ fn a_quick_run_in_an_empty_folder() {
     assert!(ran.stdout.contains("Optimal concurrency: ") && ran.stdout.contains("a quick run"), "{}", ran.stdout);
     let results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(results.len(), 1, "{results:?}");
+    // The built-in prompts come in several sizes, which are told apart.
+    let file: Value = serde_json::from_str(&fs::read_to_string(&results[0]).unwrap()).unwrap();
+    for level in file["levels"].as_array().unwrap() {
+        let sizes = level["by_size"].as_array().unwrap();
+        let requests: u64 = sizes.iter().map(|size| size["requests"].as_u64().unwrap()).sum();
+        assert!(sizes.len() > 1 && requests == level["requests"].as_u64().unwrap(), "{level:#}");
+    }
+    assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);

@@ -190,6 +190,33 @@ fn write_the_table_into_the_docs() {
     std::fs::write(PATH, format!("{before}<!-- matrix -->\n{table}<!-- /matrix -->\n{after}")).unwrap();
 }
 
+/// A quota is told apart from saturation, and nothing is written.
+#[test]
+fn a_quota_is_named_as_such_and_patches_nothing() {
+    let quota = SimulatorConfig {
+        requests_per_minute: Some(1200.0),
+        burst: Some(10),
+        retry_after_s: None,
+        ..server(Faults::default())
+    };
+    let simulator = Simulator::start(quota, 0).unwrap();
+    let config = format!("llm:\n  endpoint: {}\n  max_concurrent_requests: 7\n", simulator.base_url());
+    let folder = servers::folder(&config);
+    let args = ["run", "--levels", "4,16", "--total-requests", "40", "--update-config", "--allow-provisional"];
+    let output = servers::binary(folder.path()).args(args).output().unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(3), "{stdout}{stderr}");
+    for part in [
+        "No recommendation (rate_limited)",
+        "failures are HTTP 429: a quota is the limit, not concurrency",
+        "Keep to that rate (or ask for a higher quota) instead of tuning the concurrency",
+    ] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    assert!(stderr.ends_with("config.yaml is left as it was: status rate_limited\n"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("config.yaml")).unwrap(), config);
+}
+
 /// The whole program with all faults at once: the sidecars on disk against the server's log.
 #[test]
 fn the_sidecars_of_a_run_equal_the_log_of_a_server_with_all_faults() {

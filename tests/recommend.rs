@@ -4,7 +4,7 @@
 
 use llm_concurrency::recommend::{Objective, Policy, Recommendation, Status, Verdict, recommend};
 use llm_concurrency::report::text;
-use llm_concurrency::stats::{Distribution, Estimate, LevelState, LevelSummary, Sample};
+use llm_concurrency::stats::{Distribution, Estimate, LevelState, LevelSummary, Sample, SizeSummary};
 use proptest::prelude::*;
 
 /// A level measured in full, free of errors, known to ±1 %.
@@ -276,6 +276,46 @@ fn mainly_429_is_a_quota() {
     all[2] = failing(all[2].clone(), "RateLimited", 40);
     all[3] = failing(all[3].clone(), "RateLimited", 70);
     case("rate_limited", &all, &Policy::default(), Status::RateLimited, None);
+}
+
+/// A burst passes first and makes a low level look fast; what is granted shows at the highest.
+#[test]
+fn the_rate_of_a_quota_is_that_after_the_burst() {
+    let mut all = levels(&[(1, 5.0), (5, 22.5), (10, 10.3)]);
+    all[1] = failing(all[1].clone(), "RateLimited", 14);
+    all[2] = failing(all[2].clone(), "RateLimited", 60);
+    let recommendation = recommend(&all, &Policy::default());
+    assert_eq!(recommendation.status, Status::RateLimited);
+    assert!(recommendation.reason.contains("about 10.30 requests per second passed at level 10. Keep to that rate"));
+    all[1].throughput_rps = None;
+    all[2].throughput_rps = None;
+    let reason = recommend(&all, &Policy::default()).reason;
+    assert!(reason.contains("; keep to what is granted (or ask for a higher quota)"), "{reason}");
+}
+
+#[test]
+fn the_recommended_level_is_shown_by_the_size_of_the_prompts() {
+    let part = |size: &str, seconds: f64, requests| SizeSummary {
+        size: size.to_owned(),
+        requests,
+        succeeded: requests,
+        latency_s: Some(latency(seconds)),
+        mean_output_tokens: (size != "large").then_some(49.96),
+    };
+    let mut all = levels(&[(1, 10.0), (2, 20.0), (4, 20.5)]);
+    all[1].by_size = vec![part("small", 1.0, 60), part("medium", 2.0, 30), part("large", 40.0, 10)];
+    all[2].by_size = vec![part("not shown", 1.0, 60), part("medium", 2.0, 30)];
+    let text = text::table(&recommend(&all, &Policy::default()));
+    let (_, below) = text.split_once("\n\n").expect("an empty line after the main table");
+    assert_eq!(
+        below,
+        "level 2 by the size of the prompts:
+    P50      P95  tokens out   n  prompts
+ 550 ms   1.00 s        50.0  60  small
+ 1.10 s   2.00 s        50.0  30  medium
+22.00 s  40.00 s           -  10  large
+"
+    );
 }
 
 /// One 429 among thousands, beside a level that is merely slow, is no quota.

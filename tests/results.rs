@@ -145,6 +145,7 @@ fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
         failure: None,
         error: None,
         resent: 0,
+        prompt_size: None,
     }
 }
 

@@ -6,10 +6,15 @@ use crate::compare::{Change, Comparison, Moved};
 use crate::config::{Endpoint, Settings};
 use crate::outcome::Failure;
 use crate::recommend::{JudgedLevel, Recommendation, Verdict, percent, seconds};
-use crate::stats::{Distribution, Estimate, LevelSummary};
+use crate::stats::{Distribution, Estimate, LevelSummary, SizeSummary};
 
-/// The table of all levels with their verdicts.
+/// The table of all levels with their verdicts, and that of the recommended level by prompt size.
 pub fn table(recommendation: &Recommendation) -> String {
+    let by_size = chosen(recommendation).map(by_size).unwrap_or_default();
+    levels(recommendation) + &by_size
+}
+
+fn levels(recommendation: &Recommendation) -> String {
     let best = passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
     let header =
         ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
@@ -30,6 +35,25 @@ fn aligned(rows: &[Vec<String>], remarks: impl Iterator<Item = String>) -> Strin
         let _ = writeln!(text, "{}  {remark}", cells.collect::<Vec<_>>().join("  "));
     }
     text
+}
+
+/// Empty where all prompts have the same size.
+fn by_size(level: &JudgedLevel) -> String {
+    let summary = &level.summary;
+    if summary.by_size.is_empty() {
+        return String::new();
+    }
+    let header = ["P50", "P95", "tokens out", "n"].map(str::to_owned).to_vec();
+    let row = |part: &SizeSummary| {
+        let latency = part.latency_s.unwrap_or_default();
+        let tokens = part.mean_output_tokens.map_or_else(dash, |tokens| format!("{tokens:.1}"));
+        let time = |value: Option<f64>| value.map_or_else(dash, seconds);
+        vec![time(latency.p50), time(latency.p95), tokens, part.requests.to_string()]
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(summary.by_size.iter().map(row)).collect();
+    let sizes = summary.by_size.iter().map(|part| part.size.clone());
+    let table = aligned(&rows, std::iter::once("prompts".to_owned()).chain(sizes));
+    format!("\nlevel {} by the size of the prompts:\n{table}", summary.concurrency)
 }
 
 fn passing(recommendation: &Recommendation) -> impl Iterator<Item = &JudgedLevel> {
