@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
-use crate::outcome::{Failure, Phase, RequestOutcome};
+use crate::outcome::{Failure, Phase, RateLimit, RequestOutcome};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,6 +124,9 @@ pub struct LevelSummary {
     pub latency_s: Option<Distribution>,
     /// The same with every timeout counted as `request_timeout`: what the latency gates look at.
     pub gate_latency_s: Option<Distribution>,
+    /// The 95 % interval of that P95; null where there are too few requests for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p95_interval_s: Option<[f64; 2]>,
     /// Time to first token of the cohort's successes.
     pub ttft_s: Option<Distribution>,
     /// Gaps between content chunks.
@@ -136,6 +139,15 @@ pub struct LevelSummary {
     pub mean_output_tokens: Option<f64>,
     /// Requests in flight, averaged over the measured window: was the level reached?
     pub mean_in_flight: Option<f64>,
+    /// The first measurement beside the confirm rounds; null without such rounds: then drift was not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+    /// What the measuring cost this client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientLoad>,
+    /// What the server said last of its quota.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
     /// Whether the level ended as planned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<LevelState>,
@@ -181,7 +193,64 @@ impl LevelSummary {
             samples.retain(|sample| sample.duration_s.is_finite() && sample.duration_s > 0.0);
         }
         self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
+        self.p95_interval_s = self.p95_interval_s.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
+        if let Some(client) = &mut self.client {
+            keep(&mut client.cpu);
+            keep(&mut client.timer_lag_p95_s);
+        }
         self
+    }
+}
+
+/// A level's throughput when it was first measured and in its confirm rounds, each with its 99 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// At first.
+    pub first: Estimate,
+    /// In all confirm rounds together.
+    pub confirmed: Estimate,
+}
+
+/// A change of throughput above this, and beyond both 99 % intervals, is drift.
+const DRIFTED: f64 = 0.10;
+
+impl Drift {
+    /// Of the first measurement and the confirm rounds; `None` if one of them has no interval.
+    pub fn between(first: &LevelSummary, confirmed: &LevelSummary) -> Option<Self> {
+        let of = |summary: &LevelSummary| {
+            let figure = with_interval(summary.throughput_rps?.estimate, &summary.blocks_rps, 0.99);
+            figure.lower.is_some().then_some(figure)
+        };
+        Some(Drift { first: of(first)?, confirmed: of(confirmed)? })
+    }
+
+    /// The change relative to the first figure, if it is drift.
+    pub fn change(&self) -> Option<f64> {
+        let Drift { first, confirmed } = self;
+        let apart = first.upper? < confirmed.lower? || confirmed.upper? < first.lower?;
+        let change = confirmed.estimate / first.estimate - 1.0;
+        (apart && change.is_finite() && change.abs() > DRIFTED).then_some(change)
+    }
+}
+
+/// What measuring a level cost this client. Unknown is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientLoad {
+    /// CPU seconds of the load thread per second of the measured window.
+    pub cpu: Option<f64>,
+    /// How late its timers were, 95th percentile, seconds; their own rounding is taken off.
+    pub timer_lag_p95_s: Option<f64>,
+}
+
+impl ClientLoad {
+    /// Of two measurements the worse.
+    fn worse(self, other: ClientLoad) -> Self {
+        let max = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).max_by(f64::total_cmp);
+        ClientLoad {
+            cpu: max(self.cpu, other.cpu),
+            timer_lag_p95_s: max(self.timer_lag_p95_s, other.timer_lag_p95_s),
+        }
     }
 }
 
@@ -210,6 +279,10 @@ pub struct LevelFacts {
     pub itl_us: Vec<(u64, u64)>,
     /// What a timeout counts for in the latency gates, seconds.
     pub request_timeout_s: f64,
+    /// What it cost this client.
+    pub client: Option<ClientLoad>,
+    /// What the server said last of its quota.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Derives the figures of a level from its outcomes.
@@ -243,6 +316,8 @@ pub struct Pool {
     timeouts: Vec<f64>,
     ttft: Vec<f64>,
     tpot: Vec<f64>,
+    client: Option<ClientLoad>,
+    rate_limit: Option<RateLimit>,
 }
 
 impl Pool {
@@ -267,6 +342,8 @@ impl Pool {
         for &(us, count) in &facts.itl_us {
             *self.itl_us.entry(us).or_default() += count;
         }
+        self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
+        self.rate_limit = facts.rate_limit.or(self.rate_limit);
     }
 
     fn add_rates(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
@@ -315,10 +392,11 @@ impl Pool {
             error_rate: rate(self.failures.values().sum()),
             timeout_rate: rate(self.timeouts.len() as u64),
             duration_s: Some(self.duration_s),
-            throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &self.blocks_rps)),
+            throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &self.blocks_rps, 0.95)),
             samples: Some(self.samples),
             blocks_rps: self.blocks_rps,
             latency_s: Distribution::of(self.latency),
+            p95_interval_s: p95_interval(with_timeouts.clone()),
             gate_latency_s: Distribution::of(with_timeouts),
             ttft_s: Distribution::of(self.ttft),
             itl_s: Distribution::of_binned(&itl),
@@ -326,6 +404,8 @@ impl Pool {
             output_tps: per_second(self.tokens_share).filter(|_| has_tokens),
             mean_output_tokens: has_tokens.then(|| self.tokens as f64 / self.succeeded as f64),
             mean_in_flight: per_second(self.in_flight_s),
+            client: self.client,
+            rate_limit: self.rate_limit,
             ..LevelSummary::default()
         }
     }
@@ -373,22 +453,36 @@ fn blocks(level: usize, mut permits: Vec<Permit>) -> Vec<f64> {
     (0..BLOCKS).map(block).collect()
 }
 
-/// Puts a 95 % interval around `rps`: Student's t on the blocks, as a share of their mean.
-fn with_interval(rps: f64, blocks: &[f64]) -> Estimate {
-    let half = relative_half_width(blocks).map(|half| rps * half);
+/// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
+fn with_interval(rps: f64, blocks: &[f64], confidence: f64) -> Estimate {
+    let half = relative_half_width(blocks, confidence).map(|half| rps * half);
     Estimate { estimate: rps, lower: half.map(|h| (rps - h).max(0.0)), upper: half.map(|h| rps + h) }
 }
 
-/// Half-width of the 95 % Student t interval of the mean, relative to the mean; `None` for fewer than two values.
-fn relative_half_width(values: &[f64]) -> Option<f64> {
+/// Half-width of the Student t interval of the mean, relative to the mean; `None` for fewer than two values.
+fn relative_half_width(values: &[f64], confidence: f64) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     if values.len() < 2 || mean <= 0.0 {
         return None;
     }
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.975);
+    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf((1.0 + confidence) / 2.0);
     Some(t * (variance / n).sqrt() / mean)
+}
+
+/// The 95 % interval of the 95th percentile, from order statistics: between two of the sorted values, whose ranks the
+/// binomial distribution gives whatever the distribution of the values (Conover, "Practical Nonparametric Statistics",
+/// 3rd ed., 3.2). `None` if there are too few values to bound it from above, which takes 72.
+pub fn p95_interval(mut values: Vec<f64>) -> Option<[f64; 2]> {
+    let below = Binomial::new(0.95, values.len() as u64).ok()?;
+    // Ranks from 1: the value at `low` lies above the percentile in at most 2.5 % of all cases, that at `high` below it.
+    let (low, high) = (below.inverse_cdf(0.025) as usize, below.inverse_cdf(0.975) as usize + 1);
+    if low == 0 || high > values.len() {
+        return None;
+    }
+    values.sort_unstable_by(f64::total_cmp);
+    Some([values[low - 1], values[high - 1]])
 }
 
 /// Wilson's 95 % score interval of a proportion (Wilson 1927).
@@ -467,19 +561,19 @@ mod tests {
     #[test]
     fn the_half_width_is_that_of_student_t() {
         let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
-        assert_near(relative_half_width(&rates), 0.199_503_509_310_250_15 / 10.1);
-        let two = relative_half_width(&[8.0, 12.0]).unwrap();
+        assert_near(relative_half_width(&rates, 0.95), 0.199_503_509_310_250_15 / 10.1);
+        let two = relative_half_width(&[8.0, 12.0], 0.95).unwrap();
         assert!((two - 2.541_240_947).abs() < 1e-6, "{two}");
-        assert_eq!(relative_half_width(&[8.0]), None);
-        assert_eq!(relative_half_width(&[0.0, 0.0]), None);
+        assert_eq!(relative_half_width(&[8.0], 0.95), None);
+        assert_eq!(relative_half_width(&[0.0, 0.0], 0.95), None);
     }
 
     #[test]
     fn an_interval_lies_around_the_figure_and_not_below_zero() {
-        let around = with_interval(20.0, &[8.0, 12.0]);
+        let around = with_interval(20.0, &[8.0, 12.0], 0.95);
         assert_eq!(around.lower, Some(0.0));
         assert!((around.upper.unwrap() - (20.0 + 20.0 * 2.541_240_947)).abs() < 1e-5, "{around:?}");
-        assert_eq!(with_interval(10.0, &[8.0]), Estimate { estimate: 10.0, lower: None, upper: None });
+        assert_eq!(with_interval(10.0, &[8.0], 0.95), Estimate { estimate: 10.0, lower: None, upper: None });
     }
 
     /// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four

@@ -117,6 +117,7 @@ fn record(run: &mut Recorded, level: usize, rps: f64, state: LevelState) {
     run.manifest.levels.push(LevelRecord {
         concurrency: level,
         stage: Stage::Sweep,
+        round: 0,
         criterion_id: format!("concurrency/level/{level}"),
         sample_ns: vec![wave_ns; 10],
         window_s: Some([0.0, window]),
@@ -124,6 +125,8 @@ fn record(run: &mut Recorded, level: usize, rps: f64, state: LevelState) {
         itl_histogram: Vec::new(),
         state,
         reason: None,
+        client: None,
+        rate_limit: None,
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }
