@@ -601,6 +601,43 @@ mod tests {
         assert_eq!(wilson(0, 0), None);
     }
 
+    /// Ranks by `scipy.stats.binom.ppf([.025, .975], n, .95) + [0, 1]`: 64 and 72 of 72, 90 and 100 of 100, 371 and 389
+    /// of 400. Of 71 the upper one would be the 72nd.
+    #[test]
+    fn the_interval_of_p95_lies_between_order_statistics() {
+        let first = |n: u32| (1..=n).rev().map(f64::from).collect();
+        assert_eq!(p95_interval(first(71)), None);
+        for (n, low, high) in [(72, 64.0, 72.0), (100, 90.0, 100.0), (400, 371.0, 389.0)] {
+            assert_eq!(p95_interval(first(n)), Some([low, high]), "{n}");
+        }
+        assert_eq!(p95_interval(Vec::new()), None);
+    }
+
+    #[test]
+    fn drift_is_a_change_of_a_tenth_beyond_both_intervals() {
+        let figure = |rps, lower, upper| Estimate { estimate: rps, lower: Some(lower), upper: Some(upper) };
+        let change = |first, confirmed| Drift { first, confirmed }.change();
+        let first = figure(100.0, 95.0, 105.0);
+        assert_near(change(first, figure(80.0, 76.0, 84.0)), -0.2);
+        assert_near(change(first, figure(120.0, 116.0, 124.0)), 0.2);
+        // Within the noise, or small.
+        assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
+        assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
+        assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
+
+        let measured = |blocks: &[f64]| LevelSummary {
+            throughput_rps: Some(with_interval(10.0, blocks, 0.95)),
+            blocks_rps: blocks.to_vec(),
+            ..LevelSummary::default()
+        };
+        let blocks = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
+        let drift = Drift::between(&measured(&blocks), &measured(&blocks)).unwrap();
+        // scipy.stats.t.ppf(.995, 9) / scipy.stats.t.ppf(.975, 9) times the half-width above
+        let half = 10.0 * 0.199_503_509_310_250_15 / 10.1 * (3.249_835_541_592_143 / 2.262_157_162_798_204_6);
+        assert!((drift.first.upper.unwrap() - 10.0 - half).abs() < 1e-9, "{drift:?}");
+        assert_eq!(Drift::between(&measured(&blocks), &measured(&[])), None);
+    }
+
     // ---- summarize ----
 
     fn request(phase: Phase, start_s: f64, end_s: f64, tokens: Option<u32>) -> RequestOutcome {
@@ -699,6 +736,24 @@ mod tests {
         assert_eq!(summary.ttft_s.unwrap().p50, Some(0.5));
         assert_near(summary.tpot_s.unwrap().mean, 0.15);
         assert_near(summary.itl_s.unwrap().mean, 0.0015);
+    }
+
+    /// What a level cost the client is judged by its worst measurement, a quota by what was said last.
+    #[test]
+    fn measurements_of_a_level_are_pooled() {
+        let quota = |remaining| Some(RateLimit { remaining_requests: Some(remaining), ..RateLimit::default() });
+        let cost = |cpu, lag| Some(ClientLoad { cpu, timer_lag_p95_s: Some(lag) });
+        let mut pool = Pool::new(2);
+        let first = LevelFacts { client: cost(Some(0.4), 0.001), rate_limit: quota(5), ..facts() };
+        let second = LevelFacts { client: cost(None, 0.003), window_s: [0.0, 5.0], rate_limit: quota(3), ..facts() };
+        pool.add(&first, [request(Phase::Measured, 11.0, 13.0, Some(5))]);
+        pool.add(&second, [request(Phase::Measured, 1.0, 2.0, Some(7)), request(Phase::Measured, 2.0, 3.0, None)]);
+        pool.add(&LevelFacts { window_s: [0.0, 0.0], ..facts() }, []);
+        let summary = pool.finish();
+        assert_eq!((summary.requests, summary.duration_s), (Some(3), Some(15.0)));
+        assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
+        assert_eq!(summary.client, cost(Some(0.4), 0.003));
+        assert_eq!(summary.rate_limit, quota(3));
     }
 
     #[test]
