@@ -744,7 +744,7 @@ fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<String> {
         }
         if let Some(by) = client_bound(summary) {
             notes.push(format!(
-                "level {n}: this client was the limit ({by}), so the figures are too low; use a release build, a quieter \
+                "level {n}: this client was the limit ({by}), so the figures may be too low; use a release build, a quieter \
                  or a faster machine"
             ));
         }

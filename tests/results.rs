@@ -90,7 +90,7 @@ struct Recorded {
     manifest: Manifest,
 }
 
-fn first(level: usize) -> Step {
+fn sweep(level: usize) -> Step {
     Step { level, stage: Stage::Sweep, round: 0 }
 }
 
@@ -100,7 +100,7 @@ fn confirm(round: u32, level: usize) -> Step {
 
 /// Measures a level in full at this rate, all requests alike, and leaves Criterion's files as Criterion would.
 fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
-    measure_step(disk, run, first(level), rps);
+    measure_step(disk, run, sweep(level), rps);
 }
 
 fn measure_step(disk: &Disk, run: &mut Recorded, step: Step, rps: f64) {
@@ -191,7 +191,7 @@ fn the_newest_record_whose_times_are_criterions() {
     let mut second = disk.run(CONFIG, &[1, 2]);
     measure(&disk, &mut second, 1, 30.0);
     // Its level 2 never reached Criterion: the older one still stands there.
-    record(&mut second, first(2), 99.0, LevelState::Complete);
+    record(&mut second, sweep(2), 99.0, LevelState::Complete);
     let measured = disk.load(CONFIG).unwrap();
     let rates = taken(&measured);
     assert_eq!((rates[0].0, rates[1].0), (1, 2));
@@ -310,9 +310,9 @@ fn a_level_that_was_cut_is_left_out() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1, 2]);
     measure(&disk, &mut run, 1, 10.0);
-    record(&mut run, first(2), 20.0, LevelState::Cut);
+    record(&mut run, sweep(2), 20.0, LevelState::Cut);
     let times = &run.manifest.levels[1].sample_ns;
-    disk.criterion_file(first(2), "sample.json", &json!({"times": times}));
+    disk.criterion_file(sweep(2), "sample.json", &json!({"times": times}));
     let measured = disk.load(CONFIG).unwrap();
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
@@ -325,7 +325,7 @@ fn a_level_that_was_cut_is_left_out() {
 fn a_run_that_was_cut_off_before_its_first_level() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1, 2]);
-    record(&mut run, first(1), 10.0, LevelState::Cut);
+    record(&mut run, sweep(1), 10.0, LevelState::Cut);
     insta::assert_snapshot!(message(&disk.load(CONFIG).unwrap_err(), &disk), @r"
     the last run (run-1) was cut off before any level was complete, so there is nothing to decide from
 
@@ -384,8 +384,8 @@ fn a_torn_or_missing_sidecar() {
 #[test]
 fn criterions_figures_alone() {
     let disk = Disk::new();
-    disk.estimates(first(10), 80.0);
-    disk.estimates(first(2), 20.0);
+    disk.estimates(sweep(10), 80.0);
+    disk.estimates(sweep(2), 20.0);
     let measured = disk.load(CONFIG).unwrap();
     assert_eq!(taken(&measured), [(2, 20), (10, 80)]);
     assert!(measured.unchecked);
@@ -411,7 +411,7 @@ fn criterion_and_our_own_figure_are_compared() {
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
     assert_eq!(disk.load(CONFIG).unwrap().levels[0].notes, [""; 0]);
-    disk.estimates(first(1), 12.0);
+    disk.estimates(sweep(1), 12.0);
     insta::assert_snapshot!(
         disk.load(CONFIG).unwrap().levels[0].notes.join("\n"),
         @"Criterion's mean gives 12.00 requests/s, 20.00 % from the 10.00 used here: windows of unequal speed"
