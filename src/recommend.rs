@@ -371,9 +371,8 @@ pub(crate) fn value(summary: &LevelSummary, policy: &Policy) -> Option<f64> {
 }
 
 fn uncertain_errors(interval: Option<[f64; 2]>) -> String {
-    interval.map_or_else(String::new, |[low, high]| {
-        format!("error rate uncertain: {} to {}", percent(low), percent(high))
-    })
+    interval
+        .map_or_else(String::new, |[low, high]| format!("error rate uncertain: {} to {}", percent(low), percent(high)))
 }
 
 /// P95 and P99 as the gates see them.
@@ -386,10 +385,9 @@ fn gate_latency(summary: &LevelSummary) -> (Option<f64>, Option<f64>) {
 fn p95_limit(policy: &Policy, reference: Option<(usize, f64)>) -> Option<(f64, String)> {
     match (policy.max_p95_seconds, reference) {
         (Some(limit), _) => Some((limit, format!("max_p95_seconds {}", seconds(limit)))),
-        (None, Some((lowest, p95))) => Some((
-            DEFAULT_P95_FACTOR * p95,
-            format!("{DEFAULT_P95_FACTOR} x the {} of level {lowest}", seconds(p95)),
-        )),
+        (None, Some((lowest, p95))) => {
+            Some((DEFAULT_P95_FACTOR * p95, format!("{DEFAULT_P95_FACTOR} x the {} of level {lowest}", seconds(p95))))
+        }
         (None, None) => None,
     }
 }
@@ -695,7 +693,8 @@ fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
 
 /// The quota as the server's headers give it.
 fn stated_quota(levels: &[JudgedLevel]) -> Option<String> {
-    let stated = levels.iter().rev().find_map(|level| level.summary.rate_limit.filter(|l| l.limit_requests.is_some()))?;
+    let stated =
+        levels.iter().rev().find_map(|level| level.summary.rate_limit.filter(|l| l.limit_requests.is_some()))?;
     let full = stated.reset_s.map_or_else(String::new, |s| format!(", full again in {}", seconds(s)));
     Some(format!("; the server states {} requests (x-ratelimit-limit-requests{full})", stated.limit_requests?))
 }
@@ -819,6 +818,11 @@ fn missing_checks_of(summary: &LevelSummary, policy: &Policy) -> Vec<String> {
             .push(format!("level {n}: P99 needs at least {SMALLEST_N_FOR_P99} requests, so its gate was not checked"));
     }
     missing
+}
+
+/// Whether a level was measured with as many requests as a full result takes.
+pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
+    summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 
 /// The larger of a fixed number of requests and so many times the level.

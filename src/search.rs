@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recommend::{JudgedLevel, Policy, Recommendation, Verdict, recommend, value};
+use crate::recommend::{JudgedLevel, Policy, Recommendation, Verdict, is_full_size, recommend, value};
 use crate::stats::LevelSummary;
 
 /// Which part of a run a measurement belongs to.
@@ -110,11 +110,13 @@ impl Search {
 
     fn queue_round(&mut self, decided: &Recommendation) {
         let Some(round) = self.round.filter(|&round| round < CONFIRM_ROUNDS) else { return };
-        // A probe is too small to be the answer, however clear it looks.
         let narrow = |[low, high]: [usize; 2]| high as f64 <= self.settled_within * low as f64;
-        let settled = decided.interval.is_some_and(narrow) && !decided.provisional;
+        let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
+        // However clear it looks, a few requests are no answer.
+        let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
+        let settled = decided.interval.is_some_and(narrow) && !small;
         let contenders = contenders(decided, &self.policy);
-        if settled || contenders.is_empty() || (contenders.len() < 2 && !decided.provisional) {
+        if settled || contenders.is_empty() || (contenders.len() < 2 && !small) {
             self.round = None;
             return;
         }

@@ -247,10 +247,7 @@ impl ClientLoad {
     /// Of two measurements the worse.
     fn worse(self, other: ClientLoad) -> Self {
         let max = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).max_by(f64::total_cmp);
-        ClientLoad {
-            cpu: max(self.cpu, other.cpu),
-            timer_lag_p95_s: max(self.timer_lag_p95_s, other.timer_lag_p95_s),
-        }
+        ClientLoad { cpu: max(self.cpu, other.cpu), timer_lag_p95_s: max(self.timer_lag_p95_s, other.timer_lag_p95_s) }
     }
 }
 

@@ -322,7 +322,8 @@ impl<'a> Sweep<'a> {
         }
         if let Some(key) = self.no_room(step) {
             let again = if step.stage == Stage::Confirm { " again" } else { "" };
-            let note = format!("level {} was not measured{again}: benchmark.budget.{key} has no room for it", step.level);
+            let note =
+                format!("level {} was not measured{again}: benchmark.budget.{key} has no room for it", step.level);
             self.swept.notes.push(note);
             return None;
         }
@@ -434,7 +435,8 @@ fn bench_level(
     run: &Run,
 ) -> Result<Option<LevelEnd>, SweepError> {
     let Step { level, stage, .. } = measurement.step;
-    let id = if stage == Stage::Confirm { BenchmarkId::from_parameter(level) } else { BenchmarkId::new("level", level) };
+    let id =
+        if stage == Stage::Confirm { BenchmarkId::from_parameter(level) } else { BenchmarkId::new("level", level) };
     let mut hand: Option<Result<LevelInHand, SweepError>> = None;
     let unwound = catch_unwind(AssertUnwindSafe(|| {
         group.bench_with_input(id, measurement, |bencher, measurement| {

@@ -345,8 +345,7 @@ fn mainly_429_is_a_quota() {
     all[3] = failing(all[3].clone(), "RateLimited", 70);
     case("rate_limited", &all, &Policy::default(), Status::RateLimited, None);
     // The server may say how much it allows.
-    all[3].rate_limit =
-        Some(RateLimit { limit_requests: Some(600), remaining_requests: Some(0), reset_s: Some(21.5) });
+    all[3].rate_limit = Some(RateLimit { limit_requests: Some(600), remaining_requests: Some(0), reset_s: Some(21.5) });
     let reason = recommend(&all, &Policy::default()).reason;
     let stated = "passed; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
     assert!(reason.contains(stated), "{reason}");

@@ -106,11 +106,7 @@ fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
 fn measure_step(disk: &Disk, run: &mut Recorded, step: Step, rps: f64) {
     record(run, step, rps, LevelState::Complete);
     let times = run.manifest.levels.last().unwrap().sample_ns.clone();
-    disk.criterion_file(
-        step,
-        "sample.json",
-        &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
-    );
+    disk.criterion_file(step, "sample.json", &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}));
     disk.estimates(step, rps);
 }
 

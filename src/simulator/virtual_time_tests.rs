@@ -140,7 +140,8 @@ fn explained(config: &SimulatorConfig, level: usize) -> ExplainedLevel {
 }
 
 fn error_of(config: &SimulatorConfig, level: usize, total: usize) -> f64 {
-    measure(config, &prompts(), level, total).throughput_rps.unwrap().estimate / explained(config, level).throughput_rps - 1.0
+    measure(config, &prompts(), level, total).throughput_rps.unwrap().estimate / explained(config, level).throughput_rps
+        - 1.0
 }
 
 #[test]
