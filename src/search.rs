@@ -215,7 +215,7 @@ fn fails_at_top(decided: &Recommendation) -> bool {
 fn fill_in(decided: &Recommendation) -> Option<usize> {
     let tested = || decided.levels.iter().map(|level| level.summary.concurrency);
     let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
-    let last_passing = passing.map(|level| level.summary.concurrency).last()?;
+    let last_passing = passing.map(|level| level.summary.concurrency).next_back()?;
     let pick = decided.recommended_concurrency.unwrap_or(last_passing);
     let below = tested().rev().find(|&level| level < pick);
     // While the last passing level is the pick, a better one may lie between it and the gate.
