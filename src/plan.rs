@@ -33,26 +33,37 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The levels of these settings that `selects` names, as far as the budget goes. If the plan `unfolds`, levels are
-    /// measured that follow from figures: those of an adaptive search, and contenders once more.
+    /// The levels of these settings that `selects` names, as far as the budget goes.
     ///
     /// The budget is held by what a level may send at most, so that it cannot be passed.
-    pub fn new(settings: &Settings, prompts: &[Prompt], unfolds: bool, selects: impl Fn(usize) -> bool) -> Self {
+    pub fn new(settings: &Settings, prompts: &[Prompt], selects: impl Fn(usize) -> bool) -> Self {
+        let mut plan = Plan::empty(prompts);
+        plan.list(settings, selects);
+        plan
+    }
+
+    /// All levels of these settings, and what follows from their figures: an adaptive search, and, unless it is a quick
+    /// run, contenders once more.
+    pub fn whole(settings: &Settings, prompts: &[Prompt]) -> Self {
+        let mut plan = Plan::empty(prompts);
+        plan.confirm = !settings.quick;
         let benchmark = &settings.config.benchmark;
-        let mut plan = Plan {
+        match benchmark.levels {
+            Levels::List(_) => plan.list(settings, |_| true),
+            Levels::Auto => plan.search_within(settings, benchmark.min_concurrency, benchmark.max_concurrency),
+        }
+        plan
+    }
+
+    fn empty(prompts: &[Prompt]) -> Self {
+        Plan {
             levels: Vec::new(),
             configured: Vec::new(),
             over_budget: None,
             auto: None,
-            confirm: unfolds && !settings.quick,
+            confirm: false,
             input_tokens: mean_input_tokens(prompts),
-        };
-        if unfolds && benchmark.levels == Levels::Auto {
-            plan.search_within(settings, benchmark.min_concurrency, benchmark.max_concurrency);
-        } else {
-            plan.list(settings, selects);
         }
-        plan
     }
 
     fn list(&mut self, settings: &Settings, selects: impl Fn(usize) -> bool) {
@@ -231,7 +242,7 @@ mod tests {
 
     fn plan(yaml: &str) -> Plan {
         let prompt = Prompt { id: "1".to_owned(), size: "small".to_owned(), text: "x".repeat(250) };
-        Plan::new(&settings(yaml), &[prompt], true, |_| true)
+        Plan::whole(&settings(yaml), &[prompt])
     }
 
     fn levels(plan: &Plan) -> Vec<usize> {
@@ -291,7 +302,7 @@ mod tests {
     fn a_quick_run_takes_every_second_level_and_fewer_requests() {
         let mut settings = settings("llm: {}");
         settings.quick = true;
-        let plan = Plan::new(&settings, &[], true, |_| true);
+        let plan = Plan::whole(&settings, &[]);
         assert_eq!(levels(&plan), [1, 5, 15, 25, 40, 50]);
         assert!(plan.levels.iter().all(|plan| plan.measured() >= 30.max(3 * plan.level)));
         assert!(plan.requests() < 900, "{}", plan.requests());
@@ -322,7 +333,7 @@ mod tests {
         assert!(text.contains("levels auto, from 1 to at most 8, against"), "{text}");
         assert!(text.contains(&format!("at most {} requests of", auto.requests())), "{text}");
         // A filter names levels that are known beforehand.
-        let filtered = Plan::new(&settings(yaml), &[], false, |level| level == 4);
+        let filtered = Plan::new(&settings(yaml), &[], |level| level == 4);
         assert_eq!((levels(&filtered), filtered.configured), (vec![4], vec![1, 2, 4, 8]));
         let poor = plan(&yaml.replace("max_concurrency: 8", "budget: {max_requests: 10}"));
         assert_eq!((levels(&poor), poor.over_budget), (vec![], Some((vec![1], "max_requests"))));

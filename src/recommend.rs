@@ -669,22 +669,25 @@ fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a J
 
 /// A quota is the limit if 429s are most of the failures of the levels that fail on errors.
 fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
-    let (mut limited, mut failed) = (0_u64, 0_u64);
+    let (mut limited, mut failed, mut passed) = (0_u64, 0_u64, 0.0);
     let by_errors = |level: &&JudgedLevel| error_rate(&level.summary).is_some_and(|rate| rate >= policy.max_error_rate);
     for level in levels.iter().filter(|level| level.verdict == Verdict::Fail).filter(by_errors) {
         let failures = &level.summary.failures;
-        limited = limited.saturating_add(failures.get(Failure::RateLimited.name()).copied().unwrap_or_default());
+        let of_level = failures.get(Failure::RateLimited.name()).copied().unwrap_or_default();
+        limited = limited.saturating_add(of_level);
         failed = failures.values().fold(failed, |sum, &count| sum.saturating_add(count));
+        // The last such level has the least left of a burst that a quota may allow at first.
+        if let Some(throughput) = level.summary.throughput_rps.filter(|_| of_level > 0) {
+            passed = throughput.estimate;
+        }
     }
     if limited <= failed / 2 {
         return None;
     }
-    let rates = levels.iter().filter_map(|level| level.summary.throughput_rps.map(|t| t.estimate));
-    let passed = rates.max_by(f64::total_cmp).unwrap_or_default();
     Some(format!(
         "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; about {passed:.2} requests \
-         per second ({:.0} a minute) passed{}. Keep to that rate (or ask for a higher quota) instead of tuning the \
-         concurrency{}",
+         per second ({:.0} a minute, any burst included) passed{}. Keep to that rate (or ask for a higher quota) instead \
+         of tuning the concurrency{}",
         60.0 * passed,
         stated_quota(levels).unwrap_or_default(),
         concurrency_for(levels, passed).unwrap_or_default(),

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recommend::{JudgedLevel, Policy, Recommendation, Verdict, is_full_size, recommend, value};
+use crate::recommend::{
+    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, is_full_size, recommend, value,
+};
 use crate::stats::LevelSummary;
 
 /// Which part of a run a measurement belongs to.
@@ -115,8 +117,10 @@ impl Search {
         // However clear it looks, a few requests are no answer.
         let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
         let settled = decided.interval.is_some_and(narrow) && !small;
+        // Nor does another round help against a quota, or a server that has changed.
+        let hopeless = decided.status == Status::RateLimited || decided.drift == DriftCheck::Found;
         let contenders = contenders(decided, &self.policy);
-        if settled || contenders.is_empty() || (contenders.len() < 2 && !small) {
+        if settled || hopeless || contenders.is_empty() || (contenders.len() < 2 && !small) {
             self.round = None;
             return;
         }

@@ -242,8 +242,10 @@ pub struct Swept {
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
     let prompts = snippets::of_run(settings)?;
-    let unfolds = args.mode == Mode::Measure && !args.is_filtered();
-    let plan = Plan::new(settings, &prompts, unfolds, |level| args.selects(level));
+    let plan = match args.mode {
+        Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
+        _ => Plan::new(settings, &prompts, |level| args.selects(level)),
+    };
     let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
