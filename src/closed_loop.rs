@@ -183,6 +183,7 @@ where
                 let start = Instant::now();
                 let ticket = state.next_ticket();
                 observer.issued(ticket);
+                state.close_if_full(observer);
                 let exchange = send(ticket);
                 let mut given_up = given_up.clone();
                 in_flight.spawn(async move {
@@ -294,7 +295,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Counts a completion into the open window, and closes that if it is full.
+    /// Counts a completion into the open window.
     fn count(&mut self, end_s: f64, succeeded: bool, observer: &mut impl Observer) {
         if self.done() || self.cut {
             return;
@@ -303,7 +304,13 @@ impl<'a> State<'a> {
         self.open.end_s = self.open.end_s.max(end_s);
         self.open.completed += 1;
         self.open.succeeded += usize::from(succeeded);
-        if !self.is_full() {
+        self.close_if_full(observer);
+    }
+
+    /// Closes the open window if it is full. It ends with its last completion: where many come at the same instant, the
+    /// cohort is whole only once the tickets after them are issued.
+    fn close_if_full(&mut self, observer: &mut impl Observer) {
+        if self.open.completed == 0 || !self.is_full() {
             return;
         }
         let closed = self.open;
@@ -479,6 +486,33 @@ mod tests {
             assert!(record.sent <= plan.tickets());
             assert_eq!(log.windows.len(), 11, "the warm-up and ten windows");
         }
+    }
+
+    /// Ten in flight and eight slots, each request 100 ms: all that end together do so at a multiple of 100 ms, and 8 a
+    /// time. The cohort of 100 is short when the last window has its completions; to wait for the next ones, for which
+    /// there are no more tickets, would measure eight in flight.
+    #[test]
+    fn the_last_window_does_not_outlast_the_tickets() {
+        let slots = Arc::new(Semaphore::new(8));
+        let plan = LoopPlan::new(10, 100, 5, 10, 10);
+        let mut log = Log::default();
+        let (_keep, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let send = |_| {
+            let slots = slots.clone();
+            async move {
+                let _slot = slots.acquire().await.expect("nobody closes it");
+                tokio::time::sleep(ms(100)).await;
+                Reply::default()
+            }
+        };
+        let record = runtime.block_on(run(&plan, stop, send, &mut log));
+        let window = record.window_s().expect("complete");
+        let shares: f64 = log.outcomes.iter().map(|outcome| outcome.share(window)).sum();
+        let rps = shares / (window[1] - window[0]);
+        assert!((rps / 80.0 - 1.0).abs() < 1e-9, "{rps} where the truth is 80");
+        assert!(measured(&log) >= plan.measured());
     }
 
     #[test]
