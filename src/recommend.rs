@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::outcome::Failure;
-use crate::stats::{LevelState, LevelSummary, wilson};
+use crate::stats::{BLOCKS, LevelState, LevelSummary, wilson};
 use crate::usl::{self, Usl};
 
 /// What the decision maximises.
@@ -590,15 +590,25 @@ fn resampled_picks(candidates: &[Candidate], pick: usize, tolerance: f64) -> Opt
     Some([pick.min(*low), pick.max(*high)])
 }
 
-/// The candidate's value with its blocks drawn anew: scaled by the ratio of the drawn mean to the original mean.
+/// The candidate's value with its measurements drawn anew, and in each its blocks: scaled by the ratio of the drawn mean
+/// to the original mean.
+///
+/// In two stages, because a server may be faster or slower for the whole of a measurement: its blocks then are too high
+/// or too low together, and show nothing of that (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
 fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
     let blocks = &candidate.blocks;
-    let original: f64 = blocks.iter().sum();
+    let original = blocks.iter().sum::<f64>() / blocks.len() as f64;
     if original <= 0.0 {
         return candidate.value;
     }
-    let drawn: f64 = (0..blocks.len()).map(|_| blocks[rng.random_range(0..blocks.len())]).sum();
-    candidate.value * drawn / original
+    let measurements: Vec<&[f64]> = blocks.chunks(BLOCKS).collect();
+    let (mut drawn, mut n) = (0.0, 0);
+    for _ in 0..measurements.len() {
+        let measurement = measurements[rng.random_range(0..measurements.len())];
+        drawn += measurement.iter().map(|_| measurement[rng.random_range(0..measurement.len())]).sum::<f64>();
+        n += measurement.len();
+    }
+    candidate.value * drawn / n as f64 / original
 }
 
 /// Relative half-width of the level's throughput interval.

@@ -117,7 +117,8 @@ pub struct LevelSummary {
     /// The windows, one per Criterion sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Vec<Sample>>,
-    /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from.
+    /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from. Ten per
+    /// measurement, one measurement after the other.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
@@ -424,7 +425,7 @@ impl Permit {
 }
 
 /// Blocks per measurement.
-const BLOCKS: usize = 10;
+pub const BLOCKS: usize = 10;
 
 /// Throughput by consecutive blocks of the cohort, in order of issue.
 ///
