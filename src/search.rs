@@ -38,6 +38,9 @@ pub struct Step {
 
 /// Contenders are measured again at most this often.
 pub const CONFIRM_ROUNDS: u32 = 3;
+/// Contenders are measured again at least this often: a single measurement shows nothing of how much the server differs
+/// from one to the next, however narrow its interval is (`benches/replicates.rs`).
+const FEWEST_ROUNDS: u32 = 2;
 /// A passing level with at least this share of the best throughput is a contender.
 const CONTENDER: f64 = 0.85;
 /// A level with this share of the best throughput is as good a reference as the best itself.
@@ -116,7 +119,7 @@ impl Search {
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
         // However clear it looks, a few requests are no answer.
         let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
-        let settled = decided.interval.is_some_and(narrow) && !small;
+        let settled = decided.interval.is_some_and(narrow) && !small && round >= FEWEST_ROUNDS;
         // Nor does another round help against a quota, or a server that has changed.
         let hopeless = decided.status == Status::RateLimited || decided.drift == DriftCheck::Found;
         let contenders = contenders(decided, &self.policy);
@@ -285,9 +288,12 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_answer_needs_no_confirm_round() {
-        let (steps, decided) = steps(Search::listed(&[1, 10, 20, 40], &Policy::default(), true), knee(20));
-        assert_eq!(steps.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20, 40]);
+    fn a_clear_answer_is_confirmed_twice_and_a_lone_contender_not_at_all() {
+        let (twice, decided) = steps(Search::listed(&[1, 10, 20, 40], &Policy::default(), true), knee(20));
+        assert_eq!(twice.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20, 40, 20, 40, 40, 20]);
+        assert_eq!(decided.recommended_concurrency, Some(20));
+        let (once, decided) = steps(Search::listed(&[1, 10, 20], &Policy::default(), true), knee(20));
+        assert_eq!(once.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20]);
         assert_eq!(decided.recommended_concurrency, Some(20));
     }
 
