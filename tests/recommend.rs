@@ -271,6 +271,21 @@ fn windows_too_noisy_to_decide() {
     assert!(low <= 2 && high >= 10, "{low} {high}");
 }
 
+/// Each measurement alone is as clear as can be, but they differ by a tenth: 10 has 0.975 of the best on average, and less
+/// than 0.95 in one of the two. Their twenty parts in one pot would hide it.
+#[test]
+fn measurements_that_differ_widen_the_interval() {
+    let twice = |first: f64, second: f64, level: LevelSummary| LevelSummary {
+        blocks_rps: [vec![first; 10], vec![second; 10]].concat(),
+        ..level
+    };
+    let best = twice(100.0, 100.0, level(20, 100.0));
+    let wavering = recommend(&[twice(92.5, 102.5, level(10, 97.5)), best.clone()], &Policy::default());
+    assert_eq!((wavering.recommended_concurrency, wavering.interval), (Some(10), Some([10, 20])));
+    let steady = recommend(&[twice(97.5, 97.5, level(10, 97.5)), best], &Policy::default());
+    assert_eq!((steady.recommended_concurrency, steady.interval), (Some(10), Some([10, 10])));
+}
+
 /// What a level gave at first and in its confirm rounds, each known to ±4 %.
 fn confirmed(first: f64, again: f64, level: LevelSummary) -> LevelSummary {
     let figure = |rps: f64| Estimate { estimate: rps, lower: Some(0.96 * rps), upper: Some(1.04 * rps) };

@@ -11,7 +11,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::engine::{Engine, Token};
-use super::lengths::{OutputLengths, prompt_tokens};
+use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
+use super::limits::PrefixCache;
 use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
 use crate::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
 use crate::outcome::{Failure, Reply, RequestOutcome};
@@ -94,12 +95,24 @@ fn run(
     level: usize,
     total: usize,
 ) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
-    let plan = LoopPlan::new(level, total, 5, SAMPLES, level);
     let lengths = OutputLengths::new(config.seed, config.output_tokens.clone());
+    run_work(config, level, total, |seq| {
+        let prompt = &prompts[seq as usize % prompts.len()];
+        (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens)
+    })
+}
+
+/// `work` gives a request the tokens to prefill and the tokens to decode.
+fn run_work(
+    config: &SimulatorConfig,
+    level: usize,
+    total: usize,
+    mut work: impl FnMut(u64) -> (u32, u32),
+) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
+    let plan = LoopPlan::new(level, total, 5, SAMPLES, level);
     let server = Server::new(config);
     let send = |ticket: closed_loop::Ticket| {
-        let prompt = &prompts[ticket.seq as usize % prompts.len()];
-        let (input, output) = (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens);
+        let (input, output) = work(ticket.seq);
         let server = server.clone();
         async move { server.answer(input, output).await }
     };
@@ -174,6 +187,58 @@ fn a_full_queue_gives_the_error_rate_that_is_explained() {
     let (rate, rps) = (summary.error_rate.unwrap(), summary.throughput_rps.unwrap().estimate);
     assert!((rate - truth.error_rate).abs() < 0.01, "{rate} {}", truth.error_rate);
     assert!((rps / truth.throughput_rps - 1.0).abs() < 0.005, "{rps} {}", truth.throughput_rps);
+}
+
+// ---- the prefix cache ----
+
+/// Prompts without and with a prefix that makes each unique, against a server that has a prefix cache or none.
+struct Prompts {
+    unique: bool,
+    cache: Option<PrefixCache>,
+}
+
+/// What one level came to.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    sent: u64,
+    cached_tokens: u32,
+    rps: f64,
+}
+
+impl Prompts {
+    /// Levels 4 and 8, one after the other: the same prompts at both.
+    fn measure(mut self) -> [Seen; 2] {
+        let config = SimulatorConfig { prefill_ms_per_token: 1.0, ..config(8, OutputTokens::Fixed { tokens: 12 }) };
+        [4, 8].map(|level| {
+            let mut cached_tokens = 0;
+            let (record, facts, outcomes) = run_work(&config, level, 100, |seq| {
+                let prefix = if self.unique { format!("{level:08x}{seq:08x} ") } else { String::new() };
+                let prompt = prefix + &format!("{seq:04}").repeat(150);
+                let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt) / CHARS_PER_TOKEN) as u32;
+                cached_tokens += cached;
+                (prompt_tokens(&prompt) - cached, 12)
+            });
+            let rps = stats::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
+            Seen { sent: record.sent, cached_tokens, rps }
+        })
+    }
+}
+
+#[test]
+fn a_prefix_cache_favours_the_later_level_unless_prompts_are_unique() {
+    let measure = |unique, cache| Prompts { unique, cache }.measure();
+    let with_cache = || Some(PrefixCache::default());
+    let [plain_4, plain_8] = measure(false, None);
+    let [reuse_4, reuse_8] = measure(false, with_cache());
+    // Level 4 meets an empty cache; level 8 finds there all that level 4 sent, two blocks of 64 tokens each.
+    assert_eq!(reuse_4, plain_4);
+    assert_eq!(u64::from(reuse_8.cached_tokens), reuse_4.sent * 128);
+    assert!(reuse_8.rps > 1.5 * plain_8.rps, "{} where the truth is {}", reuse_8.rps, plain_8.rps);
+    // With `cache: fresh` the cache might as well not be there, at the price of a prefix of five tokens.
+    let fresh = measure(true, with_cache());
+    assert_eq!(fresh, measure(true, None));
+    assert!(fresh.iter().all(|level| level.cached_tokens == 0));
+    assert!(fresh[1].rps > 0.95 * plain_8.rps, "{} where the truth is {}", fresh[1].rps, plain_8.rps);
 }
 
 // ---- the adaptive search ----

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
 use llm_concurrency::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::stats::{LevelFacts, LevelSummary, Pool, Sample};
+use llm_concurrency::stats::{Drift, LevelFacts, LevelSummary, Pool, Sample};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
@@ -183,13 +183,18 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
     })
 }
 
-/// All measurements of one level, pooled.
+/// All measurements of one level, pooled; with the first one held against the others, as after confirm rounds.
 pub fn pooled(measurements: &[Measured]) -> LevelSummary {
-    let mut pool = Pool::new(measurements[0].facts.concurrency);
-    for measured in measurements {
-        pool.add(&measured.facts, measured.outcomes.iter().cloned());
-    }
-    pool.finish()
+    let pool = |measurements: &[Measured]| {
+        let mut pool = Pool::new(measurements[0].facts.concurrency);
+        for measured in measurements {
+            pool.add(&measured.facts, measured.outcomes.iter().cloned());
+        }
+        pool.finish()
+    };
+    let (first, confirmed) = measurements.split_at(1);
+    let drift = if confirmed.is_empty() { None } else { Drift::between(&pool(first), &pool(confirmed)) };
+    LevelSummary { drift, ..pool(measurements) }
 }
 
 #[derive(Default)]
