@@ -199,6 +199,8 @@ const REACHED: f64 = 0.9;
 const BUSY_CPU: f64 = 0.5;
 const LATE_TIMER_S: f64 = 0.001;
 const LATE_TIMER_SHARE: f64 = 0.05;
+/// A change of the server's speed is drift if it is beyond this many standard deviations of what its rounds show anyway.
+const BEYOND_NOISE: f64 = 3.0;
 const RESAMPLES: usize = 2_000;
 /// Wider than this many levels, and with a half-width above the second, the pick is too noisy.
 const WIDEST_INTERVAL: usize = 3;
@@ -487,14 +489,17 @@ fn drift_check(levels: &[JudgedLevel]) -> DriftCheck {
     }
 }
 
-/// Which levels were not as fast when measured again.
+/// Which levels were not as fast when measured again, by more than their rounds differ among themselves.
 fn drifted(levels: &[JudgedLevel]) -> Option<String> {
+    let spread = spread_of_rounds(levels);
     let changes: Vec<String> = levels
         .iter()
         .filter(|level| level.verdict != Verdict::NotUsed)
         .filter_map(|level| {
             let drift = level.summary.drift?;
-            let change = 100.0 * drift.change()?;
+            let rounds = rounds(&level.summary).len().max(1) as f64;
+            let noise = BEYOND_NOISE * spread * (1.0 + 1.0 / rounds).sqrt();
+            let change = 100.0 * drift.change().filter(|change| change.abs() > noise)?;
             let (first, confirmed) = (drift.first.estimate, drift.confirmed.estimate);
             Some(format!(
                 "level {} gave {first:.2} requests/s at first and {confirmed:.2} when measured again ({change:+.1} %)",
@@ -509,6 +514,29 @@ fn drifted(levels: &[JudgedLevel]) -> Option<String> {
             changes.join("; ")
         )
     })
+}
+
+/// The means of a level's confirm rounds: of all its measurements but the first.
+fn rounds(summary: &LevelSummary) -> Vec<f64> {
+    let measurements = summary.blocks_rps.chunks_exact(BLOCKS);
+    measurements.skip(1).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
+}
+
+/// Standard deviation between the confirm rounds of a level, relative to their mean, over all levels that have two or
+/// more; 0 where none has.
+///
+/// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
+/// where the interval of a throughput comes from.
+fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
+    let (mut squares, mut freedom) = (0.0, 0);
+    for rounds in levels.iter().map(|level| rounds(&level.summary)).filter(|rounds| rounds.len() > 1) {
+        let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
+        if mean > 0.0 {
+            squares += rounds.iter().map(|round| (round / mean - 1.0).powi(2)).sum::<f64>();
+            freedom += rounds.len() - 1;
+        }
+    }
+    if freedom > 0 { (squares / freedom as f64).sqrt() } else { 0.0 }
 }
 
 /// By what this client, not the server, was the limit at a level.

@@ -119,9 +119,11 @@ impl Search {
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
         // However clear it looks, a few requests are no answer.
         let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
-        let settled = decided.interval.is_some_and(narrow) && !small && round >= FEWEST_ROUNDS;
+        // One round cannot tell drift from noise, two can.
+        let drift = decided.drift == DriftCheck::Found;
+        let settled = decided.interval.is_some_and(narrow) && !small && !drift && round >= FEWEST_ROUNDS;
         // Nor does another round help against a quota, or a server that has changed.
-        let hopeless = decided.status == Status::RateLimited || decided.drift == DriftCheck::Found;
+        let hopeless = decided.status == Status::RateLimited || (drift && round >= 2);
         let contenders = contenders(decided, &self.policy);
         if settled || hopeless || contenders.is_empty() || (contenders.len() < 2 && !small) {
             self.round = None;

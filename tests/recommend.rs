@@ -309,6 +309,18 @@ fn a_contender_that_drifted_by_20_percent_decides_nothing() {
     assert_eq!(recommend(&once, &Policy::default()).drift, DriftCheck::NotChecked);
 }
 
+/// The same change is drift where the confirm rounds agree with each other, and noise where they do not.
+#[test]
+fn a_change_within_what_the_rounds_differ_is_no_drift() {
+    let in_rounds = |rounds: [f64; 2]| LevelSummary {
+        blocks_rps: [100.0, rounds[0], rounds[1]].iter().flat_map(|&rps| [rps; 10]).collect(),
+        ..confirmed(100.0, 80.0, level(20, 86.7))
+    };
+    let drift = |rounds| recommend(&[level(10, 50.0), in_rounds(rounds), level(40, 80.0)], &Policy::default()).drift;
+    assert_eq!(drift([79.0, 81.0]), DriftCheck::Found);
+    assert_eq!(drift([70.0, 90.0]), DriftCheck::None);
+}
+
 #[test]
 fn drift_that_was_not_checked_is_said_where_more_than_one_level_may_be_the_pick() {
     let mut all = levels(&[(1, 10.0), (10, 95.0), (20, 100.0), (40, 100.0)]);
