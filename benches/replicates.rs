@@ -98,7 +98,7 @@ impl Bars {
     }
 
     fn verdict(self) -> ExitCode {
-        println!("| bar | measured | |\n|---|---|---|\n{}\n", self.lines.join("\n"));
+        println!("### What was asked for\n\n| bar | measured | |\n|---|---|---|\n{}\n", self.lines.join("\n"));
         if self.missed > 0 {
             println!("{} bars missed.", self.missed);
             return ExitCode::FAILURE;
@@ -454,7 +454,8 @@ fn study_decisions(sweeps: usize, bars: &mut Bars) {
         }
         tally
     };
-    println!("All {} servers, {sweeps} sweeps each:\n", scenarios.len());
+    println!("### The recommendation\n");
+    println!("All {} servers together, {sweeps} sweeps of each:\n", scenarios.len());
     println!("| noise CV | method {}\n|---|---|---|---|---|---|---|---|---|---|---|", Tally::header());
     for (at, cv) in NOISE.iter().enumerate() {
         for (method, named) in Method::ALL.iter().enumerate() {
@@ -514,7 +515,10 @@ const INTERVALS: [&str; 4] =
 const PLACES: [(usize, usize); 4] = [(1, 8), (8, 8), (10, 8), (20, 20)];
 
 fn study_intervals(bars: &mut Bars) {
-    println!("{REPLICATES} measurements a line; share of the 95 % intervals that hold the true throughput:\n");
+    println!("### The throughput of one level\n");
+    println!(
+        "{REPLICATES} measurements a line. The last four columns: share of the 95 % intervals that hold the truth.\n"
+    );
     let columns = INTERVALS.join(" | ");
     println!("| sigma | requests | level | slots | bias | bias with a barrier | half-width | {columns} |");
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
@@ -523,7 +527,7 @@ fn study_intervals(bars: &mut Bars) {
             study_interval(bars, sigma, &full_plan(level, total), slots);
         }
     }
-    println!("\nEqual service times, {TOTAL} requests or 10 x the level; error of the throughput:\n");
+    println!("\nThe error where service times are equal, with {TOTAL} requests or 10 x the level:\n");
     println!("| level | slots | by share of life | by counting completions | with a barrier |\n|---|---|---|---|---|");
     for (level, slots) in PLACES {
         let found = Found::new(&virtual_time(), &Server::knee(slots, 0.0), &full_plan(level, TOTAL), 0);
