@@ -100,7 +100,7 @@ impl Bars {
     fn verdict(self) -> ExitCode {
         println!("### What was asked for\n\n| bar | measured | |\n|---|---|---|\n{}\n", self.lines.join("\n"));
         if self.missed > 0 {
-            println!("{} bars missed.", self.missed);
+            println!("Bars missed: {}.", self.missed);
             return ExitCode::FAILURE;
         }
         println!("All bars kept.");
