@@ -152,6 +152,14 @@ pub trait Observer {
     fn window(&mut self, window: Window);
 }
 
+/// Keeps what became of each request.
+impl Observer for Vec<RequestOutcome> {
+    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
+        self.push(outcome);
+    }
+    fn window(&mut self, _: Window) {}
+}
+
 /// Runs one level to its end, the drain included.
 ///
 /// `send` is called once a permit is held, and its future is spawned: latency is from there to its return.

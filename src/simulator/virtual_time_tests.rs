@@ -14,7 +14,7 @@ use super::engine::{Engine, Token};
 use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
 use super::limits::PrefixCache;
 use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
-use crate::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
+use crate::closed_loop::{self, LoopPlan, LoopRecord};
 use crate::outcome::{Failure, Reply, RequestOutcome};
 use crate::recommend::{Policy, recommend};
 use crate::search::Search;
@@ -73,16 +73,6 @@ impl Server {
     }
 }
 
-#[derive(Default)]
-struct Kept(Vec<RequestOutcome>);
-
-impl Observer for Kept {
-    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
-        self.0.push(outcome);
-    }
-    fn window(&mut self, _: Window) {}
-}
-
 /// Measures one level in virtual time.
 fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> LevelSummary {
     let (_, facts, outcomes) = run(config, prompts, level, total);
@@ -117,18 +107,18 @@ fn run_work(
         async move { server.answer(input, output).await }
     };
     let (_keep, stop) = watch::channel(false);
-    let mut kept = Kept::default();
+    let mut outcomes = Vec::new();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let record = runtime.block_on(async {
         let stepping = server.clone();
         tokio::spawn(async move { stepping.run().await });
-        closed_loop::run(&plan, stop, send, &mut kept).await
+        closed_loop::run(&plan, stop, send, &mut outcomes).await
     });
     assert!(record.sent <= plan.tickets());
     let facts =
         LevelFacts { concurrency: level, window_s: record.window_s().expect("complete"), ..LevelFacts::default() };
-    (record, facts, kept.0)
+    (record, facts, outcomes)
 }
 
 /// All parts are whole milliseconds: tokio's timer knows nothing finer, in virtual time neither.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
+use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
 use llm_concurrency::outcome::{Failure, Reply, RequestOutcome};
 use llm_concurrency::stats::{Drift, LevelFacts, LevelSummary, Pool, Sample};
+use llm_concurrency::sweep;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
@@ -146,21 +147,16 @@ pub fn virtual_time() -> Runtime {
 /// One level, by the closed loop of the sweep.
 pub fn measure(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Measured {
     let (_keep, stop) = watch::channel(false);
-    let mut kept = Kept::default();
-    let record = runtime.block_on(closed_loop::run(plan, stop, |_| busy.send(), &mut kept));
-    let samples = record.windows.iter().map(|window| Sample {
-        duration_s: window.duration_s(),
-        completed: window.completed as u64,
-        succeeded: window.succeeded as u64,
-    });
+    let mut outcomes = Vec::new();
+    let record = runtime.block_on(closed_loop::run(plan, stop, |_| busy.send(), &mut outcomes));
     let facts = LevelFacts {
         concurrency: plan.level,
         window_s: record.window_s().expect("the loop ran to its end"),
-        samples: samples.collect(),
+        samples: record.windows.iter().map(sweep::sample_of).collect(),
         request_timeout_s: 1e6,
         ..LevelFacts::default()
     };
-    Measured { record, facts, outcomes: kept.0 }
+    Measured { record, facts, outcomes }
 }
 
 /// The same requests in batches that wait for their own last one: seconds and successes of each batch.
@@ -195,14 +191,4 @@ pub fn pooled(measurements: &[Measured]) -> LevelSummary {
     let (first, confirmed) = measurements.split_at(1);
     let drift = if confirmed.is_empty() { None } else { Drift::between(&pool(first), &pool(confirmed)) };
     LevelSummary { drift, ..pool(measurements) }
-}
-
-#[derive(Default)]
-struct Kept(Vec<RequestOutcome>);
-
-impl Observer for Kept {
-    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
-        self.0.push(outcome);
-    }
-    fn window(&mut self, _: Window) {}
 }
