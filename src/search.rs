@@ -38,7 +38,7 @@ pub struct Step {
 
 /// Contenders are measured again at most this often.
 pub const CONFIRM_ROUNDS: u32 = 3;
-/// Contenders are measured again at least this often: a single measurement shows nothing of how much the server differs
+/// Contenders of a list are measured again at least this often: a single measurement shows nothing of how much the server differs
 /// from one to the next, however narrow its interval is (`benches/replicates.rs`).
 const FEWEST_ROUNDS: u32 = 1;
 /// A passing level with at least this share of the best throughput is a contender.
@@ -63,6 +63,8 @@ pub struct Search {
     auto: Option<Auto>,
     /// An interval whose ends are closer than this factor is settled; 1: only one of a single level.
     settled_within: f64,
+    /// So many rounds are made however clear the answer looks.
+    fewest_rounds: u32,
     /// The round that is queued or was measured last; `None` if there are to be none.
     round: Option<u32>,
 }
@@ -75,6 +77,7 @@ impl Search {
             queue: levels.iter().map(|&level| Step { level, stage: Stage::Sweep, round: 0 }).collect(),
             auto: None,
             settled_within: 1.0,
+            fewest_rounds: FEWEST_ROUNDS,
             round: confirm.then_some(0),
         }
     }
@@ -88,6 +91,8 @@ impl Search {
             auto: Some(Auto { lowest, highest, fill_ins: 0 }),
             // It does not tell levels apart that are closer; nor need its confirm rounds.
             settled_within: CLOSE_BELOW,
+            // With a round in any case it would send more than half of what a grid takes.
+            fewest_rounds: 0,
             round: Some(0),
         }
     }
@@ -121,7 +126,7 @@ impl Search {
         let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
         // One round cannot tell drift from noise, two can.
         let drift = decided.drift == DriftCheck::Found;
-        let settled = decided.interval.is_some_and(narrow) && !small && !drift && round >= FEWEST_ROUNDS;
+        let settled = decided.interval.is_some_and(narrow) && !small && !drift && round >= self.fewest_rounds;
         // Nor does another round help against a quota, or a server that has changed.
         let hopeless = decided.status == Status::RateLimited || (drift && round >= 2);
         let contenders = contenders(decided, &self.policy);
