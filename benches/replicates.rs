@@ -272,7 +272,8 @@ impl Noisy<'_> {
         while let Some(step) = search.next(&summaries.values().cloned().collect::<Vec<_>>()) {
             let level = step.level;
             let of_level = measured.entry(level).or_default();
-            of_level.push(self.measure(&full_plan(level, TOTAL)));
+            let plan = LoopPlan::new(level, TOTAL, WARMUP, SAMPLES, search.smallest_window(level));
+            of_level.push(self.measure(&plan));
             requests += of_level.last().map_or(0, |measured| measured.record.sent);
             let summary = pooled(of_level);
             if of_level.len() == 1 {

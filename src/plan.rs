@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::closed_loop::LoopPlan;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
 use crate::recommend::Policy;
-use crate::search::{CONFIRM_ROUNDS, Search, adaptive_at_most};
+use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
 use crate::snippets::Prompt;
 
 /// Criterion samples per level: its minimum.
@@ -71,7 +71,7 @@ impl Plan {
         self.configured = if settings.quick { every_second(&all) } else { all };
         let mut selected = self.configured.clone().into_iter().filter(|&level| selects(level));
         while let Some(level) = selected.next() {
-            let further = level_plan(settings, level);
+            let further = self.level_plan(settings, level);
             if let Some(key) = self.no_room(settings, self.requests(), &further) {
                 let left_out: Vec<usize> = std::iter::once(level).chain(selected).collect();
                 self.configured.retain(|level| !left_out.contains(level));
@@ -84,11 +84,11 @@ impl Plan {
 
     fn search_within(&mut self, settings: &Settings, lowest: usize, highest: usize) {
         self.auto = Some((lowest, highest));
-        match self.no_room(settings, 0, &level_plan(settings, lowest)) {
+        match self.no_room(settings, 0, &self.level_plan(settings, lowest)) {
             Some(key) => self.over_budget = Some((vec![lowest], key)),
             None => {
                 let levels = adaptive_at_most(lowest, highest).into_iter();
-                self.levels = levels.map(|level| level_plan(settings, level)).collect();
+                self.levels = levels.map(|level| self.level_plan(settings, level)).collect();
             }
         }
     }
@@ -100,6 +100,21 @@ impl Plan {
             Some((lowest, highest)) => Search::adaptive(lowest, highest, policy).without_confirm(),
             None => Search::listed(&self.configured, policy, self.confirm),
         }
+    }
+
+    /// How one level is measured.
+    pub fn level_plan(&self, settings: &Settings, level: usize) -> LoopPlan {
+        let benchmark = &settings.config.benchmark;
+        let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
+        let plan = if settings.quick {
+            // Fewer than `level` completions per window: the time per wave is scaled from them.
+            let total = QUICK.0.max(QUICK.1 * level);
+            LoopPlan::new(level, total, level, SAMPLES, 1)
+        } else {
+            let window = smallest_window(level, self.auto.is_some());
+            LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, window)
+        };
+        plan.with_request_timeout(timeout)
     }
 
     /// The key of the limit that `further` might pass, after so many requests.
@@ -114,7 +129,11 @@ impl Plan {
 
     /// The same with all confirm rounds.
     fn requests_with_confirm(&self) -> u64 {
-        self.requests() * if self.confirm { 1 + u64::from(CONFIRM_ROUNDS) } else { 1 }
+        self.requests() * if self.confirm { 1 + u64::from(self.most_rounds()) } else { 1 }
+    }
+
+    fn most_rounds(&self) -> u32 {
+        most_rounds(self.auto.is_some())
     }
 
     /// US dollars that so many requests cost at most, where prices are known; the input tokens in it are estimated.
@@ -172,7 +191,8 @@ impl Plan {
         if self.confirm {
             let more = self.requests_with_confirm() - requests;
             text.push_str(&format!(
-                "      then, while the answer is not clear, up to {CONFIRM_ROUNDS} rounds of the levels near the best: at most {more} requests more{}\n",
+                "      then, while the answer is not clear, up to {} rounds of the levels near the best: at most {more} requests more{}\n",
+                self.most_rounds(),
                 cost(more)
             ));
         }
@@ -206,20 +226,6 @@ fn list(levels: &[usize]) -> String {
 fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
     let characters: usize = prompts.iter().map(|prompt| prompt.text.chars().count()).sum();
     characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
-}
-
-/// How one level is measured.
-pub fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
-    let benchmark = &settings.config.benchmark;
-    let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
-    let plan = if settings.quick {
-        // Fewer than `level` completions per window: the time per wave is scaled from them.
-        let total = QUICK.0.max(QUICK.1 * level);
-        LoopPlan::new(level, total, level, SAMPLES, 1)
-    } else {
-        LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, level)
-    };
-    plan.with_request_timeout(timeout)
 }
 
 /// The first, third, … and last level.
@@ -318,7 +324,7 @@ mod tests {
         assert!(text.contains("up to 3 rounds of the levels near the best: at most 678 requests more"), "{text}");
         assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
         // Level 10 takes at most 120: after 280 it still fits.
-        let further = level_plan(&settings(budget), 10);
+        let further = listed.level_plan(&settings(budget), 10);
         assert_eq!(listed.no_room(&settings(budget), 280, &further), None);
         assert_eq!(listed.no_room(&settings(budget), 281, &further), Some("max_requests"));
     }

@@ -36,11 +36,14 @@ pub struct Step {
     pub round: u32,
 }
 
-/// Contenders are measured again at most this often.
-pub const CONFIRM_ROUNDS: u32 = 3;
-/// Contenders of a list are measured again at least this often: a single measurement shows nothing of how much the server differs
-/// from one to the next, however narrow its interval is (`benches/replicates.rs`).
+/// Contenders are measured again at most this often; in an adaptive search twice as often, since its measurements are
+/// half as large.
+const CONFIRM_ROUNDS: u32 = 3;
+/// And at least this often: a single measurement shows nothing of how much the server differs from one to the next,
+/// however narrow its interval is (`benches/replicates.rs`).
 const FEWEST_ROUNDS: u32 = 1;
+/// A change of the server's speed is believed after so many rounds: fewer tell too little of how much it differs anyway.
+const FEWEST_TO_DRIFT: u32 = 3;
 /// A passing level with at least this share of the best throughput is a contender.
 const CONTENDER: f64 = 0.85;
 /// A level with this share of the best throughput is as good a reference as the best itself.
@@ -61,10 +64,7 @@ pub struct Search {
     queue: VecDeque<Step>,
     /// The adaptive search while it runs.
     auto: Option<Auto>,
-    /// An interval whose ends are closer than this factor is settled; 1: only one of a single level.
-    settled_within: f64,
-    /// So many rounds are made however clear the answer looks.
-    fewest_rounds: u32,
+    adaptive: bool,
     /// The round that is queued or was measured last; `None` if there are to be none.
     round: Option<u32>,
 }
@@ -76,8 +76,7 @@ impl Search {
             policy: policy.clone(),
             queue: levels.iter().map(|&level| Step { level, stage: Stage::Sweep, round: 0 }).collect(),
             auto: None,
-            settled_within: 1.0,
-            fewest_rounds: FEWEST_ROUNDS,
+            adaptive: false,
             round: confirm.then_some(0),
         }
     }
@@ -89,10 +88,7 @@ impl Search {
             policy: policy.clone(),
             queue: VecDeque::new(),
             auto: Some(Auto { lowest, highest, fill_ins: 0 }),
-            // It does not tell levels apart that are closer; nor need its confirm rounds.
-            settled_within: CLOSE_BELOW,
-            // With a round in any case it would send more than half of what a grid takes.
-            fewest_rounds: 0,
+            adaptive: true,
             round: Some(0),
         }
     }
@@ -100,6 +96,18 @@ impl Search {
     /// The same without measuring contenders again.
     pub fn without_confirm(self) -> Self {
         Search { round: None, ..self }
+    }
+
+    /// How many requests a window of a level takes at least: a wave of the level, and ten of them a full measurement.
+    /// An adaptive search meets levels far above the knee, and learns from them only that they are. So it measures each
+    /// with half as many; its confirm rounds make up the rest where it matters.
+    pub fn smallest_window(&self, level: usize) -> usize {
+        smallest_window(level, self.adaptive)
+    }
+
+    /// How often contenders are measured again at most.
+    pub fn most_rounds(&self) -> u32 {
+        most_rounds(self.adaptive)
     }
 
     /// The next measurement, given the figures so far: one summary per level, all its measurements pooled.
@@ -119,16 +127,15 @@ impl Search {
     }
 
     fn queue_round(&mut self, decided: &Recommendation) {
-        let Some(round) = self.round.filter(|&round| round < CONFIRM_ROUNDS) else { return };
-        let narrow = |[low, high]: [usize; 2]| high as f64 <= self.settled_within * low as f64;
+        let Some(round) = self.round.filter(|&round| round < self.most_rounds()) else { return };
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
         // However clear it looks, a few requests are no answer.
         let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
-        // One round cannot tell drift from noise, two can.
         let drift = decided.drift == DriftCheck::Found;
-        let settled = decided.interval.is_some_and(narrow) && !small && !drift && round >= self.fewest_rounds;
+        let settled =
+            decided.interval.is_some_and(|[low, high]| low == high) && !small && !drift && round >= FEWEST_ROUNDS;
         // Nor does another round help against a quota, or a server that has changed.
-        let hopeless = decided.status == Status::RateLimited || (drift && round >= 2);
+        let hopeless = decided.status == Status::RateLimited || (drift && round >= FEWEST_TO_DRIFT);
         let contenders = contenders(decided, &self.policy);
         if settled || hopeless || contenders.is_empty() || (contenders.len() < 2 && !small) {
             self.round = None;
@@ -181,10 +188,20 @@ impl Auto {
         if self.fill_ins == 0 && top < self.highest && !fails_at_top(decided) && !is_flat(decided, policy) {
             return Some(doubled(top, self.highest));
         }
-        let level = fill_in(decided).filter(|_| self.fill_ins < FILL_INS)?;
+        let level = fill_in(decided, policy).filter(|_| self.fill_ins < FILL_INS)?;
         self.fill_ins += 1;
         Some(level)
     }
+}
+
+/// See [`Search::most_rounds`].
+pub fn most_rounds(adaptive: bool) -> u32 {
+    if adaptive { 2 * CONFIRM_ROUNDS } else { CONFIRM_ROUNDS }
+}
+
+/// See [`Search::smallest_window`].
+pub fn smallest_window(level: usize, adaptive: bool) -> usize {
+    if adaptive { level.div_ceil(2) } else { level }
 }
 
 fn doubled(level: usize, highest: usize) -> usize {
@@ -226,7 +243,7 @@ fn fails_at_top(decided: &Recommendation) -> bool {
 }
 
 /// The level to measure between the pick and its neighbours.
-fn fill_in(decided: &Recommendation) -> Option<usize> {
+fn fill_in(decided: &Recommendation, policy: &Policy) -> Option<usize> {
     let tested = || decided.levels.iter().map(|level| level.summary.concurrency);
     let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
     let last_passing = passing.map(|level| level.summary.concurrency).next_back()?;
@@ -235,7 +252,35 @@ fn fill_in(decided: &Recommendation) -> Option<usize> {
     // While the last passing level is the pick, a better one may lie between it and the gate.
     let above = tested().find(|&level| level > pick).filter(|_| last_passing == pick);
     let towards_gate = above.and_then(|above| between(pick, above, CLOSE_ABOVE));
-    towards_gate.or_else(|| between(below?, pick, CLOSE_BELOW))
+    towards_gate.or_else(|| hidden_peak(decided, policy)).or_else(|| between(below?, pick, CLOSE_BELOW))
+}
+
+/// The level to measure beside the best one, if there may lie one that is better by half the tolerance.
+///
+/// Throughput by concurrency is concave up to its peak on any server without a bottleneck that vanishes under load. So
+/// between two levels it lies below the lines through the pairs on either side, prolonged to where they meet.
+fn hidden_peak(decided: &Recommendation, policy: &Policy) -> Option<usize> {
+    let mut points = vec![(0.0, 0.0)];
+    let point =
+        |level: &JudgedLevel| Some((level.summary.concurrency as f64, value(&level.summary, policy.objective)?));
+    points.extend(decided.levels.iter().filter_map(point));
+    let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
+    let best = passing.filter_map(point).map(|point| point.1).fold(0.0, f64::max);
+    let may_hide = |four: &&[(f64, f64)]| {
+        let &[a, b, c, d] = *four else { return false };
+        let is_best = b.1 == best || c.1 == best;
+        is_best && highest_between(a, b, c, d) > (1.0 + policy.tolerance / 2.0) * best
+    };
+    let around = points.windows(4).filter(may_hide);
+    around.filter_map(|four| between(four[1].0 as usize, four[2].0 as usize, CLOSE_BELOW)).next()
+}
+
+/// Where the line through `a` and `b` meets the one through `c` and `d`, between `b` and `c`.
+fn highest_between(a: (f64, f64), b: (f64, f64), c: (f64, f64), d: (f64, f64)) -> f64 {
+    let slope = |p: (f64, f64), q: (f64, f64)| (q.1 - p.1) / (q.0 - p.0);
+    let (rise, fall) = (slope(a, b), slope(c, d));
+    let meet = ((c.1 - fall * c.0) - (b.1 - rise * b.0)) / (rise - fall);
+    if rise > fall && meet > b.0 && meet < c.0 { b.1 + rise * (meet - b.0) } else { b.1.max(c.1) }
 }
 
 /// Whether the last two doublings gained less than the tolerance on the best before them. On the best, not on the level

@@ -25,12 +25,12 @@ use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, W
 use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
-use crate::plan::{Plan, SAMPLES, level_plan};
+use crate::plan::{Plan, SAMPLES};
 use crate::report::text;
 use crate::results::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
 };
-use crate::search::{CONFIRM_ROUNDS, Search, Stage, Step};
+use crate::search::{Search, Stage, Step};
 use crate::self_check::SelfCheck;
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
@@ -335,13 +335,17 @@ impl<'a> Sweep<'a> {
         }
         if step.round > self.round {
             self.round = step.round;
-            eprintln!("The answer is not clear yet: confirm round {} of at most {CONFIRM_ROUNDS}", self.round);
+            eprintln!(
+                "Confirm round {} of at most {}: the levels that may be the pick, once more",
+                self.round,
+                search.most_rounds()
+            );
         }
         Some(step)
     }
 
     fn no_room(&self, step: Step) -> Option<&'static str> {
-        let further = level_plan(self.settings, step.level);
+        let further = self.plan.level_plan(self.settings, step.level);
         let limit_s = self.settings.config.benchmark.budget.max_minutes.map(|minutes| 60.0 * minutes);
         // A level that was measured before takes about as long again; of another nothing is known.
         let end_s = self.took_s.get(&step.level).map(|took| took + self.began.elapsed().as_secs_f64());
@@ -353,7 +357,7 @@ impl<'a> Sweep<'a> {
         group.throughput(Throughput::Elements(step.level as u64));
         let measurement = Measurement {
             step,
-            plan: level_plan(self.settings, step.level),
+            plan: self.plan.level_plan(self.settings, step.level),
             not_before: self.not_before,
             is_first: self.swept.run.summaries.is_empty(),
         };

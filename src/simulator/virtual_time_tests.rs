@@ -75,31 +75,28 @@ impl Server {
 
 /// Measures one level in virtual time.
 fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> LevelSummary {
-    let (_, facts, outcomes) = run(config, prompts, level, total);
+    let (_, facts, outcomes) = run(config, prompts, &full_plan(level, total));
     stats::summarize(&facts, outcomes)
 }
 
-fn run(
-    config: &SimulatorConfig,
-    prompts: &[String],
-    level: usize,
-    total: usize,
-) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
+fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
     let lengths = OutputLengths::new(config.seed, config.output_tokens.clone());
-    run_work(config, level, total, |seq| {
+    run_work(config, plan, |seq| {
         let prompt = &prompts[seq as usize % prompts.len()];
         (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens)
     })
 }
 
+fn full_plan(level: usize, total: usize) -> LoopPlan {
+    LoopPlan::new(level, total, 5, SAMPLES, level)
+}
+
 /// `work` gives a request the tokens to prefill and the tokens to decode.
 fn run_work(
     config: &SimulatorConfig,
-    level: usize,
-    total: usize,
+    plan: &LoopPlan,
     mut work: impl FnMut(u64) -> (u32, u32),
 ) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
-    let plan = LoopPlan::new(level, total, 5, SAMPLES, level);
     let server = Server::new(config);
     let send = |ticket: closed_loop::Ticket| {
         let (input, output) = work(ticket.seq);
@@ -113,11 +110,11 @@ fn run_work(
     let record = runtime.block_on(async {
         let stepping = server.clone();
         tokio::spawn(async move { stepping.run().await });
-        closed_loop::run(&plan, stop, send, &mut outcomes).await
+        closed_loop::run(plan, stop, send, &mut outcomes).await
     });
     assert!(record.sent <= plan.tickets());
     let facts =
-        LevelFacts { concurrency: level, window_s: record.window_s().expect("complete"), ..LevelFacts::default() };
+        LevelFacts { concurrency: plan.level, window_s: record.window_s().expect("complete"), ..LevelFacts::default() };
     (record, facts, outcomes)
 }
 
@@ -201,7 +198,7 @@ impl Prompts {
         let config = SimulatorConfig { prefill_ms_per_token: 1.0, ..config(8, OutputTokens::Fixed { tokens: 12 }) };
         [4, 8].map(|level| {
             let mut cached_tokens = 0;
-            let (record, facts, outcomes) = run_work(&config, level, 100, |seq| {
+            let (record, facts, outcomes) = run_work(&config, &full_plan(level, 100), |seq| {
                 let prefix = if self.unique { format!("{level:08x}{seq:08x} ") } else { String::new() };
                 let prompt = prefix + &format!("{seq:04}").repeat(150);
                 let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt) / CHARS_PER_TOKEN) as u32;
@@ -310,7 +307,8 @@ fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) 
     let mut pooled: Vec<LevelSummary> = Vec::new();
     let mut requests = 0;
     while let Some(step) = search.next(&pooled) {
-        let (record, facts, outcomes) = run(config, prompts, step.level, REQUESTS);
+        let plan = LoopPlan::new(step.level, REQUESTS, 5, SAMPLES, search.smallest_window(step.level));
+        let (record, facts, outcomes) = run(config, prompts, &plan);
         requests += record.sent;
         let of_level = measured.entry(step.level).or_default();
         of_level.push((facts, outcomes));
@@ -328,7 +326,7 @@ fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) 
 fn grid_requests() -> u64 {
     let next = |level: &usize| (*level < HIGHEST).then(|| HIGHEST.min((level + 1).max(level * 13 / 10)));
     let levels = std::iter::successors(Some(1), next);
-    levels.map(|level| LoopPlan::new(level, REQUESTS, 5, SAMPLES, level).tickets()).sum()
+    levels.map(|level| full_plan(level, REQUESTS).tickets()).sum()
 }
 
 #[test]
