@@ -282,7 +282,8 @@ impl Noisy<'_> {
             summaries.insert(level, summary);
         }
         let decided = recommend(&summaries.values().cloned().collect::<Vec<_>>(), &Policy::default());
-        let pick = decided.recommended_concurrency;
+        // What would not be written is no answer.
+        let pick = decided.recommended_concurrency.filter(|_| !decided.provisional);
         let throughput = pick.and_then(|pick| summaries[&pick].throughput_rps);
         let tested = summaries.into_keys().collect();
         (Answer { pick, interval: decided.interval, throughput, tested, requests }, first)

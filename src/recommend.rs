@@ -710,7 +710,7 @@ fn within_tolerance(levels: &[JudgedLevel], pick: usize, policy: &Policy) -> Str
 }
 
 /// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
-fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
+pub(crate) fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
     let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy.objective)?)));
     values.reduce(|best, next| if next.1 > best.1 { next } else { best })
 }

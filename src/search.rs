@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::recommend::{
-    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, is_full_size, recommend, value,
+    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, recommend, value,
 };
 use crate::stats::LevelSummary;
 
@@ -46,8 +46,6 @@ const FEWEST_ROUNDS: u32 = 1;
 const FEWEST_TO_DRIFT: u32 = 3;
 /// A passing level with at least this share of the best throughput is a contender.
 const CONTENDER: f64 = 0.85;
-/// A level with this share of the best throughput is as good a reference as the best itself.
-const REFERENCE: f64 = 0.99;
 /// The adaptive search stops where the level below the pick is closer than this factor: the pick is at most so much
 /// higher than it need be.
 const CLOSE_BELOW: f64 = 1.3;
@@ -128,9 +126,11 @@ impl Search {
 
     fn queue_round(&mut self, decided: &Recommendation) {
         let Some(round) = self.round.filter(|&round| round < self.most_rounds()) else { return };
+        // However clear it looks, a few requests are no answer: nor where the best is known by so few.
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
-        // However clear it looks, a few requests are no answer.
-        let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
+        let best = best_passing(&decided.levels, &self.policy).map(|best| best.0);
+        let decisive = decided.levels.iter().find(picked).into_iter().chain(best);
+        let small = decisive.into_iter().any(|level| !is_full_size(&level.summary));
         let drift = decided.drift == DriftCheck::Found;
         let settled =
             decided.interval.is_some_and(|[low, high]| low == high) && !small && !drift && round >= FEWEST_ROUNDS;
@@ -154,21 +154,16 @@ impl Search {
 /// The levels that a confirm round measures again, ascending.
 ///
 /// Those near the best that may still be the pick: up to the high end of its interval. Levels above cannot be the
-/// pick any more. All they decide is what the pick is measured by, so one of them stays: the smallest that is as good
-/// as the best. It is measured in the same round, so that a server that slows down slows both; far out on a plateau
-/// lie more levels as good, which cost the most requests and would tell the same.
+/// pick any more. Of these only the best stays: the pick is measured by it, and the best of several noisy figures is the
+/// luckiest. In the same round, so that a server that slows down slows both.
 fn contenders(decided: &Recommendation, policy: &Policy) -> Vec<usize> {
-    let passing: Vec<(usize, f64)> = decided
-        .levels
-        .iter()
-        .filter(|level| level.verdict == Verdict::Pass)
-        .filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy.objective)?)))
-        .collect();
-    let best = passing.iter().map(|level| level.1).fold(0.0, f64::max);
+    let Some((best, most)) = best_passing(&decided.levels, policy) else { return Vec::new() };
     let high = decided.interval.map_or(usize::MAX, |[_, high]| high);
-    let near = passing.iter().filter(|&&(level, value)| level <= high && value >= CONTENDER * best);
-    let reference = passing.iter().find(|&&(level, value)| level > high && value >= REFERENCE * best);
-    near.chain(reference).map(|&(level, _)| level).collect()
+    let contends = |level: &&JudgedLevel| {
+        let near = || value(&level.summary, policy.objective).is_some_and(|value| value >= CONTENDER * most);
+        *level == best || (level.verdict == Verdict::Pass && level.summary.concurrency <= high && near())
+    };
+    decided.levels.iter().filter(contends).map(|level| level.summary.concurrency).collect()
 }
 
 /// An adaptive search.
@@ -295,11 +290,13 @@ fn is_flat(decided: &Recommendation, policy: &Policy) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::stats::{Distribution, Estimate};
+    use crate::stats::{Distribution, Drift, Estimate};
 
     /// A level measured without noise.
     fn exact(level: usize, rps: f64, error_rate: f64) -> LevelSummary {
@@ -360,9 +357,9 @@ mod tests {
         assert_eq!(confirm, [(1, 20), (1, 40), (2, 40), (2, 20), (3, 20), (3, 40)]);
     }
 
-    /// The best is far out on a plateau; 25 is as good, and enough to hold the pick against.
+    /// The best is far out on a plateau; what lies between cannot be the pick.
     #[test]
-    fn a_round_measures_what_may_be_the_pick_and_one_reference() {
+    fn a_round_measures_what_may_be_the_pick_and_the_best() {
         let mut noisy = exact(20, 96.0, 0.0);
         noisy.blocks_rps = vec![92.0, 98.0, 91.0, 101.0, 96.0, 96.0, 90.0, 102.0, 95.0, 99.0];
         let pooled = [
@@ -376,10 +373,63 @@ mod tests {
         ];
         let decided = recommend(&pooled, &Policy::default());
         assert_eq!((decided.recommended_concurrency, decided.interval), (Some(20), Some([20, 22])));
-        assert_eq!(contenders(&decided, &Policy::default()), [15, 20, 22, 25]);
+        assert_eq!(contenders(&decided, &Policy::default()), [15, 20, 22, 80]);
         // Where nothing is known of the noise, any of them may be the pick.
         let unknown = pooled.map(|level| LevelSummary { blocks_rps: Vec::new(), ..level });
         assert_eq!(contenders(&recommend(&unknown, &Policy::default()), &Policy::default()), [15, 20, 22, 25, 40, 80]);
+    }
+
+    /// A change that one or two rounds show may be chance; the third tells.
+    #[test]
+    fn a_server_that_has_changed_is_asked_three_times() {
+        let mut search = Search::listed(&[10, 20], &Policy::default(), true);
+        let measured = |level, rps: f64| {
+            let estimate = |rps| Estimate { estimate: rps, lower: Some(0.99 * rps), upper: Some(1.01 * rps) };
+            let drift = Drift { first: estimate(1.2 * rps), confirmed: estimate(rps) };
+            LevelSummary { drift: Some(drift), ..exact(level, rps, 0.0) }
+        };
+        let pooled = [measured(10, 96.0), measured(20, 100.0)];
+        assert_eq!(recommend(&pooled, &Policy::default()).drift, DriftCheck::Found);
+        let rounds: Vec<u32> = std::iter::from_fn(|| search.next(&pooled)).map(|step| step.round).collect();
+        assert_eq!(rounds, [0, 0, 1, 1, 2, 2, 3, 3]);
+    }
+
+    /// Half as many requests a level, so twice as many rounds; and no answer from halves.
+    #[test]
+    fn auto_measures_halves_and_makes_them_whole() {
+        let mut search = Search::adaptive(1, 64, &Policy::default());
+        assert_eq!([1, 9, 64].map(|level| search.smallest_window(level)), [1, 5, 32]);
+        assert_eq!(Search::listed(&[64], &Policy::default(), true).smallest_window(64), 64);
+        let mut measured: BTreeMap<usize, u64> = BTreeMap::new();
+        let half = |level: usize| 100.max(5 * level as u64);
+        let of = |(&level, &n): (&usize, &u64)| LevelSummary {
+            requests: Some(n),
+            succeeded: Some(n),
+            ..exact(level, level.min(20) as f64, 0.0)
+        };
+        while let Some(step) = search.next(&measured.iter().map(of).collect::<Vec<_>>()) {
+            assert!(step.round <= 6, "{step:?}");
+            *measured.entry(step.level).or_default() += half(step.level);
+        }
+        let decided = recommend(&measured.iter().map(of).collect::<Vec<_>>(), &Policy::default());
+        assert!(!decided.provisional && decided.recommended_concurrency.is_some(), "{decided:#?}");
+        assert!(measured.iter().any(|(&level, &n)| level > 20 && n == half(level)), "{measured:?}");
+    }
+
+    /// It peaks at 22 with 9.39; 16 has 8.99, 32 has 8.88, and neither tells what lies between.
+    #[test]
+    fn auto_looks_for_a_peak_between_two_doublings() {
+        let peaked = |level: usize| {
+            let n = level as f64;
+            (n / (1.0 + 0.02 * (n - 1.0) + 0.002 * n * (n - 1.0)), 0.0)
+        };
+        let (steps, decided) = steps(Search::adaptive(1, 512, &Policy::default()), peaked);
+        let best = steps.iter().map(|step| peaked(step.level).0).fold(0.0, f64::max);
+        assert!(best > 0.99 * peaked(22).0, "{steps:?}");
+        assert_eq!(decided.recommended_concurrency, Some(16));
+        // The bound itself: lines of slope 1 and -1, and no peak where one side is flat.
+        assert_eq!(highest_between((0.0, 0.0), (2.0, 2.0), (6.0, 2.0), (8.0, 0.0)), 4.0);
+        assert_eq!(highest_between((0.0, 0.0), (2.0, 2.0), (6.0, 2.0), (8.0, 2.0)), 2.0);
     }
 
     #[test]
