@@ -646,7 +646,10 @@ fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
         drawn += measurement.iter().map(|_| measurement[rng.random_range(0..measurement.len())]).sum::<f64>();
         n += measurement.len();
     }
-    candidate.value * drawn / n as f64 / original
+    let ratio = drawn / n as f64 / original;
+    // k values drawn from k spread by (k - 1) / k too little: for two measurements that is half.
+    let k = if measurements.len() > 1 { measurements.len() } else { blocks.len() } as f64;
+    candidate.value * (1.0 + (ratio - 1.0) * (k / (k - 1.0)).sqrt())
 }
 
 /// Relative half-width of the level's throughput interval.

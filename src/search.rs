@@ -46,9 +46,12 @@ const FEWEST_ROUNDS: u32 = 1;
 const FEWEST_TO_DRIFT: u32 = 3;
 /// A passing level with at least this share of the best throughput is a contender.
 const CONTENDER: f64 = 0.85;
+/// A level with this share of the best throughput is as good a reference as the best itself.
+const REFERENCE: f64 = 0.99;
 /// The adaptive search stops where the level below the pick is closer than this factor: the pick is at most so much
-/// higher than it need be.
-const CLOSE_BELOW: f64 = 1.3;
+/// higher than it need be. Closer ones do not make the answer better: the more levels are nearly good enough, the more
+/// often one of them is lucky (`benches/replicates.rs`).
+const CLOSE_BELOW: f64 = 1.4;
 /// And where the failing level above the last passing one is closer than this factor: while throughput still rises,
 /// so much of it is given away.
 const CLOSE_ABOVE: f64 = 1.08;
@@ -132,8 +135,10 @@ impl Search {
         let decisive = decided.levels.iter().find(picked).into_iter().chain(best);
         let small = decisive.into_iter().any(|level| !is_full_size(&level.summary));
         let drift = decided.drift == DriftCheck::Found;
-        let settled =
-            decided.interval.is_some_and(|[low, high]| low == high) && !small && !drift && round >= FEWEST_ROUNDS;
+        // An adaptive search does not tell levels apart that are closer; nor need its rounds.
+        let within = if self.adaptive { CLOSE_BELOW } else { 1.0 };
+        let narrow = decided.interval.is_some_and(|[low, high]| high as f64 <= within * low as f64);
+        let settled = narrow && !small && !drift && round >= FEWEST_ROUNDS;
         // Nor does another round help against a quota, or a server that has changed.
         let hopeless = decided.status == Status::RateLimited || (drift && round >= FEWEST_TO_DRIFT);
         let contenders = contenders(decided, &self.policy);
@@ -154,14 +159,22 @@ impl Search {
 /// The levels that a confirm round measures again, ascending.
 ///
 /// Those near the best that may still be the pick: up to the high end of its interval. Levels above cannot be the
-/// pick any more. Of these only the best stays: the pick is measured by it, and the best of several noisy figures is the
-/// luckiest. In the same round, so that a server that slows down slows both.
+/// pick any more. All they decide is what the pick is measured by, so one of them stays: the smallest that is as good
+/// as the best. It is measured in the same round, so that a server that slows down slows both; far out on a plateau
+/// lie more levels as good, which cost the most requests and would tell the same. The best itself is measured again only
+/// if it is known by too few requests.
 fn contenders(decided: &Recommendation, policy: &Policy) -> Vec<usize> {
     let Some((best, most)) = best_passing(&decided.levels, policy) else { return Vec::new() };
     let high = decided.interval.map_or(usize::MAX, |[_, high]| high);
+    let reaches = |level: &JudgedLevel, share: f64| {
+        let value = value(&level.summary, policy.objective).unwrap_or_default();
+        level.verdict == Verdict::Pass && value >= share * most
+    };
+    let above = |level: &&JudgedLevel| level.summary.concurrency > high && reaches(level, REFERENCE);
+    let reference = decided.levels.iter().find(above);
     let contends = |level: &&JudgedLevel| {
-        let near = || value(&level.summary, policy.objective).is_some_and(|value| value >= CONTENDER * most);
-        *level == best || (level.verdict == Verdict::Pass && level.summary.concurrency <= high && near())
+        let near = level.summary.concurrency <= high && reaches(level, CONTENDER);
+        near || Some(*level) == reference || (*level == best && !is_full_size(&best.summary))
     };
     decided.levels.iter().filter(contends).map(|level| level.summary.concurrency).collect()
 }
@@ -357,9 +370,9 @@ mod tests {
         assert_eq!(confirm, [(1, 20), (1, 40), (2, 40), (2, 20), (3, 20), (3, 40)]);
     }
 
-    /// The best is far out on a plateau; what lies between cannot be the pick.
+    /// The best is far out on a plateau; 25 is as good, and enough to hold the pick against.
     #[test]
-    fn a_round_measures_what_may_be_the_pick_and_the_best() {
+    fn a_round_measures_what_may_be_the_pick_and_one_reference() {
         let mut noisy = exact(20, 96.0, 0.0);
         noisy.blocks_rps = vec![92.0, 98.0, 91.0, 101.0, 96.0, 96.0, 90.0, 102.0, 95.0, 99.0];
         let pooled = [
@@ -373,7 +386,11 @@ mod tests {
         ];
         let decided = recommend(&pooled, &Policy::default());
         assert_eq!((decided.recommended_concurrency, decided.interval), (Some(20), Some([20, 22])));
-        assert_eq!(contenders(&decided, &Policy::default()), [15, 20, 22, 80]);
+        assert_eq!(contenders(&decided, &Policy::default()), [15, 20, 22, 25]);
+        // Unless the best is known by too few requests.
+        let mut poor = pooled.clone();
+        poor[6].requests = Some(400);
+        assert_eq!(contenders(&recommend(&poor, &Policy::default()), &Policy::default()), [15, 20, 22, 25, 80]);
         // Where nothing is known of the noise, any of them may be the pick.
         let unknown = pooled.map(|level| LevelSummary { blocks_rps: Vec::new(), ..level });
         assert_eq!(contenders(&recommend(&unknown, &Policy::default()), &Policy::default()), [15, 20, 22, 25, 40, 80]);

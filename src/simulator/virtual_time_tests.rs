@@ -320,8 +320,7 @@ fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) 
     (recommend(&pooled, &Policy::default()).recommended_concurrency, requests)
 }
 
-/// The fixed list that would find a knee as closely: from 1 to the maximum, neighbours at most 1.3 apart, as the search
-/// ends up with below its pick; each level with what it sends at most, and without confirm rounds, which the search's
+/// The fixed list that would find a knee about as closely: from 1 to the maximum, neighbours at most 1.3 apart; each level with what it sends at most, and without confirm rounds, which the search's
 /// figure includes.
 fn grid_requests() -> u64 {
     let next = |level: &usize| (*level < HIGHEST).then(|| HIGHEST.min((level + 1).max(level * 13 / 10)));
