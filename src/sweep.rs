@@ -838,7 +838,7 @@ impl Observer for Recorder {
     }
 
     fn ended(&mut self, mut outcome: RequestOutcome, reply: Reply) {
-        outcome.prompt_size = Some(self.target.prompt_size(outcome.seq).to_owned());
+        outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
         self.counts.ended(outcome.is_success());
         if outcome.is_success() && outcome.phase == Phase::Measured {
             for gap in reply.gaps_us {

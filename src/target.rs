@@ -1,6 +1,7 @@
 //! What a measurement sends, and where: the prompts in the same order at every level, each made unique.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::client::{BodyTemplate, Transport};
 use crate::config::{Cache, RequestSettings};
@@ -11,7 +12,7 @@ use crate::snippets::Prompt;
 pub struct Target {
     transport: Transport,
     bodies: Vec<BodyTemplate>,
-    sizes: Vec<String>,
+    sizes: Vec<Arc<str>>,
     cache: Cache,
     salt: String,
 }
@@ -26,7 +27,7 @@ impl Target {
         salt: impl Into<String>,
     ) -> Self {
         let bodies = prompts.iter().map(|prompt| BodyTemplate::new(model, request, &prompt.text)).collect();
-        let sizes = prompts.iter().map(|prompt| prompt.size.clone()).collect();
+        let sizes = prompts.iter().map(|prompt| prompt.size.as_str().into()).collect();
         Target { transport, bodies, sizes, cache: request.cache, salt: salt.into() }
     }
 
@@ -36,8 +37,8 @@ impl Target {
     }
 
     /// The size label of its prompt.
-    pub fn prompt_size(&self, seq: u64) -> &str {
-        &self.sizes[self.prompt(seq)]
+    pub fn prompt_size(&self, seq: u64) -> Arc<str> {
+        self.sizes[self.prompt(seq)].clone()
     }
 
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
