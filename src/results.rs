@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -597,12 +597,16 @@ impl SidecarWriter {
 }
 
 fn write_sidecar(file: NamedTempFile, batches: &mpsc::Receiver<Vec<RequestOutcome>>, path: &Path) -> io::Result<()> {
-    let mut out = BufWriter::new(file);
-    for outcome in batches.iter().flatten() {
-        serde_json::to_writer(&mut out, &outcome)?;
-        out.write_all(b"\n")?;
+    let mut file = file;
+    let mut lines = Vec::new();
+    for batch in batches {
+        lines.clear();
+        for outcome in &batch {
+            serde_json::to_writer(&mut lines, outcome)?;
+            lines.push(b'\n');
+        }
+        file.write_all(&lines)?;
     }
-    let file = out.into_inner()?;
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
