@@ -21,6 +21,9 @@ use crate::outcome::{Phase, Reply, RequestOutcome};
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
+/// So many requests start together.
+const AT_ONCE: u64 = 4;
+
 /// How much one level measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopPlan {
@@ -201,6 +204,11 @@ where
                     let reply = exchange.await;
                     Arrival { seq: ticket.seq, end: Instant::now(), reply, permit }
                 });
+                // Where many ended at the same time, those that start first are to be on their way before the others'
+                // times begin to count.
+                if state.issued % AT_ONCE == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }

@@ -98,6 +98,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         // It ends with its standard input.
         drop(self.process.stdin.take());
+        // What it still says would hold it up.
+        let _ = std::io::copy(&mut self.output, &mut std::io::sink());
         let _ = self.process.wait();
     }
 }

@@ -101,7 +101,7 @@ pub fn run() {
             "{levels: [1, 2, 4, 8, 16, 32, 48, 64, 96, 128], max_concurrency: 128, request: {stream: false}}";
         let sweep = Sweep::of(&server, benchmark, false, args);
         let load_s =
-            sweep.said.split(" s of load").next().and_then(|said| said.rsplit('\n').next()?.parse::<f64>().ok());
+            sweep.said.split(" s of load, ").next().and_then(|said| said.rsplit('\n').next()?.parse::<f64>().ok());
         let load_s = load_s.unwrap_or(f64::NAN);
         println!(
             "{name:31} {load_s:>7.1} {:>7.1} {:>10.2} {:>6.1} {:>7}",
