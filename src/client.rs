@@ -199,7 +199,11 @@ impl Transport {
         let mut reading = Reading::new(inner.kind, keep_text);
         let done = {
             // Pinned here: a future that is handed on is copied each time.
-            let attempt = pin!(self.attempt(body, &mut reading));
+            let attempt = pin!(async {
+                // The body is given up once the answer begins.
+                let mut response = self.attempt(body, &mut reading).await?;
+                self.read(&mut response, &mut reading).await
+            });
             within(Some(inner.timeouts.total), "no whole answer", "llm.request_timeout", attempt).await
         };
         if let Err(mut failed) = done.and_then(|done| done) {
@@ -213,7 +217,7 @@ impl Transport {
     ///
     /// Some servers close the connection after every answer although they announced to keep it open. Which of the
     /// two sides notices first is a race, and no failure of the server's.
-    async fn attempt(&self, body: Bytes, reading: &mut Reading) -> Result<(), Failed> {
+    async fn attempt(&self, body: Bytes, reading: &mut Reading) -> Result<Response, Failed> {
         let inner = &self.inner;
         // Boxed by the HTTP client, so that it is cheap to move.
         let send = |http: &reqwest::Client| {
@@ -233,7 +237,7 @@ impl Transport {
             }
             failed => failed,
         };
-        self.read(response.map_err(|error| network_failure(&error, &inner.timeouts))?, reading).await
+        response.map_err(|error| network_failure(&error, &inner.timeouts))
     }
 
     fn note_answer(&self, response: &Response) {
@@ -255,14 +259,14 @@ impl Transport {
         self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection.local_addr())
     }
 
-    async fn read(&self, mut response: Response, reading: &mut Reading) -> Result<(), Failed> {
+    async fn read(&self, response: &mut Response, reading: &mut Reading) -> Result<(), Failed> {
         let status = response.status();
         reading.answer.reply.status = Some(status.as_u16());
         reading.answer.reply.rate_limit = rate_limit(response.headers());
         if !status.is_success() {
             reading.answer.reply.retry_after = retry_after(response.headers());
             let mut body = Vec::new();
-            let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(&mut response, LONGEST_ERROR, &mut body)).await;
+            let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(response, LONGEST_ERROR, &mut body)).await;
             return Err(refused(status, response.headers(), &body));
         }
         if let Some(encoding) = encoding(response.headers()) {
@@ -273,10 +277,13 @@ impl Transport {
         }
         let idle = self.inner.timeouts.idle;
         let mut room = Room { places: &self.inner.large_answers, place: None };
-        if is_event_stream(response.headers()) {
-            read_stream(&mut response, idle, &mut room, reading).await
+        let is_stream = is_event_stream(response.headers());
+        // They would keep the buffer that they were read into from being used again: 8 KiB for each stream.
+        response.headers_mut().clear();
+        if is_stream {
+            read_stream(response, idle, &mut room, reading).await
         } else {
-            read_whole(&mut response, idle, &mut room, reading).await
+            read_whole(response, idle, &mut room, reading).await
         }
     }
 
