@@ -161,12 +161,18 @@ impl Transport {
 
     /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
     pub async fn send(&self, body: Bytes) -> Reply {
-        self.exchange(body, false).await.reply
+        self.send_made(|| body.clone()).await
+    }
+
+    /// The same with a body that is made when it is sent, and again if it has to be sent again: nobody keeps it
+    /// until the answer comes.
+    pub async fn send_made(&self, body: impl Fn() -> Bytes) -> Reply {
+        self.exchange(&body, false).await.reply
     }
 
     /// The same, keeping the answer's text.
     pub async fn send_for_text(&self, body: Bytes) -> Answer {
-        self.exchange(body, true).await
+        self.exchange(&|| body.clone(), true).await
     }
 
     /// The models the server says it has (`GET /models`); `None` if it does not say.
@@ -194,13 +200,12 @@ impl Transport {
         crate::config::redacted(self.inner.request.url())
     }
 
-    async fn exchange(&self, body: Bytes, keep_text: bool) -> Answer {
+    async fn exchange(&self, body: &impl Fn() -> Bytes, keep_text: bool) -> Answer {
         let inner = &self.inner;
         let mut reading = Reading::new(inner.kind, keep_text);
         let done = {
             // Pinned here: a future that is handed on is copied each time.
             let attempt = pin!(async {
-                // The body is given up once the answer begins.
                 let mut response = self.attempt(body, &mut reading).await?;
                 self.read(&mut response, &mut reading).await
             });
@@ -217,12 +222,12 @@ impl Transport {
     ///
     /// Some servers close the connection after every answer although they announced to keep it open. Which of the
     /// two sides notices first is a race, and no failure of the server's.
-    async fn attempt(&self, body: Bytes, reading: &mut Reading) -> Result<Response, Failed> {
+    async fn attempt(&self, body: &impl Fn() -> Bytes, reading: &mut Reading) -> Result<Response, Failed> {
         let inner = &self.inner;
         // Boxed by the HTTP client, so that it is cheap to move.
         let send = |http: &reqwest::Client| {
             let mut request = inner.request.try_clone().expect("it has no body yet");
-            *request.body_mut() = Some(body.clone().into());
+            *request.body_mut() = Some(body().into());
             within(inner.timeouts.first_byte, "no first byte", "llm.first_byte_timeout", http.execute(request))
         };
         reading.sent = Instant::now();
@@ -279,7 +284,8 @@ impl Transport {
         let mut room = Room { places: &self.inner.large_answers, place: None };
         let is_stream = is_event_stream(response.headers());
         // They would keep the buffer that they were read into from being used again: 8 KiB for each stream.
-        response.headers_mut().clear();
+        *response.headers_mut() = HeaderMap::new();
+        *response.extensions_mut() = hyper::http::Extensions::new();
         if is_stream {
             read_stream(response, idle, &mut room, reading).await
         } else {

@@ -11,7 +11,7 @@ use crate::snippets::Prompt;
 /// The requests of a run, by level and sequence number.
 pub struct Target {
     transport: Transport,
-    bodies: Vec<BodyTemplate>,
+    bodies: Vec<Arc<BodyTemplate>>,
     sizes: Vec<Arc<str>>,
     cache: Cache,
     salt: String,
@@ -26,7 +26,7 @@ impl Target {
         prompts: &[Prompt],
         salt: impl Into<String>,
     ) -> Self {
-        let bodies = prompts.iter().map(|prompt| BodyTemplate::new(model, request, &prompt.text)).collect();
+        let bodies = prompts.iter().map(|prompt| Arc::new(BodyTemplate::new(model, request, &prompt.text))).collect();
         let sizes = prompts.iter().map(|prompt| prompt.size.as_str().into()).collect();
         Target { transport, bodies, sizes, cache: request.cache, salt: salt.into() }
     }
@@ -48,14 +48,13 @@ impl Target {
 
     /// The same in a confirm round, from 1: what the level's first measurement left in the server's cache must not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        let body = &self.bodies[self.prompt(seq)];
+        let body = self.bodies[self.prompt(seq)].clone();
         let prefix = match self.cache {
             Cache::Fresh => unique_prefix(&self.salt, round, level, seq),
             Cache::Reuse => String::new(),
         };
-        let body = body.fill(&prefix);
         let transport = self.transport.clone();
-        async move { transport.send(body).await }
+        async move { transport.send_made(|| body.fill(&prefix)).await }
     }
 }
 
