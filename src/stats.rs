@@ -485,6 +485,7 @@ impl Pool {
     pub fn add(&mut self, facts: &LevelFacts, outcomes: impl IntoIterator<Item = RequestOutcome>) {
         let mut in_order = InOrder::default();
         let from = self.cohort.len();
+        self.make_room(facts);
         for outcome in outcomes {
             self.add_rates(&outcome, facts);
             let of_cohort = outcome.phase == Phase::Measured;
@@ -500,6 +501,16 @@ impl Pool {
         }
         self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
         self.rate_limit = facts.rate_limit.or(self.rate_limit);
+    }
+
+    /// Room for a measurement's requests, so that no column is copied as it grows. It is no more than a wish.
+    fn make_room(&mut self, facts: &LevelFacts) {
+        let completed: usize =
+            facts.samples.iter().fold(0, |sum: usize, sample| sum.saturating_add(sample.completed as usize));
+        let requests = completed.saturating_add(self.concurrency);
+        let columns = [&mut self.cohort.held, &mut self.ttft, &mut self.tpot];
+        columns.into_iter().for_each(|column| drop(column.try_reserve_exact(requests)));
+        drop(self.cohort.marks.try_reserve_exact(requests));
     }
 
     fn add_rates(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
