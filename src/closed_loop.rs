@@ -206,7 +206,7 @@ where
                 });
                 // Where many ended at the same time, those that start first are to be on their way before the others'
                 // times begin to count.
-                if state.issued % AT_ONCE == 0 {
+                if state.issued.is_multiple_of(AT_ONCE) {
                     tokio::task::yield_now().await;
                 }
             }
