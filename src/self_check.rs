@@ -24,7 +24,10 @@ pub struct SelfCheck {
     ticker: AbortHandle,
 }
 
-/// In microseconds; it grows with the largest of them, not with their number.
+/// A longer lag counts as that, in microseconds.
+const HOUR_US: u64 = 3_600_000_000;
+
+/// In microseconds. It does not grow with their number.
 type Lags = Histogram<u64>;
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +45,7 @@ impl Reading {
 impl SelfCheck {
     /// Begins to watch. Call it inside the load thread's runtime.
     pub fn start() -> Self {
-        let lags = Lags::new(3).expect("three digits are among those it can have");
+        let lags = Lags::new_with_bounds(1, HOUR_US, 3).expect("bounds and digits that it can have");
         let lags_us = Arc::new(Mutex::new(lags));
         let ticker = tokio::spawn(tick(lags_us.clone())).abort_handle();
         SelfCheck { from: None, to: None, lags_us, ticker }

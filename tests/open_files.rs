@@ -21,7 +21,7 @@ fn run(limits: &str, endpoint: &str) -> (Output, tempfile::TempDir) {
 }
 
 fn server() -> Simulator {
-    let config = SimulatorConfig { slots: 150, base_step_ms: 1.0, per_sequence_ms: 0.0, ..SimulatorConfig::default() };
+    let config = SimulatorConfig { slots: 150, base_step_ms: 10.0, per_sequence_ms: 0.0, ..SimulatorConfig::default() };
     Simulator::start(config, 0).unwrap()
 }
 
