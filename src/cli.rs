@@ -210,6 +210,10 @@ pub struct SimulateArgs {
     /// The config file with the section `simulator` [default: $LLM_CONFIG, else config.yaml]
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
+    /// Write the server's own record at the end: a JSON line for each request, with the times of its arrival, its
+    /// first token and its end
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
     /// Sequences that decode together
     #[arg(long, value_name = "N")]
     pub slots: Option<usize>,

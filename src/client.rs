@@ -9,6 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
 use rand::RngExt;
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -67,10 +68,10 @@ struct TransportInner {
     fresh: reqwest::Client,
     /// Our addresses of the connections that have brought an answer: whoever uses one of them again reuses it.
     answered: Mutex<HashSet<SocketAddr>>,
-    url: Url,
-    models_url: Url,
+    /// What is sent, but for its body.
+    request: Request,
+    models: Request,
     kind: RequestKind,
-    headers: HeaderMap,
     timeouts: Timeouts,
     secrets: Vec<String>,
     large_answers: Semaphore,
@@ -139,15 +140,18 @@ impl Transport {
         let client = |most_idle| http_client(base, &timeouts, llm.ca_file.as_deref(), most_idle);
         let (http, fresh) = (client(usize::MAX)?, client(0)?);
         let secrets = secrets(base, key, &http);
-        let (url, models_url) = (route(base, path_of(kind)), route(base, "models"));
+        let prepared = |builder: RequestBuilder| {
+            builder.headers(headers.clone()).build().map_err(|error| LlmError::Client(chain(&error)))
+        };
+        let request = prepared(http.post(route(base, path_of(kind))))?;
+        let models = prepared(http.get(route(base, "models")))?;
         let inner = TransportInner {
             http,
             fresh,
             answered: Mutex::default(),
-            url,
-            models_url,
+            request,
+            models,
             kind,
-            headers,
             timeouts,
             secrets,
             large_answers: Semaphore::new(LARGE_ANSWERS),
@@ -157,12 +161,18 @@ impl Transport {
 
     /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
     pub async fn send(&self, body: Bytes) -> Reply {
-        self.exchange(body, false).await.reply
+        self.send_made(|| body.clone()).await
+    }
+
+    /// The same with a body that is made when it is sent, and again if it has to be sent again: nobody keeps it
+    /// until the answer comes.
+    pub async fn send_made(&self, body: impl Fn() -> Bytes) -> Reply {
+        self.exchange(&body, false).await.reply
     }
 
     /// The same, keeping the answer's text.
     pub async fn send_for_text(&self, body: Bytes) -> Answer {
-        self.exchange(body, true).await
+        self.exchange(&|| body.clone(), true).await
     }
 
     /// The models the server says it has (`GET /models`); `None` if it does not say.
@@ -176,7 +186,7 @@ impl Transport {
             id: String,
         }
         let inner = &self.inner;
-        let request = inner.http.get(inner.models_url.clone()).headers(inner.headers.clone()).send();
+        let request = inner.http.execute(inner.models.try_clone()?);
         let mut response = tokio::time::timeout(inner.timeouts.total, request).await.ok()?.ok()?;
         let mut body = Vec::new();
         // What came in time is looked at: a list cut short is no JSON, so the server "does not say".
@@ -187,14 +197,20 @@ impl Transport {
 
     /// The URL requests go to, redacted.
     pub fn url(&self) -> String {
-        crate::config::redacted(&self.inner.url)
+        crate::config::redacted(self.inner.request.url())
     }
 
-    async fn exchange(&self, body: Bytes, keep_text: bool) -> Answer {
+    async fn exchange(&self, body: &impl Fn() -> Bytes, keep_text: bool) -> Answer {
         let inner = &self.inner;
         let mut reading = Reading::new(inner.kind, keep_text);
-        let attempt = self.attempt(body, &mut reading);
-        let done = within(Some(inner.timeouts.total), "no whole answer", "llm.request_timeout", attempt).await;
+        let done = {
+            // Pinned here: a future that is handed on is copied each time.
+            let attempt = pin!(async {
+                let mut response = self.attempt(body, &mut reading).await?;
+                self.read(&mut response, &mut reading).await
+            });
+            within(Some(inner.timeouts.total), "no whole answer", "llm.request_timeout", attempt).await
+        };
         if let Err(mut failed) = done.and_then(|done| done) {
             failed.message = self.clean(&failed.message);
             reading.answer.reply.failure = Some(failed);
@@ -206,12 +222,13 @@ impl Transport {
     ///
     /// Some servers close the connection after every answer although they announced to keep it open. Which of the
     /// two sides notices first is a race, and no failure of the server's.
-    async fn attempt(&self, body: Bytes, reading: &mut Reading) -> Result<(), Failed> {
+    async fn attempt(&self, body: &impl Fn() -> Bytes, reading: &mut Reading) -> Result<Response, Failed> {
         let inner = &self.inner;
+        // Boxed by the HTTP client, so that it is cheap to move.
         let send = |http: &reqwest::Client| {
-            let request = http.request(Method::POST, inner.url.clone());
-            let sent = request.headers(inner.headers.clone()).body(body.clone()).send();
-            within(inner.timeouts.first_byte, "no first byte", "llm.first_byte_timeout", sent)
+            let mut request = inner.request.try_clone().expect("it has no body yet");
+            *request.body_mut() = Some(body().into());
+            within(inner.timeouts.first_byte, "no first byte", "llm.first_byte_timeout", http.execute(request))
         };
         reading.sent = Instant::now();
         let response = match send(&inner.http).await? {
@@ -225,7 +242,7 @@ impl Transport {
             }
             failed => failed,
         };
-        self.read(response.map_err(|error| network_failure(&error, &inner.timeouts))?, reading).await
+        response.map_err(|error| network_failure(&error, &inner.timeouts))
     }
 
     fn note_answer(&self, response: &Response) {
@@ -247,14 +264,14 @@ impl Transport {
         self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection.local_addr())
     }
 
-    async fn read(&self, mut response: Response, reading: &mut Reading) -> Result<(), Failed> {
+    async fn read(&self, response: &mut Response, reading: &mut Reading) -> Result<(), Failed> {
         let status = response.status();
         reading.answer.reply.status = Some(status.as_u16());
         reading.answer.reply.rate_limit = rate_limit(response.headers());
         if !status.is_success() {
             reading.answer.reply.retry_after = retry_after(response.headers());
             let mut body = Vec::new();
-            let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(&mut response, LONGEST_ERROR, &mut body)).await;
+            let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(response, LONGEST_ERROR, &mut body)).await;
             return Err(refused(status, response.headers(), &body));
         }
         if let Some(encoding) = encoding(response.headers()) {
@@ -265,10 +282,14 @@ impl Transport {
         }
         let idle = self.inner.timeouts.idle;
         let mut room = Room { places: &self.inner.large_answers, place: None };
-        if is_event_stream(response.headers()) {
-            read_stream(&mut response, idle, &mut room, reading).await
+        let is_stream = is_event_stream(response.headers());
+        // They would keep the buffer that they were read into from being used again: 8 KiB for each stream.
+        *response.headers_mut() = HeaderMap::new();
+        *response.extensions_mut() = hyper::http::Extensions::new();
+        if is_stream {
+            read_stream(response, idle, &mut room, reading).await
         } else {
-            read_whole(&mut response, idle, &mut room, reading).await
+            read_whole(response, idle, &mut room, reading).await
         }
     }
 
@@ -295,6 +316,7 @@ fn http_client(
 ) -> Result<reqwest::Client, LlmError> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
         .connect_timeout(timeouts.connect)
         .pool_max_idle_per_host(most_idle)
         .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")));
@@ -425,8 +447,9 @@ fn chain(error: &reqwest::Error) -> String {
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
+    const KIND: &[u8] = b"text/event-stream";
+    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes().trim_ascii_start());
+    kind.get(..KIND.len()).is_some_and(|start| start.eq_ignore_ascii_case(KIND))
 }
 
 /// `Retry-After` in seconds; its other form, a date, is left alone.
@@ -438,11 +461,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// `x-ratelimit-limit-requests` and its like, as OpenAI names them; `None` if there is none.
 fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
-    let text = |what: &str| headers.get(format!("x-ratelimit-{what}-requests"))?.to_str().ok().map(str::trim);
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let limit = RateLimit {
-        limit_requests: text("limit").and_then(|text| text.parse().ok()),
-        remaining_requests: text("remaining").and_then(|text| text.parse().ok()),
-        reset_s: text("reset").and_then(written_duration),
+        limit_requests: text("x-ratelimit-limit-requests").and_then(|text| text.parse().ok()),
+        remaining_requests: text("x-ratelimit-remaining-requests").and_then(|text| text.parse().ok()),
+        reset_s: text("x-ratelimit-reset-requests").and_then(written_duration),
     };
     (limit != RateLimit::default()).then_some(limit)
 }
@@ -597,17 +620,13 @@ impl Reading {
     /// Takes what a chunk or a whole body brings; true if there was content in it.
     fn take(&mut self, body: Body<'_>) -> bool {
         let mut content = body.data.is_some_and(|vectors| vectors.iter().any(|v| v.embedding.0));
-        for choice in body.choices.unwrap_or_default() {
-            for part in [choice.delta, choice.message].into_iter().flatten() {
-                content |= self.keep(&part.content) | self.keep(&part.reasoning_content) | self.keep(&part.reasoning);
-                content |= part.tool_calls.is_some_and(|calls| !calls.is_empty());
-            }
-            content |= self.keep(&choice.text);
-            if let Some(reason) = choice.finish_reason {
-                self.finished = true;
-                if self.keep_text {
-                    self.answer.finish_reason = Some(reason.into_owned());
-                }
+        if let Some(said) = body.choices {
+            content |= said.content;
+            self.finished |= said.finish_reason.is_some();
+            if self.keep_text {
+                self.answer.text.push_str(&said.text);
+                self.answer.finish_reason =
+                    said.finish_reason.map(Cow::into_owned).or(self.answer.finish_reason.take());
             }
         }
         if let Some(usage) = body.usage {
@@ -615,13 +634,6 @@ impl Reading {
         }
         self.answer.reply.chunks += u32::from(content);
         content
-    }
-
-    fn keep(&mut self, text: &Text<'_>) -> bool {
-        if self.keep_text {
-            self.answer.text.push_str(&text.0);
-        }
-        !text.0.is_empty()
     }
 
     /// The verdict once the body is over.
@@ -746,7 +758,7 @@ fn not_json(data: &[u8], error: &serde_json::Error) -> Failed {
 #[derive(Deserialize)]
 struct Body<'a> {
     #[serde(borrow, default)]
-    choices: Option<Vec<Choice<'a>>>,
+    choices: Option<Said<'a>>,
     usage: Option<Usage>,
     #[serde(default, deserialize_with = "present")]
     error: Option<()>,
@@ -756,6 +768,50 @@ struct Body<'a> {
 /// Whether a value is there and not null, whatever it is.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<()>, D::Error> {
     Ok(Option::<IgnoredAny>::deserialize(deserializer)?.map(|_| ()))
+}
+
+/// What the choices of one chunk say together. Added up as they are read: a list of them would be an allocation per chunk.
+#[derive(Default)]
+struct Said<'a> {
+    text: Cow<'a, str>,
+    content: bool,
+    finish_reason: Option<Cow<'a, str>>,
+}
+
+impl<'a> Said<'a> {
+    fn add(&mut self, choice: Choice<'a>) {
+        for part in [choice.delta, choice.message].into_iter().flatten() {
+            [part.content, part.reasoning_content, part.reasoning].into_iter().for_each(|text| self.add_text(text));
+            self.content |= part.tool_calls.is_some_and(|calls| !calls.is_empty());
+        }
+        self.add_text(choice.text);
+        self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
+    }
+
+    fn add_text(&mut self, Text(text): Text<'a>) {
+        self.content |= !text.is_empty();
+        self.text += text;
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Said<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Choices;
+        impl<'de> Visitor<'de> for Choices {
+            type Value = Said<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of choices")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut choices: A) -> Result<Said<'de>, A::Error> {
+                let mut said = Said::default();
+                while let Some(choice) = choices.next_element()? {
+                    said.add(choice);
+                }
+                Ok(said)
+            }
+        }
+        deserializer.deserialize_seq(Choices)
+    }
 }
 
 #[derive(Deserialize)]

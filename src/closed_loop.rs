@@ -7,6 +7,7 @@
 //!
 //! The loop knows no network: it takes a `send` closure and tokio's clock, so that it runs in virtual time too.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,9 @@ use crate::outcome::{Phase, Reply, RequestOutcome};
 
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
+
+/// So many requests start together.
+const AT_ONCE: u64 = 4;
 
 /// How much one level measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,45 +179,47 @@ where
     F: Future<Output = Reply> + Send + 'static,
 {
     let permits = Arc::new(Semaphore::new(plan.level));
-    let given_up = stop.clone();
     let mut in_flight: JoinSet<Arrival> = JoinSet::new();
     let mut state = State::new(plan);
     while state.issuing() || !in_flight.is_empty() {
         tokio::select! {
             // Completions first: the window they close decides the phase of what is issued next.
             biased;
-            Ok(_) = stop.wait_for(|&stop| stop), if !state.cut => state.cut = true,
+            Ok(_) = stop.wait_for(|&stop| stop), if !state.cut => {
+                state.cut = true;
+                in_flight.abort_all();
+            }
             Some(joined) = in_flight.join_next() => match joined {
                 Ok(arrival) => state.arrived(arrival, observer),
+                Err(error) if error.is_cancelled() => {}
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
             Ok(permit) = permits.clone().acquire_owned(), if state.issuing() => {
                 let start = Instant::now();
-                let ticket = state.next_ticket();
+                let ticket = state.next_ticket(start);
                 observer.issued(ticket);
                 state.close_if_full(observer);
                 let exchange = send(ticket);
-                let mut given_up = given_up.clone();
                 in_flight.spawn(async move {
-                    let reply = tokio::select! {
-                        biased;
-                        reply = exchange => Some(reply),
-                        Ok(_) = given_up.wait_for(|&stop| stop) => None,
-                    };
-                    Arrival { ticket, start, end: Instant::now(), reply, permit }
+                    let reply = exchange.await;
+                    Arrival { seq: ticket.seq, end: Instant::now(), reply, permit }
                 });
+                // Where many ended at the same time, those that start first are to be on their way before the others'
+                // times begin to count.
+                if state.issued.is_multiple_of(AT_ONCE) {
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
-    state.into_record()
+    state.into_record(observer)
 }
 
-/// A request that came to its end, or was given up (`reply` is `None`).
+/// A request that came to its end.
 struct Arrival {
-    ticket: Ticket,
-    start: Instant,
+    seq: u64,
     end: Instant,
-    reply: Option<Reply>,
+    reply: Reply,
     permit: OwnedSemaphorePermit,
 }
 
@@ -223,6 +229,8 @@ struct State<'a> {
     began: Instant,
     issued: u64,
     issued_measured: usize,
+    /// What is in flight, by number, and since when.
+    open_tickets: BTreeMap<u64, (Ticket, Instant)>,
     warmed_up: bool,
     /// The level has clearly failed, in this way.
     given_up: Option<Ending>,
@@ -241,6 +249,7 @@ impl<'a> State<'a> {
             began,
             issued: 0,
             issued_measured: 0,
+            open_tickets: BTreeMap::new(),
             warmed_up: false,
             given_up: None,
             last_success: began,
@@ -263,21 +272,19 @@ impl<'a> State<'a> {
         !self.cut && !self.done() && self.issued < self.plan.tickets()
     }
 
-    fn next_ticket(&mut self) -> Ticket {
+    fn next_ticket(&mut self, start: Instant) -> Ticket {
         let phase = if self.warmed_up { Phase::Measured } else { Phase::Warmup };
         let ticket = Ticket { seq: self.issued, phase };
+        self.open_tickets.insert(ticket.seq, (ticket, start));
         self.issued += 1;
         self.issued_measured += usize::from(self.warmed_up);
         ticket
     }
 
     fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) {
-        let Arrival { ticket, start, end, reply, permit } = arrival;
+        let Arrival { seq, end, reply, permit } = arrival;
+        let Some((ticket, start)) = self.open_tickets.remove(&seq) else { return };
         let (start_s, end_s) = (self.seconds(start), self.seconds(end));
-        let Some(reply) = reply else {
-            observer.ended(record(ticket, None, start_s, None, &Reply::default()), Reply::default());
-            return;
-        };
         let latency = end - start;
         let succeeded = reply.failure.is_none();
         if succeeded {
@@ -359,7 +366,11 @@ impl<'a> State<'a> {
         }
     }
 
-    fn into_record(self) -> LoopRecord {
+    /// Ends the loop; what is still in flight was given up.
+    fn into_record(self, observer: &mut impl Observer) -> LoopRecord {
+        for &(ticket, start) in self.open_tickets.values() {
+            observer.ended(record(ticket, None, self.seconds(start), None, &Reply::default()), Reply::default());
+        }
         let ending = match self.given_up {
             _ if !self.done() => Ending::Cut,
             Some(given_up) => given_up,

@@ -1,11 +1,12 @@
 //! What each door does: settings in, files and text out. The bins only call these.
 
-use std::io::{ErrorKind, Write as _};
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
@@ -17,6 +18,7 @@ use crate::outcome::Reply;
 use crate::recommend::{Recommendation, Status, recommend};
 use crate::report::text;
 use crate::results::{Identity, Measured, Places, ResultsFile, load_measured};
+use crate::self_check::cpu_of_this_process;
 use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::snippets;
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
@@ -211,14 +213,31 @@ pub fn simulate(args: &SimulateArgs) -> Result<ExitCode> {
         say(format!("{}\n", explain(&config, &settings)?))?;
         return Ok(ExitCode::SUCCESS);
     }
+    // A path that cannot be written is said at once.
+    let record = args.log.as_deref().map(|path| Ok((path, File::create(path)?))).transpose();
+    let record = record.map_err(|error: io::Error| anyhow!("cannot write --log: {error}"))?;
     let simulator = Simulator::start(config, args.port)?;
     say(format!("simulated LLM server at {} (any model; Ctrl-C ends it)\n", simulator.base_url()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(sweep::signal());
     let log = simulator.log();
+    if let Some((path, file)) = record {
+        write_lines(file, &log).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let completed = log.iter().filter(|r| r.outcome == simulator::RequestEnd::Completed).count();
     eprintln!("\n{} requests, {completed} completed, at most {} at once", log.len(), simulator.peak_in_flight());
     Ok(ExitCode::SUCCESS)
+}
+
+/// One JSON object a line.
+fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
+    let mut lines = BufWriter::new(file);
+    for record in records {
+        serde_json::to_writer(&mut lines, record)?;
+        lines.write_all(b"\n")?;
+    }
+    lines.flush()?;
+    Ok(())
 }
 
 fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
@@ -286,9 +305,12 @@ fn from_results_file(path: &Path) -> Result<Measured> {
 }
 
 fn where_written(swept: &Swept, places: &Places) -> String {
+    let own_s = (swept.began.elapsed().as_secs_f64() - swept.load_s).max(0.0);
+    let cpu = cpu_of_this_process().map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
     format!(
-        "{:.1} s of load. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)",
+        "{:.1} s of load, {own_s:.1} s around it{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)",
         swept.load_s,
+        cpu.unwrap_or_default(),
         swept.run.results_file.display(),
         swept.run.folder().display(),
         places.criterion.join("report/index.html").display(),

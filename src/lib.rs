@@ -32,6 +32,8 @@ pub mod config_patch;
 #[cfg(feature = "suite")]
 pub mod monitor;
 #[cfg(feature = "suite")]
+pub mod open_files;
+#[cfg(feature = "suite")]
 pub mod plan;
 #[cfg(feature = "suite")]
 pub mod recommend;

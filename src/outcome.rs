@@ -1,6 +1,7 @@
 //! What happened to one request: the record every figure is derived from.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -151,7 +152,7 @@ pub struct RequestOutcome {
     /// How often it was sent again (stale connections).
     pub resent: u32,
     /// Size label of the prompt (`small`, `medium`, `large`, or that of the prompts file); null where not known.
-    pub prompt_size: Option<String>,
+    pub prompt_size: Option<Arc<str>>,
 }
 
 impl RequestOutcome {

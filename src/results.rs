@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -489,30 +489,44 @@ fn summarize_level(
     settings: &RunSettings,
     records: &[&LevelRecord],
 ) -> Result<LevelSummary, ResultsError> {
-    let level = records.first().map_or(0, |record| record.concurrency);
-    let [mut all, mut first, mut confirmed] = [level; 3].map(Pool::new);
-    for record in records {
-        let facts = LevelFacts {
-            concurrency: level,
-            window_s: record.window_s.unwrap_or_default(),
-            samples: record.samples.clone(),
-            itl_us: record.itl_histogram.clone(),
-            request_timeout_s: settings.request_timeout_s,
-            client: record.client,
-            rate_limit: record.rate_limit,
-        };
-        let outcomes = read_sidecar(&folder.join(sidecar_name(record.step())))?.collect::<Result<Vec<_>, _>>()?;
-        let part = if record.stage == Stage::Confirm { &mut confirmed } else { &mut first };
-        part.add(&facts, outcomes.iter().cloned());
-        all.add(&facts, outcomes);
+    let pooled = |records: &[&LevelRecord]| {
+        let mut pool = Pool::new(records.first().map_or(0, |record| record.concurrency));
+        records.iter().try_for_each(|record| add_record(&mut pool, folder, settings, record))?;
+        Ok(pool.finish())
+    };
+    let mut summary = pooled(records)?;
+    let (confirmed, first): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.stage == Stage::Confirm);
+    if !confirmed.is_empty() {
+        summary.drift = Drift::between(&pooled(&first)?, &pooled(&confirmed)?);
     }
-    let mut summary = all.finish();
-    summary.drift = Drift::between(&first.finish(), &confirmed.finish());
     // One that was given up is enough to doubt the level.
     let doubted = records.iter().find(|record| record.state != LevelState::Complete).or(records.first());
     summary.state = doubted.map(|record| record.state);
     summary.reason = doubted.and_then(|record| record.reason.clone());
     Ok(summary)
+}
+
+/// Adds the requests of a measurement as they are read, so that they are never in memory together.
+fn add_record(
+    pool: &mut Pool,
+    folder: &Path,
+    settings: &RunSettings,
+    record: &LevelRecord,
+) -> Result<(), ResultsError> {
+    let facts = LevelFacts {
+        concurrency: record.concurrency,
+        window_s: record.window_s.unwrap_or_default(),
+        samples: record.samples.clone(),
+        itl_us: record.itl_histogram.clone(),
+        request_timeout_s: settings.request_timeout_s,
+        client: record.client,
+        rate_limit: record.rate_limit,
+    };
+    let mut read = Ok(());
+    let path = folder.join(sidecar_name(record.step()));
+    let outcomes = read_sidecar(&path)?;
+    pool.add(&facts, outcomes.map_while(|line| line.map_err(|error| read = Err(error)).ok()));
+    read
 }
 
 /// Reads a sidecar line by line.
@@ -533,12 +547,15 @@ pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOu
 #[derive(Debug)]
 pub struct SidecarWriter {
     batch: Vec<RequestOutcome>,
-    batches: mpsc::Sender<Vec<RequestOutcome>>,
+    batches: mpsc::SyncSender<Vec<RequestOutcome>>,
     thread: JoinHandle<io::Result<()>>,
     path: PathBuf,
 }
 
 const BATCH: usize = 256;
+/// Batches that may wait for the disk, about 20 MB. If it is slower than that, the load waits for it, which shows in the
+/// lag of its timers.
+const WAITING_BATCHES: usize = 256;
 
 impl SidecarWriter {
     /// Writes to `path`, under another name until all is there.
@@ -550,7 +567,7 @@ impl SidecarWriter {
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let file = temporary_in(&folder).map_err(failed)?;
-        let (batches, incoming) = mpsc::channel();
+        let (batches, incoming) = mpsc::sync_channel(WAITING_BATCHES);
         let target = path.clone();
         let thread = std::thread::Builder::new()
             .name("sidecar".to_owned())
@@ -580,12 +597,16 @@ impl SidecarWriter {
 }
 
 fn write_sidecar(file: NamedTempFile, batches: &mpsc::Receiver<Vec<RequestOutcome>>, path: &Path) -> io::Result<()> {
-    let mut out = BufWriter::new(file);
-    for outcome in batches.iter().flatten() {
-        serde_json::to_writer(&mut out, &outcome)?;
-        out.write_all(b"\n")?;
+    let mut file = file;
+    let mut lines = Vec::new();
+    for batch in batches {
+        lines.clear();
+        for outcome in &batch {
+            serde_json::to_writer(&mut lines, outcome)?;
+            lines.push(b'\n');
+        }
+        file.write_all(&lines)?;
     }
-    let file = out.into_inner()?;
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())

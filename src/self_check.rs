@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use tokio::task::AbortHandle;
 
-use crate::stats::{ClientLoad, quantile};
+use crate::stats::{ClientLoad, Distribution};
 
 /// How often the ticker looks.
 const TICK: Duration = Duration::from_millis(20);
@@ -19,9 +20,15 @@ pub struct SelfCheck {
     from: Option<Reading>,
     /// The end of the last window so far.
     to: Option<Reading>,
-    lags_s: Arc<Mutex<Vec<f64>>>,
+    lags_us: Arc<Mutex<Lags>>,
     ticker: AbortHandle,
 }
+
+/// A longer lag counts as that, in microseconds.
+const HOUR_US: u64 = 3_600_000_000;
+
+/// In microseconds. It does not grow with their number.
+type Lags = Histogram<u64>;
 
 #[derive(Clone, Copy, Debug)]
 struct Reading {
@@ -38,9 +45,10 @@ impl Reading {
 impl SelfCheck {
     /// Begins to watch. Call it inside the load thread's runtime.
     pub fn start() -> Self {
-        let lags_s: Arc<Mutex<Vec<f64>>> = Arc::default();
-        let ticker = tokio::spawn(tick(lags_s.clone())).abort_handle();
-        SelfCheck { from: None, to: None, lags_s, ticker }
+        let lags = Lags::new_with_bounds(1, HOUR_US, 3).expect("bounds and digits that it can have");
+        let lags_us = Arc::new(Mutex::new(lags));
+        let ticker = tokio::spawn(tick(lags_us.clone())).abort_handle();
+        SelfCheck { from: None, to: None, lags_us, ticker }
     }
 
     /// The warm-up or a window ended. Call it on the load thread.
@@ -48,7 +56,7 @@ impl SelfCheck {
         let now = Reading::now();
         if self.from.is_none() {
             self.from = Some(now);
-            self.lags_s.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.lags_us.lock().unwrap_or_else(PoisonError::into_inner).reset();
         } else {
             self.to = Some(now);
         }
@@ -56,11 +64,13 @@ impl SelfCheck {
 
     /// What was seen between the end of the warm-up and that of the last window.
     pub fn result(&self) -> ClientLoad {
-        let mut lags = self.lags_s.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        lags.sort_unstable_by(f64::total_cmp);
+        let lags = self.lags_us.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_seconds = |us: u64| us as f64 / 1e6;
+        let bins: Vec<_> =
+            lags.iter_recorded().map(|bin| (in_seconds(bin.value_iterated_to()), bin.count_at_value())).collect();
         ClientLoad {
             cpu: self.from.zip(self.to).and_then(|(from, to)| cpu_share(from, to)),
-            timer_lag_p95_s: quantile(lags.len() as u64, 0.95, |rank| lags[rank as usize]),
+            timer_lag_p95_s: Distribution::of_binned(&bins).and_then(|lags| lags.p95),
         }
     }
 }
@@ -77,20 +87,37 @@ fn cpu_share(from: Reading, to: Reading) -> Option<f64> {
     (wall > 0.0).then(|| cpu / wall)
 }
 
-async fn tick(lags_s: Arc<Mutex<Vec<f64>>>) {
+async fn tick(lags_us: Arc<Mutex<Lags>>) {
     loop {
         let due = Instant::now() + TICK;
         tokio::time::sleep_until(due.into()).await;
         let lag = due.elapsed().saturating_sub(TIMER_ROUNDING);
-        lags_s.lock().unwrap_or_else(PoisonError::into_inner).push(lag.as_secs_f64());
+        let lag = u64::try_from(lag.as_micros()).unwrap_or(u64::MAX);
+        lags_us.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(lag);
     }
 }
 
-/// CPU time of the calling thread, user and system; `None` where the system does not tell (all but Linux).
+/// CPU time of the calling thread, user and system; `None` where the system does not tell.
 fn cpu_of_this_thread() -> Option<Duration> {
-    // Time on a processor in nanoseconds, time in the queue, time slices. See proc_pid_schedstat(5).
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+    #[cfg(unix)]
+    return Some(cpu_by(rustix::time::ClockId::ThreadCPUTime));
+    #[cfg(not(unix))]
+    None
+}
+
+/// CPU time of this process so far, user and system; `None` where the system does not tell.
+pub fn cpu_of_this_process() -> Option<Duration> {
+    #[cfg(unix)]
+    return Some(cpu_by(rustix::time::ClockId::ProcessCPUTime));
+    #[cfg(not(unix))]
+    None
+}
+
+#[cfg(unix)]
+fn cpu_by(clock: rustix::time::ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(clock);
+    // Such a clock starts at 0.
+    Duration::try_from(time).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -119,7 +146,7 @@ mod tests {
             while began.elapsed() < Duration::from_millis(30) {}
         });
         assert!(busy.timer_lag_p95_s.unwrap() > 0.005, "{busy:?}");
-        if cfg!(target_os = "linux") {
+        if cfg!(unix) {
             let idle = watch(|| std::thread::sleep(Duration::from_millis(30)));
             assert!(busy.cpu.unwrap() > 5.0 * idle.cpu.unwrap(), "{busy:?} {idle:?}");
         }

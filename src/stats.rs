@@ -1,6 +1,8 @@
 //! Outcomes of one level to its [`LevelSummary`]: the one place where figures are computed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
@@ -49,15 +51,36 @@ pub struct Distribution {
     pub max: Option<f64>,
 }
 
+/// A time of one request, as whole microseconds in four bytes: a run may be of millions. More than 71 minutes count as
+/// that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Micros(u32);
+
+impl Micros {
+    fn of(seconds: f64) -> Self {
+        Micros((seconds * 1e6).round() as u32)
+    }
+
+    fn seconds(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+}
+
 impl Distribution {
     /// Of `values`; `None` if there are none.
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+    fn of(mut values: Vec<Micros>) -> Option<Self> {
+        values.sort_unstable();
+        Self::of_sorted(&values)
+    }
+
+    /// Of ascending values.
+    fn of_sorted(values: &[Micros]) -> Option<Self> {
         if values.is_empty() {
             return None;
         }
-        values.sort_unstable_by(f64::total_cmp);
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        let at = |p| quantile(values.len() as u64, p, |rank| values[rank as usize]);
+        let sum: u64 = values.iter().map(|value| u64::from(value.0)).sum();
+        let mean = sum as f64 / 1e6 / values.len() as f64;
+        let at = |p| quantile(values.len() as u64, p, |rank| values[rank as usize].seconds());
         Some(Distribution { mean: Some(mean), p50: at(0.5), p90: at(0.9), p95: at(0.95), p99: at(0.99), max: at(1.0) })
     }
 
@@ -317,6 +340,8 @@ pub fn summarize(facts: &LevelFacts, outcomes: impl IntoIterator<Item = RequestO
 }
 
 /// Adds up one level's measurements, each with a window of its own, to one summary.
+///
+/// Of each request it keeps no more than 14 bytes.
 #[derive(Debug, Default)]
 pub struct Pool {
     concurrency: usize,
@@ -324,7 +349,6 @@ pub struct Pool {
     samples: Vec<Sample>,
     itl_us: BTreeMap<u64, u64>,
     blocks_rps: Vec<f64>,
-    cohort: u64,
     succeeded: u64,
     failures: BTreeMap<Failure, u64>,
     successes_share: f64,
@@ -332,48 +356,122 @@ pub struct Pool {
     tokens_missing: bool,
     tokens: u64,
     in_flight_s: f64,
-    latency: Vec<f64>,
+    cohort: Cohort,
     /// What timeouts count for in the latency gates.
-    timeouts: Vec<f64>,
-    ttft: Vec<f64>,
-    tpot: Vec<f64>,
-    sizes: BTreeMap<String, SizePool>,
+    timeouts: Vec<Micros>,
+    ttft: Vec<Micros>,
+    tpot: Vec<Micros>,
+    sizes: Vec<SizePool>,
     client: Option<ClientLoad>,
     rate_limit: Option<RateLimit>,
 }
 
-/// The same of the prompts of one size.
+/// The requests of the cohort: how long each held its permit, which is its latency, and what else tells them apart.
+#[derive(Debug, Default)]
+struct Cohort {
+    held: Vec<Micros>,
+    marks: Vec<Mark>,
+}
+
+/// Whether a request succeeded, and its place in [`Pool::sizes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark(i16);
+
+impl Mark {
+    /// Failures have negative numbers. What lies beyond the first 32,767 sizes counts with the last of them.
+    fn of(success: bool, size: usize) -> Self {
+        let size = i16::try_from(size).unwrap_or(i16::MAX);
+        Mark(if success { size } else { !size })
+    }
+
+    fn is_success(self) -> bool {
+        self.0 >= 0
+    }
+}
+
+impl Cohort {
+    fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    fn push(&mut self, (held, mark): (Micros, Mark)) {
+        self.held.push(held);
+        self.marks.push(mark);
+    }
+
+    fn range(&self, range: Range<usize>) -> impl Iterator<Item = (Micros, Mark)> + Clone {
+        self.held[range.clone()].iter().copied().zip(self.marks[range].iter().copied())
+    }
+
+    /// Latencies of the successes that carry `mark`, or of all.
+    fn latencies(&self, mark: Option<Mark>) -> Vec<Micros> {
+        let wanted = |found: Mark| mark.map_or(found.is_success(), |mark| mark == found);
+        self.range(0..self.len()).filter(|&(_, mark)| wanted(mark)).map(|(held, _)| held).collect()
+    }
+}
+
+/// Puts requests that come in order of their ends into that of their issue. Only those wait here that an earlier one has
+/// let pass.
+#[derive(Debug, Default)]
+struct InOrder {
+    next: u64,
+    waiting: BTreeMap<u64, Vec<Option<(Micros, Mark)>>>,
+}
+
+impl InOrder {
+    /// Takes the next request, which is `None` if it does not belong to the cohort.
+    fn push(&mut self, seq: u64, request: Option<(Micros, Mark)>, cohort: &mut Cohort) {
+        if seq != self.next {
+            return self.waiting.entry(seq).or_default().push(request);
+        }
+        request.into_iter().for_each(|request| cohort.push(request));
+        self.next += 1;
+        while let Some(passed) = self.waiting.remove(&self.next) {
+            passed.into_iter().flatten().for_each(|request| cohort.push(request));
+            self.next += 1;
+        }
+    }
+
+    /// The rest, where numbers are missing.
+    fn finish(self, cohort: &mut Cohort) {
+        self.waiting.into_values().flatten().flatten().for_each(|request| cohort.push(request));
+    }
+}
+
+/// The part of the cohort whose prompts have one size; without a label those whose size is not known.
 #[derive(Debug, Default)]
 struct SizePool {
+    label: Option<Arc<str>>,
     requests: u64,
-    latency: Vec<f64>,
-    /// Of each success, as far as known.
-    tokens: Vec<u32>,
+    succeeded: u64,
+    /// Successes with a token count, and their tokens.
+    counted: u64,
+    tokens: u64,
 }
 
 impl SizePool {
-    fn finish(self, size: String) -> SizeSummary {
-        let succeeded = self.latency.len() as u64;
-        let tokens = self.tokens.iter().map(|&tokens| f64::from(tokens)).sum::<f64>();
-        let known = succeeded > 0 && self.tokens.len() as u64 == succeeded;
-        SizeSummary {
-            size,
+    fn finish(self, latencies: Vec<Micros>) -> Option<SizeSummary> {
+        let known = self.succeeded > 0 && self.counted == self.succeeded;
+        Some(SizeSummary {
+            size: self.label?.to_string(),
             requests: self.requests,
-            succeeded,
-            latency_s: Distribution::of(self.latency),
-            mean_output_tokens: known.then(|| tokens / succeeded as f64),
-        }
+            succeeded: self.succeeded,
+            latency_s: Distribution::of(latencies),
+            mean_output_tokens: known.then(|| self.tokens as f64 / self.succeeded as f64),
+        })
     }
 }
 
 /// The usual labels from small to large, then others by name.
-fn by_size(sizes: BTreeMap<String, SizePool>) -> Vec<SizeSummary> {
-    if sizes.len() < 2 {
+fn by_size(sizes: Vec<SizePool>, cohort: &Cohort) -> Vec<SizeSummary> {
+    let finish = |(at, size): (usize, SizePool)| size.finish(cohort.latencies(Some(Mark::of(true, at))));
+    let mut all: Vec<SizeSummary> = sizes.into_iter().enumerate().filter_map(finish).collect();
+    if all.len() < 2 {
         return Vec::new();
     }
-    let mut all: Vec<SizeSummary> = sizes.into_iter().map(|(size, pool)| pool.finish(size)).collect();
     let usual = ["small", "medium", "large"];
-    all.sort_by_key(|summary| usual.iter().position(|&label| label == summary.size).unwrap_or(usual.len()));
+    let place = |label: &str| usual.iter().position(|&usual| usual == label).unwrap_or(usual.len());
+    all.sort_by(|a, b| place(&a.size).cmp(&place(&b.size)).then_with(|| a.size.cmp(&b.size)));
     all
 }
 
@@ -385,15 +483,17 @@ impl Pool {
 
     /// Adds one measurement.
     pub fn add(&mut self, facts: &LevelFacts, outcomes: impl IntoIterator<Item = RequestOutcome>) {
-        let mut permits = Vec::new();
+        let mut in_order = InOrder::default();
+        let from = self.cohort.len();
+        self.make_room(facts);
         for outcome in outcomes {
             self.add_rates(&outcome, facts);
-            if outcome.phase == Phase::Measured {
-                self.add_to_cohort(&outcome, facts);
-                permits.push(Permit::of(&outcome));
-            }
+            let of_cohort = outcome.phase == Phase::Measured;
+            let request = of_cohort.then(|| self.add_to_cohort(&outcome, facts));
+            in_order.push(outcome.seq, request, &mut self.cohort);
         }
-        self.blocks_rps.extend(blocks(self.concurrency, permits));
+        in_order.finish(&mut self.cohort);
+        self.blocks_rps.extend(blocks(self.concurrency, &self.cohort, from));
         self.duration_s += facts.window_s[1] - facts.window_s[0];
         self.samples.extend_from_slice(&facts.samples);
         for &(us, count) in &facts.itl_us {
@@ -401,6 +501,16 @@ impl Pool {
         }
         self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
         self.rate_limit = facts.rate_limit.or(self.rate_limit);
+    }
+
+    /// Room for a measurement's requests, so that no column is copied as it grows. It is no more than a wish.
+    fn make_room(&mut self, facts: &LevelFacts) {
+        let completed: usize =
+            facts.samples.iter().fold(0, |sum: usize, sample| sum.saturating_add(sample.completed as usize));
+        let requests = completed.saturating_add(self.concurrency);
+        let columns = [&mut self.cohort.held, &mut self.ttft, &mut self.tpot];
+        columns.into_iter().for_each(|column| drop(column.try_reserve_exact(requests)));
+        drop(self.cohort.marks.try_reserve_exact(requests));
     }
 
     fn add_rates(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
@@ -416,79 +526,81 @@ impl Pool {
         }
     }
 
-    fn add_to_cohort(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
-        self.cohort += 1;
-        if let Some(size) = &outcome.prompt_size {
-            let pool = self.sizes.entry(size.clone()).or_default();
-            pool.requests += 1;
-            if outcome.is_success() {
-                pool.latency.extend(outcome.latency_s);
-                pool.tokens.extend(outcome.output_tokens);
-            }
-        }
+    fn add_to_cohort(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) -> (Micros, Mark) {
+        let success = outcome.is_success();
+        let size = self.size_of(outcome);
+        let pool = &mut self.sizes[size];
+        pool.requests += 1;
         if let Some(failure) = outcome.failure {
             *self.failures.entry(failure).or_default() += 1;
             if failure == Failure::Timeout {
-                self.timeouts.push(facts.request_timeout_s);
+                self.timeouts.push(Micros::of(facts.request_timeout_s));
             }
         }
-        if !outcome.is_success() {
-            return;
+        if success {
+            let tokens = u64::from(outcome.output_tokens.unwrap_or_default());
+            pool.succeeded += 1;
+            pool.counted += u64::from(outcome.output_tokens.is_some());
+            pool.tokens += tokens;
+            self.succeeded += 1;
+            self.tokens += tokens;
+            self.ttft.extend(outcome.ttft_s.map(Micros::of));
+            self.tpot.extend(outcome.tpot_s().map(Micros::of));
         }
-        self.succeeded += 1;
-        self.tokens += u64::from(outcome.output_tokens.unwrap_or_default());
-        self.latency.extend(outcome.latency_s);
-        self.ttft.extend(outcome.ttft_s);
-        self.tpot.extend(outcome.tpot_s());
+        (Micros::of(outcome.latency_s.unwrap_or_default()), Mark::of(success, size))
+    }
+
+    fn size_of(&mut self, outcome: &RequestOutcome) -> usize {
+        let label = &outcome.prompt_size;
+        let known = self.sizes.iter().position(|size| size.label == *label);
+        known.unwrap_or_else(|| {
+            self.sizes.push(SizePool { label: label.clone(), ..SizePool::default() });
+            self.sizes.len() - 1
+        })
     }
 
     /// The figures of all that was added.
     pub fn finish(self) -> LevelSummary {
         let per_second = |amount: f64| (self.duration_s > 0.0).then(|| amount / self.duration_s);
-        let rate = |count: u64| (self.cohort > 0).then(|| count as f64 / self.cohort as f64);
+        let requests = self.cohort.len() as u64;
+        let rate = |count: u64| (requests > 0).then(|| count as f64 / requests as f64);
+        let timeout_rate = rate(self.timeouts.len() as u64);
         let has_tokens = !self.tokens_missing && self.succeeded > 0;
-        let with_timeouts = [self.latency.as_slice(), self.timeouts.as_slice()].concat();
         let itl: Vec<_> = self.itl_us.iter().map(|(&us, &count)| (us as f64 / 1e6, count)).collect();
+        // One column after the other, each given up when it is done with: together they would take much memory.
+        let (ttft_s, tpot_s) = (Distribution::of(self.ttft), Distribution::of(self.tpot));
+        let by_size = by_size(self.sizes, &self.cohort);
+        let mut latencies = self.cohort.latencies(None);
+        drop(self.cohort);
+        latencies.sort_unstable();
+        let latency_s = Distribution::of_sorted(&latencies);
+        latencies.extend(self.timeouts);
+        latencies.sort_unstable();
         LevelSummary {
             concurrency: self.concurrency,
-            requests: Some(self.cohort),
+            requests: Some(requests),
             succeeded: Some(self.succeeded),
             failures: self.failures.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect(),
             error_rate: rate(self.failures.values().sum()),
-            timeout_rate: rate(self.timeouts.len() as u64),
+            timeout_rate,
             duration_s: Some(self.duration_s),
             throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &self.blocks_rps, 0.95)),
             samples: Some(self.samples),
             blocks_rps: self.blocks_rps,
-            latency_s: Distribution::of(self.latency),
-            p95_interval_s: p95_interval(with_timeouts.clone()),
-            gate_latency_s: Distribution::of(with_timeouts),
-            ttft_s: Distribution::of(self.ttft),
+            latency_s,
+            p95_interval_s: p95_interval(&latencies),
+            gate_latency_s: Distribution::of_sorted(&latencies),
+            ttft_s,
             itl_s: Distribution::of_binned(&itl),
-            tpot_s: Distribution::of(self.tpot),
+            tpot_s,
             output_tps: per_second(self.tokens_share).filter(|_| has_tokens),
             mean_output_tokens: has_tokens.then(|| self.tokens as f64 / self.succeeded as f64),
-            by_size: by_size(self.sizes),
+            by_size,
             mean_in_flight: per_second(self.in_flight_s),
             client: self.client,
             rate_limit: self.rate_limit,
             ..LevelSummary::default()
         }
-    }
-}
-
-/// What one request of the cohort cost the closed loop.
-#[derive(Debug)]
-struct Permit {
-    seq: u64,
-    held_s: f64,
-    success: bool,
-}
-
-impl Permit {
-    fn of(outcome: &RequestOutcome) -> Self {
-        let held_s = outcome.latency_s.unwrap_or_default();
-        Permit { seq: outcome.seq, held_s, success: outcome.is_success() }
     }
 }
 
@@ -501,22 +613,36 @@ pub const BLOCKS: usize = 10;
 /// permits were held (Little's law). Blocks of requests are independent where their latencies are, while windows of
 /// time share the requests that cross their border; and blocks that follow each other show a server that changes
 /// its speed. A permit that a failure left early was held for about the median success (see the closed loop).
-fn blocks(level: usize, mut permits: Vec<Permit>) -> Vec<f64> {
-    if permits.len() < BLOCKS {
+fn blocks(level: usize, cohort: &Cohort, from: usize) -> Vec<f64> {
+    let n = cohort.len() - from;
+    if n < BLOCKS {
         return Vec::new();
     }
-    let mut successes: Vec<f64> = permits.iter().filter(|p| p.success).map(|p| p.held_s).collect();
-    successes.sort_unstable_by(f64::total_cmp);
-    let typical = quantile(successes.len() as u64, 0.5, |rank| successes[rank as usize]).unwrap_or(1.0).min(1.0);
-    permits.sort_unstable_by_key(|permit| permit.seq);
-    let n = permits.len();
+    let of_successes = cohort.range(from..cohort.len()).filter(|(_, mark)| mark.is_success()).map(|(held, _)| held);
+    let succeeded = of_successes.clone().count() as u64;
+    // Failures are rare, and without one there is no need of it.
+    let typical =
+        if succeeded < n as u64 { quantile(succeeded, 0.5, |rank| nth(of_successes.clone(), rank)) } else { None };
+    let typical = Micros::of(typical.unwrap_or(1.0).min(1.0));
     let block = |at: usize| {
-        let block = &permits[at * n / BLOCKS..(at + 1) * n / BLOCKS];
-        let held: f64 = block.iter().map(|p| if p.success { p.held_s } else { p.held_s.max(typical) }).sum();
-        let succeeded = block.iter().filter(|p| p.success).count();
+        let block = cohort.range(from + at * n / BLOCKS..from + (at + 1) * n / BLOCKS);
+        let held = |(held, mark): (Micros, Mark)| if mark.is_success() { held } else { held.max(typical) };
+        let held: f64 = block.clone().map(|request| held(request).seconds()).sum();
+        let succeeded = block.filter(|(_, mark)| mark.is_success()).count();
         if held > 0.0 { level as f64 * succeeded as f64 / held } else { 0.0 }
     };
     (0..BLOCKS).map(block).collect()
+}
+
+/// The value at a rank (from 0) of values in any order, in seconds: by bisection, which needs no sorted copy of them.
+fn nth(values: impl Iterator<Item = Micros> + Clone, rank: u64) -> f64 {
+    let (mut low, mut high) = (0, u32::MAX);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let up_to = values.clone().filter(|value| value.0 <= middle).count() as u64;
+        if up_to > rank { high = middle } else { low = middle + 1 }
+    }
+    Micros(low).seconds()
 }
 
 /// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
@@ -540,15 +666,11 @@ fn relative_half_width(values: &[f64], confidence: f64) -> Option<f64> {
 /// The 95 % interval of the 95th percentile, from order statistics: between two of the sorted values, whose ranks the
 /// binomial distribution gives whatever the distribution of the values (Conover, "Practical Nonparametric Statistics",
 /// 3rd ed., 3.2). `None` if there are too few values to bound it from above, which takes 72.
-pub fn p95_interval(mut values: Vec<f64>) -> Option<[f64; 2]> {
-    let below = Binomial::new(0.95, values.len() as u64).ok()?;
+fn p95_interval(sorted: &[Micros]) -> Option<[f64; 2]> {
+    let below = Binomial::new(0.95, sorted.len() as u64).ok()?;
     // Ranks from 1: the value at `low` lies above the percentile in at most 2.5 % of all cases, that at `high` below it.
     let (low, high) = (below.inverse_cdf(0.025) as usize, below.inverse_cdf(0.975) as usize + 1);
-    if low == 0 || high > values.len() {
-        return None;
-    }
-    values.sort_unstable_by(f64::total_cmp);
-    Some([values[low - 1], values[high - 1]])
+    (low > 0 && high <= sorted.len()).then(|| [sorted[low - 1].seconds(), sorted[high - 1].seconds()])
 }
 
 /// Wilson's 95 % score interval of a proportion (Wilson 1927).
@@ -579,7 +701,7 @@ mod tests {
     /// `[float(np.quantile([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4], p)) for p in (.5, .9, .95, .99, 1)]`, numpy 2.
     #[test]
     fn quantiles_are_those_of_numpy() {
-        let distribution = Distribution::of(vec![0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4]).unwrap();
+        let distribution = Distribution::of([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4].map(Micros::of).into()).unwrap();
         assert_near(distribution.p50, 0.4);
         assert_near(distribution.p90, 1.14);
         assert_near(distribution.p95, 1.319_999_999_999_999_6);
@@ -589,7 +711,7 @@ mod tests {
         assert_near(distribution.mean, 4.1 / 7.0);
 
         // np.quantile(np.arange(1, 101) / 100, p): with n = 100 P99 lies between the two largest.
-        let hundred = Distribution::of((1..=100).map(|n| f64::from(n) / 100.0).collect()).unwrap();
+        let hundred = Distribution::of((1..=100).map(|n| Micros::of(f64::from(n) / 100.0)).collect()).unwrap();
         assert_near(hundred.p50, 0.505);
         assert_near(hundred.p90, 0.901);
         assert_near(hundred.p95, 0.950_5);
@@ -613,7 +735,7 @@ mod tests {
     #[test]
     fn the_cohort_is_told_apart_by_the_size_of_the_prompts() {
         let sized = |size: &str, latency, tokens| RequestOutcome {
-            prompt_size: Some(size.to_owned()),
+            prompt_size: Some(size.into()),
             ..request(Phase::Measured, 10.0, 10.0 + latency, Some(tokens))
         };
         let facts = LevelFacts { concurrency: 2, window_s: [10.0, 20.0], ..LevelFacts::default() };
@@ -656,7 +778,8 @@ mod tests {
         assert_near(binned.p90, 9.5);
         assert_near(binned.p95, 29.75);
         assert_near(binned.p99, 45.95);
-        let values = bins.iter().flat_map(|&(value, count)| std::iter::repeat_n(value, count as usize)).collect();
+        let values =
+            bins.iter().flat_map(|&(value, count)| std::iter::repeat_n(Micros::of(value), count as usize)).collect();
         assert_eq!(Distribution::of(values), Some(binned));
     }
 
@@ -708,12 +831,12 @@ mod tests {
     /// of 400. Of 71 the upper one would be the 72nd.
     #[test]
     fn the_interval_of_p95_lies_between_order_statistics() {
-        let first = |n: u32| (1..=n).rev().map(f64::from).collect();
-        assert_eq!(p95_interval(first(71)), None);
+        let first = |n: u32| p95_interval(&(1..=n).map(|n| Micros::of(n.into())).collect::<Vec<_>>());
+        assert_eq!(first(71), None);
         for (n, low, high) in [(72, 64.0, 72.0), (100, 90.0, 100.0), (400, 371.0, 389.0)] {
-            assert_eq!(p95_interval(first(n)), Some([low, high]), "{n}");
+            assert_eq!(first(n), Some([low, high]), "{n}");
         }
-        assert_eq!(p95_interval(Vec::new()), None);
+        assert_eq!(first(0), None);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
 use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor};
+use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
 use crate::report::text;
@@ -61,6 +62,9 @@ pub enum SweepError {
     /// The endpoint does not work at all.
     #[error("{0}")]
     Endpoint(String),
+    /// The highest level needs more connections than this process may have.
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewFiles),
     /// The budget has no room for a single level.
     #[error("{0}\n\nRaise the limit, or send less: lower benchmark.levels, total_requests or request.max_tokens.")]
     OverBudget(String),
@@ -232,6 +236,8 @@ pub struct Swept {
     pub stopped: Option<Stop>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
+    /// When it began.
+    pub began: Instant,
     /// Seconds of load, all levels together.
     pub load_s: f64,
 }
@@ -242,6 +248,7 @@ pub struct Swept {
 /// # Errors
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
+    let began = Instant::now();
     let prompts = snippets::of_run(settings)?;
     let plan = match args.mode {
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
@@ -254,12 +261,15 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
             None => SweepError::NothingMatches(plan.configured),
         });
     }
+    if let Some(highest) = plan.levels.last().filter(|_| args.mode == Mode::Measure) {
+        open_files::allow(highest.level, settings.config.llm.endpoint == Endpoint::Simulator)?;
+    }
     let mut criterion = criterion(args, places, &run.manifest.fingerprint);
     let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run)).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
     }
-    let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run);
+    let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run, began);
     let mut search = plan.search(&settings.config.policy);
     let mut next = sweep.next(&mut search);
     while let Some(first) = next {
@@ -290,7 +300,6 @@ struct Sweep<'a> {
     plan: &'a Plan,
     load: Option<&'a Load>,
     swept: Swept,
-    began: Instant,
     /// Requests sent so far.
     sent: u64,
     /// How long each level took when it was measured last, seconds.
@@ -301,15 +310,21 @@ struct Sweep<'a> {
 }
 
 impl<'a> Sweep<'a> {
-    fn new(settings: &'a Settings, mode: Mode, plan: &'a Plan, load: Option<&'a Load>, run: Run) -> Self {
+    fn new(
+        settings: &'a Settings,
+        mode: Mode,
+        plan: &'a Plan,
+        load: Option<&'a Load>,
+        run: Run,
+        began: Instant,
+    ) -> Self {
         let notes = plan.over_budget_note().into_iter().collect();
         Sweep {
             settings,
             mode,
             plan,
             load,
-            swept: Swept { run, stopped: None, notes, load_s: 0.0 },
-            began: Instant::now(),
+            swept: Swept { run, stopped: None, notes, began, load_s: 0.0 },
             sent: 0,
             took_s: BTreeMap::new(),
             not_before: None,
@@ -348,7 +363,7 @@ impl<'a> Sweep<'a> {
         let further = self.plan.level_plan(self.settings, step.level);
         let limit_s = self.settings.config.benchmark.budget.max_minutes.map(|minutes| 60.0 * minutes);
         // A level that was measured before takes about as long again; of another nothing is known.
-        let end_s = self.took_s.get(&step.level).map(|took| took + self.began.elapsed().as_secs_f64());
+        let end_s = self.took_s.get(&step.level).map(|took| took + self.swept.began.elapsed().as_secs_f64());
         let too_late = limit_s.zip(end_s).is_some_and(|(limit, end)| end > limit);
         self.plan.no_room(self.settings, self.sent, &further).or(too_late.then_some("max_minutes"))
     }
@@ -410,7 +425,8 @@ fn configure(group: &mut BenchmarkGroup<'_, WallTime>) {
         .measurement_time(Duration::from_nanos(1))
         .sampling_mode(SamplingMode::Flat)
         .sample_size(SAMPLES)
-        .nresamples(10_000);
+        // The fewest it takes without a warning. Its intervals are for its own report; ours come from the records.
+        .nresamples(1_001);
 }
 
 /// One measurement to make.
@@ -842,7 +858,7 @@ impl Observer for Recorder {
     }
 
     fn ended(&mut self, mut outcome: RequestOutcome, reply: Reply) {
-        outcome.prompt_size = Some(self.target.prompt_size(outcome.seq).to_owned());
+        outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
         self.counts.ended(outcome.is_success());
         if outcome.is_success() && outcome.phase == Phase::Measured {
             for gap in reply.gaps_us {

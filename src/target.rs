@@ -1,6 +1,7 @@
 //! What a measurement sends, and where: the prompts in the same order at every level, each made unique.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::client::{BodyTemplate, Transport};
 use crate::config::{Cache, RequestSettings};
@@ -10,8 +11,8 @@ use crate::snippets::Prompt;
 /// The requests of a run, by level and sequence number.
 pub struct Target {
     transport: Transport,
-    bodies: Vec<BodyTemplate>,
-    sizes: Vec<String>,
+    bodies: Vec<Arc<BodyTemplate>>,
+    sizes: Vec<Arc<str>>,
     cache: Cache,
     salt: String,
 }
@@ -25,8 +26,8 @@ impl Target {
         prompts: &[Prompt],
         salt: impl Into<String>,
     ) -> Self {
-        let bodies = prompts.iter().map(|prompt| BodyTemplate::new(model, request, &prompt.text)).collect();
-        let sizes = prompts.iter().map(|prompt| prompt.size.clone()).collect();
+        let bodies = prompts.iter().map(|prompt| Arc::new(BodyTemplate::new(model, request, &prompt.text))).collect();
+        let sizes = prompts.iter().map(|prompt| prompt.size.as_str().into()).collect();
         Target { transport, bodies, sizes, cache: request.cache, salt: salt.into() }
     }
 
@@ -36,8 +37,8 @@ impl Target {
     }
 
     /// The size label of its prompt.
-    pub fn prompt_size(&self, seq: u64) -> &str {
-        &self.sizes[self.prompt(seq)]
+    pub fn prompt_size(&self, seq: u64) -> Arc<str> {
+        self.sizes[self.prompt(seq)].clone()
     }
 
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
@@ -47,14 +48,13 @@ impl Target {
 
     /// The same in a confirm round, from 1: what the level's first measurement left in the server's cache must not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        let body = &self.bodies[self.prompt(seq)];
+        let body = self.bodies[self.prompt(seq)].clone();
         let prefix = match self.cache {
             Cache::Fresh => unique_prefix(&self.salt, round, level, seq),
             Cache::Reuse => String::new(),
         };
-        let body = body.fill(&prefix);
         let transport = self.transport.clone();
-        async move { transport.send(body).await }
+        async move { transport.send_made(|| body.fill(&prefix)).await }
     }
 }
 

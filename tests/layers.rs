@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "outcome",
     "stats",
     "usl",
@@ -15,6 +15,7 @@ const ORDER: [&str; 22] = [
     "compare",
     "search",
     "self_check",
+    "open_files",
     "closed_loop",
     "sse",
     "config_patch",
@@ -33,7 +34,7 @@ const ORDER: [&str; 22] = [
 ];
 
 /// Modules that may import these of the crate's modules and no other.
-const ONLY: [(&str, &[&str]); 12] = [
+const ONLY: [(&str, &[&str]); 13] = [
     ("outcome", &[]),
     ("stats", &["outcome"]),
     ("usl", &[]),
@@ -42,6 +43,7 @@ const ONLY: [(&str, &[&str]); 12] = [
     ("report", &["outcome", "stats", "usl", "recommend", "compare", "config"]),
     ("search", &["stats", "recommend"]),
     ("self_check", &["stats"]),
+    ("open_files", &[]),
     ("closed_loop", &["outcome"]),
     ("sse", &[]),
     // It shares no type with the client, so that a mistake in the protocol cannot cancel out.

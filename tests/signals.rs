@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use llm_concurrency::config::{Llm, RequestSettings};
 use llm_concurrency::outcome::RequestOutcome;
 use llm_concurrency::results::ResultsFile;
 use llm_concurrency::simulator::{OutputTokens, Simulator, SimulatorConfig};
@@ -346,6 +347,28 @@ fn a_run_at_random_moments(signal: Signal) {
     let status = wait(&mut spawn(folder, &args));
     let said = fs::read_to_string(folder.join("stderr")).unwrap();
     assert!(matches!(status.code(), Some(0 | 3)) && !said.contains("panicked"), "afterwards: {said}");
+}
+
+#[test]
+fn the_simulators_own_record_is_written_when_it_ends() {
+    let args = ["simulate", "--port", "0", "--log", "requests.jsonl"];
+    let mut running = Running::start(&config("simulator", ""), &args);
+    let url = || {
+        let said = fs::read_to_string(running.path("stdout")).unwrap();
+        said.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned)
+    };
+    wait_until("its address", || url().is_some());
+    let (llm, request) = (Llm::default(), RequestSettings::default());
+    let reply = servers::send_once(&url().unwrap(), &llm, &request);
+    assert_eq!(reply.failure, None);
+    Signal::Term.send(&running.child);
+    assert_eq!(running.wait().code(), Some(0));
+    let log = fs::read_to_string(running.path("requests.jsonl")).unwrap();
+    let records: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(records.len(), 1, "{log}");
+    let time = |name: &str| records[0][name].as_f64().unwrap();
+    assert!(time("arrived_s") < time("first_token_s") && time("first_token_s") < time("finished_s"), "{log}");
+    assert_eq!((&records[0]["outcome"], &records[0]["output_tokens"]), (&"completed".into(), &reply.chunks.into()));
 }
 
 /// Cuts every JSON file below in half.
