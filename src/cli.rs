@@ -26,6 +26,8 @@ pub enum Command {
     Run(RunArgs),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(RecommendArgs),
+    /// Make the HTML report of a results file, or of two to compare
+    Report(ReportArgs),
     /// Send one request and say what works, or what is wrong and how to mend it
     Check(TargetArgs),
     /// Write test-data/test_snippets.json
@@ -182,6 +184,17 @@ pub struct RecommendArgs {
 fn percentage(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').trim_end().parse::<f64>().ok();
     percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
+}
+
+/// Options of `report`.
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// A results file; a second one is compared with it
+    #[arg(required = true, num_args = 1..=2, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where to write [default: results/concurrency_report_<time>.html]
+    #[arg(long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
 }
 
 /// Options of `generate-test-data`.

@@ -653,6 +653,17 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
     })
 }
 
+/// The P95 limit that holds, seconds: the user's own, else so many times the P95 of the lowest level that passes all
+/// but the latency gates.
+pub fn p95_limit(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
+    let late = |level: &&JudgedLevel| level.verdict == Verdict::Fail && level.why.starts_with(['P']);
+    let reference = || {
+        let reached_the_gate = levels.iter().filter(|level| level.verdict == Verdict::Pass || late(level));
+        reached_the_gate.filter_map(|level| gate_latency(&level.summary).0).next()
+    };
+    policy.max_p95_seconds.or_else(|| Some(DEFAULT_P95_FACTOR * reference()?))
+}
+
 /// Which checks could not be made on the pick, or on the best level it is measured by. Any of them makes the result
 /// provisional.
 fn missing_checks(levels: &[JudgedLevel], pick: &JudgedLevel, policy: &Policy) -> Vec<String> {

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::config::{Config, Endpoint, RequestSettings};
 use crate::outcome::RequestOutcome;
-use crate::recommend::{Recommendation, percent};
+use crate::recommend::{JudgedLevel, Policy, Recommendation, percent};
 use crate::search::Stage;
 use crate::snippets::Prompt;
 use crate::stats::{self, LevelFacts, LevelState, LevelSummary, Sample};
@@ -258,6 +258,8 @@ pub struct RunSettings {
     pub quick: bool,
     /// What was sent.
     pub request: Value,
+    /// How the level is chosen.
+    pub policy: Policy,
 }
 
 /// Where and with what a run was made.
@@ -330,6 +332,31 @@ pub struct Manifest {
     pub environment: Environment,
     /// The levels that ended.
     pub levels: Vec<LevelRecord>,
+}
+
+/// Where the single requests of one measurement are recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestsFile {
+    /// The sidecar.
+    pub path: PathBuf,
+    /// The level.
+    pub level: usize,
+    /// The measured window, seconds since the level began.
+    pub window_s: Option<[f64; 2]>,
+}
+
+impl RequestsFile {
+    fn of(folder: &Path, record: &LevelRecord) -> Self {
+        let path = folder.join(sidecar_name(record.concurrency));
+        RequestsFile { path, level: record.concurrency, window_s: record.window_s }
+    }
+}
+
+impl Manifest {
+    /// The records of its requests, in the order in which they were made. `folder` is the run's.
+    pub fn requests(&self, folder: &Path) -> Vec<RequestsFile> {
+        self.levels.iter().map(|record| RequestsFile::of(folder, record)).collect()
+    }
 }
 
 /// A run in the making: its folder, its manifest, and its results file.
@@ -537,6 +564,10 @@ pub struct Measured {
     pub quick: bool,
     /// Whether checks are missing for all of it.
     pub unchecked: bool,
+    /// The run that was made last.
+    pub newest: Option<Manifest>,
+    /// The records of the single requests.
+    pub requests: Vec<RequestsFile>,
 }
 
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
@@ -569,6 +600,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
                 let summary = match summarize_level(&folder, &manifest.settings, record) {
                     Ok(mut summary) => {
                         summary.notes.extend(cross_check(places, &summary));
+                        measured.requests.push(RequestsFile::of(&folder, record));
                         summary
                     }
                     Err(error) => estimate_only(places, level, &error)?,
@@ -589,6 +621,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
         notes.push(format!("levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", ")));
     }
     measured.notes = notes;
+    measured.newest = Some(newest.clone());
     Ok(measured)
 }
 
@@ -720,7 +753,7 @@ fn estimates_only(places: &Places, mut notes: Vec<String>) -> Result<Measured, R
         "there are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
         places.runs.display()
     ));
-    Ok(Measured { levels, notes, quick: false, unchecked: true })
+    Ok(Measured { levels, notes, unchecked: true, ..Measured::default() })
 }
 
 // ---- results files ----
@@ -779,6 +812,39 @@ impl ResultsFile {
             }
         }
         Ok(file)
+    }
+
+    /// The recommendation as it was recorded, with the figures of the levels beside it; `None` if there is none that
+    /// this version can read.
+    pub fn recorded(&self) -> Option<Recommendation> {
+        let mut value = self.recommendation.clone()?;
+        for level in value["levels"].as_array_mut()? {
+            let concurrency = level["concurrency"].as_u64()?;
+            let figures = self.levels.iter().find(|summary| summary.concurrency as u64 == concurrency);
+            let mut whole = json!(figures.cloned().map(LevelSummary::without_impossible).unwrap_or_default());
+            whole.as_object_mut()?.append(level.as_object_mut()?);
+            *level = whole;
+        }
+        let recorded: Recommendation = serde_json::from_value(value).ok()?;
+        let judged = |summary: &LevelSummary| {
+            recorded.levels.iter().any(|level: &JudgedLevel| level.summary.concurrency == summary.concurrency)
+        };
+        self.levels.iter().all(judged).then_some(recorded)
+    }
+
+    /// The policy it was decided by, where the file tells.
+    pub fn policy(&self) -> Option<Policy> {
+        serde_json::from_value(self.settings.get("policy")?.clone()).ok()
+    }
+
+    /// The records of the run's requests, if its folder is still there.
+    pub fn requests(&self, places: &Places) -> Vec<RequestsFile> {
+        // The id comes from a file that anybody may have written.
+        let plain = |id: &&str| id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let Some(run_id) = self.run_id.as_deref().filter(plain) else { return Vec::new() };
+        let folder = places.runs.join(run_id);
+        let manifest: Result<Manifest, _> = read_json(&folder.join("run.json"), "run manifest");
+        manifest.map(|manifest| manifest.requests(&folder)).unwrap_or_default()
     }
 
     /// Whether it came from a quick run.

@@ -298,6 +298,7 @@ fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
         seed: benchmark.seed,
         quick: settings.quick,
         request: serde_json::json!(benchmark.request),
+        policy: settings.config.policy.clone(),
     }
 }
 

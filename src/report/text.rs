@@ -1,6 +1,6 @@
 //! What is printed: the table of levels, the answer, and what to do when nothing works.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use crate::compare::{Change, Comparison, Moved};
 use crate::config::{Endpoint, Settings};
@@ -15,7 +15,7 @@ pub fn table(recommendation: &Recommendation) -> String {
 }
 
 fn levels(recommendation: &Recommendation) -> String {
-    let best = passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
+    let best = best_passing(recommendation);
     let header =
         ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
     let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
@@ -56,6 +56,11 @@ fn by_size(level: &JudgedLevel) -> String {
     format!("\nlevel {} by the size of the prompts:\n{table}", summary.concurrency)
 }
 
+/// The best throughput of the levels that pass.
+pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
+    passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
+}
+
 fn passing(recommendation: &Recommendation) -> impl Iterator<Item = &JudgedLevel> {
     recommendation.levels.iter().filter(|level| level.verdict == Verdict::Pass)
 }
@@ -64,7 +69,8 @@ fn throughput(level: &JudgedLevel) -> Option<f64> {
     level.summary.throughput_rps.map(|t| t.estimate)
 }
 
-fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
+/// The cells of a level, from the level itself to n.
+pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
     let latency = summary.latency_s.unwrap_or_default();
     let time = |value: Option<f64>| value.map_or_else(dash, seconds);
     let p50 = |distribution: Option<Distribution>| time(distribution.and_then(|d| d.p50));
@@ -102,15 +108,19 @@ fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
         Verdict::Fail => "fail",
         Verdict::NotUsed => "not used",
     };
+    match why(level) {
+        why if why.is_empty() => word.to_owned(),
+        why if level.why.is_empty() => format!("{word} {why}"),
+        why => format!("{word}: {why}"),
+    }
+}
+
+/// Why a level got its verdict, and its failures by kind; empty for a plain pass without any.
+pub(super) fn why(level: &JudgedLevel) -> String {
     let failures: Vec<String> = level.summary.failures.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    let mut text = word.to_owned();
-    if !level.why.is_empty() {
-        let _ = write!(text, ": {}", level.why);
-    }
-    if !failures.is_empty() {
-        let _ = write!(text, " ({})", failures.join(", "));
-    }
-    text
+    let failures = if failures.is_empty() { String::new() } else { format!("({})", failures.join(", ")) };
+    let parts = [level.why.as_str(), failures.as_str()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// The answer as a user would want it.
@@ -129,7 +139,7 @@ pub fn answer(recommendation: &Recommendation) -> String {
     text
 }
 
-fn chosen(recommendation: &Recommendation) -> Option<&JudgedLevel> {
+pub(super) fn chosen(recommendation: &Recommendation) -> Option<&JudgedLevel> {
     let pick = recommendation.recommended_concurrency?;
     recommendation.levels.iter().find(|level| level.summary.concurrency == pick)
 }
@@ -161,47 +171,79 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
         summary.error_rate.map_or_else(dash, percent),
         summary.timeout_rate.map_or_else(dash, percent),
     );
-    if let Some(line) = gain(recommendation, level) {
+    for line in gain(recommendation, level).map(|gain| gain.to_string()).into_iter().chain(beside(recommendation)) {
         let _ = writeln!(text, "  {line}");
     }
-    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| n < summary.concurrency) {
-        let _ = writeln!(
-            text,
-            "  for low latency rather than throughput: {alternative} (most throughput per second of latency)"
-        );
+}
+
+/// What is told beside the answer, as information only.
+pub(super) fn beside(recommendation: &Recommendation) -> Vec<String> {
+    let mut lines = Vec::new();
+    let pick = recommendation.recommended_concurrency;
+    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| pick.is_some_and(|pick| n < pick)) {
+        lines.push(format!(
+            "for low latency rather than throughput: {alternative} (most throughput per second of latency)"
+        ));
     }
-    if let Some(usl) = recommendation.usl {
+    if let Some(usl) = recommendation.usl.filter(|_| pick.is_some()) {
         let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
-        let _ = writeln!(
-            text,
-            "  fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}",
+        lines.push(format!(
+            "fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}",
             usl.r_squared
-        );
+        ));
+    }
+    lines
+}
+
+/// What the optimum gains over working one by one.
+pub(super) struct Gain {
+    /// What it is compared with.
+    pub(super) from: String,
+    /// That throughput, requests per second.
+    pub(super) slow: f64,
+    /// The optimum's.
+    pub(super) fast: f64,
+    level: usize,
+}
+
+impl Gain {
+    pub(super) fn factor(&self) -> f64 {
+        self.fast / self.slow
+    }
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {:.2} requests/s, optimal ({}) {:.2}: {:.1} x as fast; 1000 requests take {} instead of {}",
+            self.from,
+            self.slow,
+            self.level,
+            self.fast,
+            self.factor(),
+            seconds(1000.0 / self.fast),
+            seconds(1000.0 / self.slow),
+        )
     }
 }
 
 /// Sequential (or the lowest level that passes) against the optimum.
-fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<String> {
+pub(super) fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<Gain> {
     let lowest = passing(recommendation).next()?;
     if lowest.summary.concurrency == level.summary.concurrency {
         return None;
     }
     let (slow, fast) = (throughput(lowest).filter(|&rps| rps > 0.0)?, throughput(level).filter(|&rps| rps > 0.0)?);
-    let name = match lowest.summary.concurrency {
+    let from = match lowest.summary.concurrency {
         1 => "sequential (1)".to_owned(),
         n => format!("level {n}"),
     };
-    Some(format!(
-        "{name} {slow:.2} requests/s, optimal ({}) {fast:.2}: {:.1} x as fast; 1000 requests take {} instead of {}",
-        level.summary.concurrency,
-        fast / slow,
-        seconds(1000.0 / fast),
-        seconds(1000.0 / slow),
-    ))
+    Some(Gain { from, slow, fast, level: level.summary.concurrency })
 }
 
 /// The two troubles README knows, in the same words.
-fn advice(recommendation: &Recommendation) -> Vec<String> {
+pub(super) fn advice(recommendation: &Recommendation) -> Vec<String> {
     let levels_with = |rate: fn(&LevelSummary) -> Option<f64>| {
         let levels = recommendation.levels.iter().filter(|level| rate(&level.summary).is_some_and(|r| r >= 0.05));
         levels.map(|level| level.summary.concurrency.to_string()).collect::<Vec<_>>().join(", ")

@@ -1,0 +1,566 @@
+//! One run, or two to compare, as one HTML file that loads nothing from anywhere. Pure: returns the text.
+
+use std::collections::BTreeSet;
+
+use minijinja::Environment;
+use minijinja::value::Serde;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::chart::Chart;
+use super::figures::{self, Section};
+use super::requests::{Curves, Reason};
+use super::text;
+use crate::recommend::{JudgedLevel, Policy, Recommendation, Status, Verdict, percent, seconds};
+use crate::stats::{Distribution, Estimate, LevelSummary};
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const UPLOT: &str = include_str!("vendor/uPlot.iife.min.js");
+const UPLOT_STYLE: &str = include_str!("vendor/uPlot.min.css");
+const UPLOT_LICENCE: &str = include_str!("vendor/LICENSE-uPlot");
+
+/// Why there is no page: the template, which is ours, does not render.
+#[derive(Debug, thiserror::Error)]
+#[error("the report's template does not render: {0}. This is a mistake in llm-concurrency: please report it")]
+pub struct ReportError(#[from] minijinja::Error);
+
+/// What was measured. Anything may be unknown.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct About {
+    /// The run.
+    pub run_id: Option<String>,
+    /// When it began, RFC 3339.
+    pub started_at: Option<String>,
+    /// The redacted endpoint.
+    pub endpoint: Option<String>,
+    /// The model.
+    pub model: Option<String>,
+    /// Settings, as a results file holds them.
+    pub settings: Value,
+    /// Machine and versions, as a results file holds them.
+    pub environment: Value,
+}
+
+/// A run as the report takes it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it is called beside another, such as A; empty alone.
+    pub label: String,
+    /// The decision, with the figures of all levels.
+    pub recommendation: Recommendation,
+    /// What it was decided by.
+    pub policy: Policy,
+    /// What was measured.
+    pub about: About,
+    /// From the records of the single requests, where they were found.
+    pub curves: Option<Curves>,
+    /// What is not known, beside what can be seen from the rest.
+    pub missing: Vec<String>,
+}
+
+/// The page of one run, or of two: the earlier (or A) first.
+///
+/// # Errors
+/// If the template does not render.
+pub fn page(runs: &[Run]) -> Result<String, ReportError> {
+    let sections = figures::sections(runs);
+    let charts: Vec<&Chart> =
+        sections.iter().flat_map(|section| &section.figures).filter_map(|figure| figure.chart.as_ref().ok()).collect();
+    let title = match runs {
+        [run] => format!("Concurrency of {}", run.about.model.as_deref().unwrap_or("an LLM endpoint")),
+        _ => "Two runs compared".to_owned(),
+    };
+    let mut environment = Environment::new();
+    environment.add_template("page.html", PAGE)?;
+    let page = Page {
+        title,
+        version: env!("CARGO_PKG_VERSION"),
+        alone: runs.len() == 1,
+        answers: runs.iter().map(Answer::of).collect(),
+        changes: changes(runs),
+        sections: sections.iter().map(SectionView::of).collect(),
+        style: format!("{UPLOT_STYLE}\n{STYLE}"),
+        data: as_script(&charts),
+        script: format!("/*\nuPlot\n{UPLOT_LICENCE}*/\n{UPLOT}\n{SCRIPT}"),
+    };
+    Ok(environment.get_template("page.html")?.render(Serde(&page))?)
+}
+
+/// What the template takes.
+#[derive(Serialize)]
+struct Page<'a> {
+    title: String,
+    version: &'static str,
+    alone: bool,
+    answers: Vec<Answer>,
+    changes: Vec<Change>,
+    sections: Vec<SectionView<'a>>,
+    /// These three go into the page as they are.
+    style: String,
+    data: String,
+    script: String,
+}
+
+#[derive(Serialize)]
+struct SectionView<'a> {
+    id: &'a str,
+    title: &'a str,
+    intro: &'a str,
+    figures: Vec<FigureView<'a>>,
+}
+
+#[derive(Serialize)]
+struct FigureView<'a> {
+    title: &'a str,
+    caption: &'a str,
+    /// Why there is no chart.
+    absent: Option<&'a str>,
+    chart: Option<ChartView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ChartView<'a> {
+    id: &'a str,
+    label: &'a str,
+    wide: bool,
+    points: usize,
+    /// Goes into the page as it is.
+    svg: String,
+}
+
+impl<'a> SectionView<'a> {
+    fn of(section: &'a Section) -> Self {
+        let chart = |chart: &'a Chart| ChartView {
+            id: &chart.id,
+            label: &chart.label,
+            wide: chart.wide,
+            points: chart.points(),
+            svg: chart.svg(),
+        };
+        let figure = |figure: &'a figures::Figure| FigureView {
+            title: &figure.title,
+            caption: &figure.caption,
+            absent: figure.chart.as_ref().err().map(String::as_str),
+            chart: figure.chart.as_ref().ok().map(chart),
+        };
+        SectionView {
+            id: section.id,
+            title: section.title,
+            intro: section.intro,
+            figures: section.figures.iter().map(figure).collect(),
+        }
+    }
+}
+
+/// JSON that may stand inside a `<script>`: nothing in it can end the element, or a line of JavaScript.
+fn as_script(value: &impl Serialize) -> String {
+    let json = serde_json::to_string(&rounded(serde_json::json!(value))).unwrap_or_default();
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+/// With five significant digits, which is more than can be seen, and half the size.
+fn rounded(mut value: Value) -> Value {
+    match &mut value {
+        Value::Number(number) if number.is_f64() => {
+            let short = number.as_f64().and_then(|x| format!("{x:.4e}").parse::<f64>().ok());
+            // 20.0 is written as 20.
+            return match short {
+                Some(x) if x.fract() == 0.0 && x.abs() < 1e9 => Value::from(x as i64),
+                x => Value::from(x),
+            };
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = rounded(item.take())),
+        Value::Object(object) => object.values_mut().for_each(|item| *item = rounded(item.take())),
+        _ => {}
+    }
+    value
+}
+
+// ---- the answer ----
+
+/// A figure of the answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Tile {
+    name: &'static str,
+    value: String,
+    detail: String,
+}
+
+/// A run in words.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Answer {
+    label: String,
+    /// The answer in one sentence, with its interval and status.
+    sentence: String,
+    status: &'static str,
+    meaning: &'static str,
+    /// Whether it may be written: good, careful or none.
+    mood: &'static str,
+    reason: String,
+    tiles: Vec<Tile>,
+    notes: Vec<String>,
+    rows: Vec<Row>,
+    reasons: Vec<ReasonRow>,
+    reasons_left_out: usize,
+    about: Vec<(&'static str, String)>,
+    command: Option<String>,
+    missing: Vec<String>,
+}
+
+impl Answer {
+    fn of(run: &Run) -> Self {
+        let recommendation = &run.recommendation;
+        let status = recommendation.status;
+        let mut notes = Vec::new();
+        if recommendation.provisional && recommendation.recommended_concurrency.is_some() {
+            notes.push(
+                "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
+            );
+        }
+        notes.extend(text::beside(recommendation));
+        notes.extend(recommendation.notes.iter().cloned().chain(text::advice(recommendation)).map(sentence_case));
+        let curves = run.curves.as_ref();
+        Answer {
+            label: title(run),
+            sentence: sentence(recommendation),
+            status: status.name(),
+            meaning: meaning(status),
+            mood: match status {
+                _ if recommendation.recommended_concurrency.is_none() => "none",
+                Status::Ok if !recommendation.provisional => "good",
+                _ => "careful",
+            },
+            reason: sentence_case(recommendation.reason.clone()),
+            tiles: tiles(recommendation),
+            notes,
+            rows: rows(recommendation),
+            reasons: curves.map(|curves| curves.reasons.iter().map(ReasonRow::of).collect()).unwrap_or_default(),
+            reasons_left_out: curves.map_or(0, |curves| curves.reasons_left_out),
+            about: about(&run.about, &run.policy),
+            command: command(&run.about),
+            missing: missing(run),
+        }
+    }
+}
+
+/// What was measured, in a line.
+fn title(run: &Run) -> String {
+    let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
+    let parts = [&run.about.model, &run.about.endpoint, &run.about.started_at];
+    let parts: Vec<&str> = parts.into_iter().filter_map(|part| part.as_deref()).collect();
+    let what = if parts.is_empty() { "not known what was measured".to_owned() } else { parts.join(", ") };
+    label + &what
+}
+
+/// With a capital letter, as it stands on the page by itself.
+fn sentence_case(text: String) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        // Not a name such as `policy.max_p95_seconds`.
+        Some(first) if !text.split(' ').next().is_some_and(|word| word.contains(['.', '_'])) => {
+            first.to_uppercase().chain(chars).collect()
+        }
+        _ => text,
+    }
+}
+
+fn sentence(recommendation: &Recommendation) -> String {
+    let status = recommendation.status.name();
+    let interval = match recommendation.interval {
+        Some([low, high]) if low == high => format!("95 % interval {low}"),
+        Some([low, high]) => format!("95 % interval {low} to {high}"),
+        None => "interval unknown".to_owned(),
+    };
+    match recommendation.recommended_concurrency {
+        Some(1) => format!("1 request at a time serves best ({interval}, status {status})."),
+        Some(pick) => format!("{pick} requests in parallel serve best ({interval}, status {status})."),
+        None => format!("There is no number to recommend (status {status})."),
+    }
+}
+
+fn meaning(status: Status) -> &'static str {
+    match status {
+        Status::Ok => "The optimum lies inside the levels measured.",
+        Status::NotSaturated => "Throughput still rises at the highest level: the optimum is at least this.",
+        Status::LimitedByGate => "A higher level failed on errors or latency.",
+        Status::AtOrBelowLowest => "The lowest level measured is enough; the optimum may be lower.",
+        Status::RateLimited => "A quota (HTTP 429) is the limit, not concurrency.",
+        Status::Unresolved => "The measurements do not decide.",
+        Status::NoQualifyingLevel => "Every level fails.",
+    }
+}
+
+fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
+    let Some(level) = text::chosen(recommendation) else { return Vec::new() };
+    let summary = &level.summary;
+    let latency = summary.latency_s.unwrap_or_default();
+    let tile = |name, value: Option<String>, detail: Option<String>| {
+        value.map(|value| Tile { name, value, detail: detail.unwrap_or_default() })
+    };
+    let throughput = summary.throughput_rps;
+    let gain = text::gain(recommendation, level);
+    let all = [
+        tile("Throughput", throughput.map(|t| format!("{:.2}/s", t.estimate)), throughput.and_then(interval_of)),
+        tile(
+            "Speed-up",
+            gain.as_ref().map(|gain| format!("{:.1} ×", gain.factor())),
+            gain.as_ref().map(|gain| format!("against {}", gain.from)),
+        ),
+        tile("Mean latency", latency.mean.map(seconds), latency.p50.map(|p50| format!("median {}", seconds(p50)))),
+        tile("P95 latency", latency.p95.map(seconds), latency.p99.map(|p99| format!("P99 {}", seconds(p99)))),
+        tile(
+            "Failed requests",
+            summary.error_rate.map(percent),
+            summary.timeout_rate.map(|rate| format!("timeouts {}", percent(rate))),
+        ),
+        tile(
+            "1000 requests",
+            gain.as_ref().map(|gain| seconds(1000.0 / gain.fast)),
+            gain.as_ref().map(|gain| format!("instead of {}", seconds(1000.0 / gain.slow))),
+        ),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+fn interval_of(estimate: Estimate) -> Option<String> {
+    Some(format!("95 %: {:.2} to {:.2}", estimate.lower?, estimate.upper?))
+}
+
+// ---- tables ----
+
+/// A level in the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Row {
+    level: usize,
+    cells: Vec<String>,
+    verdict: &'static str,
+    why: String,
+    chosen: bool,
+}
+
+const UNKNOWN: &str = "–";
+
+fn rows(recommendation: &Recommendation) -> Vec<Row> {
+    let best = text::best_passing(recommendation);
+    let row = |level: &JudgedLevel| Row {
+        level: level.summary.concurrency,
+        cells: text::row(&level.summary, best)
+            .into_iter()
+            .skip(1)
+            .map(|cell| if cell == "-" { unknown() } else { cell })
+            .collect(),
+        verdict: match level.verdict {
+            Verdict::Pass => "pass",
+            Verdict::Fail => "fail",
+            Verdict::NotUsed => "not used",
+        },
+        why: text::why(level),
+        chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
+    };
+    recommendation.levels.iter().map(row).collect()
+}
+
+/// A failure's reason in the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct ReasonRow {
+    kind: &'static str,
+    text: String,
+    count: u64,
+    levels: String,
+}
+
+impl ReasonRow {
+    fn of(reason: &Reason) -> Self {
+        ReasonRow {
+            kind: reason.kind.name(),
+            text: reason.text.clone(),
+            count: reason.count,
+            levels: list(&reason.levels),
+        }
+    }
+}
+
+fn list(levels: &[usize]) -> String {
+    levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A level in both runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Change {
+    level: usize,
+    /// Throughput, P95 and error rate: before, after, change.
+    cells: Vec<String>,
+    /// Whether the throughput's intervals lie apart.
+    clear: Option<bool>,
+}
+
+fn changes(runs: &[Run]) -> Vec<Change> {
+    let [before, after] = runs else { return Vec::new() };
+    let find = |run: &Run, n: usize| -> Option<LevelSummary> {
+        run.recommendation.levels.iter().find(|level| level.summary.concurrency == n).map(|level| level.summary.clone())
+    };
+    let all: BTreeSet<usize> =
+        runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
+    all.into_iter()
+        .map(|level| {
+            let (a, b) = (find(before, level).unwrap_or_default(), find(after, level).unwrap_or_default());
+            let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate);
+            let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|d: Distribution| d.p95);
+            let mut cells = compared(rps(&a), rps(&b), |rps| format!("{rps:.2}"));
+            cells.extend(compared(p95(&a), p95(&b), seconds));
+            cells.extend([a.error_rate, b.error_rate].map(|rate| rate.map_or_else(unknown, percent)));
+            Change { level, cells, clear: a.throughput_rps.zip(b.throughput_rps).and_then(|(a, b)| lie_apart(a, b)) }
+        })
+        .collect()
+}
+
+fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
+    let change = before.zip(after).filter(|(before, _)| *before > 0.0).map(|(a, b)| b / a - 1.0);
+    let cells = [before, after].map(|value| value.map_or_else(unknown, &write));
+    cells.into_iter().chain([change.map_or_else(unknown, |change| format!("{:+.1} %", change * 100.0))]).collect()
+}
+
+fn lie_apart(a: Estimate, b: Estimate) -> Option<bool> {
+    Some(a.upper? < b.lower? || b.upper? < a.lower?)
+}
+
+fn unknown() -> String {
+    UNKNOWN.to_owned()
+}
+
+// ---- what was measured ----
+
+fn about(about: &About, policy: &Policy) -> Vec<(&'static str, String)> {
+    let (settings, machine) = (&about.settings, &about.environment);
+    let text = |value: &Value| match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+        Value::Array(items) => Some(items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")),
+        other => Some(other.to_string()),
+    };
+    let request = settings["request"].as_object().map(|request| {
+        let known = request.iter().filter(|(_, value)| !is_empty(value));
+        known.filter_map(|(key, value)| Some(format!("{key} {}", text(value)?))).collect::<Vec<_>>().join(", ")
+    });
+    let os = text(&machine["os"]).map(|os| {
+        let arch = text(&machine["arch"]).map(|arch| format!(" {arch}")).unwrap_or_default();
+        let cpus = text(&machine["cpus"]).map(|cpus| format!(", {cpus} processors")).unwrap_or_default();
+        format!("{os}{arch}{cpus}")
+    });
+    let limit = |limit: Option<f64>, none: &str| limit.map_or_else(|| none.to_owned(), seconds);
+    let gates = format!(
+        "error rate below {}, P95 at most {}, P99 {}; within {} of the best throughput",
+        percent(policy.max_error_rate),
+        limit(policy.max_p95_seconds, "5 x that of the lowest level"),
+        limit(policy.max_p99_seconds, "not limited"),
+        percent(policy.tolerance),
+    );
+    let all = [
+        ("Endpoint", about.endpoint.clone()),
+        ("Model", about.model.clone()),
+        ("Started", about.started_at.clone()),
+        ("Run", about.run_id.clone()),
+        ("Levels", text(&settings["levels"])),
+        ("Requests per level", text(&settings["total_requests"]).map(|n| format!("{n}, and at least 10 x the level"))),
+        ("Quick run", settings["quick"].as_bool().filter(|quick| *quick).map(|_| "yes: fewer requests".to_owned())),
+        ("Warm-up", text(&settings["warmup_requests"]).map(|n| format!("{n} requests, and at least the level"))),
+        ("Timeout", settings["request_timeout_s"].as_f64().map(seconds)),
+        ("Request", request),
+        ("Seed", text(&settings["seed"])),
+        ("Gates", Some(gates)),
+        ("Measured from", os),
+        ("Version", text(&machine["version"]).map(|version| format!("llm-concurrency {version}"))),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+/// The command that measures the same again, as far as the file tells.
+fn command(about: &About) -> Option<String> {
+    let settings = &about.settings;
+    let levels: Vec<String> = settings["levels"].as_array()?.iter().map(Value::to_string).collect();
+    let mut words = vec!["llm-concurrency".to_owned(), "run".to_owned()];
+    let mut flag = |name: &str, value: String| words.extend([name.to_owned(), quoted(&value)]);
+    flag("--llm-endpoint", about.endpoint.clone()?);
+    flag("--llm-model", about.model.clone()?);
+    let quick = settings["quick"].as_bool().unwrap_or(false);
+    if !quick {
+        // A quick run takes every second level, so these would be halved once more.
+        flag("--levels", levels.join(","));
+    }
+    if let Some(total) = settings["total_requests"].as_u64() {
+        flag("--total-requests", total.to_string());
+    }
+    if let Some(seed) = settings["seed"].as_u64() {
+        flag("--seed", seed.to_string());
+    }
+    words.extend(quick.then(|| "--quick".to_owned()));
+    Some(words.join(" "))
+}
+
+/// For a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// What the report cannot show, and why.
+fn missing(run: &Run) -> Vec<String> {
+    let levels = &run.recommendation.levels;
+    let without = |known: fn(&LevelSummary) -> bool| -> Option<String> {
+        let lacking: Vec<usize> =
+            levels.iter().map(|level| &level.summary).filter(|s| !known(s)).map(|s| s.concurrency).collect();
+        match lacking.len() {
+            0 => None,
+            n if n == levels.len() => Some("of every level".to_owned()),
+            _ => Some(format!("of level {}", list(&lacking))),
+        }
+    };
+    type Known = fn(&LevelSummary) -> bool;
+    let figures: [(&str, Known); 8] = [
+        ("Throughput", |s| s.throughput_rps.is_some()),
+        ("The throughput's interval", |s| s.throughput_rps.is_none_or(|t| t.lower.is_some() && t.upper.is_some())),
+        ("The throughput of the single windows", |s| s.samples.is_some()),
+        ("The number of requests", |s| s.requests.is_some()),
+        ("The error rate", |s| s.error_rate.is_some() || s.succeeded.is_some()),
+        ("Latency", |s| s.latency_s.is_some()),
+        ("Time to first token", |s| s.ttft_s.is_some()),
+        ("Time per output token", |s| s.tpot_s.is_some()),
+    ];
+    let mut lines: Vec<String> =
+        figures.into_iter().filter_map(|(name, known)| Some(format!("{name} {}", without(known)?))).collect();
+    if run.curves.is_none() {
+        lines.push("The records of the single requests: without them there is no distribution, no course of the run and no reasons of failures".to_owned());
+    }
+    let About { run_id, started_at, endpoint, model, settings, environment } = &run.about;
+    let told = [
+        ("the endpoint", endpoint.is_some()),
+        ("the model", model.is_some()),
+        ("when it was", started_at.is_some()),
+        ("the run's id", run_id.is_some()),
+        ("the settings", settings.as_object().is_some_and(|settings| !settings.is_empty())),
+        ("the machine", environment.as_object().is_some_and(|environment| !environment.is_empty())),
+    ];
+    let unknown: Vec<&str> = told.into_iter().filter(|(_, known)| !known).map(|(name, _)| name).collect();
+    if !unknown.is_empty() {
+        lines.push(format!("What was measured: {}", unknown.join(", ")));
+    }
+    lines.extend(run.missing.iter().cloned());
+    lines
+}
