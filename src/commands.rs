@@ -337,11 +337,13 @@ fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Sou
     let prompts = snippets::of_run(settings)?;
     let identity = Identity::of(&settings.config, &prompts);
     let measured = load_measured(places, &identity)?;
-    let started = measured.newest.as_ref().map_or_else(String::new, |newest| newest.started_at.clone());
+    // A run's id begins with the time that its results file is named by.
+    let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
+    let time = id.split('-').next().unwrap_or(id);
     let source = Source {
         about: measured.newest.as_ref().map(about_run).unwrap_or_default(),
         requests: measured.requests.clone(),
-        report: report_name(Path::new(&started)),
+        report: report_name(Path::new(time)),
     };
     Ok((measured, source))
 }
@@ -430,7 +432,7 @@ fn write_report(path: &Path, runs: &[html::Run]) -> String {
     let written =
         html::page(runs).map_err(anyhow::Error::from).and_then(|page| Ok(write_atomic(path, page.as_bytes())?));
     match written {
-        Ok(()) => format!("  {} (report, opens in a browser)", path.display()),
+        Ok(()) => format!("Report: {}", path.display()),
         Err(error) => format!("no report: {error:#}"),
     }
 }

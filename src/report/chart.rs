@@ -61,7 +61,7 @@ impl Axis {
     /// From 0 to a little above the largest of `values`.
     pub fn from_zero(label: &str, unit: Unit, values: impl IntoIterator<Item = f64>) -> Self {
         let top = values.into_iter().fold(0.0, f64::max);
-        let top = if top > 0.0 { top * 1.08 } else { 1.0 };
+        let top = if top > 0.0 { top * 1.12 } else { 1.0 };
         Axis { label: label.to_owned(), unit, range: [0.0, top], ..Axis::default() }
     }
 
@@ -94,11 +94,11 @@ impl Axis {
         } else {
             round_numbers(self.range, 5)
         };
-        let mut taken: Vec<f64> = Vec::new();
-        // From the top, since the highest level says more than the lowest few.
-        for tick in wanted.into_iter().rev() {
-            let inside = (0.0..=1.0).contains(&self.place(tick));
-            if inside && taken.last().is_none_or(|last| self.place(*last) - self.place(tick) >= apart) {
+        let inside: Vec<f64> = wanted.into_iter().filter(|&tick| (0.0..=1.0).contains(&self.place(tick))).collect();
+        let mut taken: Vec<f64> = inside.first().copied().into_iter().collect();
+        for &tick in inside.iter().skip(1).rev() {
+            // The first and the last say most.
+            if taken.iter().all(|other| (self.place(*other) - self.place(tick)).abs() >= apart) {
                 taken.push(tick);
             }
         }
@@ -438,11 +438,17 @@ impl Chart {
     }
 
     fn key(&self) -> String {
-        let series =
-            self.series.iter().filter(|s| s.shown && s.style != Style::Told).map(|s| (s.tone, s.alpha, &s.name));
-        let extras = self.extras.iter().filter(|extra| !extra.points.is_empty()).map(|e| (e.tone, 1.0, &e.name));
-        let items = series.chain(extras).fold(String::new(), |items, (tone, alpha, name)| {
-            items + &format!("<li><i style=\"background:var(--tone-{tone});opacity:{alpha}\"></i>{}</li>", escape(name))
+        let series = self.series.iter().filter(|series| series.shown && series.style != Style::Told);
+        let series = series.map(|series| (series.tone, series.alpha, series.style == Style::Dashed, &series.name));
+        let extras = self.extras.iter().filter(|extra| !extra.points.is_empty());
+        let extras = extras.map(|extra| (extra.tone, 1.0, extra.shape != Shape::Cross, &extra.name));
+        let items = series.chain(extras).fold(String::new(), |items, (tone, alpha, dashed, name)| {
+            let line = if dashed { "dashed" } else { "solid" };
+            items
+                + &format!(
+                    "<li><i style=\"border-top-style:{line};border-color:var(--tone-{tone});opacity:{alpha}\"></i>{}</li>",
+                    escape(name)
+                )
         });
         format!("<ul class=\"key\">{items}</ul>")
     }
@@ -494,10 +500,10 @@ mod tests {
     }
 
     #[test]
-    fn ticks_keep_their_distance_and_the_highest_level() {
+    fn ticks_keep_their_distance_and_the_first_and_last_level() {
         let axis = Axis::of_levels(&[1.0, 2.0, 5.0, 10.0, 50.0]);
         assert!(!axis.log);
-        assert_eq!(axis.ticks(0.05), [50.0, 10.0, 5.0, 2.0]);
+        assert_eq!(axis.ticks(0.05), [1.0, 50.0, 10.0, 5.0]);
         assert!(Axis::of_levels(&[1.0, 64.0]).log);
     }
 

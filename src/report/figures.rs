@@ -6,7 +6,7 @@ use super::chart::{Axis, Chart, Extra, Mark, Series, Shape, Span, Style, Unit};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::outcome::Failure;
-use crate::recommend::{JudgedLevel, Verdict, p95_limit, percent, seconds};
+use crate::recommend::{JudgedLevel, Objective, Verdict, p95_limit, percent, seconds};
 use crate::stats::{Distribution, LevelSummary};
 use crate::usl::Usl;
 
@@ -46,6 +46,7 @@ pub fn sections(runs: &[Run]) -> Vec<Section> {
     let each = |figures: fn(&Run, &Names) -> Vec<Figure>| -> Vec<Figure> {
         runs.iter().enumerate().flat_map(|(at, run)| figures(run, &Names::of(runs, at))).collect()
     };
+    let side_by_side = |figures: fn(&Run, &Names) -> Vec<Figure>| on_one_scale(each(figures));
     let time_to = |id, title, of: fn(&LevelSummary) -> Option<Distribution>, absent| {
         let chart = percentiles(runs, id, title, of, &TIMES_OF_TOKENS, false);
         Figure { title: title.to_owned(), caption: String::new(), chart: chart.ok_or_else(|| String::from(absent)) }
@@ -83,13 +84,13 @@ pub fn sections(runs: &[Run]) -> Vec<Section> {
             id: "failures",
             title: "Failures",
             intro: "Share of each level's requests that failed, by kind. Retries are off while measuring, so every failure counts.",
-            figures: each(failures),
+            figures: side_by_side(failures),
         },
         Section {
             id: "distribution",
             title: "Latency distribution",
             intro: "For each share of the successful requests, the time within which they ended. A curve that bends to the right near the top has a long tail.",
-            figures: each(distribution),
+            figures: side_by_side(distribution),
         },
         Section {
             id: "timeline",
@@ -98,6 +99,17 @@ pub fn sections(runs: &[Run]) -> Vec<Section> {
             figures: each(timeline),
         },
     ]
+}
+
+/// Charts of the same kind that stand side by side can only be compared on the same scale.
+fn on_one_scale(mut figures: Vec<Figure>) -> Vec<Figure> {
+    let ranges = figures.iter().filter_map(|figure| Some(figure.chart.as_ref().ok()?.y.range));
+    let whole = ranges.fold([f64::INFINITY, 0.0], |all: [f64; 2], range| [all[0].min(range[0]), all[1].max(range[1])]);
+    for chart in figures.iter_mut().filter_map(|figure| figure.chart.as_mut().ok()) {
+        // A logarithmic axis has no 0.
+        chart.y.range = if chart.y.log { [chart.y.range[0], whole[1]] } else { whole };
+    }
+    figures
 }
 
 /// What tells the figures of one run from those of the other.
@@ -141,10 +153,11 @@ fn over<T>(run: &Run, xs: &[f64], figure: impl Fn(&LevelSummary) -> Option<T>) -
     xs.iter().map(|&x| figure(&level(run, x)?.summary)).collect()
 }
 
-fn picks(runs: &[Run]) -> Vec<Mark> {
+/// The chosen levels; `said` where there is room for it.
+fn picks(runs: &[Run], said: bool) -> Vec<Mark> {
     let mark = |(at, run): (usize, &Run)| {
         let pick = run.recommendation.recommended_concurrency?;
-        let label = named(run, runs, &format!("chosen: {pick}"));
+        let label = if said { named(run, runs, &format!("chosen: {pick}")) } else { String::new() };
         Some(Mark { upright: true, at: pick as f64, label, tone: tone(runs, at) })
     };
     runs.iter().enumerate().filter_map(mark).collect()
@@ -168,7 +181,7 @@ fn throughput(runs: &[Run]) -> Figure {
     let bands = chart.series.iter().flat_map(|series| series.band.iter().flatten().map(|band| band[1]));
     let extras = chart.extras.iter().flat_map(|extra| extra.points.iter().map(|point| point[1]));
     chart.y = Axis::from_zero("successful requests per second", Unit::Number, ys.chain(bands).chain(extras));
-    chart.marks.extend(picks(runs));
+    chart.marks.extend(picks(runs, true));
     chart.xs = xs;
     let known = chart.series.iter().any(|series| series.ys.iter().any(Option::is_some));
     Figure {
@@ -233,17 +246,22 @@ fn throughput_caption(chart: &Chart, runs: &[Run]) -> String {
     if has(Shape::Curve) {
         text.push_str(" Dashed: the fitted Universal Scalability Law, a model and not a measurement.");
     }
-    for run in runs {
-        for level in run.recommendation.levels.iter().filter(|level| level.verdict != Verdict::Pass) {
-            let word = if level.verdict == Verdict::Fail { "fails" } else { "is not used" };
-            let what = named(run, runs, &format!("level {} {word}", level.summary.concurrency));
-            text.push_str(&format!(" Crossed: {what} ({}).", level.why));
-        }
+    let crossed = runs.iter().flat_map(|run| {
+        let levels = run.recommendation.levels.iter().filter(|level| level.verdict != Verdict::Pass);
+        levels.map(|level| named(run, runs, &format!("level {} ({})", level.summary.concurrency, level.why)))
+    });
+    let crossed: Vec<String> = crossed.collect();
+    if !crossed.is_empty() {
+        text.push_str(&format!(" Crossed, since they do not pass: {}.", crossed.join(", ")));
     }
     text
 }
 
+/// Output tokens, where they are what is maximised.
 fn tokens(runs: &[Run]) -> Option<Figure> {
+    if runs.iter().all(|run| run.policy.objective == Objective::Requests) {
+        return None;
+    }
     let xs = levels(runs);
     let series: Vec<Series> = runs
         .iter()
@@ -263,9 +281,10 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
     let chart = Chart {
         id: "tokens".to_owned(),
         label: "Output tokens per second over the concurrency level".to_owned(),
+        wide: true,
         x: Axis::of_levels(&xs),
         y,
-        marks: picks(runs),
+        marks: picks(runs, true),
         xs,
         ..Chart::default()
     };
@@ -317,14 +336,18 @@ fn percentiles(
             }
         }
     }
-    let y = Axis::from_zero("time", Unit::Seconds, series.iter().flat_map(|s| s.ys.iter().flatten().copied()));
+    let y = Axis::from_zero(
+        if id == "latency" { "latency" } else { "time" },
+        Unit::Seconds,
+        series.iter().flat_map(|s| s.ys.iter().flatten().copied()),
+    );
     (!series.is_empty()).then(|| Chart {
         id: id.to_owned(),
         label: format!("{title} over the concurrency level"),
         wide,
         x: Axis::of_levels(&xs),
         y,
-        marks: picks(runs),
+        marks: picks(runs, wide),
         xs,
         series,
         ..Chart::default()
@@ -335,29 +358,42 @@ fn latency(runs: &[Run]) -> Figure {
     let wanted = if runs.len() == 1 { &LATENCIES[..] } else { &LATENCIES[..2] };
     let mut caption = String::from("Over the successful requests that began inside the measured window.");
     let mut chart = percentiles(runs, "latency", "Latency percentiles", |summary| summary.latency_s, wanted, true);
-    for run in runs {
-        let levels = &run.recommendation.levels;
-        let own = run.policy.max_p95_seconds.is_some();
-        let p95 = p95_limit(levels, &run.policy).map(|limit| {
-            let source = if own { "policy.max_p95_seconds" } else { "5 x the P95 of the lowest level that passes" };
-            ("P95", limit, source)
-        });
-        let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, "policy.max_p99_seconds"));
-        for (name, limit, source) in [p95, p99].into_iter().flatten() {
-            let limit_name = named(run, runs, &format!("{name} limit {}", seconds(limit)));
-            let in_sight = chart.as_mut().filter(|chart| limit <= LIMIT_IN_SIGHT * chart.y.range[1]);
-            match in_sight {
-                Some(chart) => {
-                    chart.y.range[1] = chart.y.range[1].max(limit * 1.08);
-                    caption.push_str(&format!(" {limit_name}: {source}."));
-                    chart.marks.push(Mark { upright: false, at: limit, label: limit_name, tone: "bad" });
-                }
-                None => caption.push_str(&format!(" {limit_name} ({source}) lies above the chart.")),
+    for (name, limit, source) in limits(runs) {
+        match chart.as_mut().filter(|chart| limit <= LIMIT_IN_SIGHT * chart.y.range[1]) {
+            Some(chart) => {
+                chart.y.range[1] = chart.y.range[1].max(limit * 1.12);
+                caption.push_str(&format!(" {name}: {source}."));
+                chart.marks.push(Mark { upright: false, at: limit, label: name, tone: "bad" });
             }
+            None => caption.push_str(&format!(" {name} ({source}) lies above the chart.")),
         }
     }
     let chart = chart.ok_or_else(|| "No latencies: the file holds none.".to_owned());
     Figure { title: "Latency percentiles by level".to_owned(), caption, chart }
+}
+
+/// The limits on latency: what is said of them, where they are, and why. The same limit of two runs is told once.
+fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
+    let mut all = Vec::new();
+    for run in runs {
+        let own = run.policy.max_p95_seconds.is_some();
+        let source = if own { "policy.max_p95_seconds" } else { "5 x the P95 of the lowest level that passes" };
+        let p95 = p95_limit(&run.recommendation.levels, &run.policy).map(|limit| ("P95", limit, source));
+        let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, "policy.max_p99_seconds"));
+        for (percentile, limit, source) in p95.into_iter().chain(p99) {
+            all.push((run, format!("{percentile} limit {}", seconds(limit)), limit, source));
+        }
+    }
+    let times = |name: &str| all.iter().filter(|other| other.1 == name).count();
+    let mut told: Vec<(String, f64, &'static str)> = Vec::new();
+    for (run, name, limit, source) in &all {
+        let shared = times(name) == runs.len();
+        let name = if shared { name.clone() } else { named(run, runs, name) };
+        if told.iter().all(|other| other.0 != name) {
+            told.push((name, *limit, source));
+        }
+    }
+    told
 }
 
 // ---- failures ----
@@ -503,7 +539,9 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
         let chart = Err(NO_RECORDS.to_owned());
         return vec![Figure { title: title("Course of the run"), caption: String::new(), chart }];
     };
-    let (xs, in_flight, successes, failures) = joined(curves);
+    let (xs, in_flight) = joined(curves, |segment| &segment.in_flight);
+    let (rate_xs, successes) = joined(curves, |segment| &segment.successes_rps);
+    let (_, failures) = joined(curves, |segment| &segment.failures_rps);
     let end = xs.last().copied().unwrap_or(1.0);
     let outside = |segment: &Segment| {
         let until = segment.begin_s + segment.length_s;
@@ -521,13 +559,13 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
         shown: true,
         ..Series::default()
     };
-    let chart = |id: &str, label: &str, y: Axis, series: Vec<Series>, marks: Vec<Mark>| Chart {
+    let chart = |id: &str, label: &str, y: Axis, xs: Vec<f64>, series: Vec<Series>, marks: Vec<Mark>| Chart {
         id: format!("{}{id}", names.prefix),
         label: label.to_owned(),
         wide: true,
         x: x.clone(),
         y,
-        xs: xs.clone(),
+        xs,
         series,
         marks,
         spans: spans.clone(),
@@ -545,6 +583,7 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
         "in-flight",
         "Requests in flight over the time of the run",
         Axis::from_zero("requests in flight", Unit::Number, [top(&in_flight)]),
+        xs,
         vec![steps("in flight", "accent", in_flight)],
         curves.timeline.iter().map(begin).collect(),
     );
@@ -554,7 +593,8 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
     if any_failed {
         ended.push(steps("failures/s", "bad", failures));
     }
-    let rates = chart("completions", "Requests that ended per second over the time of the run", y, ended, Vec::new());
+    let rates =
+        chart("completions", "Requests that ended per second over the time of the run", y, rate_xs, ended, Vec::new());
     let zoom = "Drag across the chart to look closer, double-click to see all of it.";
     vec![
         Figure {
@@ -567,21 +607,32 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
 }
 
 /// The segments end to end: the bins' starts, and what is in them. The last entry only closes the last bin.
-type Joined = (Vec<f64>, Vec<Option<f64>>, Vec<Option<f64>>, Vec<Option<f64>>);
-
-fn joined(curves: &Curves) -> Joined {
-    let (mut xs, mut in_flight, mut successes, mut failures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+fn joined(curves: &Curves, of: impl Fn(&Segment) -> &Vec<f64>) -> (Vec<f64>, Vec<Option<f64>>) {
+    let (mut xs, mut ys) = (Vec::new(), Vec::new());
     for segment in &curves.timeline {
-        xs.extend((0..segment.in_flight.len()).map(|at| segment.begin_s + at as f64 * segment.width_s));
-        in_flight.extend(segment.in_flight.iter().copied().map(Some));
-        successes.extend(segment.successes_rps.iter().copied().map(Some));
-        failures.extend(segment.failures_rps.iter().copied().map(Some));
+        let bins = of(segment);
+        let width = segment.length_s / bins.len() as f64;
+        xs.extend((0..bins.len()).map(|at| segment.begin_s + at as f64 * width));
+        ys.extend(bins.iter().copied().map(Some));
     }
     if let Some(last) = curves.timeline.last() {
         xs.push(last.begin_s + last.length_s);
-        for values in [&mut in_flight, &mut successes, &mut failures] {
-            values.push(Some(0.0));
-        }
+        ys.push(Some(0.0));
     }
-    (xs, in_flight, successes, failures)
+    (xs, ys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_levels_stand_for_all_and_the_chosen_one_is_among_them() {
+        let all: Vec<usize> = (1..=200).collect();
+        let shown = some_of(&all, Some(77));
+        assert!(shown.len() <= DISTRIBUTIONS && shown.contains(&77), "{shown:?}");
+        assert_eq!((shown.first(), shown.last()), (Some(&1), Some(&200)));
+        assert_eq!(some_of(&[3, 9], None), BTreeSet::from([3, 9]));
+        assert_eq!(some_of(&[], None), BTreeSet::new());
+    }
 }

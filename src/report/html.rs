@@ -226,8 +226,8 @@ impl Answer {
                 "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
             );
         }
-        notes.extend(text::beside(recommendation));
-        notes.extend(recommendation.notes.iter().cloned().chain(text::advice(recommendation)).map(sentence_case));
+        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().cloned());
+        notes.extend(told.chain(text::advice(recommendation)).map(sentence_case));
         let curves = run.curves.as_ref();
         Answer {
             label: title(run),
@@ -255,10 +255,19 @@ impl Answer {
 /// What was measured, in a line.
 fn title(run: &Run) -> String {
     let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
-    let parts = [&run.about.model, &run.about.endpoint, &run.about.started_at];
-    let parts: Vec<&str> = parts.into_iter().filter_map(|part| part.as_deref()).collect();
+    let About { model, endpoint, started_at, .. } = &run.about;
+    let started = started_at.as_deref().map(readable);
+    let parts: Vec<&str> = [model, endpoint, &started].into_iter().filter_map(|part| part.as_deref()).collect();
     let what = if parts.is_empty() { "not known what was measured".to_owned() } else { parts.join(", ") };
     label + &what
+}
+
+/// `2026-11-24T08:09:45Z` as `2026-11-24 08:09:45 UTC`.
+fn readable(time: &str) -> String {
+    match time.strip_suffix('Z') {
+        Some(time) => format!("{} UTC", time.replacen('T', " ", 1)),
+        None => time.to_owned(),
+    }
 }
 
 /// With a capital letter, as it stands on the page by itself.
@@ -276,13 +285,13 @@ fn sentence_case(text: String) -> String {
 fn sentence(recommendation: &Recommendation) -> String {
     let status = recommendation.status.name();
     let interval = match recommendation.interval {
-        Some([low, high]) if low == high => format!("95 % interval {low}"),
-        Some([low, high]) => format!("95 % interval {low} to {high}"),
+        Some([low, high]) if low == high => format!("95\u{a0}% interval {low}"),
+        Some([low, high]) => format!("95\u{a0}% interval {low} to {high}"),
         None => "interval unknown".to_owned(),
     };
     match recommendation.recommended_concurrency {
-        Some(1) => format!("1 request at a time serves best ({interval}, status {status})."),
-        Some(pick) => format!("{pick} requests in parallel serve best ({interval}, status {status})."),
+        Some(1) => format!("Send 1 request at a time ({interval}, status {status})."),
+        Some(pick) => format!("Send {pick} requests in parallel ({interval}, status {status})."),
         None => format!("There is no number to recommend (status {status})."),
     }
 }
@@ -313,7 +322,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
         tile(
             "Speed-up",
             gain.as_ref().map(|gain| format!("{:.1} ×", gain.factor())),
-            gain.as_ref().map(|gain| format!("against {}", gain.from)),
+            gain.as_ref().map(|gain| format!("against {}", gain.from.replace("sequential (1)", "one by one"))),
         ),
         tile("Mean latency", latency.mean.map(seconds), latency.p50.map(|p50| format!("median {}", seconds(p50)))),
         tile("P95 latency", latency.p95.map(seconds), latency.p99.map(|p99| format!("P99 {}", seconds(p99)))),
@@ -332,7 +341,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
 }
 
 fn interval_of(estimate: Estimate) -> Option<String> {
-    Some(format!("95 %: {:.2} to {:.2}", estimate.lower?, estimate.upper?))
+    Some(format!("± {:.2} (95 %)", (estimate.upper? - estimate.lower?) / 2.0))
 }
 
 // ---- tables ----
@@ -426,7 +435,9 @@ fn changes(runs: &[Run]) -> Vec<Change> {
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
     let change = before.zip(after).filter(|(before, _)| *before > 0.0).map(|(a, b)| b / a - 1.0);
     let cells = [before, after].map(|value| value.map_or_else(unknown, &write));
-    cells.into_iter().chain([change.map_or_else(unknown, |change| format!("{:+.1} %", change * 100.0))]).collect()
+    // Adding 0 turns -0 into 0.
+    let rounded = |change: f64| (change * 1000.0).round() / 10.0 + 0.0;
+    cells.into_iter().chain([change.map_or_else(unknown, |change| format!("{:+.1} %", rounded(change)))]).collect()
 }
 
 fn lie_apart(a: Estimate, b: Estimate) -> Option<bool> {
@@ -467,7 +478,7 @@ fn about(about: &About, policy: &Policy) -> Vec<(&'static str, String)> {
     let all = [
         ("Endpoint", about.endpoint.clone()),
         ("Model", about.model.clone()),
-        ("Started", about.started_at.clone()),
+        ("Started", about.started_at.as_deref().map(readable)),
         ("Run", about.run_id.clone()),
         ("Levels", text(&settings["levels"])),
         ("Requests per level", text(&settings["total_requests"]).map(|n| format!("{n}, and at least 10 x the level"))),
@@ -563,4 +574,145 @@ fn missing(run: &Run) -> Vec<String> {
     }
     lines.extend(run.missing.iter().cloned());
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::recommend::recommend;
+
+    fn level(concurrency: usize, rps: f64) -> LevelSummary {
+        LevelSummary {
+            concurrency,
+            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
+            ..LevelSummary::default()
+        }
+    }
+
+    fn run(levels: &[LevelSummary]) -> Run {
+        let policy = Policy::default();
+        Run {
+            label: String::new(),
+            recommendation: recommend(levels, &policy),
+            policy,
+            about: About::default(),
+            curves: None,
+            missing: Vec::new(),
+        }
+    }
+
+    /// Nothing but concurrency and throughput.
+    #[test]
+    fn a_bare_run_renders_and_says_what_is_missing() {
+        let page = page(&[run(&[level(1, 5.0), level(10, 40.0), level(20, 41.0)])]).expect("it renders");
+        for part in [
+            "Send 10 requests in parallel",
+            "interval unknown",
+            "Provisional",
+            "The error rate of every level",
+            "Latency of every level",
+            "The records of the single requests",
+            "What was measured: the endpoint, the model",
+            "No times to first token",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        assert!(!page.contains("NaN") && !page.contains("undefined<"), "a figure that is none");
+        assert_eq!(page.matches("<figure").count(), 1);
+    }
+
+    #[test]
+    fn what_is_known_of_some_levels_is_missing_of_the_others() {
+        let known = LevelSummary { requests: Some(100), error_rate: Some(0.0), ..level(2, 9.0) };
+        let lines = missing(&run(&[level(1, 5.0), known, level(3, 12.0)]));
+        assert!(lines.contains(&"The number of requests of level 1, 3".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"Latency of every level".to_owned()), "{lines:?}");
+    }
+
+    #[test]
+    fn no_number_and_no_level_render_as_well() {
+        for levels in [vec![], vec![level(1, 0.0)], vec![LevelSummary { concurrency: 4, ..LevelSummary::default() }]] {
+            let page = page(&[run(&levels)]).expect("it renders");
+            assert!(page.contains("There is no number to recommend"), "{levels:?}");
+        }
+    }
+
+    #[test]
+    fn text_from_elsewhere_stays_text() {
+        let evil = "</script><script>alert(1)</script><!--\u{2028}";
+        let mut hostile = run(&[level(1, 5.0), LevelSummary { notes: vec![evil.to_owned()], ..level(2, 9.0) }]);
+        hostile.about.model = Some(evil.to_owned());
+        hostile.about.settings = json!({"levels": [1, 2], "request": {evil: evil}});
+        hostile.about.endpoint = Some(evil.to_owned());
+        hostile.missing = vec![evil.to_owned()];
+        let mut other = hostile.clone();
+        (hostile.label, other.label) = (evil.to_owned(), "B".to_owned());
+        let page = page(&[hostile, other]).expect("it renders");
+        assert_eq!(page.matches("<script").count(), 2);
+        assert_eq!(page.matches("</script").count(), 2);
+        assert!(!page.contains("<!--") && !page.contains('\u{2028}'));
+        assert!(page.contains("&lt;script&gt;"));
+    }
+
+    #[test]
+    fn json_in_a_script_is_escaped_and_short() {
+        let text = as_script(&json!({"a": "<>&\u{2028}\u{2029}", "b": [0.123_456_789, 20.0, null, 7]}));
+        assert_eq!(text, r#"{"a":"\u003c\u003e\u0026\u2028\u2029","b":[0.12346,20,null,7]}"#);
+        let back: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(back["a"], "<>&\u{2028}\u{2029}");
+    }
+
+    #[test]
+    fn the_page_asks_for_nothing_from_anywhere() {
+        let page = page(&[run(&[level(1, 5.0), level(2, 9.0)])]).expect("it renders");
+        for loads in [" src=", "url(", "@import", "href=\"http", "fetch(", "XMLHttpRequest", "import("] {
+            assert!(!page.contains(loads), "{loads}");
+        }
+        assert!(page.contains("default-src 'none'"));
+        assert!(page.contains("Copyright (c) 2022 Leon Sorokin"), "the licence of uPlot travels with it");
+    }
+
+    #[test]
+    fn the_command_repeats_the_run_and_is_quoted_for_a_shell() {
+        let about = About {
+            endpoint: Some("http://host/v1".to_owned()),
+            model: Some("it's a model".to_owned()),
+            settings: json!({"levels": [1, 2], "total_requests": 100, "seed": 42, "quick": false}),
+            ..About::default()
+        };
+        let command = |about: &About| super::command(about).expect("it is known");
+        assert_eq!(
+            command(&about),
+            "llm-concurrency run --llm-endpoint http://host/v1 --llm-model 'it'\\''s a model' --levels 1,2 \
+             --total-requests 100 --seed 42"
+        );
+        let quick = About { settings: json!({"levels": [1, 5], "quick": true}), ..about.clone() };
+        assert!(command(&quick).ends_with("a model' --quick"));
+        assert_eq!(super::command(&About::default()), None);
+    }
+
+    #[test]
+    fn a_change_is_clear_where_the_intervals_lie_apart() {
+        let with = |rps: f64| LevelSummary {
+            throughput_rps: Some(Estimate { estimate: rps, lower: Some(rps - 1.0), upper: Some(rps + 1.0) }),
+            ..level(5, rps)
+        };
+        let changes = |a: LevelSummary, b: LevelSummary| super::changes(&[run(&[a]), run(&[b])]).remove(0);
+        let clear = changes(with(10.0), with(13.0));
+        assert_eq!((clear.clear, clear.cells[..3].join(" ")), (Some(true), "10.00 13.00 +30.0 %".to_owned()));
+        let unclear = changes(with(10.0), with(9.999_999));
+        assert_eq!((unclear.clear, unclear.cells[2].as_str()), (Some(false), "+0.0 %"));
+        assert_eq!(changes(level(5, 10.0), level(5, 20.0)).clear, None);
+        assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..3], ["–", "–"]);
+    }
+
+    #[test]
+    fn a_sentence_begins_with_a_capital_and_a_key_stays_a_key() {
+        assert_eq!(sentence_case("no level".to_owned()), "No level");
+        assert_eq!(sentence_case("policy.max_p95_seconds is".to_owned()), "policy.max_p95_seconds is");
+        assert_eq!(readable("2026-11-24T08:09:45Z"), "2026-11-24 08:09:45 UTC");
+        assert_eq!(readable("yesterday"), "yesterday");
+    }
 }

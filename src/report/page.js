@@ -21,14 +21,12 @@
 
   // ---- one chart ----
 
-  // Ticks that lie on levels, not closer than `apart` pixels to each other; the highest stays.
+  // Ticks that lie on levels, not closer than `apart` pixels to each other. The first and the last say most.
   const spaced = (u, scale, ticks, apart) => {
-    const taken = [];
-    for (const tick of [...ticks].reverse()) {
-      const last = taken[0];
-      if (last === undefined || Math.abs(u.valToPos(last, scale) - u.valToPos(tick, scale)) >= apart) taken.unshift(tick);
-    }
-    return taken;
+    const taken = ticks.slice(0, 1);
+    const far = (a, b) => Math.abs(u.valToPos(a, scale) - u.valToPos(b, scale)) >= apart;
+    for (const tick of ticks.slice(1).reverse()) if (taken.every((other) => far(other, tick))) taken.push(tick);
+    return taken.sort((a, b) => a - b);
   };
 
   const axisOf = (axis, scale, upright) => {
@@ -145,6 +143,7 @@
       }
       ctx.stroke();
       ctx.setLineDash([]);
+      ctx.textBaseline = "alphabetic";
       ctx.font = `${12 * ratio}px ${css("--sans")}`;
       const wide = ctx.measureText(label).width;
       const swap = upright && position + wide + 8 * ratio > left + width;
@@ -182,6 +181,8 @@
     };
   };
 
+  const dashed = (series) => Boolean(series.dash) || series.label.endsWith("(USL)");
+
   const syncs = {};
   const plot = (chart) => {
     const figure = document.getElementById(chart.id);
@@ -210,12 +211,13 @@
         axes: [axisOf(across, chart.flipped ? "y" : "x", false), axisOf(upright, chart.flipped ? "x" : "y", true)],
         series: [{ label: chart.x.label.split(":")[0], scale: "x", value: (u, x) => write(chart.x, x) }, ...series],
         cursor: {
-          y: false,
+          y: chart.flipped,
+          x: !chart.flipped,
           drag: { x: Boolean(chart.sync), y: false },
           points: { size: 9, width: 2, fill: () => css("--card") },
           sync: chart.sync ? { key: chart.sync, scales: ["x", null] } : undefined,
         },
-        legend: { live: true, markers: { width: 0, fill: (u, i) => u.series[i].stroke?.() ?? "transparent" } },
+        legend: { markers: { width: 3, stroke: (u, i) => u.series[i].stroke(), dash: (u, i) => (dashed(u.series[i]) ? "dashed" : "solid") } },
         hooks: Object.fromEntries(Object.entries(draw(chart, { extras: 0 })).map(([name, hook]) => [name, [hook]])),
       },
       data,
@@ -243,6 +245,7 @@
 
   // Which of many series are drawn.
   const choose = (chart, figure, u) => {
+    figure.classList.add("choice");
     figure.querySelector(".chooser")?.remove();
     const box = document.createElement("fieldset");
     box.className = "chooser";

@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use crate::outcome::{Failure, Phase, RequestOutcome};
 use crate::stats::quantile;
 
-/// Bins of the timeline, all measurements together; each has at least [`FEWEST_BINS`] beside that.
+/// Bins of the requests in flight, all measurements together; each has at least [`FEWEST`] beside that.
 const BINS: f64 = 2_400.0;
-const FEWEST_BINS: f64 = 8.0;
+/// Bins of the rates: fewer, and with this many requests in each on average, or they show nothing but chance.
+const RATE_BINS: f64 = 400.0;
+const PER_RATE_BIN: f64 = 10.0;
+const FEWEST: f64 = 4.0;
 /// Different reasons that are kept.
 const REASONS: usize = 12;
 /// Characters of a reason that are kept.
@@ -74,13 +77,11 @@ pub struct Segment {
     pub length_s: f64,
     /// The measured window on the same clock.
     pub window_s: Option<[f64; 2]>,
-    /// Width of a bin, seconds.
-    pub width_s: f64,
-    /// Requests in flight, averaged over each bin.
+    /// Requests in flight, averaged over each of equal bins.
     pub in_flight: Vec<f64>,
-    /// Successes that ended in each bin, per second.
+    /// Successes per second that ended in each of equal (wider) bins.
     pub successes_rps: Vec<f64>,
-    /// Failures that ended in each bin, per second.
+    /// Failures per second, in the same bins.
     pub failures_rps: Vec<f64>,
 }
 
@@ -153,39 +154,65 @@ fn timeline(measurements: &[Measurement]) -> Vec<Segment> {
     for measurement in measurements {
         let length_s = measurement.length_s();
         if length_s > 0.0 && length_s.is_finite() {
-            segments.push(segment(measurement, begin_s, length_s, (BINS * length_s / total).max(FEWEST_BINS)));
+            segments.push(segment(measurement, begin_s, length_s, length_s / total));
             begin_s += length_s;
         }
     }
     segments
 }
 
-fn segment(measurement: &Measurement, begin_s: f64, length_s: f64, bins: f64) -> Segment {
-    let bins = bins.round() as usize;
-    let width_s = length_s / bins as f64;
-    let bin = |at: f64| ((at / width_s) as usize).min(bins - 1);
-    let mut segment = Segment {
+/// Equal bins over the length of a measurement.
+struct Bins {
+    width_s: f64,
+    values: Vec<f64>,
+}
+
+impl Bins {
+    fn new(length_s: f64, count: f64) -> Self {
+        let count = count.max(FEWEST).round();
+        Bins { width_s: length_s / count, values: vec![0.0; count as usize] }
+    }
+
+    fn of(&self, at: f64) -> usize {
+        ((at / self.width_s) as usize).min(self.values.len() - 1)
+    }
+
+    /// The mean of what is there from `start` to `end`.
+    fn add_life(&mut self, start: f64, end: f64) {
+        for at in self.of(start)..=self.of(end) {
+            let (from, to) = (at as f64 * self.width_s, (at + 1) as f64 * self.width_s);
+            self.values[at] += (end.min(to) - start.max(from)).max(0.0) / self.width_s;
+        }
+    }
+
+    /// The rate of what happens.
+    fn add_event(&mut self, at: f64) {
+        let bin = self.of(at);
+        self.values[bin] += 1.0 / self.width_s;
+    }
+}
+
+/// `share` is that of the whole run's time.
+fn segment(measurement: &Measurement, begin_s: f64, length_s: f64, share: f64) -> Segment {
+    let mut in_flight = Bins::new(length_s, BINS * share);
+    let rate_bins = (RATE_BINS * share).min(measurement.lives.len() as f64 / PER_RATE_BIN);
+    let (mut successes, mut failures) = (Bins::new(length_s, rate_bins), Bins::new(length_s, rate_bins));
+    for &(start, end, failed) in &measurement.lives {
+        in_flight.add_life(start, end.unwrap_or(length_s));
+        if let Some(end) = end {
+            let rates = if failed { &mut failures } else { &mut successes };
+            rates.add_event(end);
+        }
+    }
+    Segment {
         level: measurement.level,
         begin_s,
         length_s,
         window_s: measurement.window_s.map(|window| window.map(|at| at + begin_s)),
-        width_s,
-        in_flight: vec![0.0; bins],
-        successes_rps: vec![0.0; bins],
-        failures_rps: vec![0.0; bins],
-    };
-    for &(start, end, failed) in &measurement.lives {
-        let until = end.unwrap_or(length_s);
-        for at in bin(start)..=bin(until) {
-            let (from, to) = (at as f64 * width_s, (at + 1) as f64 * width_s);
-            segment.in_flight[at] += (until.min(to) - start.max(from)).max(0.0) / width_s;
-        }
-        if let Some(end) = end {
-            let rates = if failed { &mut segment.failures_rps } else { &mut segment.successes_rps };
-            rates[bin(end)] += 1.0 / width_s;
-        }
+        in_flight: in_flight.values,
+        successes_rps: successes.values,
+        failures_rps: failures.values,
     }
-    segment
 }
 
 #[cfg(test)]
@@ -231,7 +258,7 @@ mod tests {
         let outcomes = [outcome(0.0, 2.0), outcome(1.0, 3.5), failed(2.0, 4.0, Failure::ServerError, "no"), cut];
         let segment = &timeline(&[measurement(2, outcomes)])[0];
         assert_eq!(segment.length_s, 4.0);
-        let sum = |values: &[f64]| values.iter().sum::<f64>() * segment.width_s;
+        let sum = |values: &[f64]| values.iter().sum::<f64>() * segment.length_s / values.len() as f64;
         // 2 + 2.5 + 2 seconds of life, and 1 of the one that was cut off.
         assert!((sum(&segment.in_flight) - 7.5).abs() < 1e-9);
         assert!((sum(&segment.successes_rps) - 2.0).abs() < 1e-9);
@@ -250,8 +277,9 @@ mod tests {
         }
         assert_eq!(segments[3].window_s, Some([segments[3].begin_s + 1.0, segments[3].begin_s + 2.0]));
         let bins: usize = segments.iter().map(|segment| segment.in_flight.len()).sum();
-        assert!(bins as f64 <= BINS + 200.0 * FEWEST_BINS, "{bins}");
-        assert!(segments.iter().all(|segment| segment.in_flight.len() as f64 >= FEWEST_BINS));
+        assert!(bins as f64 <= BINS + 200.0 * FEWEST, "{bins}");
+        // Two requests are too few for a rate that changes.
+        assert!(segments.iter().all(|segment| segment.successes_rps.len() as f64 == FEWEST));
     }
 
     #[test]
