@@ -176,7 +176,7 @@
         });
         const visible = chart.series.filter((series, i) => u.series[i + 1].show && series.style !== "told");
         const points = visible.reduce((sum, series) => sum + series.ys.filter((y) => y != null).length, drawn.extras);
-        document.getElementById(chart.id).dataset.points = points;
+        document.getElementById(`figure-${chart.id}`).dataset.points = points;
       },
     };
   };
@@ -185,7 +185,7 @@
 
   const syncs = {};
   const plot = (chart) => {
-    const figure = document.getElementById(chart.id);
+    const figure = document.getElementById(`figure-${chart.id}`);
     const holder = figure.querySelector(".plot");
     const said = figure.querySelector("[aria-live]");
     const height = () => (chart.wide ? (holder.clientWidth < 560 ? 270 : 340) : 260);
