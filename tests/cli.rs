@@ -148,6 +148,7 @@ fn dry_run_shows_a_diff_and_changes_nothing() {
     let ran = folder.recommend(&["--results", "knee.json", "--dry-run"]);
     let diff = ran.stdout.find("--- ").map(|at| &ran.stdout[at..]);
     same("dry_run", diff.unwrap());
+    assert!(!folder.path("results").exists(), "no report either");
     assert_eq!((ran.code, folder.config().as_str()), (0, OWN_CONFIG));
 }
 
@@ -409,6 +410,51 @@ fn precedence_of_settings() {
     assert_eq!(model(folder.tool_with(&["check", "--llm-model", "from-flag"], &env)), "from-flag");
 }
 
+// ---- report ----
+
+const BARE: &str = r#"{"levels": [{"concurrency": 1, "throughput_rps": {"estimate": 5}}, {"concurrency": 8, "throughput_rps": {"estimate": 30}}, {"concurrency": 16, "throughput_rps": {"estimate": 31}}]}"#;
+
+#[test]
+fn a_report_is_made_of_one_file_or_of_two() {
+    let folder = Folder::with(SIMULATOR);
+    folder.write("bare.json", BARE);
+    for (args, at, parts) in [
+        (
+            &["knee.json"][..],
+            "results/concurrency_report_knee.html",
+            &["Send 20 requests in parallel", "the gates shown are the defaults"][..],
+        ),
+        (
+            &["bare.json"],
+            "results/concurrency_report_bare.html",
+            &[
+                "Send 8 requests in parallel",
+                "Latency of every level",
+                "A decision: the one shown was made for this report",
+            ],
+        ),
+        (&["bare.json", "knee.json"], "results/concurrency_report_bare_and_knee.html", &["What changed", "B: Q3-30B"]),
+        (&["knee.json", "--output", "own/page.html"], "own/page.html", &["Send 20 requests in parallel"]),
+    ] {
+        let ran = folder.tool(&[&["report"], args].concat());
+        assert_eq!((ran.code, ran.stdout), (0, format!("{at}\n")), "{}", ran.stderr);
+        let page = fs::read_to_string(folder.path(at)).unwrap();
+        for part in parts {
+            assert!(page.contains(part), "{at}: {part}");
+        }
+    }
+}
+
+#[test]
+fn a_report_of_no_results_file_is_an_error() {
+    let folder = Folder::with(SIMULATOR);
+    let ran = folder.tool(&["report", "config.yaml"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    assert!(ran.error().starts_with("error: config.yaml is not a results file"), "{}", ran.stderr);
+    assert_eq!(folder.tool(&["report"]).code, 2);
+    assert_eq!(folder.tool(&["report", "knee.json", "knee.json", "knee.json"]).code, 2);
+}
+
 // ---- run ----
 
 /// Nothing but a config.yaml in the folder.
@@ -434,6 +480,8 @@ fn a_quick_run_in_an_empty_folder() {
         assert!(sizes.len() > 1 && requests == level["requests"].as_u64().unwrap(), "{level:#}");
     }
     assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
+    let page = fs::read_to_string(&results[0]).unwrap();
+    assert!(page.contains("id=\"figure-run0-in-flight\"") && page.contains("id=\"figure-run0-distribution\""));
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);
