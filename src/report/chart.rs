@@ -419,7 +419,7 @@ impl Chart {
             let _ = write!(
                 svg,
                 "<path class=\"mark\" style=\"stroke:var(--tone-{tone})\" d=\"{line}\"/>\
-                 <text style=\"fill:var(--tone-{tone})\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
+                 <text class=\"said\" style=\"fill:var(--tone-{tone})\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
                 escape(&mark.label),
                 tone = mark.tone
             );

@@ -40,7 +40,7 @@
       labelSize: 20,
       size: upright ? 58 : 34,
       gap: 6,
-      space: upright ? 32 : axis.unit === "seconds" ? 76 : 52,
+      space: upright ? 32 : axis.unit === "seconds" ? 64 : 52,
       ticks: { stroke: () => css("--line"), size: 5 },
       grid: { stroke: () => css("--line"), width: 1, show: upright },
       values: (u, ticks) => ticks.map((tick) => (tick == null ? "" : write(axis, tick))),
@@ -127,8 +127,8 @@
       ctx.fill();
       ctx.globalAlpha = 1;
     };
-    const mark = (u, ctx, { left, top, width, height }, ratio, { upright, at: place, label, tone: name }, room) => {
-      const position = Math.round(u.valToPos(place, upright ? "x" : "y", true));
+    const mark = (u, ctx, { left, top, width, height }, ratio, { upright, at: value, label, tone: name }, room) => {
+      const position = Math.round(u.valToPos(value, upright ? "x" : "y", true));
       if (upright ? position < left || position > left + width : position < top || position > top + height) return;
       ctx.strokeStyle = ctx.fillStyle = tone(name);
       ctx.lineWidth = ratio;
@@ -152,8 +152,14 @@
         if (position < room.until) return;
         room.until = position + wide + 10 * ratio;
       }
-      if (upright) ctx.fillText(label, position + (swap ? -6 : 6) * ratio, top + (name === "ink" ? 28 : 13) * ratio);
-      else ctx.fillText(label, left + 6 * ratio, position - 5 * ratio);
+      const place = upright
+        ? [position + (swap ? -6 : 6) * ratio, top + (name === "ink" ? 28 : 13) * ratio]
+        : [left + 6 * ratio, position - 5 * ratio];
+      // A halo keeps it legible over lines.
+      ctx.strokeStyle = css("--card");
+      ctx.lineWidth = 4 * ratio;
+      ctx.strokeText(label, ...place);
+      ctx.fillText(label, ...place);
     };
     return {
       drawAxes: (u) => {
