@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::slice;
 
 use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::recommend::{Policy, recommend};
@@ -167,7 +168,7 @@ fn ci_hovering_and_arrow_keys_show_the_values() {
             root.hover = [...document.querySelectorAll("#figure-throughput .u-value")].map((cell) => cell.textContent).join(" ");
             root.said = document.querySelector("#figure-latency [aria-live]").textContent;
         }, 100);"##;
-    let page = with_script(&page(&[run.clone()]).expect("it renders"), script);
+    let page = with_script(&page(slice::from_ref(&run)).expect("it renders"), script);
     let (dom, console) = opened(&page, &["--virtual-time-budget=2000"]);
     assert_eq!(console, "");
     let hover = data(&dom, "hover").expect("the script ran");

@@ -145,7 +145,7 @@ fn levels(runs: &[Run]) -> Vec<f64> {
     all.into_iter().map(|level| level as f64).collect()
 }
 
-fn level<'a>(run: &'a Run, concurrency: f64) -> Option<&'a JudgedLevel> {
+fn level(run: &Run, concurrency: f64) -> Option<&JudgedLevel> {
     run.recommendation.levels.iter().find(|level| level.summary.concurrency as f64 == concurrency)
 }
 

@@ -11,8 +11,9 @@ use super::chart::Chart;
 use super::figures::{self, Section};
 use super::requests::{Curves, Reason};
 use super::text;
-use crate::recommend::{JudgedLevel, Policy, Recommendation, Status, Verdict, percent, seconds};
-use crate::stats::{Distribution, Estimate, LevelSummary};
+use crate::compare::{Moved, compare};
+use crate::recommend::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict, percent, seconds};
+use crate::stats::{Estimate, LevelSummary};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -95,7 +96,7 @@ struct Page<'a> {
     version: &'static str,
     alone: bool,
     answers: Vec<Answer>,
-    changes: Vec<Change>,
+    changes: Vec<ChangeRow>,
     sections: Vec<SectionView<'a>>,
     /// These three go into the page as they are.
     style: String,
@@ -404,44 +405,55 @@ fn list(levels: &[usize]) -> String {
 
 /// A level in both runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Change {
+struct ChangeRow {
     level: usize,
-    /// Throughput, P95 and error rate: before, after, change.
+    /// Throughput before, after, change and its interval; P95 before, after, change; error rate before, after.
     cells: Vec<String>,
-    /// Whether the throughput's intervals lie apart.
-    clear: Option<bool>,
+    /// What that shows of the throughput.
+    shows: &'static str,
 }
 
-fn changes(runs: &[Run]) -> Vec<Change> {
+fn changes(runs: &[Run]) -> Vec<ChangeRow> {
     let [before, after] = runs else { return Vec::new() };
-    let find = |run: &Run, n: usize| -> Option<LevelSummary> {
-        run.recommendation.levels.iter().find(|level| level.summary.concurrency == n).map(|level| level.summary.clone())
+    let figures = |run: &Run, n: usize| -> LevelSummary {
+        let level = run.recommendation.levels.iter().find(|level| level.summary.concurrency == n);
+        level.map(|level| level.summary.clone()).unwrap_or_default()
     };
+    let found = compare(&before.recommendation, &after.recommendation, Objective::Requests, None).levels;
     let all: BTreeSet<usize> =
         runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
-    all.into_iter()
-        .map(|level| {
-            let (a, b) = (find(before, level).unwrap_or_default(), find(after, level).unwrap_or_default());
-            let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate);
-            let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|d: Distribution| d.p95);
-            let mut cells = compared(rps(&a), rps(&b), |rps| format!("{rps:.2}"));
-            cells.extend(compared(p95(&a), p95(&b), seconds));
-            cells.extend([a.error_rate, b.error_rate].map(|rate| rate.map_or_else(unknown, percent)));
-            Change { level, cells, clear: a.throughput_rps.zip(b.throughput_rps).and_then(|(a, b)| lie_apart(a, b)) }
-        })
-        .collect()
+    let row = |level: usize| {
+        let (a, b) = (figures(before, level), figures(after, level));
+        let change = found.iter().find(|change| change.concurrency_now == level);
+        let interval = change.and_then(|change| change.interval);
+        let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate);
+        let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|d| d.p95);
+        let mut cells = compared(rps(&a), rps(&b), |rps| format!("{rps:.2}"));
+        cells.push(interval.map_or_else(unknown, |[low, high]| format!("{} to {}", signed(low), signed(high))));
+        cells.extend(compared(p95(&a), p95(&b), seconds));
+        cells.extend([a.error_rate, b.error_rate].map(|rate| rate.map_or_else(unknown, percent)));
+        ChangeRow { level, cells, shows: interval.and(change).map_or(UNKNOWN, |change| shows(change.moved)) }
+    };
+    all.into_iter().map(row).collect()
+}
+
+fn shows(moved: Moved) -> &'static str {
+    match moved {
+        Moved::Faster => "faster",
+        Moved::Slower => "slower",
+        Moved::NotShown => "no change shown",
+    }
 }
 
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
     let change = before.zip(after).filter(|(before, _)| *before > 0.0).map(|(a, b)| b / a - 1.0);
     let cells = [before, after].map(|value| value.map_or_else(unknown, &write));
-    // Adding 0 turns -0 into 0.
-    let rounded = |change: f64| (change * 1000.0).round() / 10.0 + 0.0;
-    cells.into_iter().chain([change.map_or_else(unknown, |change| format!("{:+.1} %", rounded(change)))]).collect()
+    cells.into_iter().chain([change.map_or_else(unknown, signed)]).collect()
 }
 
-fn lie_apart(a: Estimate, b: Estimate) -> Option<bool> {
-    Some(a.upper? < b.lower? || b.upper? < a.lower?)
+/// A change in per cent. Adding 0 turns -0 into 0.
+fn signed(change: f64) -> String {
+    format!("{:+.1} %", (change * 1000.0).round() / 10.0 + 0.0)
 }
 
 fn unknown() -> String {
@@ -696,18 +708,18 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_clear_where_the_intervals_lie_apart() {
+    fn a_change_is_shown_where_its_interval_leaves_out_none() {
         let with = |rps: f64| LevelSummary {
-            throughput_rps: Some(Estimate { estimate: rps, lower: Some(rps - 1.0), upper: Some(rps + 1.0) }),
+            throughput_rps: Some(Estimate { estimate: rps, lower: Some(0.97 * rps), upper: Some(1.03 * rps) }),
             ..level(5, rps)
         };
         let changes = |a: LevelSummary, b: LevelSummary| super::changes(&[run(&[a]), run(&[b])]).remove(0);
-        let clear = changes(with(10.0), with(13.0));
-        assert_eq!((clear.clear, clear.cells[..3].join(" ")), (Some(true), "10.00 13.00 +30.0 %".to_owned()));
-        let unclear = changes(with(10.0), with(9.999_999));
-        assert_eq!((unclear.clear, unclear.cells[2].as_str()), (Some(false), "+0.0 %"));
-        assert_eq!(changes(level(5, 10.0), level(5, 20.0)).clear, None);
-        assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..3], ["–", "–"]);
+        let faster = changes(with(10.0), with(13.0));
+        assert_eq!((faster.shows, faster.cells[..3].join(" ")), ("faster", "10.00 13.00 +30.0 %".to_owned()));
+        let same = changes(with(10.0), with(9.999_999));
+        assert_eq!((same.shows, same.cells[2].as_str()), ("no change shown", "+0.0 %"));
+        assert_eq!(changes(level(5, 10.0), level(5, 20.0)).shows, UNKNOWN);
+        assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..4], [UNKNOWN; 3]);
     }
 
     #[test]

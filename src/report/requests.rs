@@ -137,7 +137,7 @@ fn reasons(measurements: &[Measurement]) -> (Vec<Reason>, usize) {
         }
     }
     let mut reasons: Vec<Reason> = all.into_values().collect();
-    reasons.sort_by(|a, b| b.count.cmp(&a.count));
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
     let left_out = reasons.len().saturating_sub(REASONS);
     reasons.truncate(REASONS);
     for reason in &mut reasons {
