@@ -40,6 +40,7 @@ fn outcomes(level: usize, n: usize, failing: usize) -> impl Iterator<Item = Requ
             failure: failed.then_some(Failure::ServerError),
             error: failed.then(|| format!("HTTP 503: {EVIL}")),
             resent: 0,
+            prompt_size: None,
         }
     })
 }
