@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ConfigError, Endpoint, Levels, Overrides};
 use crate::simulator::FaultRate;
@@ -192,9 +192,24 @@ pub struct ReportArgs {
     /// A results file; a second one is compared with it
     #[arg(required = true, num_args = 1..=2, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Where to write [default: results/concurrency_report_<time>.html]
+    /// Where to write [default: results/concurrency_report_<time>.html; stdout for csv and jsonl]
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,
+    /// What to write
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReportFormat,
+}
+
+/// What `report` writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// A page for a browser
+    #[default]
+    Html,
+    /// One line per level, with a header
+    Csv,
+    /// One JSON object per level
+    Jsonl,
 }
 
 /// Options of `generate-test-data`.

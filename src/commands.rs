@@ -1,6 +1,6 @@
 //! What each door does: settings in, files and text out. The bins only call these.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,13 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::cli::{GenerateArgs, RecommendArgs, ReportArgs, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
+use crate::cli::{GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
 use crate::client::BodyTemplate;
 use crate::compare::{Comparison, compare};
 use crate::config::{ConfigError, Endpoint, Llm, Overrides, Settings};
 use crate::config_patch;
 use crate::outcome::Reply;
 use crate::recommend::{Policy, Recommendation, Status, recommend};
+use crate::report::export;
 use crate::report::html::{self, About};
 use crate::report::requests::{Curves, Measurement};
 use crate::report::text;
@@ -152,11 +153,23 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
     if let [before, after] = runs.as_mut_slice() {
         (before.label, after.label) = ("A".to_owned(), "B".to_owned());
     }
-    let output = args.output.clone().unwrap_or_else(|| {
-        let stems: Vec<String> = args.files.iter().map(|file| stamp_of(file)).collect();
-        places.results.join(format!("concurrency_report_{}.html", stems.join("_and_")))
-    });
-    write_atomic(&output, html::page(&runs)?.as_bytes())?;
+    let text = match args.format {
+        ReportFormat::Html => html::page(&runs)?,
+        ReportFormat::Csv => export::csv(&runs),
+        ReportFormat::Jsonl => export::json_lines(&runs),
+    };
+    let output = match (&args.output, args.format) {
+        (Some(output), _) => output.clone(),
+        (None, ReportFormat::Html) => {
+            let stems: Vec<String> = args.files.iter().map(|file| stamp_of(file)).collect();
+            places.results.join(format!("concurrency_report_{}.html", stems.join("_and_")))
+        }
+        (None, ReportFormat::Csv | ReportFormat::Jsonl) => {
+            say(text)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    write_atomic(&output, text.as_bytes())?;
     say(format!("{}\n", output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -282,8 +295,16 @@ fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator
 
 // ---- deciding ----
 
+/// The bars are for those who look; a file or another program gets the table alone.
 fn printed(recommendation: &Recommendation) -> String {
-    format!("\n{}\n{}", text::table(recommendation), text::answer(recommendation))
+    let bars = if std::io::stdout().is_terminal() {
+        // https://no-color.org
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        text::plot(recommendation, colour)
+    } else {
+        String::new()
+    };
+    format!("\n{}\n{bars}{}", text::table(recommendation), text::answer(recommendation))
 }
 
 fn as_json(recommendation: &Recommendation, comparison: Option<&Comparison>, written: &Written) -> serde_json::Value {

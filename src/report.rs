@@ -1,6 +1,7 @@
 //! Summaries and a recommendation to something to look at. Pure: returns text.
 
 pub mod chart;
+pub mod export;
 pub mod figures;
 pub mod html;
 pub mod requests;

@@ -446,6 +446,18 @@ fn a_report_is_made_of_one_file_or_of_two() {
 }
 
 #[test]
+fn the_levels_come_as_csv_or_json_lines_too() {
+    let folder = Folder::with(SIMULATOR);
+    let csv = folder.tool(&["report", "knee.json", "--format", "csv"]);
+    assert_eq!((csv.code, csv.stdout.lines().count()), (0, 11), "{}", csv.stderr);
+    assert!(csv.stdout.lines().nth(6).unwrap().contains(",Q3-30B,20,pass,,true,200,200,"), "{}", csv.stdout);
+    let lines = folder.tool(&["report", "knee.json", "--format", "jsonl", "--output", "levels.jsonl"]);
+    assert_eq!((lines.code, lines.stdout.as_str()), (0, "levels.jsonl\n"));
+    assert_eq!(fs::read_to_string(folder.path("levels.jsonl")).unwrap().lines().count(), 10);
+    assert!(!folder.path("results").exists());
+}
+
+#[test]
 fn a_report_of_no_results_file_is_an_error() {
     let folder = Folder::with(SIMULATOR);
     let ran = folder.tool(&["report", "config.yaml"]);

@@ -286,8 +286,8 @@ fn sentence_case(text: String) -> String {
 fn sentence(recommendation: &Recommendation) -> String {
     let status = recommendation.status.name();
     let interval = match recommendation.interval {
-        Some([low, high]) if low == high => format!("95\u{a0}% interval {low}"),
-        Some([low, high]) => format!("95\u{a0}% interval {low} to {high}"),
+        Some([low, high]) if low == high => format!("95\u{a0}%\u{a0}interval {low}"),
+        Some([low, high]) => format!("95\u{a0}%\u{a0}interval {low} to {high}"),
         None => "interval unknown".to_owned(),
     };
     match recommendation.recommended_concurrency {

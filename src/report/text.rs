@@ -93,6 +93,37 @@ pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
     ]
 }
 
+/// Cells of the longest bar.
+const BAR: f64 = 48.0;
+const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+
+/// Throughput by level as bars, for a terminal; with `colour` the chosen level is green and what fails is red.
+pub fn plot(recommendation: &Recommendation, colour: bool) -> String {
+    let known = |level: &JudgedLevel| throughput(level).filter(|rps| rps.is_finite() && *rps >= 0.0);
+    let best = recommendation.levels.iter().filter_map(known).fold(0.0, f64::max);
+    if best <= 0.0 {
+        return String::new();
+    }
+    let widest = recommendation.levels.iter().map(|level| level.summary.concurrency.to_string().len()).max();
+    let width = widest.unwrap_or_default().max("level".len());
+    let mut text = format!("{:>width$}  requests/s\n", "level");
+    for level in &recommendation.levels {
+        let Some(rps) = known(level) else { continue };
+        let eighths = (rps / best * BAR * 8.0).round() as usize;
+        let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
+        let is_chosen = recommendation.recommended_concurrency == Some(level.summary.concurrency);
+        let (word, paint) = match level.verdict {
+            _ if is_chosen => ("  <- recommended", "32"),
+            Verdict::Pass => ("", ""),
+            Verdict::Fail => ("  fail", "31"),
+            Verdict::NotUsed => ("  not used", "2"),
+        };
+        let bar = if colour && !paint.is_empty() { format!("\x1b[{paint}m{bar}\x1b[0m") } else { bar };
+        let _ = writeln!(text, "{:>width$}  {bar} {rps:.2}{word}", level.summary.concurrency);
+    }
+    text + "\n"
+}
+
 fn half_width(estimate: Estimate) -> Option<f64> {
     Some((estimate.upper? - estimate.lower?) / 2.0)
 }
@@ -356,4 +387,41 @@ pub fn curl(settings: &Settings) -> String {
         "curl -sS {}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         url.trim_end_matches('/')
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recommend::{Policy, recommend};
+
+    fn level(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
+        LevelSummary {
+            concurrency,
+            error_rate: Some(error_rate),
+            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
+            ..LevelSummary::default()
+        }
+    }
+
+    #[test]
+    fn bars_are_as_long_as_throughput_is_high() {
+        let decided = recommend(&[level(1, 5.0, 0.0), level(20, 40.0, 0.0), level(50, 39.0, 0.5)], &Policy::default());
+        let plain = format!(
+            "level  requests/s\n    1  {} 5.00\n   20  {} 40.00  <- recommended\n   50  {}▊ 39.00  fail\n\n",
+            "█".repeat(6),
+            "█".repeat(48),
+            "█".repeat(46)
+        );
+        assert_eq!(plot(&decided, false), plain);
+        let coloured = plot(&decided, true);
+        assert_eq!(coloured.matches("\x1b[0m").count(), 2);
+        assert_eq!(coloured.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", ""), plain);
+    }
+
+    #[test]
+    fn without_throughput_there_are_no_bars() {
+        let unknown = LevelSummary { concurrency: 4, ..LevelSummary::default() };
+        assert_eq!(plot(&recommend(&[unknown], &Policy::default()), true), "");
+        assert_eq!(plot(&recommend(&[level(4, 0.0, 0.0)], &Policy::default()), true), "");
+    }
 }
