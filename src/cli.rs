@@ -192,7 +192,7 @@ pub struct ReportArgs {
     /// A results file; a second one is compared with it
     #[arg(required = true, num_args = 1..=2, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Where to write [default: results/concurrency_report_<time>.html; stdout for csv and jsonl]
+    /// Where to write [default: results/concurrency_report_TIME.html; stdout for csv and jsonl]
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// What to write
