@@ -150,6 +150,8 @@ fn assert_whole(folder: &Path) -> Vec<RequestOutcome> {
                 let torn = |error: serde_json::Error| panic!("{} is torn: {error}", path.display());
                 if is_json(&path) {
                     serde_json::from_str::<Value>(&text).map_err(torn).unwrap();
+                } else if path.extension().is_some_and(|extension| extension == "html") {
+                    assert!(text.ends_with("</html>"), "{} is torn", path.display());
                 } else {
                     assert!(text.is_empty() || text.ends_with('\n'), "{} is torn", path.display());
                     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(torn));
