@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestKind, RequestSettings, Settings};
-use crate::outcome::{Failed, Failure, Reply, TokenCounts};
+use crate::outcome::{Failed, Failure, RateLimit, Reply, TokenCounts};
 use crate::sse::SseParser;
 
 /// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
@@ -250,6 +250,7 @@ impl Transport {
     async fn read(&self, mut response: Response, reading: &mut Reading) -> Result<(), Failed> {
         let status = response.status();
         reading.answer.reply.status = Some(status.as_u16());
+        reading.answer.reply.rate_limit = rate_limit(response.headers());
         if !status.is_success() {
             reading.answer.reply.retry_after = retry_after(response.headers());
             let mut body = Vec::new();
@@ -433,6 +434,39 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     let seconds: f64 = text.trim().parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// `x-ratelimit-limit-requests` and its like, as OpenAI names them; `None` if there is none.
+fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
+    let text = |what: &str| headers.get(format!("x-ratelimit-{what}-requests"))?.to_str().ok().map(str::trim);
+    let limit = RateLimit {
+        limit_requests: text("limit").and_then(|text| text.parse().ok()),
+        remaining_requests: text("remaining").and_then(|text| text.parse().ok()),
+        reset_s: text("reset").and_then(written_duration),
+    };
+    (limit != RateLimit::default()).then_some(limit)
+}
+
+/// `6m0s`, `1.5s`, `20ms`, or plain seconds.
+fn written_duration(text: &str) -> Option<f64> {
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit = &rest[digits..];
+        let end = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+        seconds += number
+            * match &unit[..end] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" | "" => 1.0,
+                "ms" => 1e-3,
+                _ => return None,
+            };
+        rest = &unit[end..];
+    }
+    (!text.is_empty()).then_some(seconds)
 }
 
 /// How a body is packed, unless it is not.
@@ -1113,4 +1147,30 @@ fn backoff(attempts: u32, asked: Option<Duration>) -> Duration {
     let doubled = FIRST_BACKOFF.saturating_mul(1 << (attempts - 1).min(16));
     let jittered = doubled.min(LONGEST_BACKOFF).mul_f64(rand::rng().random_range(0.5..=1.0));
     jittered.max(asked.unwrap_or_default().min(LONGEST_BACKOFF))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_is_read_from_the_headers_as_openai_names_and_writes_them() {
+        let headers = |pairs: &[(&'static str, &str)]| {
+            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+        };
+        assert_eq!(rate_limit(&headers(&[("content-type", "text/plain")])), None);
+        let told = headers(&[
+            ("x-ratelimit-limit-requests", "60"),
+            ("x-ratelimit-remaining-requests", "0"),
+            ("x-ratelimit-reset-requests", "6m1.5s"),
+            ("x-ratelimit-limit-tokens", "150000"),
+        ]);
+        let limit = RateLimit { limit_requests: Some(60), remaining_requests: Some(0), reset_s: Some(361.5) };
+        assert_eq!(rate_limit(&told), Some(limit));
+        for (text, seconds) in
+            [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("", None), ("soon", None), ("5 s", None)]
+        {
+            assert_eq!(written_duration(text), seconds, "{text}");
+        }
+    }
 }

@@ -33,7 +33,14 @@ pub struct LoopPlan {
     pub samples: usize,
     /// A `Retry-After` is honoured up to this long.
     pub longest_wait: Duration,
+    /// The level is given up after this long without a success.
+    pub patience: Duration,
+    /// The level is given up after this long.
+    pub time_limit: Duration,
 }
+
+/// A request may take as long as it may; so many times that without a success is no progress.
+const PATIENCE: u32 = 3;
 
 impl LoopPlan {
     /// The plan of a level that measures at least `total` requests in `samples` windows of at least
@@ -45,6 +52,20 @@ impl LoopPlan {
             window: smallest_window.max(total.div_ceil(samples)).max(1),
             samples,
             longest_wait: Duration::from_secs(30),
+            patience: Duration::MAX,
+            time_limit: Duration::MAX,
+        }
+    }
+
+    /// With the limits that follow from the time a request may take. The level's own is what it takes if every
+    /// request takes all of its time.
+    pub fn with_request_timeout(self, timeout: Duration) -> Self {
+        let waves = self.tickets().div_ceil(self.level.max(1) as u64);
+        LoopPlan {
+            longest_wait: timeout,
+            patience: timeout.saturating_mul(PATIENCE),
+            time_limit: timeout.saturating_mul(u32::try_from(waves).unwrap_or(u32::MAX)),
+            ..self
         }
     }
 
@@ -95,6 +116,10 @@ pub enum Ending {
     Complete,
     /// All of the warm-up failed, so each window shrank to one completion.
     Hopeless,
+    /// No request succeeded for as long as [`LoopPlan::patience`]: the remaining windows shrank to one completion.
+    Stalled,
+    /// [`LoopPlan::time_limit`] was over: the remaining windows shrank to one completion.
+    Overdue,
     /// It was stopped from outside; requests in flight were given up.
     Cut,
 }
@@ -125,6 +150,14 @@ pub trait Observer {
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
+}
+
+/// Keeps what became of each request.
+impl Observer for Vec<RequestOutcome> {
+    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
+        self.push(outcome);
+    }
+    fn window(&mut self, _: Window) {}
 }
 
 /// Runs one level to its end, the drain included.
@@ -158,6 +191,7 @@ where
                 let start = Instant::now();
                 let ticket = state.next_ticket();
                 observer.issued(ticket);
+                state.close_if_full(observer);
                 let exchange = send(ticket);
                 let mut given_up = given_up.clone();
                 in_flight.spawn(async move {
@@ -190,7 +224,9 @@ struct State<'a> {
     issued: u64,
     issued_measured: usize,
     warmed_up: bool,
-    hopeless: bool,
+    /// The level has clearly failed, in this way.
+    given_up: Option<Ending>,
+    last_success: Instant,
     cut: bool,
     open: Window,
     windows: Vec<Window>,
@@ -199,13 +235,15 @@ struct State<'a> {
 
 impl<'a> State<'a> {
     fn new(plan: &'a LoopPlan) -> Self {
+        let began = Instant::now();
         State {
             plan,
-            began: Instant::now(),
+            began,
             issued: 0,
             issued_measured: 0,
             warmed_up: false,
-            hopeless: false,
+            given_up: None,
+            last_success: began,
             cut: false,
             open: empty_window(0.0),
             windows: Vec::with_capacity(plan.samples),
@@ -244,15 +282,28 @@ impl<'a> State<'a> {
         let succeeded = reply.failure.is_none();
         if succeeded {
             self.typical.add(latency);
+            self.last_success = self.last_success.max(end);
         } else {
             self.hold(permit, end, latency, reply.retry_after);
         }
         let sample = (self.warmed_up && !self.done()).then_some(self.windows.len() as u32);
         observer.ended(record(ticket, sample, start_s, Some(end_s), &reply), reply);
+        self.look_at_the_clock(end);
         self.count(end_s, succeeded, observer);
     }
 
-    /// Counts a completion into the open window, and closes that if it is full.
+    /// Gives the level up if it has made no progress for too long. Every request comes to its end in time, so that
+    /// it is enough to look when one does.
+    fn look_at_the_clock(&mut self, now: Instant) {
+        let since = |then| now.saturating_duration_since(then);
+        if since(self.last_success) > self.plan.patience {
+            self.given_up.get_or_insert(Ending::Stalled);
+        } else if since(self.began) > self.plan.time_limit {
+            self.given_up.get_or_insert(Ending::Overdue);
+        }
+    }
+
+    /// Counts a completion into the open window.
     fn count(&mut self, end_s: f64, succeeded: bool, observer: &mut impl Observer) {
         if self.done() || self.cut {
             return;
@@ -261,7 +312,13 @@ impl<'a> State<'a> {
         self.open.end_s = self.open.end_s.max(end_s);
         self.open.completed += 1;
         self.open.succeeded += usize::from(succeeded);
-        if !self.is_full() {
+        self.close_if_full(observer);
+    }
+
+    /// Closes the open window if it is full. It ends with its last completion: where many come at the same instant, the
+    /// cohort is whole only once the tickets after them are issued.
+    fn close_if_full(&mut self, observer: &mut impl Observer) {
+        if self.open.completed == 0 || !self.is_full() {
             return;
         }
         let closed = self.open;
@@ -270,17 +327,19 @@ impl<'a> State<'a> {
             self.windows.push(closed);
         } else {
             self.warmed_up = true;
-            self.hopeless = closed.succeeded == 0;
+            if closed.succeeded == 0 {
+                self.given_up = Some(Ending::Hopeless);
+            }
         }
         observer.window(closed);
     }
 
     fn is_full(&self) -> bool {
+        if self.given_up.is_some() {
+            return true;
+        }
         if !self.warmed_up {
             return self.open.completed >= self.plan.warmup;
-        }
-        if self.hopeless {
-            return true;
         }
         // Permits held after failures may leave the cohort a few short of the plan: the last window waits for it.
         let last = self.windows.len() + 1 == self.plan.samples;
@@ -301,10 +360,10 @@ impl<'a> State<'a> {
     }
 
     fn into_record(self) -> LoopRecord {
-        let ending = match (self.done(), self.hopeless) {
-            (false, _) => Ending::Cut,
-            (true, true) => Ending::Hopeless,
-            (true, false) => Ending::Complete,
+        let ending = match self.given_up {
+            _ if !self.done() => Ending::Cut,
+            Some(given_up) => given_up,
+            None => Ending::Complete,
         };
         LoopRecord { ending, windows: self.windows, sent: self.issued }
     }
@@ -439,6 +498,33 @@ mod tests {
         }
     }
 
+    /// Ten in flight and eight slots, each request 100 ms: all that end together do so at a multiple of 100 ms, and 8 a
+    /// time. The cohort of 100 is short when the last window has its completions; to wait for the next ones, for which
+    /// there are no more tickets, would measure eight in flight.
+    #[test]
+    fn the_last_window_does_not_outlast_the_tickets() {
+        let slots = Arc::new(Semaphore::new(8));
+        let plan = LoopPlan::new(10, 100, 5, 10, 10);
+        let mut log = Log::default();
+        let (_keep, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let send = |_| {
+            let slots = slots.clone();
+            async move {
+                let _slot = slots.acquire().await.expect("nobody closes it");
+                tokio::time::sleep(ms(100)).await;
+                Reply::default()
+            }
+        };
+        let record = runtime.block_on(run(&plan, stop, send, &mut log));
+        let window = record.window_s().expect("complete");
+        let shares: f64 = log.outcomes.iter().map(|outcome| outcome.share(window)).sum();
+        let rps = shares / (window[1] - window[0]);
+        assert!((rps / 80.0 - 1.0).abs() < 1e-9, "{rps} where the truth is 80");
+        assert!(measured(&log) >= plan.measured());
+    }
+
     #[test]
     fn windows_touch_and_hold_their_completions() {
         let plan = LoopPlan::new(4, 100, 5, 10, 4);
@@ -509,6 +595,33 @@ mod tests {
         assert_eq!(record.ending, Ending::Hopeless);
         assert!(record.windows.iter().all(|w| w.completed == 1 && w.succeeded == 0));
         assert!(log.outcomes.len() <= 5 + 10 + 3);
+    }
+
+    /// It works until request 20, and then no more: each request takes all of its second, three of them are enough.
+    #[test]
+    fn a_level_without_a_success_for_long_is_given_up() {
+        let plan = LoopPlan::new(2, 1000, 2, 10, 2).with_request_timeout(ms(1_000));
+        let (record, log, _) = virtually(&plan, |t| match t.seq {
+            0..20 => (ms(100), Reply::default()),
+            _ => (ms(1_000), Reply::failed(Failure::Timeout, "no whole answer in time")),
+        });
+        assert_eq!(record.ending, Ending::Stalled);
+        assert_eq!(record.windows.len(), 10);
+        assert!(log.outcomes.len() < 20 + 2 * 4 + 10 + 2, "{}", log.outcomes.len());
+        assert_eq!(record.windows.iter().map(|w| w.succeeded).sum::<usize>() + 2, 20);
+    }
+
+    /// Every second request waits for as long as it may, and is refused then. The warm-up never ends.
+    #[test]
+    fn a_level_that_takes_longer_than_all_its_requests_may_is_given_up() {
+        let plan = LoopPlan { time_limit: ms(30_000), ..LoopPlan::new(1, 100, 5, 10, 1) };
+        let (record, log, _) = virtually(&plan, |t| {
+            let mut reply = Reply::failed(Failure::RateLimited, "slow down");
+            reply.retry_after = Some(Duration::from_secs(10));
+            (ms(10), if t.seq % 2 == 0 { Reply::default() } else { reply })
+        });
+        assert_eq!(record.ending, Ending::Overdue);
+        assert!(log.outcomes.len() < 8 + 10, "{}", log.outcomes.len());
     }
 
     #[test]

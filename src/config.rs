@@ -251,7 +251,7 @@ impl Default for Benchmark {
 pub enum Levels {
     /// These.
     List(Vec<usize>),
-    /// Powers of two from the minimum to the maximum.
+    /// Found by an adaptive search between the minimum and the maximum.
     Auto,
 }
 
@@ -661,7 +661,8 @@ impl Config {
 }
 
 impl Benchmark {
-    /// The levels to measure, ascending: those listed within the bounds, or powers of two for `auto`.
+    /// The levels known beforehand, ascending: those listed within the bounds, or powers of two for `auto`, which are
+    /// what a filter and the test mode take; its search finds levels of its own.
     pub fn levels(&self) -> Vec<usize> {
         let all = match &self.levels {
             Levels::List(levels) => levels.clone(),

@@ -42,6 +42,8 @@ pub mod results;
 #[cfg(feature = "suite")]
 pub mod search;
 #[cfg(feature = "suite")]
+pub mod self_check;
+#[cfg(feature = "suite")]
 pub mod simulator;
 #[cfg(feature = "suite")]
 pub mod snippets;

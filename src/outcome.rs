@@ -65,6 +65,18 @@ pub struct TokenCounts {
     pub cached: Option<u32>,
 }
 
+/// What a server says of its quota: the headers `x-ratelimit-…-requests`. `None` where it does not say it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RateLimit {
+    /// Requests that the quota allows, mostly per minute.
+    pub limit_requests: Option<u64>,
+    /// Requests that are left of it.
+    pub remaining_requests: Option<u64>,
+    /// Seconds until it is full again.
+    pub reset_s: Option<f64>,
+}
+
 /// What one exchange with the server came to, before the closed loop gives it a place in time.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
@@ -82,6 +94,8 @@ pub struct Reply {
     pub failure: Option<Failed>,
     /// How long the server asked to wait (`Retry-After`).
     pub retry_after: Option<Duration>,
+    /// What the server said of its quota, if anything.
+    pub rate_limit: Option<RateLimit>,
     /// How often the request was sent again because a reused connection had died unseen.
     pub resent: u32,
 }

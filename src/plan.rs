@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::closed_loop::LoopPlan;
-use crate::config::{Budget, Config, Endpoint, Settings};
+use crate::config::{Budget, Config, Endpoint, Levels, Settings};
+use crate::recommend::Policy;
+use crate::search::{CONFIRM_ROUNDS, Search, adaptive_at_most};
 use crate::snippets::Prompt;
 
 /// Criterion samples per level: its minimum.
@@ -16,12 +18,17 @@ const CHARACTERS_PER_TOKEN: f64 = 2.5;
 /// What a run will send.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// One plan per level that will run, ascending.
+    /// One plan per level that will run, ascending; of an adaptive search those that may run at most.
     pub levels: Vec<LoopPlan>,
-    /// All levels of this configuration, those that a filter leaves out included.
+    /// All levels of this configuration, those that a filter leaves out included; none of an adaptive search, which
+    /// finds them on the way.
     pub configured: Vec<usize>,
     /// Levels for which the budget has no room, and the key that says so.
     pub over_budget: Option<(Vec<usize>, &'static str)>,
+    /// The bounds of an adaptive search.
+    auto: Option<(usize, usize)>,
+    /// Whether levels near the best are measured again.
+    confirm: bool,
     input_tokens: f64,
 }
 
@@ -30,57 +37,106 @@ impl Plan {
     ///
     /// The budget is held by what a level may send at most, so that it cannot be passed.
     pub fn new(settings: &Settings, prompts: &[Prompt], selects: impl Fn(usize) -> bool) -> Self {
-        let all = settings.config.benchmark.levels();
-        let configured = if settings.quick { every_second(&all) } else { all };
-        let mut plan = Plan {
-            levels: Vec::new(),
-            configured: configured.clone(),
-            over_budget: None,
-            input_tokens: mean_input_tokens(prompts),
-        };
-        let mut selected = configured.into_iter().filter(|&level| selects(level));
-        while let Some(level) = selected.next() {
-            plan.levels.push(level_plan(settings, level));
-            if let Some(key) = plan.exceeds(settings) {
-                plan.levels.pop();
-                let left_out: Vec<usize> = std::iter::once(level).chain(selected).collect();
-                plan.configured.retain(|level| !left_out.contains(level));
-                plan.over_budget = Some((left_out, key));
-                break;
-            }
+        let mut plan = Plan::empty(prompts);
+        plan.list(settings, selects);
+        plan
+    }
+
+    /// All levels of these settings, and what follows from their figures: an adaptive search, and, unless it is a quick
+    /// run, contenders once more.
+    pub fn whole(settings: &Settings, prompts: &[Prompt]) -> Self {
+        let mut plan = Plan::empty(prompts);
+        plan.confirm = !settings.quick;
+        let benchmark = &settings.config.benchmark;
+        match benchmark.levels {
+            Levels::List(_) => plan.list(settings, |_| true),
+            Levels::Auto => plan.search_within(settings, benchmark.min_concurrency, benchmark.max_concurrency),
         }
         plan
     }
 
-    /// Requests that may be sent at most.
+    fn empty(prompts: &[Prompt]) -> Self {
+        Plan {
+            levels: Vec::new(),
+            configured: Vec::new(),
+            over_budget: None,
+            auto: None,
+            confirm: false,
+            input_tokens: mean_input_tokens(prompts),
+        }
+    }
+
+    fn list(&mut self, settings: &Settings, selects: impl Fn(usize) -> bool) {
+        let all = settings.config.benchmark.levels();
+        self.configured = if settings.quick { every_second(&all) } else { all };
+        let mut selected = self.configured.clone().into_iter().filter(|&level| selects(level));
+        while let Some(level) = selected.next() {
+            let further = level_plan(settings, level);
+            if let Some(key) = self.no_room(settings, self.requests(), &further) {
+                let left_out: Vec<usize> = std::iter::once(level).chain(selected).collect();
+                self.configured.retain(|level| !left_out.contains(level));
+                self.over_budget = Some((left_out, key));
+                break;
+            }
+            self.levels.push(further);
+        }
+    }
+
+    fn search_within(&mut self, settings: &Settings, lowest: usize, highest: usize) {
+        self.auto = Some((lowest, highest));
+        match self.no_room(settings, 0, &level_plan(settings, lowest)) {
+            Some(key) => self.over_budget = Some((vec![lowest], key)),
+            None => {
+                let levels = adaptive_at_most(lowest, highest).into_iter();
+                self.levels = levels.map(|level| level_plan(settings, level)).collect();
+            }
+        }
+    }
+
+    /// The steps of this plan.
+    pub fn search(&self, policy: &Policy) -> Search {
+        match self.auto {
+            Some((lowest, highest)) if self.confirm => Search::adaptive(lowest, highest, policy),
+            Some((lowest, highest)) => Search::adaptive(lowest, highest, policy).without_confirm(),
+            None => Search::listed(&self.configured, policy, self.confirm),
+        }
+    }
+
+    /// The key of the limit that `further` might pass, after so many requests.
+    pub fn no_room(&self, settings: &Settings, sent: u64, further: &LoopPlan) -> Option<&'static str> {
+        self.exceeds(settings, sent + further.tickets())
+    }
+
+    /// Requests that may be sent at most, before any confirm round.
     pub fn requests(&self) -> u64 {
         self.levels.iter().map(LoopPlan::tickets).sum()
     }
 
-    fn output_tokens(&self, settings: &Settings) -> u64 {
-        self.requests() * u64::from(settings.config.benchmark.request.max_tokens)
+    /// The same with all confirm rounds.
+    fn requests_with_confirm(&self) -> u64 {
+        self.requests() * if self.confirm { 1 + u64::from(CONFIRM_ROUNDS) } else { 1 }
     }
 
-    /// US dollars at most, where prices are known; the input tokens in it are estimated.
-    fn cost_usd(&self, settings: &Settings) -> Option<f64> {
+    /// US dollars that so many requests cost at most, where prices are known; the input tokens in it are estimated.
+    fn cost_usd(&self, settings: &Settings, requests: u64) -> Option<f64> {
         let Budget { usd_per_million_input: input, usd_per_million_output: output, .. } =
             settings.config.benchmark.budget;
-        let input_tokens = self.requests() as f64 * self.input_tokens;
-        let cost =
-            input_tokens * input.unwrap_or_default() + self.output_tokens(settings) as f64 * output.unwrap_or_default();
+        let input_tokens = requests as f64 * self.input_tokens;
+        let cost = input_tokens * input.unwrap_or_default()
+            + output_tokens(settings, requests) as f64 * output.unwrap_or_default();
         (input.is_some() || output.is_some()).then_some(cost / 1e6)
     }
 
-    /// The key of the first limit that this much would pass.
-    fn exceeds(&self, settings: &Settings) -> Option<&'static str> {
+    /// The key of the first limit that so many requests would pass.
+    fn exceeds(&self, settings: &Settings, requests: u64) -> Option<&'static str> {
         let budget = &settings.config.benchmark.budget;
-        if budget.max_requests.is_some_and(|limit| self.requests() > limit) {
+        if budget.max_requests.is_some_and(|limit| requests > limit) {
             return Some("max_requests");
         }
-        if budget.max_output_tokens.is_some_and(|limit| self.output_tokens(settings) > limit) {
+        if budget.max_output_tokens.is_some_and(|limit| output_tokens(settings, requests) > limit) {
             return Some("max_output_tokens");
         }
-        let cost = self.cost_usd(settings).zip(budget.max_cost_usd);
+        let cost = self.cost_usd(settings, requests).zip(budget.max_cost_usd);
         cost.is_some_and(|(cost, limit)| cost > limit).then_some("max_cost_usd")
     }
 
@@ -96,17 +152,33 @@ impl Plan {
             Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
             Endpoint::Url(_) => format!("{}, model {}", llm.endpoint.redacted(), llm.model),
         };
-        let levels: Vec<usize> = self.levels.iter().map(|plan| plan.level).collect();
-        let cost = self.cost_usd(settings).map_or_else(String::new, |usd| format!(", at most about {usd:.2} USD"));
+        let levels = match self.auto {
+            Some((lowest, highest)) => format!("auto, from {lowest} to at most {highest},"),
+            None => list(&self.levels.iter().map(|plan| plan.level).collect::<Vec<_>>()),
+        };
+        let requests = self.requests();
+        let cost = |requests| {
+            self.cost_usd(settings, requests).map_or_else(String::new, |usd| format!(", at most about {usd:.2} USD"))
+        };
         let mut text = format!(
-            "Plan: levels {} against {target}\n      at most {} requests of up to {} output tokens ({} in all{cost})\n      \
-             about {:.0} s of load for each second that a request takes\n",
-            list(&levels),
-            self.requests(),
+            "Plan: levels {levels} against {target}\n      at most {requests} requests of up to {} output tokens ({} in all{})\n      \
+             about {:.0} s of load for each second that a request takes{}\n",
             benchmark.request.max_tokens,
-            self.output_tokens(settings),
+            output_tokens(settings, requests),
+            cost(requests),
             self.seconds_per_second(),
+            if self.auto.is_some() { ", at most" } else { "" },
         );
+        if self.confirm {
+            let more = self.requests_with_confirm() - requests;
+            text.push_str(&format!(
+                "      then, while the answer is not clear, up to {CONFIRM_ROUNDS} rounds of the levels near the best: at most {more} requests more{}\n",
+                cost(more)
+            ));
+        }
+        if let Some(key) = self.exceeds(settings, self.requests_with_confirm()) {
+            text.push_str(&format!("      nothing is begun that could pass benchmark.budget.{key}\n"));
+        }
         if let Some(minutes) = benchmark.budget.max_minutes {
             text.push_str(&format!("      stops after {minutes} minutes (budget.max_minutes)\n"));
         }
@@ -123,6 +195,10 @@ impl Plan {
     }
 }
 
+fn output_tokens(settings: &Settings, requests: u64) -> u64 {
+    requests * u64::from(settings.config.benchmark.request.max_tokens)
+}
+
 fn list(levels: &[usize]) -> String {
     levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -135,7 +211,7 @@ fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
 /// How one level is measured.
 pub fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
     let benchmark = &settings.config.benchmark;
-    let longest_wait = Duration::from_secs_f64(settings.config.llm.request_timeout);
+    let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
     let plan = if settings.quick {
         // Fewer than `level` completions per window: the time per wave is scaled from them.
         let total = QUICK.0.max(QUICK.1 * level);
@@ -143,7 +219,7 @@ pub fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
     } else {
         LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, level)
     };
-    LoopPlan { longest_wait, ..plan }
+    plan.with_request_timeout(timeout)
 }
 
 /// The first, third, … and last level.
@@ -166,7 +242,7 @@ mod tests {
 
     fn plan(yaml: &str) -> Plan {
         let prompt = Prompt { id: "1".to_owned(), size: "small".to_owned(), text: "x".repeat(250) };
-        Plan::new(&settings(yaml), &[prompt], |_| true)
+        Plan::whole(&settings(yaml), &[prompt])
     }
 
     fn levels(plan: &Plan) -> Vec<usize> {
@@ -226,9 +302,40 @@ mod tests {
     fn a_quick_run_takes_every_second_level_and_fewer_requests() {
         let mut settings = settings("llm: {}");
         settings.quick = true;
-        let plan = Plan::new(&settings, &[], |_| true);
+        let plan = Plan::whole(&settings, &[]);
         assert_eq!(levels(&plan), [1, 5, 15, 25, 40, 50]);
         assert!(plan.levels.iter().all(|plan| plan.measured() >= 30.max(3 * plan.level)));
         assert!(plan.requests() < 900, "{}", plan.requests());
+        assert!(!plan.describe(&settings).contains("rounds"));
+    }
+
+    #[test]
+    fn what_may_follow_is_said_and_held_to_the_budget() {
+        let budget = "llm: {}\nbenchmark: {levels: [1, 10], budget: {max_requests: 400}}";
+        let listed = plan(budget);
+        let text = listed.describe(&settings(budget));
+        assert!(text.contains("at most 226 requests of"), "{text}");
+        assert!(text.contains("up to 3 rounds of the levels near the best: at most 678 requests more"), "{text}");
+        assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
+        // Level 10 takes at most 120: after 280 it still fits.
+        let further = level_plan(&settings(budget), 10);
+        assert_eq!(listed.no_room(&settings(budget), 280, &further), None);
+        assert_eq!(listed.no_room(&settings(budget), 281, &further), Some("max_requests"));
+    }
+
+    #[test]
+    fn an_adaptive_search_says_its_worst_case() {
+        let yaml = "llm: {}\nbenchmark: {levels: auto, max_concurrency: 8}";
+        let auto = plan(yaml);
+        assert_eq!(levels(&auto), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(auto.configured, [0; 0]);
+        let text = auto.describe(&settings(yaml));
+        assert!(text.contains("levels auto, from 1 to at most 8, against"), "{text}");
+        assert!(text.contains(&format!("at most {} requests of", auto.requests())), "{text}");
+        // A filter names levels that are known beforehand.
+        let filtered = Plan::new(&settings(yaml), &[], |level| level == 4);
+        assert_eq!((levels(&filtered), filtered.configured), (vec![4], vec![1, 2, 4, 8]));
+        let poor = plan(&yaml.replace("max_concurrency: 8", "budget: {max_requests: 10}"));
+        assert_eq!((levels(&poor), poor.over_budget), (vec![], Some((vec![1], "max_requests"))));
     }
 }

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::outcome::Failure;
-use crate::stats::{LevelState, LevelSummary, wilson};
+use crate::stats::{BLOCKS, LevelState, LevelSummary, wilson};
 use crate::usl::{self, Usl};
 
 /// What the decision maximises.
@@ -122,9 +122,25 @@ pub struct JudgedLevel {
     /// The 95 % Wilson interval of its error rate.
     #[serde(default)]
     pub error_rate_interval: Option<[f64; 2]>,
+    /// The interval of the figure that decided spans its limit: with other requests the verdict might be another.
+    #[serde(default)]
+    pub uncertain: bool,
     /// Its figures.
     #[serde(flatten)]
     pub summary: LevelSummary,
+}
+
+/// Whether the server was as fast when measured again as it was at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriftCheck {
+    /// No level was measured again.
+    #[default]
+    NotChecked,
+    /// It was as fast.
+    None,
+    /// It was not.
+    Found,
 }
 
 /// The answer.
@@ -140,6 +156,9 @@ pub struct Recommendation {
     pub provisional: bool,
     /// In a sentence.
     pub reason: String,
+    /// Whether the server changed its speed in the course of the run.
+    #[serde(default)]
+    pub drift: DriftCheck,
     /// What else is worth knowing.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -185,6 +204,13 @@ const SMALLEST_N_FOR_P99: u64 = 400;
 const SHRUNK_OUTPUT: f64 = 0.8;
 /// Below this share of its level it never ran at its concurrency.
 const REACHED: f64 = 0.9;
+/// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
+/// busy with itself, and what is measured is the client.
+const BUSY_CPU: f64 = 0.5;
+const LATE_TIMER_S: f64 = 0.001;
+const LATE_TIMER_SHARE: f64 = 0.05;
+/// A change of the server's speed is drift if it is beyond this many standard deviations of what its rounds show anyway.
+const BEYOND_NOISE: f64 = 3.0;
 const RESAMPLES: usize = 2_000;
 /// Wider than this many levels, and with a half-width above the second, the pick is too noisy.
 const WIDEST_INTERVAL: usize = 3;
@@ -202,6 +228,10 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
     let missing = pick.map(|pick| missing_checks(&judged, pick, policy)).unwrap_or_default();
     let provisional = !missing.is_empty();
     notes.extend(missing);
+    let drift = drift_check(&judged);
+    if drift == DriftCheck::NotChecked && pick.is_some() && decision.interval.is_some_and(|[low, high]| low < high) {
+        notes.push("drift: not checked, since no level was measured a second time".to_owned());
+    }
     let (usl, usl_note) = fit_usl(&judged);
     notes.extend(usl_note);
     Recommendation {
@@ -210,6 +240,7 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
         interval: decision.interval,
         provisional,
         reason: decision.reason,
+        drift,
         notes,
         usl,
         low_latency_alternative: low_latency_alternative(&judged),
@@ -222,19 +253,37 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
 fn judge_all(levels: Vec<LevelSummary>, policy: &Policy) -> Vec<JudgedLevel> {
     let mut judged: Vec<_> = levels.into_iter().map(|level| judge_errors(level, policy)).collect();
     let median_tokens = median(passing(&judged).filter_map(|level| level.summary.mean_output_tokens).collect());
-    fail_where(&mut judged, |summary| shrunk_output(summary, median_tokens));
+    fail_where(&mut judged, |summary| Some(Failing::clearly(shrunk_output(summary, median_tokens)?)));
     // Only now: next to no output comes fast, and would make a reference that nothing else meets.
-    let reference =
-        passing(&judged).find_map(|level| Some((level.summary.concurrency, gate_latency(&level.summary).0?)));
+    let reference = passing(&judged).find_map(p95_of);
     fail_where(&mut judged, |summary| failed_latency(summary, policy, reference));
+    for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
+        if let Some(why) = uncertain_latency(&level.summary, policy, reference) {
+            level.uncertain = true;
+            level.why = if level.why.is_empty() { why } else { format!("{}; {why}", level.why) };
+        }
+    }
     judged
 }
 
-fn fail_where(judged: &mut [JudgedLevel], failure: impl Fn(&LevelSummary) -> Option<String>) {
+/// A gate that was not passed.
+struct Failing {
+    why: String,
+    uncertain: bool,
+}
+
+impl Failing {
+    fn clearly(why: String) -> Self {
+        Failing { why, uncertain: false }
+    }
+}
+
+fn fail_where(judged: &mut [JudgedLevel], failure: impl Fn(&LevelSummary) -> Option<Failing>) {
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
-        if let Some(why) = failure(&level.summary) {
+        if let Some(failing) = failure(&level.summary) {
             level.verdict = Verdict::Fail;
-            level.why = why;
+            level.why = failing.why;
+            level.uncertain = failing.uncertain;
         }
     }
 }
@@ -246,21 +295,25 @@ fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
 /// Validity and the error gate.
 fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
-    for ours in ["verdict", "why", "error_rate_interval"] {
+    for ours in ["verdict", "why", "error_rate_interval", "uncertain"] {
         summary.unknown.remove(ours);
     }
     let failed = failed_requests(&summary);
     let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
+    let spans = |[low, high]: [f64; 2]| low < policy.max_error_rate && high >= policy.max_error_rate;
+    // Without any failure the interval only says how small n is, which is said elsewhere.
+    let mut uncertain = failed != Some(0) && interval.is_some_and(spans);
     let (verdict, why) = if let Some(why) = too_small(&summary) {
         (Verdict::NotUsed, why)
-    } else if let Some(why) = failed_errors(&summary, interval, policy) {
+    } else if let Some(why) = failed_errors(&summary, interval.filter(|_| uncertain), policy) {
         (Verdict::Fail, why)
     } else if let Some(why) = no_value(&summary, policy) {
         (Verdict::NotUsed, why)
     } else {
-        (Verdict::Pass, uncertain_errors(interval, policy))
+        (Verdict::Pass, uncertain_errors(interval.filter(|_| uncertain)))
     };
-    JudgedLevel { verdict, why, error_rate_interval: interval, summary }
+    uncertain &= verdict != Verdict::NotUsed;
+    JudgedLevel { verdict, why, error_rate_interval: interval, uncertain, summary }
 }
 
 fn failed_requests(summary: &LevelSummary) -> Option<u64> {
@@ -293,9 +346,7 @@ fn too_small(summary: &LevelSummary) -> Option<String> {
 fn failed_errors(summary: &LevelSummary, interval: Option<[f64; 2]>, policy: &Policy) -> Option<String> {
     let limit = policy.max_error_rate;
     if let Some(rate) = error_rate(summary).filter(|&rate| rate >= limit) {
-        let uncertain = interval
-            .filter(|interval| interval[0] < limit)
-            .map(|[low, high]| format!(" (uncertain: {} to {})", percent(low), percent(high)));
+        let uncertain = interval.map(|[low, high]| format!(" (uncertain: {} to {})", percent(low), percent(high)));
         return Some(format!(
             "error rate {} is not below {}{}",
             percent(rate),
@@ -330,14 +381,9 @@ pub(crate) fn value(summary: &LevelSummary, objective: Objective) -> Option<f64>
     value.filter(|&value| value > 0.0)
 }
 
-fn uncertain_errors(interval: Option<[f64; 2]>, policy: &Policy) -> String {
-    match interval {
-        // Without any failure the interval only says how small n is, which is said elsewhere.
-        Some([low, high]) if high >= policy.max_error_rate && low > 0.0 => {
-            format!("error rate uncertain: {} to {}", percent(low), percent(high))
-        }
-        _ => String::new(),
-    }
+fn uncertain_errors(interval: Option<[f64; 2]>) -> String {
+    interval
+        .map_or_else(String::new, |[low, high]| format!("error rate uncertain: {} to {}", percent(low), percent(high)))
 }
 
 /// P95 and P99 as the gates see them.
@@ -346,29 +392,47 @@ fn gate_latency(summary: &LevelSummary) -> (Option<f64>, Option<f64>) {
     (latency.p95, latency.p99)
 }
 
-fn failed_latency(summary: &LevelSummary, policy: &Policy, reference: Option<(usize, f64)>) -> Option<String> {
+/// A level with its P95.
+fn p95_of(level: &JudgedLevel) -> Option<(usize, f64)> {
+    Some((level.summary.concurrency, gate_latency(&level.summary).0?))
+}
+
+/// The limit on P95, and how it is called: the user's own, or five times the P95 of the lowest level.
+fn p95_limit(policy: &Policy, reference: Option<(usize, f64)>) -> Option<(f64, String)> {
+    match (policy.max_p95_seconds, reference) {
+        (Some(limit), _) => Some((limit, format!("max_p95_seconds {}", seconds(limit)))),
+        (None, Some((lowest, p95))) => {
+            Some((DEFAULT_P95_FACTOR * p95, format!("{DEFAULT_P95_FACTOR} x the {} of level {lowest}", seconds(p95))))
+        }
+        (None, None) => None,
+    }
+}
+
+fn failed_latency(summary: &LevelSummary, policy: &Policy, reference: Option<(usize, f64)>) -> Option<Failing> {
     let (p95, p99) = gate_latency(summary);
-    if let (Some(p95), Some(limit)) = (p95, policy.max_p95_seconds)
+    if let (Some(p95), Some((limit, name))) = (p95, p95_limit(policy, reference))
         && p95 > limit
     {
-        return Some(format!("P95 {} is above max_p95_seconds {}", seconds(p95), seconds(limit)));
-    }
-    if let (Some(p95), Some((lowest, reference)), None) = (p95, reference, policy.max_p95_seconds)
-        && p95 > DEFAULT_P95_FACTOR * reference
-    {
-        return Some(format!(
-            "P95 {} is above {DEFAULT_P95_FACTOR} x the {} of level {lowest}",
-            seconds(p95),
-            seconds(reference)
-        ));
+        let spans = summary.p95_interval_s.filter(|[low, _]| *low <= limit);
+        let interval = spans.map(|[low, high]| format!(" (uncertain: {} to {})", seconds(low), seconds(high)));
+        let why = format!("P95 {} is above {name}{}", seconds(p95), interval.unwrap_or_default());
+        return Some(Failing { why, uncertain: spans.is_some() });
     }
     let enough = summary.requests.is_some_and(|n| n >= SMALLEST_N_FOR_P99);
     if let (Some(p99), Some(limit), true) = (p99, policy.max_p99_seconds, enough)
         && p99 > limit
     {
-        return Some(format!("P99 {} is above max_p99_seconds {}", seconds(p99), seconds(limit)));
+        let why = format!("P99 {} is above max_p99_seconds {}", seconds(p99), seconds(limit));
+        return Some(Failing::clearly(why));
     }
     None
+}
+
+/// A P95 that passes, but whose interval goes beyond the limit.
+fn uncertain_latency(summary: &LevelSummary, policy: &Policy, reference: Option<(usize, f64)>) -> Option<String> {
+    let (limit, name) = p95_limit(policy, reference)?;
+    let [low, high] = summary.p95_interval_s.filter(|[_, high]| *high > limit)?;
+    Some(format!("P95 uncertain: {} to {}, the limit is {name}", seconds(low), seconds(high)))
 }
 
 fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<String> {
@@ -418,11 +482,87 @@ fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
     }
     let picks = resampled_picks(&candidates, pick, policy.tolerance);
     let interval = picks.map(|ends| ends.map(|at| levels[at].summary.concurrency));
-    if let Some(reason) = too_noisy(picks, levels, pick) {
+    if let Some(reason) = drifted(levels).or_else(|| too_noisy(picks, levels, pick)) {
         return Decision { interval, ..Decision::none(Status::Unresolved, reason) };
     }
-    let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
+    let (status, mut reason) = explain_pick(levels, &used, &candidates, pick, policy);
+    if let Some((best, _)) = best_passing(levels, policy).filter(|(best, _)| client_bound(&best.summary).is_some()) {
+        let level = best.summary.concurrency;
+        reason.push_str(&format!("; but at level {level} this client was the limit, so the server may do more"));
+    }
     Decision { status, pick: Some(pick), interval, reason }
+}
+
+fn drift_check(levels: &[JudgedLevel]) -> DriftCheck {
+    if drifted(levels).is_some() {
+        DriftCheck::Found
+    } else if levels.iter().any(|level| level.summary.drift.is_some()) {
+        DriftCheck::None
+    } else {
+        DriftCheck::NotChecked
+    }
+}
+
+/// Which levels were not as fast when measured again, by more than their rounds differ among themselves.
+fn drifted(levels: &[JudgedLevel]) -> Option<String> {
+    let spread = spread_of_rounds(levels);
+    let changes: Vec<String> = levels
+        .iter()
+        .filter(|level| level.verdict != Verdict::NotUsed)
+        .filter_map(|level| {
+            let drift = level.summary.drift?;
+            let rounds = rounds(&level.summary).len().max(1) as f64;
+            let noise = BEYOND_NOISE * spread * (1.0 + 1.0 / rounds).sqrt();
+            let change = 100.0 * drift.change().filter(|change| change.abs() > noise)?;
+            let (first, confirmed) = (drift.first.estimate, drift.confirmed.estimate);
+            Some(format!(
+                "level {} gave {first:.2} requests/s at first and {confirmed:.2} when measured again ({change:+.1} %)",
+                level.summary.concurrency
+            ))
+        })
+        .collect();
+    (!changes.is_empty()).then(|| {
+        format!(
+            "the server changed its speed during the run: {}; measure again when nobody else uses it, or at the time \
+             you normally run",
+            changes.join("; ")
+        )
+    })
+}
+
+/// The means of a level's confirm rounds: of all its measurements but the first.
+fn rounds(summary: &LevelSummary) -> Vec<f64> {
+    let measurements = summary.blocks_rps.chunks_exact(BLOCKS);
+    measurements.skip(1).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
+}
+
+/// Standard deviation between the confirm rounds of a level, relative to their mean, over all levels that have two or
+/// more; 0 where none has.
+///
+/// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
+/// where the interval of a throughput comes from.
+fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
+    let (mut squares, mut freedom) = (0.0, 0);
+    for rounds in levels.iter().map(|level| rounds(&level.summary)).filter(|rounds| rounds.len() > 1) {
+        let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
+        if mean > 0.0 {
+            squares += rounds.iter().map(|round| (round / mean - 1.0).powi(2)).sum::<f64>();
+            freedom += rounds.len() - 1;
+        }
+    }
+    if freedom > 0 { (squares / freedom as f64).sqrt() } else { 0.0 }
+}
+
+/// By what this client, not the server, was the limit at a level.
+fn client_bound(summary: &LevelSummary) -> Option<String> {
+    let client = summary.client?;
+    if let Some(cpu) = client.cpu.filter(|&cpu| cpu > BUSY_CPU) {
+        return Some(format!("its load thread took {cpu:.2} of a core, above {BUSY_CPU}"));
+    }
+    let latency = summary.latency_s.and_then(|latency| latency.mean).unwrap_or_default();
+    let limit = LATE_TIMER_S.max(LATE_TIMER_SHARE * latency);
+    let lag = client.timer_lag_p95_s.filter(|&lag| lag > limit)?;
+    Some(format!("its timers were {:.1} ms late at P95, above {:.1} ms", 1e3 * lag, 1e3 * limit))
 }
 
 fn too_noisy(picks: Option<[usize; 2]>, levels: &[JudgedLevel], pick: usize) -> Option<String> {
@@ -492,15 +632,25 @@ fn resampled_picks(candidates: &[Candidate], pick: usize, tolerance: f64) -> Opt
     Some([pick.min(*low), pick.max(*high)])
 }
 
-/// The candidate's value with its blocks drawn anew: scaled by the ratio of the drawn mean to the original mean.
+/// The candidate's value with its measurements drawn anew, and in each its blocks: scaled by the ratio of the drawn mean
+/// to the original mean.
+///
+/// In two stages, because a server may be faster or slower for the whole of a measurement: its blocks then are too high
+/// or too low together, and show nothing of that (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
 fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
     let blocks = &candidate.blocks;
-    let original: f64 = blocks.iter().sum();
+    let original = blocks.iter().sum::<f64>() / blocks.len() as f64;
     if original <= 0.0 {
         return candidate.value;
     }
-    let drawn: f64 = (0..blocks.len()).map(|_| blocks[rng.random_range(0..blocks.len())]).sum();
-    candidate.value * drawn / original
+    let measurements: Vec<&[f64]> = blocks.chunks(BLOCKS).collect();
+    let (mut drawn, mut n) = (0.0, 0);
+    for _ in 0..measurements.len() {
+        let measurement = measurements[rng.random_range(0..measurements.len())];
+        drawn += measurement.iter().map(|_| measurement[rng.random_range(0..measurement.len())]).sum::<f64>();
+        n += measurement.len();
+    }
+    candidate.value * drawn / n as f64 / original
 }
 
 /// Relative half-width of the level's throughput interval.
@@ -575,7 +725,8 @@ fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
     let by_errors = |level: &&JudgedLevel| error_rate(&level.summary).is_some_and(|rate| rate >= policy.max_error_rate);
     for level in levels.iter().filter(|level| level.verdict == Verdict::Fail).filter(by_errors) {
         let failures = &level.summary.failures;
-        limited = limited.saturating_add(failures.get(Failure::RateLimited.name()).copied().unwrap_or_default());
+        let of_level = failures.get(Failure::RateLimited.name()).copied().unwrap_or_default();
+        limited = limited.saturating_add(of_level);
         failed = failures.values().fold(failed, |sum, &count| sum.saturating_add(count));
     }
     if limited <= failed / 2 {
@@ -586,14 +737,42 @@ fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
         let limited = level.summary.failures.contains_key(Failure::RateLimited.name());
         (limited && rps > 0.0).then_some((level.summary.concurrency, rps))
     };
+    let stated = stated_quota(levels).unwrap_or_default();
     // Most quotas let a burst through first: at the highest level that was limited it is long used up.
-    let keep_to = match levels.iter().rev().find_map(passed) {
-        Some((level, rps)) => format!("about {rps:.2} requests per second passed at level {level}. Keep to that rate"),
-        None => "keep to what is granted".to_owned(),
+    let (rate, enough) = match levels.iter().rev().find_map(passed) {
+        Some((level, rps)) => (
+            format!(
+                "about {rps:.2} requests per second ({:.0} a minute) passed at level {level}{stated}. Keep to that rate",
+                60.0 * rps
+            ),
+            concurrency_for(levels, rps).unwrap_or_default(),
+        ),
+        None => (format!("keep to what is granted{stated}"), String::new()),
     };
     Some(format!(
-        "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; {keep_to} (or ask for a \
-         higher quota) instead of tuning the concurrency"
+        "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; {rate} (or ask for a higher \
+         quota) instead of tuning the concurrency{enough}"
+    ))
+}
+
+/// The quota as the server's headers give it.
+fn stated_quota(levels: &[JudgedLevel]) -> Option<String> {
+    let stated =
+        levels.iter().rev().find_map(|level| level.summary.rate_limit.filter(|l| l.limit_requests.is_some()))?;
+    let full = stated.reset_s.map_or_else(String::new, |s| format!(", full again in {}", seconds(s)));
+    Some(format!("; the server states {} requests (x-ratelimit-limit-requests{full})", stated.limit_requests?))
+}
+
+/// How many in parallel that rate takes: rate x latency (Little's law), the latency being that of the lowest level that
+/// passes.
+fn concurrency_for(levels: &[JudgedLevel], rate: f64) -> Option<String> {
+    let lowest = passing(levels).next()?;
+    let latency = lowest.summary.latency_s?.mean?;
+    let enough = (rate * latency).ceil().max(1.0);
+    Some(format!(
+        ": at the {} that a request takes at level {}, {enough:.0} in parallel are enough for it",
+        seconds(latency),
+        lowest.summary.concurrency
     ))
 }
 
@@ -626,6 +805,12 @@ fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<String> {
         if let Some(reached) = summary.mean_in_flight.filter(|&m| m < REACHED * n as f64) {
             notes.push(format!("level {n} never ran at its concurrency: {reached:.1} in flight on average"));
         }
+        if let Some(by) = client_bound(summary) {
+            notes.push(format!(
+                "level {n}: this client was the limit ({by}), so the figures may be too low; use a release build, a quieter \
+                 or a faster machine"
+            ));
+        }
         notes.extend(summary.notes.iter().map(|note| format!("level {n}: {note}")));
     }
     notes.extend(price_of_default_p95(levels, policy));
@@ -655,13 +840,11 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
 
 /// The P95 limit that holds, seconds: the user's own, else so many times the P95 of the lowest level that passes all
 /// but the latency gates.
-pub fn p95_limit(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
-    let late = |level: &&JudgedLevel| level.verdict == Verdict::Fail && level.why.starts_with(['P']);
-    let reference = || {
-        let reached_the_gate = levels.iter().filter(|level| level.verdict == Verdict::Pass || late(level));
-        reached_the_gate.filter_map(|level| gate_latency(&level.summary).0).next()
-    };
-    policy.max_p95_seconds.or_else(|| Some(DEFAULT_P95_FACTOR * reference()?))
+pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
+    let late = |level: &JudgedLevel| level.verdict == Verdict::Fail && level.why.starts_with(['P']);
+    let mut reached_the_gate = levels.iter().filter(|level| level.verdict == Verdict::Pass || late(level));
+    let reference = reached_the_gate.find_map(p95_of);
+    p95_limit(policy, reference).map(|(limit, _)| limit)
 }
 
 /// Which checks could not be made on the pick, or on the best level it is measured by. Any of them makes the result
@@ -684,6 +867,9 @@ fn missing_checks_of(summary: &LevelSummary, policy: &Policy) -> Vec<String> {
     let n = summary.concurrency;
     let full = size(n, FULL);
     let mut missing = Vec::new();
+    if client_bound(summary).is_some() {
+        missing.push(format!("level {n} was not checked against the server's own limit"));
+    }
     match summary.requests {
         None => missing.push(format!("level {n}: the number of requests is unknown, so its size was not checked")),
         Some(requests) if requests < full => missing
@@ -702,6 +888,11 @@ fn missing_checks_of(summary: &LevelSummary, policy: &Policy) -> Vec<String> {
             .push(format!("level {n}: P99 needs at least {SMALLEST_N_FOR_P99} requests, so its gate was not checked"));
     }
     missing
+}
+
+/// Whether a level was measured with as many requests as a full result takes.
+pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
+    summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 
 /// The larger of a fixed number of requests and so many times the level.

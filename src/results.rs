@@ -18,16 +18,33 @@ use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use crate::config::{Config, Endpoint, RequestSettings};
-use crate::outcome::RequestOutcome;
+use crate::outcome::{RateLimit, RequestOutcome};
 use crate::recommend::{JudgedLevel, Policy, Recommendation, percent};
-use crate::search::Stage;
+use crate::search::{Stage, Step};
 use crate::snippets::Prompt;
-use crate::stats::{self, LevelFacts, LevelState, LevelSummary, Sample};
+use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample};
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
 /// Criterion's group of the sweep.
 pub const GROUP: &str = "concurrency";
+/// Criterion's group of a measurement: each confirm round has one of its own, since Criterion takes an id once.
+pub fn criterion_group(step: Step) -> String {
+    match step.stage {
+        Stage::Confirm => format!("confirm-{}", step.round),
+        Stage::Sweep | Stage::Auto => GROUP.to_owned(),
+    }
+}
+
+/// Criterion's id of a measurement, which is also the path of its folder.
+pub fn criterion_id(step: Step) -> String {
+    let group = criterion_group(step);
+    match step.stage {
+        Stage::Confirm => format!("{group}/{}", step.level),
+        Stage::Sweep | Stage::Auto => format!("{group}/level/{}", step.level),
+    }
+}
+
 /// Criterion's figure and ours should be closer than this.
 const CROSS_CHECK: f64 = 0.05;
 
@@ -295,6 +312,9 @@ pub struct LevelRecord {
     pub concurrency: usize,
     /// Which part of the run.
     pub stage: Stage,
+    /// The confirm round, from 1; 0 outside of them.
+    #[serde(default)]
+    pub round: u32,
     /// Criterion's id.
     pub criterion_id: String,
     /// The times handed to Criterion, nanoseconds per wave: the key that joins this record to Criterion's files.
@@ -309,6 +329,19 @@ pub struct LevelRecord {
     pub state: LevelState,
     /// Why it was not complete.
     pub reason: Option<String>,
+    /// What it cost this client.
+    #[serde(default)]
+    pub client: Option<ClientLoad>,
+    /// What the server said last of its quota.
+    #[serde(default)]
+    pub rate_limit: Option<RateLimit>,
+}
+
+impl LevelRecord {
+    /// Which measurement of the run it is.
+    pub fn step(&self) -> Step {
+        Step { level: self.concurrency, stage: self.stage, round: self.round }
+    }
 }
 
 /// `run.json`: what a run measured.
@@ -347,7 +380,7 @@ pub struct RequestsFile {
 
 impl RequestsFile {
     fn of(folder: &Path, record: &LevelRecord) -> Self {
-        let path = folder.join(sidecar_name(record.concurrency));
+        let path = folder.join(sidecar_name(record.step()));
         RequestsFile { path, level: record.concurrency, window_s: record.window_s }
     }
 }
@@ -401,19 +434,37 @@ impl Run {
         &self.folder
     }
 
-    /// Opens the sidecar of a level.
-    pub fn sidecar(&self, level: usize) -> Result<SidecarWriter, ResultsError> {
-        SidecarWriter::create(self.folder.join(sidecar_name(level)))
+    /// Opens the sidecar of a measurement.
+    pub fn sidecar(&self, step: Step) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join(sidecar_name(step)))
     }
 
-    /// A level has ended and its sidecar is in place: records it, and returns its figures.
-    pub fn level_ended(&mut self, record: LevelRecord) -> Result<LevelSummary, ResultsError> {
-        let summary = summarize_level(&self.folder, &self.manifest.settings, &record)?;
+    /// A measurement has ended and its sidecar is in place: records it, and pools it with the level's earlier ones.
+    pub fn level_ended(&mut self, record: LevelRecord) -> Result<&LevelSummary, ResultsError> {
+        let level = record.concurrency;
+        let planned = &mut self.manifest.settings.levels;
+        // An adaptive search finds its levels on the way.
+        if let Err(at) = planned.binary_search(&level) {
+            planned.insert(at, level);
+        }
         self.manifest.levels.push(record);
         write_atomic(&self.folder.join("run.json"), &to_json(&self.manifest))?;
-        self.summaries.push(summary.clone());
+        let of_level: Vec<_> = self.manifest.levels.iter().filter(|r| r.concurrency == level).collect();
+        let usable: Vec<_> = of_level.iter().copied().filter(|record| is_usable(record)).collect();
+        let records = if usable.is_empty() { of_level } else { usable };
+        let summary = summarize_level(&self.folder, &self.manifest.settings, &records)?;
+        let at = match self.summaries.binary_search_by_key(&level, |summary| summary.concurrency) {
+            Ok(at) => {
+                self.summaries[at] = summary;
+                at
+            }
+            Err(at) => {
+                self.summaries.insert(at, summary);
+                at
+            }
+        };
         self.write_results(None)?;
-        Ok(summary)
+        Ok(&self.summaries[at])
     }
 
     /// Writes the results file as far as it goes.
@@ -436,8 +487,12 @@ impl Run {
     }
 }
 
-fn sidecar_name(level: usize) -> String {
-    format!("level-{level}.jsonl")
+fn sidecar_name(step: Step) -> String {
+    let level = step.level;
+    match step.stage {
+        Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
+        Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
+    }
 }
 
 fn unused(folder: &Path, stem: &str) -> PathBuf {
@@ -455,23 +510,35 @@ fn without_figures(recommendation: &Recommendation) -> Value {
     value
 }
 
-fn summarize_level(folder: &Path, settings: &RunSettings, record: &LevelRecord) -> Result<LevelSummary, ResultsError> {
-    let path = folder.join(sidecar_name(record.concurrency));
-    let facts = LevelFacts {
-        concurrency: record.concurrency,
-        window_s: record.window_s.unwrap_or_default(),
-        samples: record.samples.clone(),
-        itl_us: record.itl_histogram.clone(),
-        request_timeout_s: settings.request_timeout_s,
-    };
-    let mut broken = None;
-    let outcomes = read_sidecar(&path)?.map_while(|line| line.map_err(|error| broken = Some(error)).ok());
-    let mut summary = stats::summarize(&facts, outcomes);
-    if let Some(error) = broken {
-        return Err(error);
+/// Pools the measurements of one level, the first of them and its confirm rounds.
+fn summarize_level(
+    folder: &Path,
+    settings: &RunSettings,
+    records: &[&LevelRecord],
+) -> Result<LevelSummary, ResultsError> {
+    let level = records.first().map_or(0, |record| record.concurrency);
+    let [mut all, mut first, mut confirmed] = [level; 3].map(Pool::new);
+    for record in records {
+        let facts = LevelFacts {
+            concurrency: level,
+            window_s: record.window_s.unwrap_or_default(),
+            samples: record.samples.clone(),
+            itl_us: record.itl_histogram.clone(),
+            request_timeout_s: settings.request_timeout_s,
+            client: record.client,
+            rate_limit: record.rate_limit,
+        };
+        let outcomes = read_sidecar(&folder.join(sidecar_name(record.step())))?.collect::<Result<Vec<_>, _>>()?;
+        let part = if record.stage == Stage::Confirm { &mut confirmed } else { &mut first };
+        part.add(&facts, outcomes.iter().cloned());
+        all.add(&facts, outcomes);
     }
-    summary.state = Some(record.state);
-    summary.reason = record.reason.clone();
+    let mut summary = all.finish();
+    summary.drift = Drift::between(&first.finish(), &confirmed.finish());
+    // One that was given up is enough to doubt the level.
+    let doubted = records.iter().find(|record| record.state != LevelState::Complete).or(records.first());
+    summary.state = doubted.map(|record| record.state);
+    summary.reason = doubted.and_then(|record| record.reason.clone());
     Ok(summary)
 }
 
@@ -573,7 +640,7 @@ pub struct Measured {
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
 ///
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
-/// those in Criterion's `new/sample.json`.
+/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level.
 ///
 /// # Errors
 /// If there is nothing, or the newest run was made against something else than `now`.
@@ -593,14 +660,15 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let same: Vec<_> = manifests.iter().filter(|m| m.fingerprint == fingerprint).collect();
     let mut measured = Measured::default();
     let mut runs: Vec<&str> = Vec::new();
+    let mut used: Vec<&LevelRecord> = Vec::new();
     for &level in &newest.settings.levels {
-        match newest_record(places, &same, level) {
-            Some((manifest, record)) => {
+        match newest_records(places, &same, level) {
+            Some((manifest, records)) => {
                 let folder = places.runs.join(&manifest.run_id);
-                let summary = match summarize_level(&folder, &manifest.settings, record) {
+                let summary = match summarize_level(&folder, &manifest.settings, &records) {
                     Ok(mut summary) => {
-                        summary.notes.extend(cross_check(places, &summary));
-                        measured.requests.push(RequestsFile::of(&folder, record));
+                        summary.notes.extend(cross_check(places, &summary, &records));
+                        used.extend(records);
                         summary
                     }
                     Err(error) => estimate_only(places, level, &error)?,
@@ -620,6 +688,11 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     if runs.len() > 1 {
         notes.push(format!("levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", ")));
     }
+    // In the order in which they were made: of one run the confirm rounds come after all first measurements.
+    let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
+    let made = made.filter(|(_, record)| used.iter().any(|one| std::ptr::eq(*one, *record)));
+    measured.requests =
+        made.map(|(manifest, record)| RequestsFile::of(&places.runs.join(&manifest.run_id), record)).collect();
     measured.notes = notes;
     measured.newest = Some(newest.clone());
     Ok(measured)
@@ -647,20 +720,35 @@ fn is_usable(record: &LevelRecord) -> bool {
     record.state != LevelState::Cut
 }
 
-fn newest_record<'a>(
+/// The newest measurement of a level that Criterion's files still hold, and the confirm rounds of the same run that they
+/// hold as well.
+fn newest_records<'a>(
     places: &Places,
     newest_first: &[&'a Manifest],
     level: usize,
-) -> Option<(&'a Manifest, &'a LevelRecord)> {
-    let sample: CriterionSample = read_json(&criterion_file(places, level, "sample.json"), "Criterion sample").ok()?;
+) -> Option<(&'a Manifest, Vec<&'a LevelRecord>)> {
     newest_first.iter().find_map(|manifest| {
-        let record = manifest.levels.iter().find(|r| r.concurrency == level && is_usable(r))?;
-        (record.sample_ns == sample.times).then_some((*manifest, record))
+        let (confirmed, first): (Vec<_>, Vec<_>) = manifest
+            .levels
+            .iter()
+            .filter(|record| record.concurrency == level && is_usable(record) && is_in_criterion(places, record))
+            .partition(|record| record.stage == Stage::Confirm);
+        (!first.is_empty()).then(|| (*manifest, [first, confirmed].concat()))
     })
 }
 
-fn criterion_file(places: &Places, level: usize, name: &str) -> PathBuf {
-    places.criterion.join(GROUP).join("level").join(level.to_string()).join("new").join(name)
+fn is_in_criterion(places: &Places, record: &LevelRecord) -> bool {
+    let sample = criterion_file(places, record.step(), "sample.json");
+    read_json::<CriterionSample>(&sample, "Criterion sample").is_ok_and(|sample| sample.times == record.sample_ns)
+}
+
+fn criterion_file(places: &Places, step: Step, name: &str) -> PathBuf {
+    places.criterion.join(criterion_id(step)).join("new").join(name)
+}
+
+/// The first measurement of a level.
+fn first_of(level: usize) -> Step {
+    Step { level, stage: Stage::Sweep, round: 0 }
 }
 
 #[derive(Deserialize)]
@@ -698,19 +786,28 @@ impl CriterionMean {
     }
 }
 
-fn estimates(places: &Places, level: usize) -> Result<stats::Estimate, ResultsError> {
+fn criterion_mean(places: &Places, step: Step) -> Result<CriterionMean, ResultsError> {
     let file: CriterionEstimates =
-        read_json(&criterion_file(places, level, "estimates.json"), "Criterion estimates file")?;
-    Ok(file.mean.throughput(level))
+        read_json(&criterion_file(places, step, "estimates.json"), "Criterion estimates file")?;
+    Ok(file.mean)
+}
+
+fn estimates(places: &Places, level: usize) -> Result<stats::Estimate, ResultsError> {
+    Ok(criterion_mean(places, first_of(level))?.throughput(level))
 }
 
 /// Says where Criterion's figure and ours differ.
-fn cross_check(places: &Places, summary: &LevelSummary) -> Option<String> {
+fn cross_check(places: &Places, summary: &LevelSummary, records: &[&LevelRecord]) -> Option<String> {
     if summary.state != Some(LevelState::Complete) {
         return None;
     }
     let ours = summary.throughput_rps?.estimate;
-    let theirs = estimates(places, summary.concurrency).ok()?.estimate;
+    let means: Vec<f64> = records
+        .iter()
+        .map(|record| Some(criterion_mean(places, record.step()).ok()?.point_estimate))
+        .collect::<Option<_>>()?;
+    let ns = means.iter().sum::<f64>() / means.len() as f64;
+    let theirs = summary.concurrency as f64 * 1e9 / ns;
     let difference = (theirs / ours - 1.0).abs();
     (difference > CROSS_CHECK).then(|| {
         format!(

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recommend::{Policy, Recommendation, Verdict, recommend};
+use crate::recommend::{
+    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, is_full_size, recommend, value,
+};
 use crate::stats::LevelSummary;
 
 /// Which part of a run a measurement belongs to.
@@ -36,19 +38,33 @@ pub struct Step {
 
 /// Contenders are measured again at most this often.
 pub const CONFIRM_ROUNDS: u32 = 3;
+/// Contenders of a list are measured again at least this often: a single measurement shows nothing of how much the server differs
+/// from one to the next, however narrow its interval is (`benches/replicates.rs`).
+const FEWEST_ROUNDS: u32 = 1;
 /// A passing level with at least this share of the best throughput is a contender.
 const CONTENDER: f64 = 0.85;
-/// The adaptive search stops where the neighbours of the pick are closer than this factor.
-const CLOSE_ENOUGH: f64 = 1.3;
+/// A level with this share of the best throughput is as good a reference as the best itself.
+const REFERENCE: f64 = 0.99;
+/// The adaptive search stops where the level below the pick is closer than this factor: the pick is at most so much
+/// higher than it need be.
+const CLOSE_BELOW: f64 = 1.3;
+/// And where the failing level above the last passing one is closer than this factor: while throughput still rises,
+/// so much of it is given away.
+const CLOSE_ABOVE: f64 = 1.08;
+/// Between its doublings the adaptive search measures at most this many levels, so that noise cannot keep it going.
+const FILL_INS: usize = 5;
 
 /// The plan of a run, which unfolds as figures come in.
 #[derive(Clone, Debug)]
 pub struct Search {
     policy: Policy,
     queue: VecDeque<Step>,
-    /// The bounds of the adaptive search while it runs.
-    auto: Option<(usize, usize)>,
-    adaptive: bool,
+    /// The adaptive search while it runs.
+    auto: Option<Auto>,
+    /// An interval whose ends are closer than this factor is settled; 1: only one of a single level.
+    settled_within: f64,
+    /// So many rounds are made however clear the answer looks.
+    fewest_rounds: u32,
     /// The round that is queued or was measured last; `None` if there are to be none.
     round: Option<u32>,
 }
@@ -60,7 +76,8 @@ impl Search {
             policy: policy.clone(),
             queue: levels.iter().map(|&level| Step { level, stage: Stage::Sweep, round: 0 }).collect(),
             auto: None,
-            adaptive: false,
+            settled_within: 1.0,
+            fewest_rounds: FEWEST_ROUNDS,
             round: confirm.then_some(0),
         }
     }
@@ -71,10 +88,18 @@ impl Search {
         Search {
             policy: policy.clone(),
             queue: VecDeque::new(),
-            auto: Some((lowest, highest)),
-            adaptive: true,
+            auto: Some(Auto { lowest, highest, fill_ins: 0 }),
+            // It does not tell levels apart that are closer; nor need its confirm rounds.
+            settled_within: CLOSE_BELOW,
+            // With a round in any case it would send more than half of what a grid takes.
+            fewest_rounds: 0,
             round: Some(0),
         }
+    }
+
+    /// The same without measuring contenders again.
+    pub fn without_confirm(self) -> Self {
+        Search { round: None, ..self }
     }
 
     /// The next measurement, given the figures so far: one summary per level, all its measurements pooled.
@@ -83,8 +108,8 @@ impl Search {
             return Some(step);
         }
         let decided = recommend(pooled, &self.policy);
-        if let Some((lowest, highest)) = self.auto {
-            match next_probe(&decided, &self.policy, lowest, highest) {
+        if let Some(auto) = &mut self.auto {
+            match auto.next(&decided, &self.policy) {
                 Some(level) => return Some(Step { level, stage: Stage::Auto, round: 0 }),
                 None => self.auto = None,
             }
@@ -95,10 +120,17 @@ impl Search {
 
     fn queue_round(&mut self, decided: &Recommendation) {
         let Some(round) = self.round.filter(|&round| round < CONFIRM_ROUNDS) else { return };
-        // A probe is too small to be the answer, however clear it looks.
-        let settled = decided.interval.is_some_and(|[low, high]| low == high) && !decided.provisional;
-        let contenders = self.contenders(decided);
-        if settled || contenders.is_empty() || (contenders.len() < 2 && !decided.provisional) {
+        let narrow = |[low, high]: [usize; 2]| high as f64 <= self.settled_within * low as f64;
+        let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
+        // However clear it looks, a few requests are no answer.
+        let small = decided.levels.iter().find(picked).is_some_and(|level| !is_full_size(&level.summary));
+        // One round cannot tell drift from noise, two can.
+        let drift = decided.drift == DriftCheck::Found;
+        let settled = decided.interval.is_some_and(narrow) && !small && !drift && round >= self.fewest_rounds;
+        // Nor does another round help against a quota, or a server that has changed.
+        let hopeless = decided.status == Status::RateLimited || (drift && round >= 2);
+        let contenders = contenders(decided, &self.policy);
+        if settled || hopeless || contenders.is_empty() || (contenders.len() < 2 && !small) {
             self.round = None;
             return;
         }
@@ -110,60 +142,117 @@ impl Search {
             self.queue.make_contiguous().reverse();
         }
     }
+}
 
-    fn contenders(&self, decided: &Recommendation) -> Vec<usize> {
-        let value = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate);
-        let passing: Vec<(usize, f64)> = decided
-            .levels
-            .iter()
-            .filter(|level| level.verdict == Verdict::Pass)
-            .filter_map(|level| Some((level.summary.concurrency, value(&level.summary)?)))
-            .collect();
-        let best = passing.iter().map(|level| level.1).fold(0.0, f64::max);
-        // On a plateau the search has looked far ahead; the levels out there decide nothing any more.
-        let nearby = decided.interval.filter(|_| self.adaptive).map_or(usize::MAX, |[_, high]| high);
-        let contenders = passing.into_iter().filter(|&(level, value)| value >= CONTENDER * best && level <= nearby);
-        contenders.map(|(level, _)| level).collect()
+/// The levels that a confirm round measures again, ascending.
+///
+/// Those near the best that may still be the pick: up to the high end of its interval. Levels above cannot be the
+/// pick any more. All they decide is what the pick is measured by, so one of them stays: the smallest that is as good
+/// as the best. It is measured in the same round, so that a server that slows down slows both; far out on a plateau
+/// lie more levels as good, which cost the most requests and would tell the same.
+fn contenders(decided: &Recommendation, policy: &Policy) -> Vec<usize> {
+    let passing: Vec<(usize, f64)> = decided
+        .levels
+        .iter()
+        .filter(|level| level.verdict == Verdict::Pass)
+        .filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy.objective)?)))
+        .collect();
+    let best = passing.iter().map(|level| level.1).fold(0.0, f64::max);
+    let high = decided.interval.map_or(usize::MAX, |[_, high]| high);
+    let near = passing.iter().filter(|&&(level, value)| level <= high && value >= CONTENDER * best);
+    let reference = passing.iter().find(|&&(level, value)| level > high && value >= REFERENCE * best);
+    near.chain(reference).map(|&(level, _)| level).collect()
+}
+
+/// An adaptive search.
+#[derive(Clone, Copy, Debug)]
+struct Auto {
+    lowest: usize,
+    highest: usize,
+    /// How many levels between the doublings were measured.
+    fill_ins: usize,
+}
+
+impl Auto {
+    /// The next level; `None` when the knee is known well enough.
+    fn next(&mut self, decided: &Recommendation, policy: &Policy) -> Option<usize> {
+        let Some(top) = decided.levels.last() else { return Some(self.lowest) };
+        let top = top.summary.concurrency;
+        if self.fill_ins == 0 && top < self.highest && !fails_at_top(decided) && !is_flat(decided, policy) {
+            return Some(doubled(top, self.highest));
+        }
+        let level = fill_in(decided).filter(|_| self.fill_ins < FILL_INS)?;
+        self.fill_ins += 1;
+        Some(level)
     }
 }
 
-/// The next level of the adaptive search; `None` when the knee is known well enough.
-fn next_probe(decided: &Recommendation, policy: &Policy, lowest: usize, highest: usize) -> Option<usize> {
-    let Some(top) = decided.levels.last() else { return Some(lowest) };
-    let top = top.summary.concurrency;
-    let failed = decided.levels.iter().any(|level| level.verdict == Verdict::Fail);
-    if top < highest && !failed && !is_flat(decided, policy.tolerance) {
-        return Some((2 * top).min(highest));
+fn doubled(level: usize, highest: usize) -> usize {
+    level.saturating_mul(2).min(highest)
+}
+
+/// All levels that an adaptive search may measure at most, before its confirm rounds: the doublings, and as many
+/// fill-ins as there may be, where they are dearest.
+pub fn adaptive_at_most(lowest: usize, highest: usize) -> Vec<usize> {
+    let next = |&level: &usize| (level < highest).then(|| doubled(level, highest));
+    let mut levels: Vec<usize> = std::iter::successors(Some(lowest), next).collect();
+    let mut between: Vec<usize> = levels.windows(2).flat_map(|pair| all_between(pair[0], pair[1])).collect();
+    between.sort_unstable_by(|a, b| b.cmp(a));
+    levels.extend(between.into_iter().take(FILL_INS));
+    levels.sort_unstable();
+    levels
+}
+
+fn all_between(low: usize, high: usize) -> Vec<usize> {
+    let Some(middle) = between(low, high, CLOSE_ABOVE) else { return Vec::new() };
+    [all_between(low, middle), vec![middle], all_between(middle, high)].concat()
+}
+
+/// The geometric mean of two levels, unless they are closer than this factor.
+fn between(low: usize, high: usize, close: f64) -> Option<usize> {
+    let apart = high > low + 1 && high as f64 > close * low as f64;
+    apart.then(|| ((low as f64 * high as f64).sqrt().round() as usize).clamp(low + 1, high - 1))
+}
+
+/// Whether a gate fails at the top. A failure that may be chance (its interval spans the limit) counts only if the
+/// level below fails too: a single noisy probe must not hide all levels above it.
+fn fails_at_top(decided: &Recommendation) -> bool {
+    let fails = |level: &&JudgedLevel| level.verdict == Verdict::Fail;
+    match decided.levels.as_slice() {
+        [.., below, top] => fails(&top) && (!top.uncertain || fails(&below)),
+        [only] => fails(&only) && !only.uncertain,
+        [] => false,
     }
-    let passing: Vec<usize> = levels_with(decided, |verdict| verdict == Verdict::Pass);
-    let pick = decided.recommended_concurrency.or(passing.last().copied())?;
-    let below = passing.iter().rev().find(|&&level| level < pick).copied();
+}
+
+/// The level to measure between the pick and its neighbours.
+fn fill_in(decided: &Recommendation) -> Option<usize> {
+    let tested = || decided.levels.iter().map(|level| level.summary.concurrency);
+    let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
+    let last_passing = passing.map(|level| level.summary.concurrency).next_back()?;
+    let pick = decided.recommended_concurrency.unwrap_or(last_passing);
+    let below = tested().rev().find(|&level| level < pick);
     // While the last passing level is the pick, a better one may lie between it and the gate.
-    let above = decided.levels.iter().map(|level| level.summary.concurrency).find(|&level| level > pick);
-    let above = above.filter(|_| passing.last() == Some(&pick));
-    let gap = |low: usize, high: usize| {
-        let apart = high > low + 1 && high as f64 > CLOSE_ENOUGH * low as f64;
-        apart.then(|| ((low as f64 * high as f64).sqrt().round() as usize).clamp(low + 1, high - 1))
-    };
-    above.and_then(|above| gap(pick, above)).or_else(|| below.and_then(|below| gap(below, pick)))
+    let above = tested().find(|&level| level > pick).filter(|_| last_passing == pick);
+    let towards_gate = above.and_then(|above| between(pick, above, CLOSE_ABOVE));
+    towards_gate.or_else(|| between(below?, pick, CLOSE_BELOW))
 }
 
-fn levels_with(decided: &Recommendation, wanted: impl Fn(Verdict) -> bool) -> Vec<usize> {
-    decided.levels.iter().filter(|level| wanted(level.verdict)).map(|level| level.summary.concurrency).collect()
-}
-
-/// Whether the last two doublings each gained less than the tolerance.
-fn is_flat(decided: &Recommendation, tolerance: f64) -> bool {
-    let rates: Vec<f64> =
-        decided.levels.iter().filter_map(|level| level.summary.throughput_rps.map(|t| t.estimate)).collect();
-    match rates.as_slice() {
-        [.., a, b, c] => *b < (1.0 + tolerance) * a && *c < (1.0 + tolerance) * b,
-        _ => false,
-    }
+/// Whether the last two doublings gained less than the tolerance on the best before them. On the best, not on the level
+/// before: one unlucky measurement on a plateau would make the next look like a gain, and send the search on to levels
+/// that cost thousands of requests.
+fn is_flat(decided: &Recommendation, policy: &Policy) -> bool {
+    let values: Vec<f64> = decided.levels.iter().filter_map(|level| value(&level.summary, policy.objective)).collect();
+    let best = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let Some((before, last_two)) = values.len().checked_sub(2).map(|at| values.split_at(at)) else { return false };
+    !before.is_empty() && best(last_two) < (1.0 + policy.tolerance) * best(before)
 }
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
     use crate::stats::{Distribution, Estimate};
 
@@ -206,9 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_answer_needs_no_confirm_round() {
-        let (steps, decided) = steps(Search::listed(&[1, 10, 20, 40], &Policy::default(), true), knee(20));
-        assert_eq!(steps.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20, 40]);
+    fn a_clear_answer_is_confirmed_once_and_a_lone_contender_not_at_all() {
+        let (confirmed, decided) = steps(Search::listed(&[1, 10, 20, 40], &Policy::default(), true), knee(20));
+        assert_eq!(confirmed.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20, 40, 20, 40]);
+        assert_eq!(decided.recommended_concurrency, Some(20));
+        let (alone, decided) = steps(Search::listed(&[1, 10, 20], &Policy::default(), true), knee(20));
+        assert_eq!(alone.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20]);
         assert_eq!(decided.recommended_concurrency, Some(20));
     }
 
@@ -223,6 +315,28 @@ mod tests {
         assert_eq!(confirm, [(1, 20), (1, 40), (2, 40), (2, 20), (3, 20), (3, 40)]);
     }
 
+    /// The best is far out on a plateau; 25 is as good, and enough to hold the pick against.
+    #[test]
+    fn a_round_measures_what_may_be_the_pick_and_one_reference() {
+        let mut noisy = exact(20, 96.0, 0.0);
+        noisy.blocks_rps = vec![92.0, 98.0, 91.0, 101.0, 96.0, 96.0, 90.0, 102.0, 95.0, 99.0];
+        let pooled = [
+            exact(5, 40.0, 0.0),
+            exact(15, 87.0, 0.0),
+            noisy,
+            exact(22, 97.0, 0.0),
+            exact(25, 99.5, 0.0),
+            exact(40, 99.0, 0.0),
+            exact(80, 100.0, 0.0),
+        ];
+        let decided = recommend(&pooled, &Policy::default());
+        assert_eq!((decided.recommended_concurrency, decided.interval), (Some(20), Some([20, 22])));
+        assert_eq!(contenders(&decided, &Policy::default()), [15, 20, 22, 25]);
+        // Where nothing is known of the noise, any of them may be the pick.
+        let unknown = pooled.map(|level| LevelSummary { blocks_rps: Vec::new(), ..level });
+        assert_eq!(contenders(&recommend(&unknown, &Policy::default()), &Policy::default()), [15, 20, 22, 25, 40, 80]);
+    }
+
     #[test]
     fn auto_finds_knees_and_stops_before_the_maximum() {
         for slots in [1, 3, 7, 20, 33, 100, 200] {
@@ -230,7 +344,7 @@ mod tests {
             let pick = decided.recommended_concurrency.expect("a pick");
             let acceptable = (0.95 * slots as f64).ceil();
             assert!(
-                pick as f64 >= acceptable && pick as f64 <= (CLOSE_ENOUGH * acceptable).ceil() + 1.0,
+                pick as f64 >= acceptable && pick as f64 <= (CLOSE_BELOW * acceptable).ceil() + 1.0,
                 "{slots}: {pick}"
             );
             assert!(steps.iter().all(|step| step.level <= 8 * slots), "{slots}: {steps:?}");
@@ -242,7 +356,7 @@ mod tests {
         let limited = |level: usize| (level as f64, if level > 45 { 0.5 } else { 0.0 });
         let (_, decided) = steps(Search::adaptive(1, 512, &Policy::default()), limited);
         let pick = decided.recommended_concurrency.expect("a pick");
-        assert!((36..=45).contains(&pick), "{pick}");
+        assert!((42..=45).contains(&pick), "{pick}");
     }
 
     #[test]
@@ -252,5 +366,45 @@ mod tests {
         let (steps_none, decided) = steps(Search::adaptive(1, 50, &Policy::default()), |_| (0.0, 1.0));
         assert_eq!(steps_none.len(), 1);
         assert_eq!(decided.recommended_concurrency, None);
+    }
+
+    /// 64 is measured a little low, and 128 as it is: no gain on 32.
+    #[test]
+    fn auto_is_not_sent_on_by_an_unlucky_measurement_on_the_plateau() {
+        let unlucky = |level: usize| (level.min(20) as f64 * if level == 64 { 0.93 } else { 1.0 }, 0.0);
+        let (steps, _) = steps(Search::adaptive(1, 512, &Policy::default()), unlucky);
+        assert_eq!(steps.iter().map(|step| step.level).max(), Some(128));
+    }
+
+    /// 6 of 100 requests failed, which may be chance; 60 of 100 at 64 are none.
+    #[test]
+    fn auto_goes_past_a_failure_that_may_be_chance() {
+        let unlucky = |level: usize| {
+            let errors = if level == 4 { 0.06 } else { 0.0 };
+            (level.min(20) as f64, if level >= 64 { 0.6 } else { errors })
+        };
+        let (_, decided) = steps(Search::adaptive(1, 512, &Policy::default()), unlucky);
+        assert!((19..=25).contains(&decided.recommended_concurrency.expect("a pick")), "{decided:?}");
+    }
+
+    #[test]
+    fn auto_measures_no_level_twice_and_no_more_than_it_says() {
+        let mut rng = StdRng::seed_from_u64(7);
+        for _ in 0..10 {
+            let (lowest, highest) = (rng.random_range(1..4), rng.random_range(5..300));
+            let mut noise = || rng.random_range(0.7..1.3);
+            let noise: Vec<f64> = (0..=highest).map(|_| noise()).collect();
+            let errors = |level: usize| if noise[level] > 1.25 { 0.06 } else { 0.0 };
+            let search = Search::adaptive(lowest, highest, &Policy::default()).without_confirm();
+            let (steps, _) = steps(search, |level| (level.min(60) as f64 * noise[level], errors(level)));
+            let mut levels: Vec<usize> = steps.iter().map(|step| step.level).collect();
+            levels.sort_unstable();
+            let distinct = levels.windows(2).all(|pair| pair[0] < pair[1]);
+            assert!(distinct && levels.iter().all(|level| (lowest..=highest).contains(level)), "{levels:?}");
+            let at_most: usize = adaptive_at_most(lowest, highest).iter().sum();
+            assert!(levels.iter().sum::<usize>() <= at_most, "{levels:?}");
+        }
+        assert_eq!(adaptive_at_most(1, 8), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(adaptive_at_most(5, 5), [5]);
     }
 }

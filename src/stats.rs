@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
-use crate::outcome::{Failure, Phase, RequestOutcome};
+use crate::outcome::{Failure, Phase, RateLimit, RequestOutcome};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,13 +133,17 @@ pub struct LevelSummary {
     /// The windows, one per Criterion sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Vec<Sample>>,
-    /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from.
+    /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from. Ten per
+    /// measurement, one measurement after the other.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
     /// The same with every timeout counted as `request_timeout`: what the latency gates look at.
     pub gate_latency_s: Option<Distribution>,
+    /// The 95 % interval of that P95; null where there are too few requests for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p95_interval_s: Option<[f64; 2]>,
     /// Time to first token of the cohort's successes.
     pub ttft_s: Option<Distribution>,
     /// Gaps between content chunks.
@@ -155,6 +159,15 @@ pub struct LevelSummary {
     pub by_size: Vec<SizeSummary>,
     /// Requests in flight, averaged over the measured window: was the level reached?
     pub mean_in_flight: Option<f64>,
+    /// The first measurement beside the confirm rounds; null without such rounds: then drift was not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+    /// What the measuring cost this client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientLoad>,
+    /// What the server said last of its quota.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
     /// Whether the level ended as planned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<LevelState>,
@@ -204,7 +217,61 @@ impl LevelSummary {
             samples.retain(|sample| sample.duration_s.is_finite() && sample.duration_s > 0.0);
         }
         self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
+        self.p95_interval_s = self.p95_interval_s.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
+        if let Some(client) = &mut self.client {
+            keep(&mut client.cpu);
+            keep(&mut client.timer_lag_p95_s);
+        }
         self
+    }
+}
+
+/// A level's throughput when it was first measured and in its confirm rounds, each with its 99 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// At first.
+    pub first: Estimate,
+    /// In all confirm rounds together.
+    pub confirmed: Estimate,
+}
+
+/// A change of throughput above this, and beyond both 99 % intervals, is drift.
+const DRIFTED: f64 = 0.10;
+
+impl Drift {
+    /// Of the first measurement and the confirm rounds; `None` if one of them has no interval.
+    pub fn between(first: &LevelSummary, confirmed: &LevelSummary) -> Option<Self> {
+        let of = |summary: &LevelSummary| {
+            let figure = with_interval(summary.throughput_rps?.estimate, &summary.blocks_rps, 0.99);
+            figure.lower.is_some().then_some(figure)
+        };
+        Some(Drift { first: of(first)?, confirmed: of(confirmed)? })
+    }
+
+    /// The change relative to the first figure, if it is drift.
+    pub fn change(&self) -> Option<f64> {
+        let Drift { first, confirmed } = self;
+        let apart = first.upper? < confirmed.lower? || confirmed.upper? < first.lower?;
+        let change = confirmed.estimate / first.estimate - 1.0;
+        (apart && change.is_finite() && change.abs() > DRIFTED).then_some(change)
+    }
+}
+
+/// What measuring a level cost this client. Unknown is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientLoad {
+    /// CPU seconds of the load thread per second of the measured window.
+    pub cpu: Option<f64>,
+    /// How late its timers were, 95th percentile, seconds; their own rounding is taken off.
+    pub timer_lag_p95_s: Option<f64>,
+}
+
+impl ClientLoad {
+    /// Of two measurements the worse.
+    fn worse(self, other: ClientLoad) -> Self {
+        let max = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).max_by(f64::total_cmp);
+        ClientLoad { cpu: max(self.cpu, other.cpu), timer_lag_p95_s: max(self.timer_lag_p95_s, other.timer_lag_p95_s) }
     }
 }
 
@@ -233,6 +300,10 @@ pub struct LevelFacts {
     pub itl_us: Vec<(u64, u64)>,
     /// What a timeout counts for in the latency gates, seconds.
     pub request_timeout_s: f64,
+    /// What it cost this client.
+    pub client: Option<ClientLoad>,
+    /// What the server said last of its quota.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Derives the figures of a level from its outcomes.
@@ -267,6 +338,8 @@ pub struct Pool {
     ttft: Vec<f64>,
     tpot: Vec<f64>,
     sizes: BTreeMap<String, SizePool>,
+    client: Option<ClientLoad>,
+    rate_limit: Option<RateLimit>,
 }
 
 /// The same of the prompts of one size.
@@ -326,6 +399,8 @@ impl Pool {
         for &(us, count) in &facts.itl_us {
             *self.itl_us.entry(us).or_default() += count;
         }
+        self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
+        self.rate_limit = facts.rate_limit.or(self.rate_limit);
     }
 
     fn add_rates(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
@@ -382,10 +457,11 @@ impl Pool {
             error_rate: rate(self.failures.values().sum()),
             timeout_rate: rate(self.timeouts.len() as u64),
             duration_s: Some(self.duration_s),
-            throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &self.blocks_rps)),
+            throughput_rps: per_second(self.successes_share).map(|rps| with_interval(rps, &self.blocks_rps, 0.95)),
             samples: Some(self.samples),
             blocks_rps: self.blocks_rps,
             latency_s: Distribution::of(self.latency),
+            p95_interval_s: p95_interval(with_timeouts.clone()),
             gate_latency_s: Distribution::of(with_timeouts),
             ttft_s: Distribution::of(self.ttft),
             itl_s: Distribution::of_binned(&itl),
@@ -394,6 +470,8 @@ impl Pool {
             mean_output_tokens: has_tokens.then(|| self.tokens as f64 / self.succeeded as f64),
             by_size: by_size(self.sizes),
             mean_in_flight: per_second(self.in_flight_s),
+            client: self.client,
+            rate_limit: self.rate_limit,
             ..LevelSummary::default()
         }
     }
@@ -415,7 +493,7 @@ impl Permit {
 }
 
 /// Blocks per measurement.
-const BLOCKS: usize = 10;
+pub const BLOCKS: usize = 10;
 
 /// Throughput by consecutive blocks of the cohort, in order of issue.
 ///
@@ -441,22 +519,36 @@ fn blocks(level: usize, mut permits: Vec<Permit>) -> Vec<f64> {
     (0..BLOCKS).map(block).collect()
 }
 
-/// Puts a 95 % interval around `rps`: Student's t on the blocks, as a share of their mean.
-fn with_interval(rps: f64, blocks: &[f64]) -> Estimate {
-    let half = relative_half_width(blocks).map(|half| rps * half);
+/// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
+fn with_interval(rps: f64, blocks: &[f64], confidence: f64) -> Estimate {
+    let half = relative_half_width(blocks, confidence).map(|half| rps * half);
     Estimate { estimate: rps, lower: half.map(|h| (rps - h).max(0.0)), upper: half.map(|h| rps + h) }
 }
 
-/// Half-width of the 95 % Student t interval of the mean, relative to the mean; `None` for fewer than two values.
-fn relative_half_width(values: &[f64]) -> Option<f64> {
+/// Half-width of the Student t interval of the mean, relative to the mean; `None` for fewer than two values.
+fn relative_half_width(values: &[f64], confidence: f64) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     if values.len() < 2 || mean <= 0.0 {
         return None;
     }
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.975);
+    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf((1.0 + confidence) / 2.0);
     Some(t * (variance / n).sqrt() / mean)
+}
+
+/// The 95 % interval of the 95th percentile, from order statistics: between two of the sorted values, whose ranks the
+/// binomial distribution gives whatever the distribution of the values (Conover, "Practical Nonparametric Statistics",
+/// 3rd ed., 3.2). `None` if there are too few values to bound it from above, which takes 72.
+pub fn p95_interval(mut values: Vec<f64>) -> Option<[f64; 2]> {
+    let below = Binomial::new(0.95, values.len() as u64).ok()?;
+    // Ranks from 1: the value at `low` lies above the percentile in at most 2.5 % of all cases, that at `high` below it.
+    let (low, high) = (below.inverse_cdf(0.025) as usize, below.inverse_cdf(0.975) as usize + 1);
+    if low == 0 || high > values.len() {
+        return None;
+    }
+    values.sort_unstable_by(f64::total_cmp);
+    Some([values[low - 1], values[high - 1]])
 }
 
 /// Wilson's 95 % score interval of a proportion (Wilson 1927).
@@ -572,19 +664,19 @@ mod tests {
     #[test]
     fn the_half_width_is_that_of_student_t() {
         let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
-        assert_near(relative_half_width(&rates), 0.199_503_509_310_250_15 / 10.1);
-        let two = relative_half_width(&[8.0, 12.0]).unwrap();
+        assert_near(relative_half_width(&rates, 0.95), 0.199_503_509_310_250_15 / 10.1);
+        let two = relative_half_width(&[8.0, 12.0], 0.95).unwrap();
         assert!((two - 2.541_240_947).abs() < 1e-6, "{two}");
-        assert_eq!(relative_half_width(&[8.0]), None);
-        assert_eq!(relative_half_width(&[0.0, 0.0]), None);
+        assert_eq!(relative_half_width(&[8.0], 0.95), None);
+        assert_eq!(relative_half_width(&[0.0, 0.0], 0.95), None);
     }
 
     #[test]
     fn an_interval_lies_around_the_figure_and_not_below_zero() {
-        let around = with_interval(20.0, &[8.0, 12.0]);
+        let around = with_interval(20.0, &[8.0, 12.0], 0.95);
         assert_eq!(around.lower, Some(0.0));
         assert!((around.upper.unwrap() - (20.0 + 20.0 * 2.541_240_947)).abs() < 1e-5, "{around:?}");
-        assert_eq!(with_interval(10.0, &[8.0]), Estimate { estimate: 10.0, lower: None, upper: None });
+        assert_eq!(with_interval(10.0, &[8.0], 0.95), Estimate { estimate: 10.0, lower: None, upper: None });
     }
 
     /// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four
@@ -610,6 +702,43 @@ mod tests {
             assert!((got[0] - low).abs() < 1e-12 && (got[1] - high).abs() < 1e-12, "{k}/{n}: {got:?}");
         }
         assert_eq!(wilson(0, 0), None);
+    }
+
+    /// Ranks by `scipy.stats.binom.ppf([.025, .975], n, .95) + [0, 1]`: 64 and 72 of 72, 90 and 100 of 100, 371 and 389
+    /// of 400. Of 71 the upper one would be the 72nd.
+    #[test]
+    fn the_interval_of_p95_lies_between_order_statistics() {
+        let first = |n: u32| (1..=n).rev().map(f64::from).collect();
+        assert_eq!(p95_interval(first(71)), None);
+        for (n, low, high) in [(72, 64.0, 72.0), (100, 90.0, 100.0), (400, 371.0, 389.0)] {
+            assert_eq!(p95_interval(first(n)), Some([low, high]), "{n}");
+        }
+        assert_eq!(p95_interval(Vec::new()), None);
+    }
+
+    #[test]
+    fn drift_is_a_change_of_a_tenth_beyond_both_intervals() {
+        let figure = |rps, lower, upper| Estimate { estimate: rps, lower: Some(lower), upper: Some(upper) };
+        let change = |first, confirmed| Drift { first, confirmed }.change();
+        let first = figure(100.0, 95.0, 105.0);
+        assert_near(change(first, figure(80.0, 76.0, 84.0)), -0.2);
+        assert_near(change(first, figure(120.0, 116.0, 124.0)), 0.2);
+        // Within the noise, or small.
+        assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
+        assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
+        assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
+
+        let measured = |blocks: &[f64]| LevelSummary {
+            throughput_rps: Some(with_interval(10.0, blocks, 0.95)),
+            blocks_rps: blocks.to_vec(),
+            ..LevelSummary::default()
+        };
+        let blocks = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
+        let drift = Drift::between(&measured(&blocks), &measured(&blocks)).unwrap();
+        // scipy.stats.t.ppf(.995, 9) / scipy.stats.t.ppf(.975, 9) times the half-width above
+        let half = 10.0 * 0.199_503_509_310_250_15 / 10.1 * (3.249_835_541_592_143 / 2.262_157_162_798_204_6);
+        assert!((drift.first.upper.unwrap() - 10.0 - half).abs() < 1e-9, "{drift:?}");
+        assert_eq!(Drift::between(&measured(&blocks), &measured(&[])), None);
     }
 
     // ---- summarize ----
@@ -710,6 +839,24 @@ mod tests {
         assert_eq!(summary.ttft_s.unwrap().p50, Some(0.5));
         assert_near(summary.tpot_s.unwrap().mean, 0.15);
         assert_near(summary.itl_s.unwrap().mean, 0.0015);
+    }
+
+    /// What a level cost the client is judged by its worst measurement, a quota by what was said last.
+    #[test]
+    fn measurements_of_a_level_are_pooled() {
+        let quota = |remaining| Some(RateLimit { remaining_requests: Some(remaining), ..RateLimit::default() });
+        let cost = |cpu, lag| Some(ClientLoad { cpu, timer_lag_p95_s: Some(lag) });
+        let mut pool = Pool::new(2);
+        let first = LevelFacts { client: cost(Some(0.4), 0.001), rate_limit: quota(5), ..facts() };
+        let second = LevelFacts { client: cost(None, 0.003), window_s: [0.0, 5.0], rate_limit: quota(3), ..facts() };
+        pool.add(&first, [request(Phase::Measured, 11.0, 13.0, Some(5))]);
+        pool.add(&second, [request(Phase::Measured, 1.0, 2.0, Some(7)), request(Phase::Measured, 2.0, 3.0, None)]);
+        pool.add(&LevelFacts { window_s: [0.0, 0.0], ..facts() }, []);
+        let summary = pool.finish();
+        assert_eq!((summary.requests, summary.duration_s), (Some(3), Some(15.0)));
+        assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
+        assert_eq!(summary.client, cost(Some(0.4), 0.003));
+        assert_eq!(summary.rate_limit, quota(3));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! own and never waits for it: each call only receives the next window. So nothing drains between iterations, and
 //! Criterion's analysis costs the measurement nothing.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -23,14 +24,17 @@ use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
 use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor};
-use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
+use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES, level_plan};
 use crate::report::text;
-use crate::results::{GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter};
-use crate::search::Stage;
+use crate::results::{
+    GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
+};
+use crate::search::{CONFIRM_ROUNDS, Search, Stage, Step};
+use crate::self_check::SelfCheck;
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
-use crate::stats::{LevelState, Sample};
+use crate::stats::{ClientLoad, LevelState, Sample};
 use crate::target::Target;
 
 /// Why a sweep could not be made.
@@ -159,7 +163,7 @@ impl CriterionArgs {
 
     /// Whether the filter names this level.
     pub fn selects(&self, level: usize) -> bool {
-        let id = criterion_id(level);
+        let id = criterion_id(Step { level, stage: Stage::Sweep, round: 0 });
         match &self.filter {
             Filter::All => true,
             Filter::None => false,
@@ -217,10 +221,6 @@ fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Filter, SweepEr
     Ok(Filter::Pattern(pattern))
 }
 
-fn criterion_id(level: usize) -> String {
-    format!("{GROUP}/level/{level}")
-}
-
 // ---- the sweep ----
 
 /// What a sweep leaves behind.
@@ -236,13 +236,17 @@ pub struct Swept {
     pub load_s: f64,
 }
 
-/// Runs the sweep: each level a Criterion benchmark, on disk when it ends.
+/// Runs the sweep: each measurement a Criterion benchmark, on disk when it ends. First the levels of the list or of an
+/// adaptive search, then the contenders again while the answer is not clear.
 ///
 /// # Errors
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
     let prompts = snippets::of_run(settings)?;
-    let plan = Plan::new(settings, &prompts, |level| args.selects(level));
+    let plan = match args.mode {
+        Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
+        _ => Plan::new(settings, &prompts, |level| args.selects(level)),
+    };
     let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
@@ -255,28 +259,19 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
     }
-    let mut swept = Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), load_s: 0.0 };
-    let mut group = criterion.benchmark_group(GROUP);
-    configure(&mut group);
-    for &level in &plan.configured {
-        group.throughput(Throughput::Elements(level as u64));
-        let loop_plan = level_plan(settings, level);
-        let ended = bench_level(&mut group, args.mode, &loop_plan, load.as_ref(), &swept.run);
-        if let Some(ended) = ended? {
-            swept.load_s += ended.load_s;
-            swept.stopped = ended.stopped;
-            swept.notes.extend(ended.stopped.map(|stop| format!("stopped at level {level}: {}", stop.reason())));
-            swept.run.level_ended(ended.record)?;
-            match (ended.stopped, ended.last_failure) {
-                (Some(Stop::NothingWorks), Some((kind, message))) => {
-                    return Err(SweepError::Endpoint(text::endpoint_problem(kind, &message, settings)));
-                }
-                (Some(_), _) => break,
-                (None, _) => {}
-            }
+    let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run);
+    let mut search = plan.search(&settings.config.policy);
+    let mut next = sweep.next(&mut search);
+    while let Some(first) = next {
+        let mut group = criterion.benchmark_group(criterion_group(first));
+        configure(&mut group);
+        while let Some(step) = next.filter(|step| criterion_group(*step) == criterion_group(first)) {
+            sweep.measure(&mut group, step)?;
+            next = sweep.next(&mut search);
         }
+        group.finish();
     }
-    group.finish();
+    let mut swept = sweep.swept;
     criterion.final_summary();
     // Outside of a level there was none to be cut, and yet the run was not to go on.
     let asked_to_stop = load.as_ref().and_then(|load| load.stopper.reason());
@@ -286,6 +281,100 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         eprintln!("Test mode: {sent} requests to the embedded simulator, none elsewhere");
     }
     Ok(swept)
+}
+
+/// A sweep in hand.
+struct Sweep<'a> {
+    settings: &'a Settings,
+    mode: Mode,
+    plan: &'a Plan,
+    load: Option<&'a Load>,
+    swept: Swept,
+    began: Instant,
+    /// Requests sent so far.
+    sent: u64,
+    /// How long each level took when it was measured last, seconds.
+    took_s: BTreeMap<usize, f64>,
+    /// Until when the server asked to be left alone.
+    not_before: Option<Instant>,
+    round: u32,
+}
+
+impl<'a> Sweep<'a> {
+    fn new(settings: &'a Settings, mode: Mode, plan: &'a Plan, load: Option<&'a Load>, run: Run) -> Self {
+        let notes = plan.over_budget_note().into_iter().collect();
+        Sweep {
+            settings,
+            mode,
+            plan,
+            load,
+            swept: Swept { run, stopped: None, notes, load_s: 0.0 },
+            began: Instant::now(),
+            sent: 0,
+            took_s: BTreeMap::new(),
+            not_before: None,
+            round: 0,
+        }
+    }
+
+    /// The next measurement, unless the run was stopped or the budget has no room for it.
+    fn next(&mut self, search: &mut Search) -> Option<Step> {
+        if self.swept.stopped.is_some() {
+            return None;
+        }
+        let step = search.next(&self.swept.run.summaries)?;
+        if self.mode != Mode::Measure {
+            return Some(step);
+        }
+        if let Some(key) = self.no_room(step) {
+            let again = if step.stage == Stage::Confirm { " again" } else { "" };
+            let note =
+                format!("level {} was not measured{again}: benchmark.budget.{key} has no room for it", step.level);
+            self.swept.notes.push(note);
+            return None;
+        }
+        if step.round > self.round {
+            self.round = step.round;
+            eprintln!("The answer is not clear yet: confirm round {} of at most {CONFIRM_ROUNDS}", self.round);
+        }
+        Some(step)
+    }
+
+    fn no_room(&self, step: Step) -> Option<&'static str> {
+        let further = level_plan(self.settings, step.level);
+        let limit_s = self.settings.config.benchmark.budget.max_minutes.map(|minutes| 60.0 * minutes);
+        // A level that was measured before takes about as long again; of another nothing is known.
+        let end_s = self.took_s.get(&step.level).map(|took| took + self.began.elapsed().as_secs_f64());
+        let too_late = limit_s.zip(end_s).is_some_and(|(limit, end)| end > limit);
+        self.plan.no_room(self.settings, self.sent, &further).or(too_late.then_some("max_minutes"))
+    }
+
+    fn measure(&mut self, group: &mut BenchmarkGroup<'_, WallTime>, step: Step) -> Result<(), SweepError> {
+        group.throughput(Throughput::Elements(step.level as u64));
+        let measurement = Measurement {
+            step,
+            plan: level_plan(self.settings, step.level),
+            not_before: self.not_before,
+            is_first: self.swept.run.summaries.is_empty(),
+        };
+        let Some(ended) = bench_level(group, self.mode, &measurement, self.load, &self.swept.run)? else {
+            return Ok(());
+        };
+        self.sent += ended.sent;
+        self.took_s.insert(step.level, ended.load_s);
+        self.not_before = ended.not_before;
+        let swept = &mut self.swept;
+        swept.load_s += ended.load_s;
+        swept.stopped = ended.stopped;
+        swept.notes.extend(ended.stopped.map(|stop| format!("stopped at level {}: {}", step.level, stop.reason())));
+        swept.run.level_ended(ended.record)?;
+        match (ended.stopped, ended.last_failure) {
+            (Some(Stop::NothingWorks), Some((kind, message))) => {
+                Err(SweepError::Endpoint(text::endpoint_problem(kind, &message, self.settings)))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
@@ -321,12 +410,25 @@ fn configure(group: &mut BenchmarkGroup<'_, WallTime>) {
         .nresamples(10_000);
 }
 
-/// A level that has run.
+/// One measurement to make.
+#[derive(Clone, Copy)]
+struct Measurement {
+    step: Step,
+    plan: LoopPlan,
+    /// The server asked to be left alone until then.
+    not_before: Option<Instant>,
+    /// Whether it is the run's first.
+    is_first: bool,
+}
+
+/// A measurement that has run.
 struct LevelEnd {
     record: LevelRecord,
     stopped: Option<Stop>,
     load_s: f64,
+    sent: u64,
     last_failure: Option<(Failure, String)>,
+    not_before: Option<Instant>,
 }
 
 /// Unwinds out of Criterion when the run is interrupted: the iterations that are missing must not be invented.
@@ -335,17 +437,19 @@ struct Interrupted;
 fn bench_level(
     group: &mut BenchmarkGroup<'_, WallTime>,
     mode: Mode,
-    plan: &LoopPlan,
+    measurement: &Measurement,
     load: Option<&Load>,
     run: &Run,
 ) -> Result<Option<LevelEnd>, SweepError> {
-    let id = BenchmarkId::new("level", plan.level);
+    let Step { level, stage, .. } = measurement.step;
+    let id =
+        if stage == Stage::Confirm { BenchmarkId::from_parameter(level) } else { BenchmarkId::new("level", level) };
     let mut hand: Option<Result<LevelInHand, SweepError>> = None;
     let unwound = catch_unwind(AssertUnwindSafe(|| {
-        group.bench_with_input(id, plan, |bencher, plan| {
+        group.bench_with_input(id, measurement, |bencher, measurement| {
             let Some(load) = load else { return bencher.iter(|| ()) };
             bencher.iter_custom(|iterations| match mode {
-                Mode::Measure => match hand.get_or_insert_with(|| load.begin(plan, run)) {
+                Mode::Measure => match hand.get_or_insert_with(|| load.begin(measurement, run)) {
                     Ok(level) => level.next_sample(iterations).unwrap_or_else(|| resume_unwind(Box::new(Interrupted))),
                     Err(_) => resume_unwind(Box::new(Interrupted)),
                 },
@@ -363,15 +467,13 @@ fn bench_level(
 
 /// A level on the load thread, as Criterion's thread sees it.
 struct LevelInHand {
-    plan: LoopPlan,
+    measurement: Measurement,
     events: mpsc::Receiver<Event>,
     handed: Vec<f64>,
     warmed_up: bool,
     ended: Option<Box<LoopEnd>>,
     stopper: Stopper,
-    is_first: bool,
     monitor: LevelMonitor,
-    began: Instant,
 }
 
 enum Event {
@@ -381,8 +483,12 @@ enum Event {
 
 struct LoopEnd {
     record: LoopRecord,
+    load_s: f64,
     itl_histogram: Vec<(u64, u64)>,
     last_failure: Option<(Failure, String)>,
+    not_before: Option<Instant>,
+    rate_limit: Option<RateLimit>,
+    client: ClientLoad,
     sidecar: SidecarWriter,
 }
 
@@ -398,11 +504,11 @@ impl LevelInHand {
             // The load thread has panicked and said why.
             Err(_) => return None,
         };
-        if !self.warmed_up && self.is_first && window.succeeded == 0 {
+        if !self.warmed_up && self.measurement.is_first && window.succeeded == 0 {
             self.stopper.stop(Stop::NothingWorks);
             return None;
         }
-        let per_wave = time_per_wave(&window, self.plan.level);
+        let per_wave = time_per_wave(&window, self.measurement.step.level);
         if std::mem::replace(&mut self.warmed_up, true) {
             self.handed.push(per_wave.as_nanos() as f64);
         }
@@ -419,27 +525,41 @@ impl LevelInHand {
             }
         }
         drop(self.monitor);
-        let load_s = self.began.elapsed().as_secs_f64();
         let end = *self.ended.take().ok_or_else(|| std::io::Error::other("it left nothing"))?;
         end.sidecar.finish()?;
+        let plan = &self.measurement.plan;
+        let given_up = |why: String| (LevelState::Hopeless, Some(why));
         let (state, reason) = match end.record.ending {
             Ending::Complete => (LevelState::Complete, None),
-            Ending::Hopeless => (LevelState::Hopeless, Some("every request of the warm-up failed".to_owned())),
+            Ending::Hopeless => given_up("every request of the warm-up failed".to_owned()),
+            Ending::Stalled => given_up(format!("no request succeeded for {:.0} s", plan.patience.as_secs_f64())),
+            Ending::Overdue => given_up(format!("its time limit of {:.0} s was over", plan.time_limit.as_secs_f64())),
             Ending::Cut => (LevelState::Cut, self.stopper.reason().map(|stop| stop.reason().to_owned())),
         };
         let stopped = self.stopper.reason().filter(|_| state == LevelState::Cut);
+        let step = self.measurement.step;
         let record = LevelRecord {
-            concurrency: self.plan.level,
-            stage: Stage::Sweep,
-            criterion_id: criterion_id(self.plan.level),
+            concurrency: step.level,
+            stage: step.stage,
+            round: step.round,
+            criterion_id: criterion_id(step),
             sample_ns: self.handed,
             window_s: end.record.window_s(),
             samples: end.record.windows.iter().map(sample_of).collect(),
             itl_histogram: end.itl_histogram,
             state,
             reason,
+            client: Some(end.client),
+            rate_limit: end.rate_limit,
         };
-        Ok(LevelEnd { record, stopped, load_s, last_failure: end.last_failure })
+        Ok(LevelEnd {
+            record,
+            stopped,
+            load_s: end.load_s,
+            sent: end.record.sent,
+            last_failure: end.last_failure,
+            not_before: end.not_before,
+        })
     }
 }
 
@@ -552,31 +672,34 @@ impl Load {
     }
 
     /// Begins a level; its windows arrive as they close.
-    fn begin(&self, plan: &LoopPlan, run: &Run) -> Result<LevelInHand, SweepError> {
+    fn begin(&self, measurement: &Measurement, run: &Run) -> Result<LevelInHand, SweepError> {
         let (events, received) = mpsc::channel();
         let counts = Arc::new(Counts::default());
+        let Measurement { step, plan, .. } = *measurement;
         let recorder = Recorder {
-            sidecar: run.sidecar(plan.level)?,
+            sidecar: run.sidecar(step)?,
             counts: counts.clone(),
             // 1 µs to an hour with three digits; a longer gap than that counts as an hour.
             itl: Histogram::new_with_bounds(1, 3_600_000_000, 3).map_err(std::io::Error::other)?,
+            longest_wait: plan.longest_wait,
             last_failure: None,
+            not_before: None,
+            rate_limit: None,
+            self_check: None,
             events: events.clone(),
             target: self.target.clone(),
         };
-        let (plan, stop, target) = (*plan, self.stopper.signal.subscribe(), self.target.clone());
-        let job: Job = Box::new(move || Box::pin(run_level(plan, stop, target, recorder, events)));
+        let (measurement, stop, target) = (*measurement, self.stopper.signal.subscribe(), self.target.clone());
+        let job: Job = Box::new(move || Box::pin(run_level(measurement, stop, target, recorder, events)));
         self.jobs.send(job).map_err(|_| std::io::Error::other("it is gone"))?;
         Ok(LevelInHand {
-            plan,
+            measurement,
             events: received,
             handed: Vec::new(),
             warmed_up: false,
             ended: None,
             stopper: self.stopper.clone(),
-            is_first: run.summaries.is_empty(),
             monitor: LevelMonitor::start(plan.level, plan.tickets(), counts),
-            began: Instant::now(),
         })
     }
 
@@ -660,22 +783,35 @@ pub async fn signal() {
 }
 
 async fn run_level(
-    plan: LoopPlan,
-    stop: watch::Receiver<bool>,
+    measurement: Measurement,
+    mut stop: watch::Receiver<bool>,
     target: Arc<Target>,
     mut recorder: Recorder,
     events: mpsc::Sender<Event>,
 ) {
-    let send = |ticket: Ticket| target.send(plan.level, ticket.seq);
+    let Measurement { step, plan, not_before, .. } = measurement;
+    if let Some(at) = not_before {
+        tokio::select! {
+            () = tokio::time::sleep_until(at.into()) => {}
+            _ = stop.wait_for(|&stop| stop) => {}
+        }
+    }
+    recorder.self_check = Some(SelfCheck::start());
+    let send = |ticket: Ticket| target.send_in_round(step.round, step.level, ticket.seq);
+    let began = Instant::now();
     let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
     let end = LoopEnd {
         record,
+        load_s: began.elapsed().as_secs_f64(),
         itl_histogram: recorder
             .itl
             .iter_recorded()
             .map(|bin| (bin.value_iterated_to(), bin.count_at_value()))
             .collect(),
         last_failure: recorder.last_failure,
+        not_before: recorder.not_before,
+        rate_limit: recorder.rate_limit,
+        client: recorder.self_check.map(|check| check.result()).unwrap_or_default(),
         sidecar: recorder.sidecar,
     };
     // Criterion's side is gone only if it panicked.
@@ -687,7 +823,12 @@ struct Recorder {
     sidecar: SidecarWriter,
     counts: Arc<Counts>,
     itl: Histogram<u64>,
+    /// A `Retry-After` counts up to this.
+    longest_wait: Duration,
     last_failure: Option<(Failure, String)>,
+    not_before: Option<Instant>,
+    rate_limit: Option<RateLimit>,
+    self_check: Option<SelfCheck>,
     events: mpsc::Sender<Event>,
     target: Arc<Target>,
 }
@@ -708,10 +849,17 @@ impl Observer for Recorder {
         if let Some(failed) = reply.failure {
             self.last_failure = Some((failed.kind, failed.message));
         }
+        if let Some(asked) = reply.retry_after {
+            self.not_before = self.not_before.max(Some(Instant::now() + asked.min(self.longest_wait)));
+        }
+        self.rate_limit = reply.rate_limit.or(self.rate_limit);
         self.sidecar.push(outcome);
     }
 
     fn window(&mut self, window: Window) {
+        if let Some(check) = &mut self.self_check {
+            check.window_ended();
+        }
         let _ = self.events.send(Event::Window(window));
     }
 }

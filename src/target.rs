@@ -42,9 +42,14 @@ impl Target {
 
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
     pub fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
+        self.send_in_round(0, level, seq)
+    }
+
+    /// The same in a confirm round, from 1: what the level's first measurement left in the server's cache must not help.
+    pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         let body = &self.bodies[self.prompt(seq)];
         let prefix = match self.cache {
-            Cache::Fresh => unique_prefix(&self.salt, level, seq),
+            Cache::Fresh => unique_prefix(&self.salt, round, level, seq),
             Cache::Reuse => String::new(),
         };
         let body = body.fill(&prefix);
@@ -53,10 +58,10 @@ impl Target {
     }
 }
 
-/// Short, and always of the same length: FNV-1a over run, level and sequence.
-fn unique_prefix(salt: &str, level: usize, seq: u64) -> String {
+/// Short, and always of the same length: FNV-1a over run, round, level and sequence.
+fn unique_prefix(salt: &str, round: u32, level: usize, seq: u64) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let numbers = [level as u64, seq].map(u64::to_le_bytes);
+    let numbers = [u64::from(round), level as u64, seq].map(u64::to_le_bytes);
     for &byte in salt.as_bytes().iter().chain(numbers.iter().flatten()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
@@ -70,17 +75,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_unique_by_run_level_and_sequence_and_always_as_long() {
+    fn a_prefix_is_unique_by_run_round_level_and_sequence_and_always_as_long() {
         let mut seen = HashSet::new();
         for salt in ["42/a", "42/b"] {
-            for level in [1, 2, 50] {
+            for (round, level) in [(0, 1), (0, 2), (0, 50), (1, 2), (2, 50)] {
                 for seq in 0..1000 {
-                    let prefix = unique_prefix(salt, level, seq);
+                    let prefix = unique_prefix(salt, round, level, seq);
                     assert_eq!(prefix.len(), 17);
-                    assert!(seen.insert(prefix), "{salt} {level} {seq}");
+                    assert!(seen.insert(prefix), "{salt} {round} {level} {seq}");
                 }
             }
         }
-        assert_eq!(unique_prefix("42/a", 5, 7), unique_prefix("42/a", 5, 7));
+        assert_eq!(unique_prefix("42/a", 1, 5, 7), unique_prefix("42/a", 1, 5, 7));
     }
 }

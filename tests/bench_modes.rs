@@ -196,6 +196,19 @@ fn list_prints_the_ids_and_starts_nothing() {
     }
 }
 
+/// What an adaptive search will measure is not known beforehand.
+#[test]
+fn auto_lists_and_tests_the_powers_of_two() {
+    let bystander = Bystander::new();
+    let auto = [("LLM_BENCH_LEVELS", "auto"), ("LLM_BENCH_MAX_CONCURRENCY", "20")];
+    let (listed, _) = run(&["--list"], &bystander, &auto);
+    let ids: String = [1, 2, 4, 8, 16].iter().map(|level| format!("concurrency/level/{level}: benchmark\n")).collect();
+    assert_eq!(text(&listed.stdout).trim_end(), ids.trim_end());
+    let (tested, folder) = run(&[], &bystander, &auto);
+    assert_eq!(ours(&text(&tested.stderr)), "Test mode: 5 requests to the embedded simulator, none elsewhere\n");
+    assert!(!bystander.was_touched() && is_empty(&folder));
+}
+
 #[test]
 fn cargo_criterion_is_refused_before_anything_is_sent() {
     let bystander = Bystander::new();

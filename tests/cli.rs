@@ -511,6 +511,89 @@ fn a_quick_run_in_an_empty_folder() {
     same("other_target", &other.stderr);
 }
 
+/// The one results file and the one manifest that a run left in the folder.
+fn left_behind(folder: &Folder) -> (Value, Value) {
+    let only = |name: &str| {
+        let mut files: Vec<_> = fs::read_dir(folder.path(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| file.extension().is_none_or(|ending| ending != "html"));
+        assert_eq!(files.len(), 1, "{files:?}");
+        files[0].clone()
+    };
+    let json = |path: PathBuf| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    (json(only("results")), json(only("target/concurrency").join("run.json")))
+}
+
+/// Stage, round and level of each measurement, in order.
+fn measurements(manifest: &Value) -> Vec<(String, u64, u64)> {
+    let of = |record: &Value| {
+        let number = |key: &str| record[key].as_u64().unwrap();
+        (record["stage"].as_str().unwrap().to_owned(), number("round"), number("concurrency"))
+    };
+    manifest["levels"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// Decided again from Criterion's files and the sidecars, it is the same.
+#[track_caller]
+fn decided_alike(folder: &Folder, results: &Value) {
+    let again: Value = serde_json::from_str(&folder.recommend(&["--json"]).stdout).unwrap();
+    for key in ["status", "recommended_concurrency", "interval", "provisional", "reason", "drift"] {
+        assert_eq!(again[key], results["recommendation"][key], "{key}");
+    }
+    // To a millionth: the last digit of a number may be lost on its way through a file.
+    let figures = |levels: &Value| -> Vec<_> {
+        let of = |level: &Value| {
+            let rps = level["throughput_rps"]["estimate"].as_f64().unwrap();
+            (level["concurrency"].clone(), level["requests"].clone(), (rps * 1e6).round())
+        };
+        levels.as_array().unwrap().iter().map(of).collect()
+    };
+    assert_eq!(figures(&again["levels"]), figures(&results["levels"]));
+}
+
+/// 60 requests are too few for an answer, so that the pick is measured again, however busy this machine is.
+#[test]
+fn contenders_are_measured_again_and_pooled() {
+    let config = "llm: {endpoint: simulator, model: m}\npolicy: {max_p95_seconds: 60}\nsimulator: {slots: 2, \
+                  base_step_ms: 0.3, per_sequence_ms: 2.7, output_tokens: {distribution: log_normal, median: 4, sigma: 1.0}}\n";
+    let folder = Folder::with(config);
+    let ran = folder.tool(&["run", "--levels", "1,2", "--total-requests", "60"]);
+    assert!(ran.code == 0 || ran.code == 3, "{}", ran.shown());
+    assert!(ran.stderr.contains("at most 133 requests of"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("up to 3 rounds of the levels near the best: at most 399 requests"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("The answer is not clear yet: confirm round 1 of at most 3"), "{}", ran.stderr);
+    let (results, manifest) = left_behind(&folder);
+    let made = measurements(&manifest);
+    assert_eq!(made[..2], [("sweep".to_owned(), 0, 1), ("sweep".to_owned(), 0, 2)]);
+    let confirmed = &made[2..];
+    assert!(confirmed.iter().all(|(stage, ..)| stage == "confirm") && confirmed[0].1 == 1, "{made:?}");
+    assert!(confirmed.is_sorted_by_key(|&(_, round, _)| round), "{made:?}");
+    for level in results["levels"].as_array().unwrap() {
+        let times = made.iter().filter(|made| made.2 == level["concurrency"]).count() as u64;
+        assert!((60 * times..64 * times).contains(&level["requests"].as_u64().unwrap()), "{times}: {level}");
+        assert_eq!(level["drift"]["confirmed"]["estimate"].is_number(), times > 1, "{level}");
+    }
+    let (run_id, level) = (manifest["run_id"].as_str().unwrap(), confirmed[0].2);
+    assert!(folder.path(&format!("target/concurrency/{run_id}/confirm-1-level-{level}.jsonl")).exists());
+    assert!(folder.path(&format!("target/criterion/confirm-1/{level}/new/estimates.json")).exists());
+    decided_alike(&folder, &results);
+}
+
+#[test]
+fn auto_finds_its_levels_and_keeps_to_the_budget() {
+    let config = "llm: {endpoint: simulator, model: m}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01, \
+                  output_tokens: {distribution: fixed, tokens: 4}}\n";
+    let folder = Folder::with(config);
+    let ran = folder.tool(&["run", "--levels", "auto", "--max-requests", "250"]);
+    assert!(ran.stderr.contains("Plan: levels auto, from 1 to at most 50, against"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{}", ran.stderr);
+    let note = "note: level 4 was not measured: benchmark.budget.max_requests has no room for it";
+    assert!(ran.stdout.contains(note), "{}", ran.stdout);
+    let (results, manifest) = left_behind(&folder);
+    assert_eq!(measurements(&manifest), [("auto".to_owned(), 0, 1), ("auto".to_owned(), 0, 2)]);
+    assert_eq!(manifest["settings"]["levels"], serde_json::json!([1, 2]));
+    decided_alike(&folder, &results);
+}
+
 /// Against a server that does not work: the message, exit 1, and config.yaml as it was.
 #[track_caller]
 fn run_against(name: &str, url: &str, key: Option<&str>) {

@@ -7,13 +7,14 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
     "outcome",
     "stats",
     "usl",
     "recommend",
     "compare",
     "search",
+    "self_check",
     "closed_loop",
     "sse",
     "config_patch",
@@ -32,7 +33,7 @@ const ORDER: [&str; 21] = [
 ];
 
 /// Modules that may import these of the crate's modules and no other.
-const ONLY: [(&str, &[&str]); 11] = [
+const ONLY: [(&str, &[&str]); 12] = [
     ("outcome", &[]),
     ("stats", &["outcome"]),
     ("usl", &[]),
@@ -40,6 +41,7 @@ const ONLY: [(&str, &[&str]); 11] = [
     ("compare", &["outcome", "stats", "recommend"]),
     ("report", &["outcome", "stats", "usl", "recommend", "compare", "config"]),
     ("search", &["stats", "recommend"]),
+    ("self_check", &["stats"]),
     ("closed_loop", &["outcome"]),
     ("sse", &[]),
     // It shares no type with the client, so that a mistake in the protocol cannot cancel out.

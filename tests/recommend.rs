@@ -2,9 +2,12 @@
 
 #![cfg(feature = "suite")]
 
-use llm_concurrency::recommend::{Objective, Policy, Recommendation, Status, Verdict, recommend};
+use llm_concurrency::outcome::RateLimit;
+use llm_concurrency::recommend::{DriftCheck, Objective, Policy, Recommendation, Status, Verdict, recommend};
 use llm_concurrency::report::text;
-use llm_concurrency::stats::{Distribution, Estimate, LevelState, LevelSummary, Sample, SizeSummary};
+use llm_concurrency::stats::{
+    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Sample, SizeSummary,
+};
 use proptest::prelude::*;
 
 /// A level measured in full, free of errors, known to ±1 %.
@@ -270,12 +273,111 @@ fn windows_too_noisy_to_decide() {
     assert!(low <= 2 && high >= 10, "{low} {high}");
 }
 
+/// Each measurement alone is as clear as can be, but they differ by a tenth: 10 has 0.975 of the best on average, and less
+/// than 0.95 in one of the two. Their twenty parts in one pot would hide it.
+#[test]
+fn measurements_that_differ_widen_the_interval() {
+    let twice = |first: f64, second: f64, level: LevelSummary| LevelSummary {
+        blocks_rps: [vec![first; 10], vec![second; 10]].concat(),
+        ..level
+    };
+    let best = twice(100.0, 100.0, level(20, 100.0));
+    let wavering = recommend(&[twice(92.5, 102.5, level(10, 97.5)), best.clone()], &Policy::default());
+    assert_eq!((wavering.recommended_concurrency, wavering.interval), (Some(10), Some([10, 20])));
+    let steady = recommend(&[twice(97.5, 97.5, level(10, 97.5)), best], &Policy::default());
+    assert_eq!((steady.recommended_concurrency, steady.interval), (Some(10), Some([10, 10])));
+}
+
+/// What a level gave at first and in its confirm rounds, each known to ±4 %.
+fn confirmed(first: f64, again: f64, level: LevelSummary) -> LevelSummary {
+    let figure = |rps: f64| Estimate { estimate: rps, lower: Some(0.96 * rps), upper: Some(1.04 * rps) };
+    LevelSummary { drift: Some(Drift { first: figure(first), confirmed: figure(again) }), ..level }
+}
+
+#[test]
+fn a_contender_that_drifted_by_20_percent_decides_nothing() {
+    let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 90.0), (40, 91.0)]);
+    all[2] = confirmed(100.0, 80.0, all[2].clone());
+    all[3] = confirmed(92.0, 90.0, all[3].clone());
+    let recommendation = case("drift", &all, &Policy::default(), Status::Unresolved, None);
+    assert_eq!((recommendation.drift, recommendation.interval), (DriftCheck::Found, Some([20, 20])));
+    assert!(!recommendation.status.may_patch());
+    // A difference within the intervals, or below a tenth, is none.
+    all[2] = confirmed(94.0, 86.0, all[2].clone());
+    let recommendation = recommend(&all, &Policy::default());
+    assert_eq!((recommendation.status, recommendation.drift), (Status::Ok, DriftCheck::None));
+    // Without confirm rounds nothing is known of it.
+    let once = levels(&[(1, 10.0), (10, 80.0), (20, 90.0), (40, 91.0)]);
+    assert_eq!(recommend(&once, &Policy::default()).drift, DriftCheck::NotChecked);
+}
+
+/// The same change is drift where the confirm rounds agree with each other, and noise where they do not.
+#[test]
+fn a_change_within_what_the_rounds_differ_is_no_drift() {
+    let in_rounds = |rounds: [f64; 2]| LevelSummary {
+        blocks_rps: [100.0, rounds[0], rounds[1]].iter().flat_map(|&rps| [rps; 10]).collect(),
+        ..confirmed(100.0, 80.0, level(20, 86.7))
+    };
+    let drift = |rounds| recommend(&[level(10, 50.0), in_rounds(rounds), level(40, 80.0)], &Policy::default()).drift;
+    assert_eq!(drift([79.0, 81.0]), DriftCheck::Found);
+    assert_eq!(drift([70.0, 90.0]), DriftCheck::None);
+}
+
+#[test]
+fn drift_that_was_not_checked_is_said_where_more_than_one_level_may_be_the_pick() {
+    let mut all = levels(&[(1, 10.0), (10, 95.0), (20, 100.0), (40, 100.0)]);
+    for (at, block) in [90.0, 100.0, 93.0, 97.0, 95.0].into_iter().enumerate() {
+        all[1].blocks_rps.insert(at, block);
+    }
+    case("drift_not_checked", &all, &Policy::default(), Status::Ok, Some(10));
+}
+
+/// What is best is then the client's best, not the server's.
+#[test]
+fn a_best_level_that_was_limited_by_the_client_is_no_silent_answer() {
+    let client = |cpu, timer_lag_p95_s| Some(ClientLoad { cpu, timer_lag_p95_s });
+    let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 100.0), (40, 101.0)]);
+    all[1].client = client(Some(0.5), Some(0.030));
+    all[3].client = client(Some(0.83), Some(0.000));
+    let recommendation = case("client_cpu", &all, &Policy::default(), Status::Ok, Some(20));
+    assert!(recommendation.provisional);
+    // Timers count by what they add to a request: these take 600 ms on average.
+    all[3].client = client(None, Some(0.031));
+    assert!(recommend(&all, &Policy::default()).provisional);
+    all[3].client = client(None, Some(0.029));
+    assert!(!recommend(&all, &Policy::default()).provisional);
+    // Another level's trouble is only told.
+    all[3].client = None;
+    all[1].client = client(Some(0.83), None);
+    let recommendation = recommend(&all, &Policy::default());
+    assert!(!recommendation.provisional && recommendation.notes.iter().any(|note| note.starts_with("level 10: ")));
+}
+
+#[test]
+fn p95_is_shown_with_its_interval_where_that_spans_the_limit() {
+    let with = |interval, level| LevelSummary { p95_interval_s: Some(interval), ..level };
+    let all = [
+        with([0.9, 1.1], level(1, 10.0)),
+        with([4.2, 5.3], slow(4.9, level(10, 80.0))),
+        with([4.8, 6.0], slow(5.2, level(20, 120.0))),
+        with([6.0, 9.0], slow(7.0, level(40, 130.0))),
+    ];
+    let recommendation = case("p95_uncertain", &all, &Policy::default(), Status::LimitedByGate, Some(10));
+    let uncertain: Vec<bool> = recommendation.levels.iter().map(|level| level.uncertain).collect();
+    assert_eq!(uncertain, [false, true, true, false]);
+}
+
 #[test]
 fn mainly_429_is_a_quota() {
     let mut all = levels(&[(1, 5.0), (2, 9.5), (5, 10.0), (10, 10.0)]);
     all[2] = failing(all[2].clone(), "RateLimited", 40);
     all[3] = failing(all[3].clone(), "RateLimited", 70);
     case("rate_limited", &all, &Policy::default(), Status::RateLimited, None);
+    // The server may say how much it allows.
+    all[3].rate_limit = Some(RateLimit { limit_requests: Some(600), remaining_requests: Some(0), reset_s: Some(21.5) });
+    let reason = recommend(&all, &Policy::default()).reason;
+    let stated = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
+    assert!(reason.contains(stated), "{reason}");
 }
 
 /// A burst passes first and makes a low level look fast; what is granted shows at the highest.
@@ -286,7 +388,11 @@ fn the_rate_of_a_quota_is_that_after_the_burst() {
     all[2] = failing(all[2].clone(), "RateLimited", 60);
     let recommendation = recommend(&all, &Policy::default());
     assert_eq!(recommendation.status, Status::RateLimited);
-    assert!(recommendation.reason.contains("about 10.30 requests per second passed at level 10. Keep to that rate"));
+    assert!(
+        recommendation
+            .reason
+            .contains("about 10.30 requests per second (618 a minute) passed at level 10. Keep to that rate")
+    );
     all[1].throughput_rps = None;
     all[2].throughput_rps = None;
     let reason = recommend(&all, &Policy::default()).reason;

@@ -10,9 +10,9 @@ use llm_concurrency::outcome::{Phase, RequestOutcome};
 use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::results::{
     Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, RunSettings,
-    load_measured,
+    criterion_id, load_measured,
 };
-use llm_concurrency::search::Stage;
+use llm_concurrency::search::{Stage, Step};
 use llm_concurrency::snippets::{self, Prompt};
 use llm_concurrency::stats::{LevelState, Sample};
 use serde_json::{Value, json};
@@ -70,17 +70,17 @@ impl Disk {
         load_measured(&self.places(), &identity(yaml))
     }
 
-    fn criterion_file(&self, level: usize, name: &str, content: &Value) {
-        let path = self.places().criterion.join(format!("concurrency/level/{level}/new/{name}"));
+    fn criterion_file(&self, step: Step, name: &str, content: &Value) {
+        let path = self.places().criterion.join(criterion_id(step)).join("new").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content.to_string()).unwrap();
     }
 
-    fn estimates(&self, level: usize, rps: f64) {
-        let wave_ns = level as f64 * 1e9 / rps;
+    fn estimates(&self, step: Step, rps: f64) {
+        let wave_ns = step.level as f64 * 1e9 / rps;
         let interval = json!({"confidence_level": 0.95, "lower_bound": wave_ns * 0.9, "upper_bound": wave_ns * 1.1});
         let mean = json!({"point_estimate": wave_ns, "confidence_interval": interval, "standard_error": 1.0});
-        self.criterion_file(level, "estimates.json", &json!({"mean": mean}));
+        self.criterion_file(step, "estimates.json", &json!({"mean": mean}));
     }
 }
 
@@ -90,40 +90,56 @@ struct Recorded {
     manifest: Manifest,
 }
 
-/// Measures a level in full at this rate, all requests alike, and leaves Criterion's files as Criterion would.
-fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
-    record(run, level, rps, LevelState::Complete);
-    let times = run.manifest.levels.last().unwrap().sample_ns.clone();
-    disk.criterion_file(
-        level,
-        "sample.json",
-        &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
-    );
-    disk.estimates(level, rps);
+fn sweep(level: usize) -> Step {
+    Step { level, stage: Stage::Sweep, round: 0 }
 }
 
-fn record(run: &mut Recorded, level: usize, rps: f64, state: LevelState) {
+fn confirm(round: u32, level: usize) -> Step {
+    Step { level, stage: Stage::Confirm, round }
+}
+
+/// Measures a level in full at this rate, all requests alike, and leaves Criterion's files as Criterion would.
+fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
+    measure_step(disk, run, sweep(level), rps);
+}
+
+fn measure_step(disk: &Disk, run: &mut Recorded, step: Step, rps: f64) {
+    record(run, step, rps, LevelState::Complete);
+    let times = run.manifest.levels.last().unwrap().sample_ns.clone();
+    disk.criterion_file(step, "sample.json", &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}));
+    disk.estimates(step, rps);
+}
+
+fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
+    let level = step.level;
     let n = 100.max(10 * level);
     let latency = level as f64 / rps;
     let lines = (0..n).map(|seq| {
         let start = seq as f64 / rps;
         serde_json::to_string(&outcome(seq as u64, start, start + latency)).unwrap() + "\n"
     });
+    let sidecar = match step.stage {
+        Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
+        Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
+    };
     fs::create_dir_all(&run.folder).unwrap();
-    fs::write(run.folder.join(format!("level-{level}.jsonl")), lines.collect::<String>()).unwrap();
+    fs::write(run.folder.join(sidecar), lines.collect::<String>()).unwrap();
     let window = n as f64 / rps;
     // Times differ from run to run, as real ones do.
     let wave_ns = latency * 1e9 + f64::from(run.manifest.run_id.as_bytes()[4]);
     run.manifest.levels.push(LevelRecord {
         concurrency: level,
-        stage: Stage::Sweep,
-        criterion_id: format!("concurrency/level/{level}"),
+        stage: step.stage,
+        round: step.round,
+        criterion_id: criterion_id(step),
         sample_ns: vec![wave_ns; 10],
         window_s: Some([0.0, window]),
         samples: vec![Sample { duration_s: window / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 }; 10],
         itl_histogram: Vec::new(),
         state,
         reason: None,
+        client: None,
+        rate_limit: None,
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }
@@ -172,7 +188,7 @@ fn the_newest_record_whose_times_are_criterions() {
     let mut second = disk.run(CONFIG, &[1, 2]);
     measure(&disk, &mut second, 1, 30.0);
     // Its level 2 never reached Criterion: the older one still stands there.
-    record(&mut second, 2, 99.0, LevelState::Complete);
+    record(&mut second, sweep(2), 99.0, LevelState::Complete);
     let measured = disk.load(CONFIG).unwrap();
     let rates = taken(&measured);
     assert_eq!((rates[0].0, rates[1].0), (1, 2));
@@ -196,6 +212,64 @@ fn a_filtered_run_is_completed_from_older_ones() {
     assert_eq!(measured.levels.iter().map(|l| l.concurrency).collect::<Vec<_>>(), [1, 2, 5]);
     assert!(measured.levels[1].throughput_rps.unwrap().estimate > 35.0);
     assert_eq!(measured.levels[2].requests, Some(100));
+}
+
+#[test]
+fn confirm_rounds_of_the_same_run_are_pooled_with_the_first_measurement() {
+    let mut disk = Disk::new();
+    let mut older = disk.run(CONFIG, &[1, 2]);
+    measure_step(&disk, &mut older, confirm(2, 2), 90.0);
+    let mut run = disk.run(CONFIG, &[1, 2]);
+    measure(&disk, &mut run, 1, 10.0);
+    measure(&disk, &mut run, 2, 20.0);
+    measure_step(&disk, &mut run, confirm(1, 2), 40.0);
+    record(&mut run, confirm(3, 2), 80.0, LevelState::Cut);
+    let pooled = &disk.load(CONFIG).unwrap().levels[1];
+    assert_eq!((pooled.requests, pooled.blocks_rps.len()), (Some(200), 20));
+    // 100 requests in 5 s and 100 in 2.5 s, without what the last ones of each have left.
+    let rps = pooled.throughput_rps.unwrap().estimate;
+    assert!((26.0..200.0 / 7.5).contains(&rps), "{rps}");
+    let drift = pooled.drift.unwrap();
+    assert!((drift.first.estimate - 19.8).abs() < 0.2 && (drift.confirmed.estimate - 39.6).abs() < 0.4, "{drift:?}");
+    assert_eq!(pooled.notes, [""; 0]);
+
+    // Once another run has overwritten the round in Criterion's folder, it is left out.
+    let mut other = disk.run(CONFIG, &[1, 2]);
+    measure_step(&disk, &mut other, confirm(1, 2), 90.0);
+    let alone = &disk.load(CONFIG).unwrap().levels[1];
+    assert_eq!((alone.requests, alone.drift), (Some(100), None));
+}
+
+/// A timeline is drawn from them.
+#[test]
+fn the_records_of_requests_come_in_the_order_in_which_they_were_made() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1, 2, 5]);
+    let steps = [sweep(5), sweep(1), confirm(1, 1), confirm(1, 5), confirm(2, 1)];
+    for step in steps {
+        measure_step(&disk, &mut run, step, 10.0);
+    }
+    let mut filtered = disk.run(CONFIG, &[1, 2, 5]);
+    measure(&disk, &mut filtered, 2, 40.0);
+    let requests = disk.load(CONFIG).unwrap().requests;
+    let names: Vec<_> = requests.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
+    let first = ["level-5", "level-1", "confirm-1-level-1", "confirm-1-level-5", "confirm-2-level-1", "level-2"];
+    assert_eq!(names, first.map(|name| format!("{name}.jsonl")));
+}
+
+/// Confirm rounds without the first measurement of their own run are no measurement.
+#[test]
+fn a_level_measured_anew_takes_no_confirm_round_of_an_older_run() {
+    let mut disk = Disk::new();
+    let mut whole = disk.run(CONFIG, &[1, 2]);
+    measure(&disk, &mut whole, 1, 10.0);
+    measure(&disk, &mut whole, 2, 20.0);
+    measure_step(&disk, &mut whole, confirm(1, 2), 20.0);
+    let mut filtered = disk.run(CONFIG, &[1, 2]);
+    measure(&disk, &mut filtered, 2, 40.0);
+    let level = &disk.load(CONFIG).unwrap().levels[1];
+    assert_eq!((level.requests, level.drift), (Some(100), None));
+    assert!(level.throughput_rps.unwrap().estimate > 35.0);
 }
 
 #[test]
@@ -250,9 +324,9 @@ fn a_level_that_was_cut_is_left_out() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1, 2]);
     measure(&disk, &mut run, 1, 10.0);
-    record(&mut run, 2, 20.0, LevelState::Cut);
+    record(&mut run, sweep(2), 20.0, LevelState::Cut);
     let times = &run.manifest.levels[1].sample_ns;
-    disk.criterion_file(2, "sample.json", &json!({"times": times}));
+    disk.criterion_file(sweep(2), "sample.json", &json!({"times": times}));
     let measured = disk.load(CONFIG).unwrap();
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
@@ -265,7 +339,7 @@ fn a_level_that_was_cut_is_left_out() {
 fn a_run_that_was_cut_off_before_its_first_level() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1, 2]);
-    record(&mut run, 1, 10.0, LevelState::Cut);
+    record(&mut run, sweep(1), 10.0, LevelState::Cut);
     insta::assert_snapshot!(message(&disk.load(CONFIG).unwrap_err(), &disk), @r"
     the last run (run-1) was cut off before any level was complete, so there is nothing to decide from
 
@@ -324,8 +398,8 @@ fn a_torn_or_missing_sidecar() {
 #[test]
 fn criterions_figures_alone() {
     let disk = Disk::new();
-    disk.estimates(10, 80.0);
-    disk.estimates(2, 20.0);
+    disk.estimates(sweep(10), 80.0);
+    disk.estimates(sweep(2), 20.0);
     let measured = disk.load(CONFIG).unwrap();
     assert_eq!(taken(&measured), [(2, 20), (10, 80)]);
     assert!(measured.unchecked);
@@ -351,7 +425,7 @@ fn criterion_and_our_own_figure_are_compared() {
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
     assert_eq!(disk.load(CONFIG).unwrap().levels[0].notes, [""; 0]);
-    disk.estimates(1, 12.0);
+    disk.estimates(sweep(1), 12.0);
     insta::assert_snapshot!(
         disk.load(CONFIG).unwrap().levels[0].notes.join("\n"),
         @"Criterion's mean gives 12.00 requests/s, 20.00 % from the 10.00 used here: windows of unequal speed"

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use common::{Measured, Rig, median, plan};
 use llm_concurrency::closed_loop::Ending;
-use llm_concurrency::config::RequestSettings;
+use llm_concurrency::config::{Cache, RequestSettings};
 use llm_concurrency::outcome::Phase;
 use llm_concurrency::recommend::{Policy, Status, recommend};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, SimulatorConfig, explain};
@@ -89,4 +89,25 @@ fn assert_accounts(level: usize, measured: &Measured) {
     // Fewer in flight would be another level than the one that is reported.
     assert!(summary.mean_in_flight.unwrap() > 0.9 * level as f64, "{:?}", summary.mean_in_flight);
     assert!(summary.mean_in_flight.unwrap() < level as f64 + 1e-6, "{:?}", summary.mean_in_flight);
+}
+
+/// What the server took from its prefix cache is what it says it took: nothing where prompts are unique.
+#[test]
+fn unique_prompts_keep_the_prefix_cache_out_of_the_measurement() {
+    let prompts = common::prompts(1_000);
+    let cached_by_level = |cache| {
+        let config = SimulatorConfig { prefix_cache: true, ..config() };
+        let rig = Rig::start(config, &prompts, &RequestSettings { cache, ..RequestSettings::default() });
+        let cached = [4, 8].map(|level| {
+            let outcomes = rig.measure(&plan(level, REQUESTS)).outcomes;
+            outcomes.iter().map(|outcome| outcome.cached_tokens.expect("the server says it")).sum::<u32>()
+        });
+        let of_server: u32 = rig.simulator.log().iter().map(|record| record.cached_tokens).sum();
+        assert_eq!(cached.iter().sum::<u32>(), of_server);
+        cached
+    };
+    assert_eq!(cached_by_level(Cache::Fresh), [0, 0]);
+    // The second level meets all the prompts of the first once more.
+    let [first, second] = cached_by_level(Cache::Reuse);
+    assert!(second > first, "{first} {second}");
 }

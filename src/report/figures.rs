@@ -6,7 +6,7 @@ use super::chart::{Axis, Chart, Extra, Mark, Series, Shape, Span, Style, Unit};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::outcome::Failure;
-use crate::recommend::{JudgedLevel, Objective, Verdict, p95_limit, percent, seconds};
+use crate::recommend::{JudgedLevel, Objective, Verdict, p95_limit_s, percent, seconds};
 use crate::stats::{Distribution, LevelSummary};
 use crate::usl::Usl;
 
@@ -378,7 +378,7 @@ fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
     for run in runs {
         let own = run.policy.max_p95_seconds.is_some();
         let source = if own { "policy.max_p95_seconds" } else { "5 x the P95 of the lowest level that passes" };
-        let p95 = p95_limit(&run.recommendation.levels, &run.policy).map(|limit| ("P95", limit, source));
+        let p95 = p95_limit_s(&run.recommendation.levels, &run.policy).map(|limit| ("P95", limit, source));
         let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, "policy.max_p99_seconds"));
         for (percentile, limit, source) in p95.into_iter().chain(p99) {
             all.push((run, format!("{percentile} limit {}", seconds(limit)), limit, source));

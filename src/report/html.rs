@@ -210,6 +210,7 @@ struct Answer {
     tiles: Vec<Tile>,
     notes: Vec<String>,
     rows: Vec<Row>,
+    sizes: Vec<SizeRow>,
     reasons: Vec<ReasonRow>,
     reasons_left_out: usize,
     about: Vec<(&'static str, String)>,
@@ -244,6 +245,7 @@ impl Answer {
             tiles: tiles(recommendation),
             notes,
             rows: rows(recommendation),
+            sizes: sizes(recommendation),
             reasons: curves.map(|curves| curves.reasons.iter().map(ReasonRow::of).collect()).unwrap_or_default(),
             reasons_left_out: curves.map_or(0, |curves| curves.reasons_left_out),
             about: about(&run.about, &run.policy),
@@ -363,11 +365,7 @@ fn rows(recommendation: &Recommendation) -> Vec<Row> {
     let best = text::best_passing(recommendation);
     let row = |level: &JudgedLevel| Row {
         level: level.summary.concurrency,
-        cells: text::row(&level.summary, best)
-            .into_iter()
-            .skip(1)
-            .map(|cell| if cell == "-" { unknown() } else { cell })
-            .collect(),
+        cells: text::row(&level.summary, best).into_iter().skip(1).map(as_shown).collect(),
         verdict: match level.verdict {
             Verdict::Pass => "pass",
             Verdict::Fail => "fail",
@@ -377,6 +375,29 @@ fn rows(recommendation: &Recommendation) -> Vec<Row> {
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
     recommendation.levels.iter().map(row).collect()
+}
+
+/// A cell of a printed table as it stands here.
+fn as_shown(cell: String) -> String {
+    if cell == "-" { unknown() } else { cell }
+}
+
+/// The prompts of one size at the recommended level.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct SizeRow {
+    size: String,
+    cells: Vec<String>,
+}
+
+/// Empty where all prompts have the same size, or nothing is recommended.
+fn sizes(recommendation: &Recommendation) -> Vec<SizeRow> {
+    let parts = text::chosen(recommendation).map(|level| &level.summary.by_size).into_iter().flatten();
+    parts
+        .map(|part| SizeRow {
+            size: part.size.clone(),
+            cells: text::size_row(part).into_iter().map(as_shown).collect(),
+        })
+        .collect()
 }
 
 /// A failure's reason in the table.
@@ -594,6 +615,7 @@ mod tests {
 
     use super::*;
     use crate::recommend::recommend;
+    use crate::stats::SizeSummary;
 
     fn level(concurrency: usize, rps: f64) -> LevelSummary {
         LevelSummary {
@@ -613,6 +635,22 @@ mod tests {
             curves: None,
             missing: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_chosen_level_is_shown_by_size_and_others_are_not() {
+        let part = |size: &str, requests| SizeSummary { size: size.to_owned(), requests, ..SizeSummary::default() };
+        let sized = |level, requests| LevelSummary {
+            requests: Some(1000),
+            error_rate: Some(0.0),
+            by_size: vec![part("<small>", requests), part("large", 300)],
+            ..level
+        };
+        let run = run(&[sized(level(1, 10.0), 700), sized(level(4, 10.1), 600)]);
+        assert_eq!(run.recommendation.recommended_concurrency, Some(1));
+        let html = page(&[run]).expect("a page");
+        assert!(html.contains("&lt;small&gt;</th><td>–</td><td>–</td><td>–</td><td>700</td>"), "{html}");
+        assert!(!html.contains("<td>600</td>"));
     }
 
     /// Nothing but concurrency and throughput.

@@ -44,16 +44,18 @@ fn by_size(level: &JudgedLevel) -> String {
         return String::new();
     }
     let header = ["P50", "P95", "tokens out", "n"].map(str::to_owned).to_vec();
-    let row = |part: &SizeSummary| {
-        let latency = part.latency_s.unwrap_or_default();
-        let tokens = part.mean_output_tokens.map_or_else(dash, |tokens| format!("{tokens:.1}"));
-        let time = |value: Option<f64>| value.map_or_else(dash, seconds);
-        vec![time(latency.p50), time(latency.p95), tokens, part.requests.to_string()]
-    };
-    let rows: Vec<Vec<String>> = std::iter::once(header).chain(summary.by_size.iter().map(row)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(summary.by_size.iter().map(size_row)).collect();
     let sizes = summary.by_size.iter().map(|part| part.size.clone());
     let table = aligned(&rows, std::iter::once("prompts".to_owned()).chain(sizes));
     format!("\nlevel {} by the size of the prompts:\n{table}", summary.concurrency)
+}
+
+/// The cells of the prompts of one size, from P50 to n.
+pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
+    let latency = part.latency_s.unwrap_or_default();
+    let tokens = part.mean_output_tokens.map_or_else(dash, |tokens| format!("{tokens:.1}"));
+    let time = |value: Option<f64>| value.map_or_else(dash, seconds);
+    vec![time(latency.p50), time(latency.p95), tokens, part.requests.to_string()]
 }
 
 /// The best throughput of the levels that pass.

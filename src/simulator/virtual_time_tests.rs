@@ -2,18 +2,23 @@
 //!
 //! Without a network and a real clock there is no noise, so the bounds can be tight.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::engine::{Engine, Token};
-use super::lengths::{OutputLengths, prompt_tokens};
+use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
+use super::limits::PrefixCache;
 use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
-use crate::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
+use crate::closed_loop::{self, LoopPlan, LoopRecord};
 use crate::outcome::{Failure, Reply, RequestOutcome};
-use crate::stats::{self, LevelFacts, LevelSummary};
+use crate::recommend::{Policy, recommend};
+use crate::search::Search;
+use crate::stats::{self, LevelFacts, LevelSummary, Pool};
 
 const SAMPLES: usize = 10;
 const MAX_TOKENS: u32 = 64;
@@ -68,40 +73,52 @@ impl Server {
     }
 }
 
-#[derive(Default)]
-struct Kept(Vec<RequestOutcome>);
-
-impl Observer for Kept {
-    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
-        self.0.push(outcome);
-    }
-    fn window(&mut self, _: Window) {}
+/// Measures one level in virtual time.
+fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> LevelSummary {
+    let (_, facts, outcomes) = run(config, prompts, level, total);
+    stats::summarize(&facts, outcomes)
 }
 
-/// Measures one level in virtual time.
-fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> (LoopRecord, LevelSummary) {
-    let plan = LoopPlan::new(level, total, 5, SAMPLES, level);
+fn run(
+    config: &SimulatorConfig,
+    prompts: &[String],
+    level: usize,
+    total: usize,
+) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
     let lengths = OutputLengths::new(config.seed, config.output_tokens.clone());
+    run_work(config, level, total, |seq| {
+        let prompt = &prompts[seq as usize % prompts.len()];
+        (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens)
+    })
+}
+
+/// `work` gives a request the tokens to prefill and the tokens to decode.
+fn run_work(
+    config: &SimulatorConfig,
+    level: usize,
+    total: usize,
+    mut work: impl FnMut(u64) -> (u32, u32),
+) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
+    let plan = LoopPlan::new(level, total, 5, SAMPLES, level);
     let server = Server::new(config);
     let send = |ticket: closed_loop::Ticket| {
-        let prompt = &prompts[ticket.seq as usize % prompts.len()];
-        let (input, output) = (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens);
+        let (input, output) = work(ticket.seq);
         let server = server.clone();
         async move { server.answer(input, output).await }
     };
     let (_keep, stop) = watch::channel(false);
-    let mut kept = Kept::default();
+    let mut outcomes = Vec::new();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let record = runtime.block_on(async {
         let stepping = server.clone();
         tokio::spawn(async move { stepping.run().await });
-        closed_loop::run(&plan, stop, send, &mut kept).await
+        closed_loop::run(&plan, stop, send, &mut outcomes).await
     });
+    assert!(record.sent <= plan.tickets());
     let facts =
         LevelFacts { concurrency: level, window_s: record.window_s().expect("complete"), ..LevelFacts::default() };
-    assert!(record.sent <= plan.tickets());
-    (record, stats::summarize(&facts, kept.0))
+    (record, facts, outcomes)
 }
 
 /// All parts are whole milliseconds: tokio's timer knows nothing finer, in virtual time neither.
@@ -126,17 +143,17 @@ fn explained(config: &SimulatorConfig, level: usize) -> ExplainedLevel {
 }
 
 fn error_of(config: &SimulatorConfig, level: usize, total: usize) -> f64 {
-    let (_, summary) = measure(config, &prompts(), level, total);
-    summary.throughput_rps.unwrap().estimate / explained(config, level).throughput_rps - 1.0
+    measure(config, &prompts(), level, total).throughput_rps.unwrap().estimate / explained(config, level).throughput_rps
+        - 1.0
 }
 
 #[test]
-fn answers_of_equal_length_are_measured_to_a_thousandth_with_the_default_100_requests() {
+fn answers_of_equal_length_are_measured_within_two_thousandths_with_the_default_100_requests() {
     for slots in [4, 8, 20] {
         let config = config(slots, OutputTokens::Fixed { tokens: 12 });
         for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
             let error = error_of(&config, level, 100);
-            println!("fixed {slots} {level}: {error:+.5}");
+            assert!(error.abs() < 0.002, "{slots} slots, level {level}: {error:+.5}");
         }
     }
 }
@@ -147,7 +164,7 @@ fn answers_of_log_normal_length_are_measured_within_a_percent() {
         let config = config(slots, OutputTokens::LogNormal { median: 12.0, sigma: 0.5 });
         for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
             let error = error_of(&config, level, 1_000.max(100 * level));
-            println!("log-normal {slots} {level}: {error:+.5}");
+            assert!(error.abs() < 0.01, "{slots} slots, level {level}: {error:+.5}");
         }
     }
 }
@@ -156,8 +173,191 @@ fn answers_of_log_normal_length_are_measured_within_a_percent() {
 fn a_full_queue_gives_the_error_rate_that_is_explained() {
     let config = config(20, OutputTokens::LogNormal { median: 12.0, sigma: 0.35 });
     let truth = explained(&config, 50);
-    let (record, summary) = measure(&config, &prompts(), 50, 2_000);
-    let rate = summary.error_rate.unwrap();
-    println!("{rate} {} {:?} {:?}", truth.error_rate, summary.throughput_rps, truth.throughput_rps);
-    let _ = (record, Duration::ZERO);
+    let summary = measure(&config, &prompts(), 50, 2_000);
+    let (rate, rps) = (summary.error_rate.unwrap(), summary.throughput_rps.unwrap().estimate);
+    assert!((rate - truth.error_rate).abs() < 0.01, "{rate} {}", truth.error_rate);
+    assert!((rps / truth.throughput_rps - 1.0).abs() < 0.005, "{rps} {}", truth.throughput_rps);
+}
+
+// ---- the prefix cache ----
+
+/// Prompts without and with a prefix that makes each unique, against a server that has a prefix cache or none.
+struct Prompts {
+    unique: bool,
+    cache: Option<PrefixCache>,
+}
+
+/// What one level came to.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    sent: u64,
+    cached_tokens: u32,
+    rps: f64,
+}
+
+impl Prompts {
+    /// Levels 4 and 8, one after the other: the same prompts at both.
+    fn measure(mut self) -> [Seen; 2] {
+        let config = SimulatorConfig { prefill_ms_per_token: 1.0, ..config(8, OutputTokens::Fixed { tokens: 12 }) };
+        [4, 8].map(|level| {
+            let mut cached_tokens = 0;
+            let (record, facts, outcomes) = run_work(&config, level, 100, |seq| {
+                let prefix = if self.unique { format!("{level:08x}{seq:08x} ") } else { String::new() };
+                let prompt = prefix + &format!("{seq:04}").repeat(150);
+                let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt) / CHARS_PER_TOKEN) as u32;
+                cached_tokens += cached;
+                (prompt_tokens(&prompt) - cached, 12)
+            });
+            let rps = stats::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
+            Seen { sent: record.sent, cached_tokens, rps }
+        })
+    }
+}
+
+#[test]
+fn a_prefix_cache_favours_the_later_level_unless_prompts_are_unique() {
+    let measure = |unique, cache| Prompts { unique, cache }.measure();
+    let with_cache = || Some(PrefixCache::default());
+    let [plain_4, plain_8] = measure(false, None);
+    let [reuse_4, reuse_8] = measure(false, with_cache());
+    // Level 4 meets an empty cache; level 8 finds there all that level 4 sent, two blocks of 64 tokens each.
+    assert_eq!(reuse_4, plain_4);
+    assert_eq!(u64::from(reuse_8.cached_tokens), reuse_4.sent * 128);
+    assert!(reuse_8.rps > 1.5 * plain_8.rps, "{} where the truth is {}", reuse_8.rps, plain_8.rps);
+    // With `cache: fresh` the cache might as well not be there, at the price of a prefix of five tokens.
+    let fresh = measure(true, with_cache());
+    assert_eq!(fresh, measure(true, None));
+    assert!(fresh.iter().all(|level| level.cached_tokens == 0));
+    assert!(fresh[1].rps > 0.95 * plain_8.rps, "{} where the truth is {}", fresh[1].rps, plain_8.rps);
+}
+
+// ---- the adaptive search ----
+
+const HIGHEST: usize = 512;
+const SERVERS: u64 = 30;
+/// As shipped.
+const REQUESTS: usize = 100;
+
+/// Between 1 and 200 slots, with any queue, from memory-bound (the batch costs nothing) to compute-bound.
+fn some_server(seed: u64) -> SimulatorConfig {
+    let mut rng = StdRng::seed_from_u64(seed);
+    SimulatorConfig {
+        slots: rng.random_range(1..=200),
+        queue_limit: rng.random_range(0..=400),
+        base_step_ms: f64::from(rng.random_range(10..=200)),
+        per_sequence_ms: f64::from(rng.random_range(0..=2)),
+        prefill_ms_per_token: 0.0,
+        output_tokens: OutputTokens::LogNormal { median: 12.0, sigma: rng.random_range(0.0..0.6) },
+        seed,
+        ..SimulatorConfig::default()
+    }
+}
+
+/// The true best throughput of a level that passes the gates, and the smallest level with 0.95 of it. Both ends are
+/// found by bisection: up to the last level that passes, more in flight never means less throughput on this engine.
+struct Truth<'a> {
+    config: &'a SimulatorConfig,
+    prompts: Vec<String>,
+    known: BTreeMap<usize, ExplainedLevel>,
+}
+
+impl<'a> Truth<'a> {
+    fn new(config: &'a SimulatorConfig) -> Self {
+        Truth { config, prompts: prompts(), known: BTreeMap::new() }
+    }
+
+    fn at(&mut self, level: usize) -> ExplainedLevel {
+        let Truth { config, prompts, known } = self;
+        let explain = || explain(config, &[level], prompts, MAX_TOKENS, 3_000).unwrap().levels.remove(0);
+        known.entry(level).or_insert_with(explain).clone()
+    }
+
+    fn passes(&mut self, level: usize) -> bool {
+        let (level, lowest) = (self.at(level), self.at(1));
+        level.error_rate < 0.05 && level.latency_p95_s <= 5.0 * lowest.latency_p95_s
+    }
+
+    fn best(&mut self) -> f64 {
+        let last = last_where(1, HIGHEST, |level| self.passes(level));
+        self.at(last).throughput_rps
+    }
+
+    fn smallest_good(&mut self) -> usize {
+        let best = self.best();
+        let good = |truth: &mut Self, level| truth.at(level).throughput_rps >= 0.95 * best;
+        if good(self, 1) { 1 } else { 1 + last_where(1, HIGHEST, |level| !good(self, level)) }
+    }
+}
+
+/// The last of `low..=high` for which `holds`, which holds for `low` and up to some level.
+fn last_where(mut low: usize, high: usize, mut holds: impl FnMut(usize) -> bool) -> usize {
+    let mut beyond = high + 1;
+    while beyond - low > 1 {
+        let middle = low.midpoint(beyond);
+        if holds(middle) {
+            low = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    low
+}
+
+/// What `levels: auto` picks, and with how many requests.
+fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) {
+    let mut search = Search::adaptive(1, HIGHEST, &Policy::default());
+    let mut measured: BTreeMap<usize, Vec<(LevelFacts, Vec<RequestOutcome>)>> = BTreeMap::new();
+    let mut pooled: Vec<LevelSummary> = Vec::new();
+    let mut requests = 0;
+    while let Some(step) = search.next(&pooled) {
+        let (record, facts, outcomes) = run(config, prompts, step.level, REQUESTS);
+        requests += record.sent;
+        let of_level = measured.entry(step.level).or_default();
+        of_level.push((facts, outcomes));
+        let mut pool = Pool::new(step.level);
+        of_level.iter().for_each(|(facts, outcomes)| pool.add(facts, outcomes.iter().cloned()));
+        pooled.retain(|summary| summary.concurrency != step.level);
+        pooled.push(pool.finish());
+    }
+    (recommend(&pooled, &Policy::default()).recommended_concurrency, requests)
+}
+
+/// The fixed list that would find a knee as closely: from 1 to the maximum, neighbours at most 1.3 apart, as the search
+/// ends up with below its pick; each level with what it sends at most, and without confirm rounds, which the search's
+/// figure includes.
+fn grid_requests() -> u64 {
+    let next = |level: &usize| (*level < HIGHEST).then(|| HIGHEST.min((level + 1).max(level * 13 / 10)));
+    let levels = std::iter::successors(Some(1), next);
+    levels.map(|level| LoopPlan::new(level, REQUESTS, 5, SAMPLES, level).tickets()).sum()
+}
+
+#[test]
+#[ignore = "takes one to two minutes in a debug build"]
+fn ci_auto_finds_the_knee_of_random_servers_with_less_than_half_the_requests_of_a_grid() {
+    let prompts = prompts();
+    let grid = grid_requests();
+    let (mut right, mut sent) = (0, 0);
+    println!("slots queue  base  per    pick smallest  kept   requests (fixed grid: {grid})");
+    for seed in 0..SERVERS {
+        let config = some_server(seed);
+        let (pick, requests) = search(&config, &prompts);
+        let mut truth = Truth::new(&config);
+        let (best, smallest) = (truth.best(), truth.smallest_good());
+        let kept = pick.map_or(0.0, |pick| truth.at(pick).throughput_rps / best);
+        let is_right = kept >= 0.92 && pick.is_some_and(|pick| pick as f64 <= 1.5 * smallest as f64);
+        println!(
+            "{:5} {:5} {:5} {:4}  {:>6} {smallest:8} {kept:5.3} {requests:10}{}",
+            config.slots,
+            config.queue_limit,
+            config.base_step_ms,
+            config.per_sequence_ms,
+            pick.map_or("none".to_owned(), |pick| pick.to_string()),
+            if is_right { "" } else { "  <- wrong" }
+        );
+        right += u64::from(is_right);
+        sent += requests;
+    }
+    println!("{right} of {SERVERS} right, {sent} requests, the grid {}", SERVERS * grid);
+    assert!(right >= 29, "{right}");
+    assert!(2 * sent < SERVERS * grid, "{sent}");
 }

@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
 use llm_concurrency::client::Transport;
-use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord, Observer, Window};
+use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
 use llm_concurrency::config::{Llm, RequestSettings};
-use llm_concurrency::outcome::{Reply, RequestOutcome};
+use llm_concurrency::outcome::RequestOutcome;
 use llm_concurrency::plan::SAMPLES;
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use llm_concurrency::snippets::{self, Prompt};
@@ -58,9 +58,9 @@ impl Rig {
 
     pub fn measure(&self, plan: &LoopPlan) -> Measured {
         let (_keep, stop) = tokio::sync::watch::channel(false);
-        let mut kept = Kept::default();
+        let mut outcomes = Vec::new();
         let send = |ticket: closed_loop::Ticket| self.target.send(plan.level, ticket.seq);
-        let record = self.runtime.block_on(closed_loop::run(plan, stop, send, &mut kept));
+        let record = self.runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
         let facts = LevelFacts {
             concurrency: plan.level,
             window_s: record.window_s().expect("the loop ran to its end"),
@@ -68,21 +68,9 @@ impl Rig {
             request_timeout_s: TIMEOUT_S,
             ..LevelFacts::default()
         };
-        let summary = stats::summarize(&facts, kept.outcomes.clone());
-        Measured { record, outcomes: kept.outcomes, summary }
+        let summary = stats::summarize(&facts, outcomes.clone());
+        Measured { record, outcomes, summary }
     }
-}
-
-#[derive(Default)]
-struct Kept {
-    outcomes: Vec<RequestOutcome>,
-}
-
-impl Observer for Kept {
-    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
-        self.outcomes.push(outcome);
-    }
-    fn window(&mut self, _: Window) {}
 }
 
 impl Measured {

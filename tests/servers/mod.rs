@@ -8,20 +8,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use llm_concurrency::client::{BodyTemplate, Transport};
-use llm_concurrency::closed_loop::{self, LoopPlan, Observer, Window};
+use llm_concurrency::closed_loop::{self, LoopPlan};
 use llm_concurrency::config::{Llm, RequestSettings};
 use llm_concurrency::outcome::{Reply, RequestOutcome};
 use reqwest::Url;
-
-#[derive(Default)]
-struct Lines(Vec<RequestOutcome>);
-
-impl Observer for Lines {
-    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
-        self.0.push(outcome);
-    }
-    fn window(&mut self, _: Window) {}
-}
 
 /// Measures one level and returns a record for each request, as it would stand in the sidecar.
 pub fn measure(base_url: &str, llm: &Llm, request: &RequestSettings, plan: &LoopPlan) -> Vec<RequestOutcome> {
@@ -31,13 +21,13 @@ pub fn measure(base_url: &str, llm: &Llm, request: &RequestSettings, plan: &Loop
         let transport = Transport::new(&base, request.kind, llm, None).unwrap();
         let body = BodyTemplate::new("m", request, "What does this function return?");
         let (_go_on, stop) = tokio::sync::watch::channel(false);
-        let mut lines = Lines::default();
+        let mut lines = Vec::new();
         let send = |ticket: closed_loop::Ticket| {
             let (transport, body) = (transport.clone(), body.fill(&format!("{:08} ", ticket.seq)));
             async move { transport.send(body).await }
         };
         closed_loop::run(plan, stop, send, &mut lines).await;
-        lines.0
+        lines
     })
 }
 

@@ -1,0 +1,636 @@
+//! Does the decision hold up? Thousands of sweeps in virtual time, against servers whose throughput is known.
+//!
+//! `cargo bench --bench replicates` replays 100 sweeps per server and noise; `cargo bench --bench replicates -- 30` is
+//! a quick look. It measures with the closed loop of the real sweep, under a clock that jumps from timer to timer, so a
+//! busy machine changes nothing but the time it takes. It prints the tables of METHOD.md, and ends with exit code 1
+//! if a bar is missed.
+
+#[path = "../tests/common/virtual_server.rs"]
+mod virtual_server;
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::Instant;
+
+use llm_concurrency::closed_loop::LoopPlan;
+use llm_concurrency::plan::SAMPLES;
+use llm_concurrency::recommend::{Policy, recommend};
+use llm_concurrency::search::Search;
+use llm_concurrency::stats::{Estimate, LevelSummary, Sample, quantile};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::runtime::Runtime;
+use virtual_server::{
+    Busy, Measured, Server, Shape, measure, measure_with_barrier, pooled, standard_normal, virtual_time,
+};
+
+/// Sweeps per server and noise.
+const SWEEPS: usize = 100;
+/// Coefficients of variation of a level's speed from one measurement to the next.
+const NOISE: [f64; 4] = [0.01, 0.03, 0.05, 0.10];
+/// Index of the noise for which the bars are set.
+const BAR_NOISE: usize = 2;
+/// What `benchmark.total_requests` and `warmup_requests` are by default.
+const TOTAL: usize = 100;
+const WARMUP: usize = 5;
+/// The default levels.
+const LEVELS: [usize; 10] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
+/// Where the adaptive search ends at the latest: its user does not know the knee beforehand.
+const HIGHEST: usize = 512;
+/// The full grid up to there.
+const GRID: [usize; 17] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400, HIGHEST];
+/// A level is acceptable with this share of the best one's true throughput: the rule itself gives away the rest.
+const ACCEPTABLE: f64 = 0.95;
+/// A pick is good with this share.
+const GOOD: f64 = 0.92;
+
+// ---- the bars ----
+
+/// At least this share of the sweeps end in a good pick.
+const GOOD_PICKS: f64 = 0.99;
+/// Mean of pick / smallest acceptable level, at most, on a knee.
+const LARGEST_RATIO: f64 = 1.2;
+/// Requests of `auto` by those of the full grid, at most.
+const SHARE_OF_GRID: f64 = 0.5;
+/// Coverage of the 95 % interval of a throughput.
+const COVERAGE: (f64, f64) = (0.90, 0.99);
+/// Largest error of a throughput where service times are equal.
+const EXACT: f64 = 0.005;
+/// Measurements per line of the table of coverage.
+const REPLICATES: usize = 600;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if !args.iter().any(|arg| arg == "--bench") {
+        println!("replicates: takes minutes, so it runs only by `cargo bench --bench replicates`");
+        return ExitCode::SUCCESS;
+    }
+    let words: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with("--")).collect();
+    let sweeps = match words.as_slice() {
+        [] => SWEEPS,
+        [word] if word.parse::<usize>().is_ok_and(|n| n > 0) => word.parse().expect("just tried"),
+        _ => {
+            eprintln!("expected the number of sweeps per server and noise, such as `-- 30`, and not {words:?}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let began = Instant::now();
+    let mut bars = Bars::default();
+    study_intervals(&mut bars);
+    study_decisions(sweeps, &mut bars);
+    eprintln!("{:.0} s", began.elapsed().as_secs_f64());
+    bars.verdict()
+}
+
+/// What was asked for, and whether it holds.
+#[derive(Default)]
+struct Bars {
+    lines: Vec<String>,
+    missed: usize,
+}
+
+impl Bars {
+    fn check(&mut self, holds: bool, bar: &str, got: String) {
+        self.missed += usize::from(!holds);
+        self.lines.push(format!("| {bar} | {got} | {} |", if holds { "kept" } else { "**missed**" }));
+    }
+
+    fn verdict(self) -> ExitCode {
+        println!("### What was asked for\n\n| bar | measured | |\n|---|---|---|\n{}\n", self.lines.join("\n"));
+        if self.missed > 0 {
+            println!("Bars missed: {}.", self.missed);
+            return ExitCode::FAILURE;
+        }
+        println!("All bars kept.");
+        ExitCode::SUCCESS
+    }
+}
+
+/// Does all jobs, each with a number of its own, on as many threads as there are processors.
+fn in_parallel<T: Send>(jobs: usize, work: impl Fn(&Runtime, usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let runtime = virtual_time();
+        let jobs = std::iter::from_fn(|| Some(next.fetch_add(1, Relaxed)).filter(|&job| job < jobs));
+        jobs.map(|job| (job, work(&runtime, job))).collect::<Vec<_>>()
+    };
+    let threads = thread::available_parallelism().map_or(1, |n| n.get());
+    let mut done: Vec<(usize, T)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("no worker panics")).collect()
+    });
+    done.sort_unstable_by_key(|(job, _)| *job);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// What one measurement of each level sends.
+fn requests_of(levels: &[usize]) -> u64 {
+    levels.iter().map(|&level| full_plan(level, TOTAL).tickets()).sum()
+}
+
+fn full_plan(level: usize, total: usize) -> LoopPlan {
+    LoopPlan::new(level, total, WARMUP, SAMPLES, level)
+}
+
+// ---- decisions ----
+
+struct Scenario {
+    name: &'static str,
+    server: Server,
+    levels: &'static [usize],
+    /// Whether it is the knee of the bar: on these levels an argmax ends at 1.65 x the knee, on average.
+    is_knee: bool,
+}
+
+fn scenarios() -> Vec<Scenario> {
+    let knee = |name, slots, sigma| Scenario {
+        name,
+        server: Server::knee(slots, sigma),
+        levels: &LEVELS,
+        is_knee: slots == 20,
+    };
+    let curve = |name, throughput, levels| Scenario {
+        name,
+        server: Server { shape: Shape::Curve(throughput), sigma: 0.5 },
+        levels,
+        is_knee: false,
+    };
+    vec![
+        knee("knee at 8", 8, 0.5),
+        knee("knee at 20", 20, 0.5),
+        knee("knee at 20, sigma 0.1", 20, 0.1),
+        knee("knee at 32", 32, 0.5),
+        Scenario {
+            name: "refuses above 30",
+            server: Server { shape: Shape::Knee { slots: 20, queue: 10 }, sigma: 0.5 },
+            levels: &LEVELS,
+            is_knee: true,
+        },
+        curve("peak at 22, then decline", |n| usl(n as f64, 0.02, 0.002), &LEVELS),
+        curve("plateau from 16", plateau, &[1, 2, 4, 8, 16, 32, 64, 128]),
+    ]
+}
+
+/// The Universal Scalability Law with a throughput of 1 for one request at a time.
+fn usl(n: f64, sigma: f64, kappa: f64) -> f64 {
+    n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
+}
+
+/// 8 reaches 90 % of the best, 16 reaches 99.8 %, and from 32 on nothing changes.
+fn plateau(level: usize) -> f64 {
+    let n = level as f64;
+    let share = match level {
+        0..=8 => 0.9 * n / 8.0,
+        9..=16 => 0.9 + 0.098 * (n - 8.0) / 8.0,
+        17..=32 => 0.998 + 0.002 * (n - 16.0) / 16.0,
+        _ => 1.0,
+    };
+    share * 8.0 / 0.9
+}
+
+impl Scenario {
+    /// The levels that a method may choose from.
+    fn choices(&self, method: Method) -> Vec<usize> {
+        match method {
+            Method::Auto => (1..=HIGHEST).collect(),
+            _ => self.levels.to_vec(),
+        }
+    }
+
+    /// Of these levels.
+    fn smallest_acceptable(&self, choices: &[usize]) -> usize {
+        let best = self.server.best_rps(choices);
+        let acceptable =
+            |level: &&usize| !self.server.refuses(**level) && self.server.true_rps(**level) >= ACCEPTABLE * best;
+        *choices.iter().find(acceptable).expect("the best one is")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Method {
+    /// One measurement per level, and the highest throughput wins.
+    Argmax,
+    /// Batches that wait for their own last request, then our rule.
+    Barrier,
+    /// The listed levels and confirm rounds.
+    Ours,
+    /// The adaptive search and confirm rounds.
+    Auto,
+}
+
+impl Method {
+    const ALL: [Method; 4] = [Method::Argmax, Method::Barrier, Method::Ours, Method::Auto];
+
+    fn name(self) -> &'static str {
+        match self {
+            Method::Argmax => "argmax",
+            Method::Barrier => "barrier",
+            Method::Ours => "ours",
+            Method::Auto => "ours, auto",
+        }
+    }
+}
+
+/// What one sweep came to.
+struct Answer {
+    pick: Option<usize>,
+    interval: Option<[usize; 2]>,
+    throughput: Option<Estimate>,
+    /// The levels that were measured, ascending.
+    tested: Vec<usize>,
+    requests: u64,
+}
+
+/// The server as it is during one sweep: each measurement finds it at another speed.
+struct Noisy<'a> {
+    runtime: &'a Runtime,
+    server: &'a Server,
+    cv: f64,
+    rng: StdRng,
+}
+
+impl Noisy<'_> {
+    /// A speed with mean 1.
+    fn busy(&mut self, level: usize) -> Busy {
+        let variance = (1.0 + self.cv * self.cv).ln();
+        let speed = (variance.sqrt() * standard_normal(&mut self.rng) - variance / 2.0).exp();
+        Busy::new(self.server, level, speed, self.rng.random())
+    }
+
+    fn measure(&mut self, plan: &LoopPlan) -> Measured {
+        let busy = self.busy(plan.level);
+        measure(self.runtime, plan, busy)
+    }
+
+    /// Takes a search to its end. Also gives the levels as they were measured first.
+    fn search(&mut self, mut search: Search) -> (Answer, Vec<LevelSummary>) {
+        let mut measured: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
+        let mut summaries: BTreeMap<usize, LevelSummary> = BTreeMap::new();
+        let (mut first, mut requests) = (Vec::new(), 0);
+        while let Some(step) = search.next(&summaries.values().cloned().collect::<Vec<_>>()) {
+            let level = step.level;
+            let of_level = measured.entry(level).or_default();
+            of_level.push(self.measure(&full_plan(level, TOTAL)));
+            requests += of_level.last().map_or(0, |measured| measured.record.sent);
+            let summary = pooled(of_level);
+            if of_level.len() == 1 {
+                first.push(summary.clone());
+            }
+            summaries.insert(level, summary);
+        }
+        let decided = recommend(&summaries.values().cloned().collect::<Vec<_>>(), &Policy::default());
+        let pick = decided.recommended_concurrency;
+        let throughput = pick.and_then(|pick| summaries[&pick].throughput_rps);
+        let tested = summaries.into_keys().collect();
+        (Answer { pick, interval: decided.interval, throughput, tested, requests }, first)
+    }
+
+    fn barrier(&mut self, levels: &[usize]) -> Answer {
+        let mut requests = 0;
+        let mut summaries = Vec::new();
+        for &level in levels {
+            let busy = self.busy(level);
+            let samples = measure_with_barrier(self.runtime, &full_plan(level, TOTAL), busy);
+            let n: u64 = samples.iter().map(|sample| sample.completed).sum();
+            let succeeded: u64 = samples.iter().map(|sample| sample.succeeded).sum();
+            requests += n + level as u64;
+            summaries.push(LevelSummary {
+                concurrency: level,
+                requests: Some(n),
+                succeeded: Some(succeeded),
+                error_rate: Some((n - succeeded) as f64 / n as f64),
+                throughput_rps: Some(Estimate { estimate: counted(&samples), lower: None, upper: None }),
+                ..LevelSummary::default()
+            });
+        }
+        let pick = recommend(&summaries, &Policy::default()).recommended_concurrency;
+        Answer { pick, interval: None, throughput: None, tested: levels.to_vec(), requests }
+    }
+}
+
+fn argmax(first: &[LevelSummary], requests: u64) -> Answer {
+    let rps = |summary: &LevelSummary| summary.throughput_rps.map_or(0.0, |throughput| throughput.estimate);
+    let best = first.iter().max_by(|a, b| rps(a).total_cmp(&rps(b)));
+    Answer {
+        pick: best.map(|summary| summary.concurrency),
+        interval: None,
+        throughput: best.and_then(|summary| summary.throughput_rps),
+        tested: first.iter().map(|summary| summary.concurrency).collect(),
+        requests,
+    }
+}
+
+/// One sweep by every method, in the order of [`Method::ALL`].
+fn answers(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Answer; 4] {
+    let mut noisy = Noisy { runtime, server: &scenario.server, cv, rng: StdRng::seed_from_u64(seed) };
+    let policy = Policy::default();
+    let (ours, first) = noisy.search(Search::listed(scenario.levels, &policy, true));
+    let once = requests_of(scenario.levels);
+    let barrier = noisy.barrier(scenario.levels);
+    let (auto, _) = noisy.search(Search::adaptive(1, HIGHEST, &policy));
+    [argmax(&first, once), barrier, ours, auto]
+}
+
+/// The sweeps of one method at one server and noise, added up; or of several servers.
+#[derive(Default)]
+struct Tally {
+    sweeps: usize,
+    undecided: usize,
+    kept: f64,
+    good: usize,
+    ratio: f64,
+    picks: HashMap<(usize, usize), usize>,
+    failing: usize,
+    interval: (usize, usize),
+    throughput: (usize, usize),
+    requests: u64,
+}
+
+impl Tally {
+    fn add(&mut self, at: usize, scenario: &Scenario, method: Method, answer: &Answer) {
+        self.sweeps += 1;
+        self.requests += answer.requests;
+        let Some(pick) = answer.pick else {
+            self.undecided += 1;
+            return;
+        };
+        *self.picks.entry((at, pick)).or_default() += 1;
+        let choices = scenario.choices(method);
+        let (server, acceptable) = (&scenario.server, scenario.smallest_acceptable(&choices));
+        let failing = server.refuses(pick);
+        let share = server.true_rps(pick) / server.best_rps(&choices);
+        let kept = if failing { 0.0 } else { share };
+        self.failing += usize::from(failing);
+        self.kept += kept;
+        self.good += usize::from(kept >= GOOD);
+        self.ratio += pick as f64 / acceptable as f64;
+        if let Some([low, high]) = answer.interval {
+            let optimum = scenario.smallest_acceptable(&answer.tested);
+            self.interval.0 += usize::from((low..=high).contains(&optimum));
+            self.interval.1 += 1;
+        }
+        if let Some(Estimate { lower: Some(lower), upper: Some(upper), .. }) = answer.throughput {
+            self.throughput.0 += usize::from((lower..=upper).contains(&server.true_rps(pick)));
+            self.throughput.1 += 1;
+        }
+    }
+
+    fn undecided_share(&self) -> f64 {
+        self.undecided as f64 / self.sweeps as f64
+    }
+
+    fn decided(&self) -> f64 {
+        (self.sweeps - self.undecided) as f64
+    }
+
+    /// Of the sweeps that recommend anything.
+    fn good_share(&self) -> f64 {
+        self.good as f64 / self.decided()
+    }
+
+    fn mean_ratio(&self) -> f64 {
+        self.ratio / self.decided()
+    }
+
+    fn mean_requests(&self) -> f64 {
+        self.requests as f64 / self.sweeps as f64
+    }
+
+    /// Share of the sweeps that gave their server's most frequent pick.
+    fn same_pick(&self) -> f64 {
+        let mut most: BTreeMap<usize, usize> = BTreeMap::new();
+        for (&(server, _), &count) in &self.picks {
+            let most = most.entry(server).or_default();
+            *most = count.max(*most);
+        }
+        most.values().sum::<usize>() as f64 / self.sweeps as f64
+    }
+
+    fn header() -> &'static str {
+        "| kept, mean | kept >= 0.92 | ratio | same pick | failing level | not decided | interval holds the optimum \
+         | interval holds the throughput | requests |"
+    }
+
+    fn row(&self) -> String {
+        format!(
+            "| {:.3} | {} | {:.2} | {} | {} | {} | {} | {} | {:.0} |",
+            self.kept / self.decided(),
+            percent(self.good_share()),
+            self.mean_ratio(),
+            percent(self.same_pick()),
+            percent(self.failing as f64 / self.sweeps as f64),
+            percent(self.undecided_share()),
+            share(self.interval),
+            share(self.throughput),
+            self.mean_requests(),
+        )
+    }
+}
+
+fn percent(rate: f64) -> String {
+    format!("{:.1} %", 100.0 * rate)
+}
+
+fn share((part, of): (usize, usize)) -> String {
+    if of == 0 { "-".to_owned() } else { percent(part as f64 / of as f64) }
+}
+
+fn study_decisions(sweeps: usize, bars: &mut Bars) {
+    let scenarios = scenarios();
+    let cells = scenarios.len() * NOISE.len();
+    let results = in_parallel(cells * sweeps, |runtime, job| {
+        let cell = job / sweeps;
+        answers(runtime, &scenarios[cell % scenarios.len()], NOISE[cell / scenarios.len()], job as u64)
+    });
+    let tally = |noise: usize, method: usize, wanted: &dyn Fn(&Scenario) -> bool| {
+        let mut tally = Tally::default();
+        for (at, scenario) in scenarios.iter().enumerate().filter(|(_, scenario)| wanted(scenario)) {
+            let first = (noise * scenarios.len() + at) * sweeps;
+            for answers in &results[first..first + sweeps] {
+                tally.add(at, scenario, Method::ALL[method], &answers[method]);
+            }
+        }
+        tally
+    };
+    println!("### The recommendation\n");
+    println!("All {} servers together, {sweeps} sweeps of each:\n", scenarios.len());
+    println!("| noise CV | method {}\n|---|---|---|---|---|---|---|---|---|---|---|", Tally::header());
+    for (at, cv) in NOISE.iter().enumerate() {
+        for (method, named) in Method::ALL.iter().enumerate() {
+            println!("| {:.0} % | {} {}", 100.0 * cv, named.name(), tally(at, method, &|_| true).row());
+        }
+    }
+    println!("\nEach server, at a noise of {:.0} %:\n", 100.0 * NOISE[BAR_NOISE]);
+    println!("| server | method {}\n|---|---|---|---|---|---|---|---|---|---|---|", Tally::header());
+    for scenario in &scenarios {
+        for (method, named) in Method::ALL.iter().enumerate() {
+            let of = tally(BAR_NOISE, method, &|other| other.name == scenario.name);
+            println!("| {} | {} {}", scenario.name, named.name(), of.row());
+        }
+    }
+    println!();
+
+    let [_, _, ours, auto] = [0, 1, 2, 3];
+    for method in [ours, auto] {
+        let name = Method::ALL[method].name();
+        let all = tally(BAR_NOISE, method, &|_| true);
+        bars.check(
+            all.good_share() >= GOOD_PICKS,
+            &format!("{name}: at a noise of 5 %, 99 % of the recommendations keep 0.92 of the best throughput"),
+            format!(
+                "{} ({} of the sweeps recommend nothing)",
+                percent(all.good_share()),
+                percent(all.undecided_share())
+            ),
+        );
+        let failing: usize = (0..NOISE.len()).map(|noise| tally(noise, method, &|_| true).failing).sum();
+        bars.check(failing == 0, &format!("{name}: a failing level is never picked"), failing.to_string());
+    }
+    for scenario in scenarios.iter().filter(|scenario| scenario.is_knee) {
+        let ratio = tally(BAR_NOISE, ours, &|other| other.name == scenario.name).mean_ratio();
+        bars.check(
+            ratio <= LARGEST_RATIO,
+            &format!("ours: at a noise of 5 %, mean ratio at most {LARGEST_RATIO} on the {}", scenario.name),
+            format!("{ratio:.2}"),
+        );
+    }
+    let requests = |method| tally(BAR_NOISE, method, &|_| true).mean_requests();
+    let grid = requests_of(&GRID);
+    bars.check(
+        requests(auto) < SHARE_OF_GRID * grid as f64,
+        &format!("auto (1 to {HIGHEST}) sends less than half the {grid} requests of one measurement of the full grid"),
+        format!("{:.0}; the default levels with confirm rounds: {:.0}", requests(auto), requests(ours)),
+    );
+}
+
+// ---- intervals of a throughput ----
+
+/// Ways to put a 95 % interval around the throughput of one level.
+const INTERVALS: [&str; 4] =
+    ["ours: t on blocks of the cohort", "t on windows", "bootstrap of windows", "barrier, bootstrap of batches"];
+
+/// Levels and slots: alone, as many as slots, a few in line, and a larger server.
+const PLACES: [(usize, usize); 4] = [(1, 8), (8, 8), (10, 8), (20, 20)];
+
+fn study_intervals(bars: &mut Bars) {
+    println!("### The throughput of one level\n");
+    println!(
+        "{REPLICATES} measurements a line. The last four columns: share of the 95 % intervals that hold the truth.\n"
+    );
+    let columns = INTERVALS.join(" | ");
+    println!("| sigma | requests | level | slots | bias | bias with a barrier | half-width | {columns} |");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    for (sigma, total) in [(0.25, 100), (0.5, 100), (1.0, 1_000)] {
+        for (level, slots) in PLACES {
+            study_interval(bars, sigma, &full_plan(level, total), slots);
+        }
+    }
+    println!("\nThe error where service times are equal, with {TOTAL} requests or 10 x the level:\n");
+    println!("| level | slots | by share of life | by counting completions | with a barrier |\n|---|---|---|---|---|");
+    for (level, slots) in PLACES {
+        let found = Found::new(&virtual_time(), &Server::knee(slots, 0.0), &full_plan(level, TOTAL), 0);
+        let truth = Server::knee(slots, 0.0).true_rps(level);
+        let [ours, counted, barrier] =
+            [found.rps, found.counted_rps, found.barrier_rps].map(|rps| signed_percent(rps / truth - 1.0));
+        println!("| {level} | {slots} | {ours} | {counted} | {barrier} |");
+        bars.check(
+            (found.rps / truth - 1.0).abs() <= EXACT,
+            &format!("sigma 0, level {level} of {slots} slots: an error of at most 0.5 %"),
+            ours,
+        );
+    }
+    println!();
+}
+
+fn study_interval(bars: &mut Bars, sigma: f64, plan: &LoopPlan, slots: usize) {
+    let (level, requests) = (plan.level, plan.measured());
+    let server = Server::knee(slots, sigma);
+    let truth = server.true_rps(level);
+    let all = in_parallel(REPLICATES, |runtime, job| Found::new(runtime, &server, plan, job as u64));
+    let mean = |of: &dyn Fn(&Found) -> f64| all.iter().map(of).sum::<f64>() / REPLICATES as f64;
+    let bias = |of: &dyn Fn(&Found) -> f64| signed_percent(mean(of) / truth - 1.0);
+    let held: Vec<f64> = (0..INTERVALS.len())
+        .map(|at| {
+            mean(&|found| f64::from(found.intervals[at].is_some_and(|[low, high]| low <= truth && truth <= high)))
+        })
+        .collect();
+    println!(
+        "| {sigma} | {requests} | {level} | {slots} | {} | {} | {} | {} |",
+        bias(&|found| found.rps),
+        bias(&|found| found.barrier_rps),
+        percent(mean(&|found| found.intervals[0].map_or(0.0, |[low, high]| (high - low) / 2.0)) / truth),
+        held.iter().map(|&held| percent(held)).collect::<Vec<_>>().join(" | ")
+    );
+    bars.check(
+        (COVERAGE.0..=COVERAGE.1).contains(&held[0]),
+        &format!(
+            "sigma {sigma}, {requests} requests, level {level} of {slots} slots: 90 to 99 % of the intervals hold it"
+        ),
+        percent(held[0]),
+    );
+}
+
+fn signed_percent(rate: f64) -> String {
+    format!("{:+.1} %", 100.0 * rate)
+}
+
+/// What one level came to, in several ways.
+struct Found {
+    rps: f64,
+    counted_rps: f64,
+    barrier_rps: f64,
+    intervals: [Option<[f64; 2]>; 4],
+}
+
+impl Found {
+    fn new(runtime: &Runtime, server: &Server, plan: &LoopPlan, seed: u64) -> Self {
+        let measured = measure(runtime, plan, Busy::new(server, plan.level, 1.0, seed));
+        let batches = measure_with_barrier(runtime, plan, Busy::new(server, plan.level, 1.0, seed));
+        let windows = &measured.facts.samples;
+        let ours = pooled(std::slice::from_ref(&measured)).throughput_rps.expect("a window of some length");
+        let mut rng = StdRng::seed_from_u64(seed);
+        Found {
+            rps: ours.estimate,
+            counted_rps: counted(windows),
+            barrier_rps: counted(&batches),
+            intervals: [
+                ours.lower.zip(ours.upper).map(|(lower, upper)| [lower, upper]),
+                Some(t_of_windows(windows)),
+                Some(bootstrap(windows, &mut rng)),
+                Some(bootstrap(&batches, &mut rng)),
+            ],
+        }
+    }
+}
+
+/// Successes by seconds.
+fn counted(samples: &[Sample]) -> f64 {
+    let succeeded: u64 = samples.iter().map(|sample| sample.succeeded).sum();
+    succeeded as f64 / samples.iter().map(|sample| sample.duration_s).sum::<f64>()
+}
+
+/// Student's t on the rates of the ten windows.
+fn t_of_windows(windows: &[Sample]) -> [f64; 2] {
+    /// The 97.5 % quantile at 9 degrees of freedom.
+    const T: f64 = 2.262_157_162_8;
+    assert_eq!(windows.len(), 10);
+    let rates: Vec<f64> = windows.iter().map(|window| window.succeeded as f64 / window.duration_s).collect();
+    let mean = rates.iter().sum::<f64>() / 10.0;
+    let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / 9.0;
+    let half = T * (variance / 10.0).sqrt();
+    [mean - half, mean + half]
+}
+
+/// Criterion's way: percentiles of the mean time per success, samples drawn anew.
+fn bootstrap(samples: &[Sample], rng: &mut StdRng) -> [f64; 2] {
+    const DRAWS: usize = 1_000;
+    let times: Vec<f64> = samples.iter().map(|sample| sample.duration_s / sample.succeeded as f64).collect();
+    let n = times.len();
+    let mut means: Vec<f64> =
+        (0..DRAWS).map(|_| (0..n).map(|_| times[rng.random_range(0..n)]).sum::<f64>() / n as f64).collect();
+    means.sort_unstable_by(f64::total_cmp);
+    let at = |p| quantile(DRAWS as u64, p, |rank| means[rank as usize]).expect("there are draws");
+    [1.0 / at(0.975), 1.0 / at(0.025)]
+}

@@ -1,0 +1,134 @@
+//! Whether this client is the limit: the CPU time of the thread that makes the load, and how late its timers are.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
+
+use crate::stats::{ClientLoad, quantile};
+
+/// How often the ticker looks.
+const TICK: Duration = Duration::from_millis(20);
+/// Tokio's timer rounds up to a whole millisecond, and the wait for events below it does so once more.
+const TIMER_ROUNDING: Duration = Duration::from_millis(2);
+
+/// Watches the thread it was started on, which must be the one that makes the load, while its runtime runs.
+#[derive(Debug)]
+pub struct SelfCheck {
+    /// The end of the warm-up.
+    from: Option<Reading>,
+    /// The end of the last window so far.
+    to: Option<Reading>,
+    lags_s: Arc<Mutex<Vec<f64>>>,
+    ticker: AbortHandle,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Instant,
+    cpu: Option<Duration>,
+}
+
+impl Reading {
+    fn now() -> Self {
+        Reading { at: Instant::now(), cpu: cpu_of_this_thread() }
+    }
+}
+
+impl SelfCheck {
+    /// Begins to watch. Call it inside the load thread's runtime.
+    pub fn start() -> Self {
+        let lags_s: Arc<Mutex<Vec<f64>>> = Arc::default();
+        let ticker = tokio::spawn(tick(lags_s.clone())).abort_handle();
+        SelfCheck { from: None, to: None, lags_s, ticker }
+    }
+
+    /// The warm-up or a window ended. Call it on the load thread.
+    pub fn window_ended(&mut self) {
+        let now = Reading::now();
+        if self.from.is_none() {
+            self.from = Some(now);
+            self.lags_s.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        } else {
+            self.to = Some(now);
+        }
+    }
+
+    /// What was seen between the end of the warm-up and that of the last window.
+    pub fn result(&self) -> ClientLoad {
+        let mut lags = self.lags_s.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        lags.sort_unstable_by(f64::total_cmp);
+        ClientLoad {
+            cpu: self.from.zip(self.to).and_then(|(from, to)| cpu_share(from, to)),
+            timer_lag_p95_s: quantile(lags.len() as u64, 0.95, |rank| lags[rank as usize]),
+        }
+    }
+}
+
+impl Drop for SelfCheck {
+    fn drop(&mut self) {
+        self.ticker.abort();
+    }
+}
+
+fn cpu_share(from: Reading, to: Reading) -> Option<f64> {
+    let wall = to.at.duration_since(from.at).as_secs_f64();
+    let cpu = to.cpu?.saturating_sub(from.cpu?).as_secs_f64();
+    (wall > 0.0).then(|| cpu / wall)
+}
+
+async fn tick(lags_s: Arc<Mutex<Vec<f64>>>) {
+    loop {
+        let due = Instant::now() + TICK;
+        tokio::time::sleep_until(due.into()).await;
+        let lag = due.elapsed().saturating_sub(TIMER_ROUNDING);
+        lags_s.lock().unwrap_or_else(PoisonError::into_inner).push(lag.as_secs_f64());
+    }
+}
+
+/// CPU time of the calling thread, user and system; `None` where the system does not tell (all but Linux).
+fn cpu_of_this_thread() -> Option<Duration> {
+    // Time on a processor in nanoseconds, time in the queue, time slices. See proc_pid_schedstat(5).
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch(mut between: impl FnMut()) -> ClientLoad {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut check = SelfCheck::start();
+            check.window_ended();
+            for _ in 0..20 {
+                between();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            check.window_ended();
+            check.result()
+        })
+    }
+
+    /// A thread that computes for 30 ms before it looks at its timers again is late by more than a thread that waits.
+    #[test]
+    fn a_thread_that_computes_shows_in_both_figures() {
+        let busy = watch(|| {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(30) {}
+        });
+        assert!(busy.timer_lag_p95_s.unwrap() > 0.005, "{busy:?}");
+        if cfg!(target_os = "linux") {
+            let idle = watch(|| std::thread::sleep(Duration::from_millis(30)));
+            assert!(busy.cpu.unwrap() > 5.0 * idle.cpu.unwrap(), "{busy:?} {idle:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_window_nothing_is_known_of_the_cpu() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let seen = runtime.block_on(async { SelfCheck::start().result() });
+        assert_eq!(seen, ClientLoad::default());
+    }
+}
