@@ -1,5 +1,6 @@
 //! The command line: clap definitions and nothing else.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -63,6 +64,12 @@ pub struct RunArgs {
     /// Seed of everything random on our side
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Show nothing of a level while it runs
+    #[arg(long)]
+    pub quiet: bool,
+    /// Serve Prometheus metrics of the run at http://ADDRESS/metrics
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
+    pub metrics_addr: Option<SocketAddr>,
     /// Stop before more requests than this are sent
     #[arg(long, value_name = "N")]
     pub max_requests: Option<u64>,
@@ -93,6 +100,8 @@ impl RunArgs {
             total_requests: self.total_requests,
             seed: self.seed,
             quick: self.quick.then_some(true),
+            quiet: self.quiet.then_some(true),
+            metrics_addr: self.metrics_addr,
             max_requests: self.max_requests,
             max_output_tokens: self.max_output_tokens,
             max_minutes: self.max_minutes,

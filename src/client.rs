@@ -1081,6 +1081,8 @@ impl LlmClient {
             path: "config.yaml".into(),
             api_key: Settings::api_key(&env),
             quick: false,
+            quiet: false,
+            metrics_addr: None,
             config,
         })
     }

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -13,6 +13,7 @@ use crate::client::BodyTemplate;
 use crate::compare::{Comparison, compare};
 use crate::config::{ConfigError, Endpoint, Llm, Overrides, Settings};
 use crate::config_patch;
+use crate::monitor::textfile;
 use crate::outcome::Reply;
 use crate::recommend::{Policy, Recommendation, Status, recommend};
 use crate::report::export;
@@ -327,6 +328,10 @@ fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     recommendation
 }
 
+/// The figures of the newest run, in the folder of results, for node-exporter's textfile collector. Its name stays,
+/// since of two files with the same series the collector takes neither.
+const TEXTFILE: &str = "concurrency.prom";
+
 /// Decides at the end of a sweep, completes the results file, and prints the answer and where all of it lies.
 fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &Swept) -> Result<Recommendation> {
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
@@ -340,6 +345,13 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     swept.run.write_results(Some(&recommendation))?;
     say(printed(&recommendation))?;
     eprintln!("{}", where_written(swept, places));
+    let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    // The answer is worth more than its copy.
+    if let Err(error) =
+        write_atomic(&places.results.join(TEXTFILE), textfile(&recommendation, ended_s.round()).as_bytes())
+    {
+        eprintln!("note: {error}");
+    }
     let manifest = &swept.run.manifest;
     let requests = manifest.requests(swept.run.folder());
     let page = page_of(recommendation.clone(), settings.config.policy.clone(), about_run(manifest), &requests);
@@ -381,11 +393,12 @@ fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)>
 
 fn where_written(swept: &Swept, places: &Places) -> String {
     format!(
-        "{:.1} s of load. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)",
+        "{:.1} s of load. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)\n  {} (for node-exporter)",
         swept.load_s,
         swept.run.results_file.display(),
         swept.run.folder().display(),
         places.criterion.join("report/index.html").display(),
+        places.results.join(TEXTFILE).display(),
     )
 }
 

@@ -515,7 +515,7 @@ fn a_quick_run_in_an_empty_folder() {
 fn left_behind(folder: &Folder) -> (Value, Value) {
     let only = |name: &str| {
         let mut files: Vec<_> = fs::read_dir(folder.path(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.retain(|file| file.extension().is_none_or(|ending| ending != "html"));
+        files.retain(|file| file.is_dir() || file.extension().is_some_and(|ending| ending == "json"));
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
     };
@@ -576,6 +576,42 @@ fn contenders_are_measured_again_and_pooled() {
     assert!(folder.path(&format!("target/concurrency/{run_id}/confirm-1-level-{level}.jsonl")).exists());
     assert!(folder.path(&format!("target/criterion/confirm-1/{level}/new/estimates.json")).exists());
     decided_alike(&folder, &results);
+}
+
+#[test]
+fn a_level_says_what_it_came_to_unless_quiet() {
+    let config = "llm: {endpoint: simulator, model: m}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01, \
+                  output_tokens: {distribution: fixed, tokens: 4}}\n";
+    let folder = Folder::with(config);
+    let args = ["run", "--levels", "2", "--quick"];
+    let ran = folder.tool(&args);
+    let line = ran.stderr.lines().find(|line| line.starts_with("level 2 ended: ")).expect("a line");
+    let run_id = left_behind(&folder).1["run_id"].as_str().unwrap().to_owned();
+    let requests = fs::read_to_string(folder.path(&format!("target/concurrency/{run_id}/level-2.jsonl"))).unwrap();
+    let expected = format!("level 2 ended: {} requests in ", requests.lines().count());
+    assert!(line.starts_with(&expected) && line.contains("P95"), "{expected}: {line}");
+    for quiet in
+        [folder.tool(&[args.as_slice(), &["--quiet"]].concat()), folder.tool_with(&args, &[("LLM_BENCH_QUIET", "1")])]
+    {
+        assert!(!quiet.stderr.contains("level 2 ended") && quiet.stderr.contains("Plan: "), "{}", quiet.stderr);
+        assert!(quiet.stdout.contains("No recommendation (unresolved)"), "{}", quiet.stdout);
+    }
+    let textfile = fs::read_to_string(folder.path("results/concurrency.prom")).unwrap();
+    assert!(textfile.contains("llm_concurrency_final_throughput_requests_per_second{level=\"2\"} "), "{textfile}");
+}
+
+/// The same address for both: nobody must have called there.
+#[test]
+fn a_taken_metrics_address_ends_the_run_before_anything_is_sent() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    taken.set_nonblocking(true).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let folder = Folder::with(&format!("llm: {{endpoint: 'http://{address}/v1', model: m}}\n"));
+    let ran = folder.tool(&["run", "--metrics-addr", &address]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.error().starts_with("error: cannot serve metrics on 127.0.0.1:PORT: "), "{}", ran.shown());
+    assert!(ran.error().contains("Nothing was sent"), "{}", ran.error());
+    assert_eq!(taken.accept().map(drop).map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
 }
 
 #[test]
