@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use llm_concurrency::client::{BodyTemplate, Transport};
 use llm_concurrency::closed_loop::{self, LoopPlan, Observer, Window};
 use llm_concurrency::config::{Llm, RequestSettings};
+use llm_concurrency::monitor::{Counts, LevelMonitor, Live};
 use llm_concurrency::outcome::{Reply, RequestOutcome};
 use llm_concurrency::plan::SAMPLES;
 use llm_concurrency::results::SidecarWriter;
@@ -70,15 +71,17 @@ fn main() {
     }
     let rounds = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(ROUNDS);
     let server = Server::start();
-    println!("processor time per request, µs: the median of {rounds} rounds, both in turn in each round");
-    println!("{:>6} {:>6} {:>8} {:>10} {:>6}", "kind", "level", "ours", "raw hyper", "ratio");
+    println!("processor time per request, µs: the median of {rounds} rounds, all in turn in each round");
+    println!("{:>6} {:>6} {:>8} {:>9} {:>10} {:>6}", "kind", "level", "ours", "no view", "raw hyper", "ratio");
     for kind in [Kind::Plain, Kind::Stream] {
         for level in LEVELS {
-            let pairs: Vec<(f64, f64)> =
-                (0..rounds).map(|_| (ours(server.address, kind, level), raw(server.address, kind, level))).collect();
-            let middle = |figure: fn(&(f64, f64)) -> f64| median(pairs.iter().map(figure).collect());
-            let (own, raw, ratio) = (middle(|p| p.0), middle(|p| p.1), middle(|p| p.0 / p.1));
-            println!("{:>6} {level:>6} {own:>8.1} {raw:>10.1} {ratio:>6.2}", kind.name());
+            let cost = |is_seen| ours(server.address, kind, level, is_seen);
+            let all: Vec<[f64; 3]> =
+                (0..rounds).map(|_| [cost(true), cost(false), raw(server.address, kind, level)]).collect();
+            let middle = |figure: fn(&[f64; 3]) -> f64| median(all.iter().map(figure).collect());
+            let [own, unseen, raw, ratio] =
+                [middle(|r| r[0]), middle(|r| r[1]), middle(|r| r[2]), middle(|r| r[0] / r[2])];
+            println!("{:>6} {level:>6} {own:>8.1} {unseen:>9.1} {raw:>10.1} {ratio:>6.2}", kind.name());
         }
     }
 }
@@ -110,17 +113,29 @@ fn cost_us(requests: usize, load: impl FnOnce()) -> f64 {
 // ---- through our own path ----
 
 /// Records as the sweep does.
-struct Records(SidecarWriter);
+struct Records {
+    sidecar: SidecarWriter,
+    counts: Option<Arc<Counts>>,
+}
 
 impl Observer for Records {
+    fn issued(&mut self, ticket: closed_loop::Ticket) {
+        if let Some(counts) = &self.counts {
+            counts.issued(ticket.phase);
+        }
+    }
     fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
         assert_eq!(outcome.failure, None, "{:?}", outcome.error);
-        self.0.push(outcome);
+        if let Some(counts) = &self.counts {
+            counts.ended(&outcome);
+        }
+        self.sidecar.push(outcome);
     }
     fn window(&mut self, _: Window) {}
 }
 
-fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
+/// With the live view on, or without any count of it.
+fn ours(server: SocketAddr, kind: Kind, level: usize, is_seen: bool) -> f64 {
     let request = kind.settings();
     let url = Url::parse(&format!("http://{server}/v1")).expect("a URL");
     let prompt = Prompt { id: "1".to_owned(), size: "small".to_owned(), text: PROMPT.to_owned() };
@@ -129,12 +144,17 @@ fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
     cost_us(kind.requests(), || {
         let runtime = runtime();
         let (_go_on, stop) = tokio::sync::watch::channel(false);
-        let mut records = Records(SidecarWriter::create(folder.path().join("level.jsonl")).expect("a sidecar"));
+        let sidecar = SidecarWriter::create(folder.path().join("level.jsonl")).expect("a sidecar");
+        let counts = is_seen.then(|| Live::default().begin(level, 0, plan.tickets()));
+        let mut monitor = counts.clone().map(|counts| LevelMonitor::new(counts, false));
+        monitor.iter_mut().for_each(LevelMonitor::show);
+        let mut records = Records { sidecar, counts };
         let transport = Transport::new(&url, request.kind, &Llm::default(), None).expect("a client");
         let target = Target::new(transport, "m", &request, &[prompt], "cost");
         let send = |ticket: closed_loop::Ticket| target.send(level, ticket.seq);
         runtime.block_on(closed_loop::run(&plan, stop, send, &mut records));
-        records.0.finish().expect("the records are on disk");
+        drop(monitor);
+        records.sidecar.finish().expect("the records are on disk");
     })
 }
 

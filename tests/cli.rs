@@ -483,16 +483,16 @@ fn a_quick_run_in_an_empty_folder() {
     results.sort();
     let names: Vec<_> =
         results.iter().map(|path| folder.filtered(path.file_name().unwrap().to_str().unwrap())).collect();
-    assert_eq!(names, ["concurrency_report_<time>.html", "concurrency_results_<time>.json"]);
+    assert_eq!(names, ["concurrency.prom", "concurrency_report_<time>.html", "concurrency_results_<time>.json"]);
     // The built-in prompts come in several sizes, which are told apart.
-    let file: Value = serde_json::from_str(&fs::read_to_string(&results[1]).unwrap()).unwrap();
+    let file: Value = serde_json::from_str(&fs::read_to_string(&results[2]).unwrap()).unwrap();
     for level in file["levels"].as_array().unwrap() {
         let sizes = level["by_size"].as_array().unwrap();
         let requests: u64 = sizes.iter().map(|size| size["requests"].as_u64().unwrap()).sum();
         assert!(sizes.len() > 1 && requests == level["requests"].as_u64().unwrap(), "{level:#}");
     }
     assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
-    let page = fs::read_to_string(&results[0]).unwrap();
+    let page = fs::read_to_string(&results[1]).unwrap();
     assert!(page.contains("id=\"figure-run0-in-flight\"") && page.contains("id=\"figure-run0-distribution\""));
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
@@ -501,7 +501,7 @@ fn a_quick_run_in_an_empty_folder() {
     let made = folder.tool(&["generate-test-data"]);
     assert_eq!(made.stdout, "wrote 100 snippets (seed 42) to test-data/test_snippets.json\n");
     assert_eq!(folder.recommend(&[]).shown(), again.shown());
-    let from_file = folder.recommend(&["--results", results[1].to_str().unwrap(), "--json"]);
+    let from_file = folder.recommend(&["--results", results[2].to_str().unwrap(), "--json"]);
     assert_eq!((from_file.code, &from_file.stdout[..1]), (3, "{"));
 
     // Another model is another target.
