@@ -70,6 +70,9 @@ pub struct RunArgs {
     /// Serve Prometheus metrics of the run at http://ADDRESS/metrics
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
     pub metrics_addr: Option<SocketAddr>,
+    /// Read the server's own /metrics once a second (vLLM, llama.cpp, SGLang), to show its queue in the report
+    #[arg(long)]
+    pub server_metrics: bool,
     /// Stop before more requests than this are sent
     #[arg(long, value_name = "N")]
     pub max_requests: Option<u64>,
@@ -101,6 +104,7 @@ impl RunArgs {
             seed: self.seed,
             quick: self.quick.then_some(true),
             quiet: self.quiet.then_some(true),
+            server_metrics: self.server_metrics.then_some(true),
             metrics_addr: self.metrics_addr,
             max_requests: self.max_requests,
             max_output_tokens: self.max_output_tokens,

@@ -464,6 +464,8 @@ pub struct Overrides {
     pub quick: Option<bool>,
     /// Nothing is shown of a level while it runs.
     pub quiet: Option<bool>,
+    /// Ask the server for its own `/metrics`.
+    pub server_metrics: Option<bool>,
     /// Where to serve `/metrics`.
     pub metrics_addr: Option<SocketAddr>,
     /// `benchmark.budget.max_requests`.
@@ -491,6 +493,10 @@ impl Overrides {
             seed: env.number("LLM_BENCH_SEED", WHOLE)?,
             quick: env.get("LLM_BENCH_QUICK").map(|value| switch("LLM_BENCH_QUICK", value)).transpose()?,
             quiet: env.get("LLM_BENCH_QUIET").map(|value| switch("LLM_BENCH_QUIET", value)).transpose()?,
+            server_metrics: env
+                .get("LLM_BENCH_SERVER_METRICS")
+                .map(|value| switch("LLM_BENCH_SERVER_METRICS", value))
+                .transpose()?,
             metrics_addr: env.number("LLM_BENCH_METRICS_ADDR", "an address such as 127.0.0.1:9464")?,
             max_requests: env.number("LLM_BENCH_MAX_REQUESTS", WHOLE)?,
             max_output_tokens: env.number("LLM_BENCH_MAX_OUTPUT_TOKENS", WHOLE)?,
@@ -505,7 +511,7 @@ impl Overrides {
                 *place = value;
             }
         }
-        let Settings { config: Config { llm, benchmark, .. }, quick, quiet, .. } = settings;
+        let Settings { config: Config { llm, benchmark, .. }, quick, quiet, server_metrics, .. } = settings;
         // Levels named for this run are meant: a bound from a less specific place must not leave them out.
         if let Some(Levels::List(levels)) = &self.levels {
             benchmark.min_concurrency = levels[0];
@@ -521,6 +527,7 @@ impl Overrides {
         set(&mut benchmark.seed, self.seed);
         set(quick, self.quick);
         set(quiet, self.quiet);
+        set(server_metrics, self.server_metrics);
         let budget = &mut benchmark.budget;
         budget.max_requests = self.max_requests.or(budget.max_requests);
         budget.max_output_tokens = self.max_output_tokens.or(budget.max_output_tokens);
@@ -549,6 +556,8 @@ pub struct Settings {
     pub quick: bool,
     /// Nothing is shown of a level while it runs.
     pub quiet: bool,
+    /// Whether the server is asked for its own `/metrics` while a level runs.
+    pub server_metrics: bool,
     /// Where `/metrics` is served during a run, if anywhere.
     pub metrics_addr: Option<SocketAddr>,
     /// From the environment only.
@@ -567,7 +576,8 @@ impl Settings {
     /// Merges what has been read.
     pub fn resolve(path: PathBuf, config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
         let api_key = Settings::api_key(env);
-        let mut settings = Settings { path, config, quick: false, quiet: false, metrics_addr: None, api_key };
+        let mut settings =
+            Settings { path, config, quick: false, quiet: false, server_metrics: false, metrics_addr: None, api_key };
         Overrides::from_env(env)?.apply(&mut settings);
         flags.apply(&mut settings);
         let Settings { path, config, .. } = &mut settings;

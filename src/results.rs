@@ -22,7 +22,7 @@ use crate::outcome::{RateLimit, RequestOutcome};
 use crate::recommend::{JudgedLevel, Policy, Recommendation, percent};
 use crate::search::{Stage, Step};
 use crate::snippets::Prompt;
-use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample};
+use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample, ServerLoad};
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
@@ -335,6 +335,9 @@ pub struct LevelRecord {
     /// What the server said last of its quota.
     #[serde(default)]
     pub rate_limit: Option<RateLimit>,
+    /// What the server said of its load in the measured window, where it was asked.
+    #[serde(default)]
+    pub server: Option<ServerLoad>,
 }
 
 impl LevelRecord {
@@ -527,6 +530,7 @@ fn summarize_level(
             request_timeout_s: settings.request_timeout_s,
             client: record.client,
             rate_limit: record.rate_limit,
+            server: record.server,
         };
         let outcomes = read_sidecar(&folder.join(sidecar_name(record.step())))?.collect::<Result<Vec<_>, _>>()?;
         let part = if record.stage == Stage::Confirm { &mut confirmed } else { &mut first };

@@ -32,6 +32,7 @@ use crate::results::{
 };
 use crate::search::{CONFIRM_ROUNDS, Search, Stage, Step};
 use crate::self_check::SelfCheck;
+use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
 use crate::stats::{ClientLoad, LevelState, Sample};
@@ -483,6 +484,7 @@ struct LevelInHand {
     warmed_up: bool,
     ended: Option<Box<LoopEnd>>,
     stopper: Stopper,
+    watch: Option<Arc<ServerWatch>>,
     monitor: LevelMonitor,
 }
 
@@ -493,6 +495,7 @@ enum Event {
 
 struct LoopEnd {
     record: LoopRecord,
+    began: Instant,
     load_s: f64,
     itl_histogram: Vec<(u64, u64)>,
     last_failure: Option<(Failure, String)>,
@@ -572,6 +575,10 @@ impl LevelInHand {
             reason,
             client: Some(end.client),
             rate_limit: end.rate_limit,
+            server: end.record.window_s().zip(self.watch).and_then(|(window, watch)| {
+                let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
+                watch.between(from, to)
+            }),
         };
         Ok(LevelEnd {
             record,
@@ -656,6 +663,7 @@ struct Load {
     live: Arc<Live>,
     /// Whether nothing is to be shown of it.
     quiet: bool,
+    watch: Option<Arc<ServerWatch>>,
     /// Kept alive, if it is the endpoint.
     simulator: Option<Simulator>,
 }
@@ -673,10 +681,22 @@ pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), 
 
 fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let simulator = Simulator::start(settings.config.simulator.clone(), 0)?;
+    Ok((transport_to(settings, &simulator)?, Some(simulator)))
+}
+
+fn transport_to(settings: &Settings, simulator: &Simulator) -> Result<Transport, SweepError> {
     let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
     let Config { llm, benchmark, .. } = &settings.config;
-    let transport = Transport::new(&url, benchmark.request.kind, llm, None)?;
-    Ok((transport, Some(simulator)))
+    Ok(Transport::new(&url, benchmark.request.kind, llm, None)?)
+}
+
+/// Looks at the server by connections of its own.
+fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<ServerWatch>, SweepError> {
+    let transport = match simulator {
+        Some(simulator) => transport_to(settings, simulator)?,
+        None => transport(settings)?.0,
+    };
+    Ok(Arc::new(ServerWatch::start(transport)?))
 }
 
 impl Load {
@@ -690,6 +710,8 @@ impl Load {
         let Config { llm, benchmark, .. } = &settings.config;
         // Tests and `--all-targets` never touch somebody's server.
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
+        let wanted = settings.server_metrics && mode == Mode::Measure;
+        let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
         let salt = format!("{}/{}", benchmark.seed, run.manifest.run_id);
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
         let stopper = Stopper::new();
@@ -698,7 +720,7 @@ impl Load {
         let timed = stopper.clone();
         let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
         std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, timed, minutes))?;
-        Ok(Load { jobs, stopper, target: Arc::new(target), live, quiet: settings.quiet, simulator })
+        Ok(Load { jobs, stopper, target: Arc::new(target), live, quiet: settings.quiet, watch, simulator })
     }
 
     /// Begins a level; its windows arrive as they close.
@@ -729,6 +751,7 @@ impl Load {
             warmed_up: false,
             ended: None,
             stopper: self.stopper.clone(),
+            watch: self.watch.clone(),
             monitor: LevelMonitor::new(counts, self.quiet),
         })
     }
@@ -832,6 +855,7 @@ async fn run_level(
     let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
     let end = LoopEnd {
         record,
+        began,
         load_s: began.elapsed().as_secs_f64(),
         itl_histogram: recorder
             .itl

@@ -494,6 +494,8 @@ fn a_quick_run_in_an_empty_folder() {
     assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
     let page = fs::read_to_string(&results[1]).unwrap();
     assert!(page.contains("id=\"figure-run0-in-flight\"") && page.contains("id=\"figure-run0-distribution\""));
+    // Nobody asked the server.
+    assert!(!page.contains("figure-queueing") && file["levels"][0].get("server").is_none());
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);
@@ -598,6 +600,24 @@ fn a_level_says_what_it_came_to_unless_quiet() {
     }
     let textfile = fs::read_to_string(folder.path("results/concurrency.prom")).unwrap();
     assert!(textfile.contains("llm_concurrency_final_throughput_requests_per_second{level=\"2\"} "), "{textfile}");
+}
+
+/// Two slots: of ten requests in flight eight wait.
+#[test]
+fn the_servers_own_queue_stands_beside_the_curve() {
+    let config = "llm: {endpoint: simulator, model: m}\nsimulator: {slots: 2, base_step_ms: 10, per_sequence_ms: 0.1, \
+                  output_tokens: {distribution: fixed, tokens: 4}}\n";
+    let folder = Folder::with(config);
+    folder.tool(&["run", "--levels", "1,10", "--total-requests", "100", "--max-requests", "300", "--server-metrics"]);
+    let (results, manifest) = left_behind(&folder);
+    let [first, last] = [0, 1].map(|at| &results["levels"][at]["server"]);
+    assert_eq!(manifest["levels"][1]["server"]["looks"], last["looks"]);
+    let number = |load: &Value, key: &str| load[key].as_f64().unwrap();
+    assert!(number(first, "waiting") < 1.0 && number(first, "looks") >= 2.0, "{first}");
+    assert!(number(last, "running") <= 2.0 && number(last, "waiting") > 5.0, "{last}");
+    let mut files = fs::read_dir(folder.path("results")).unwrap().map(|entry| entry.unwrap().path());
+    let page = files.find(|path| path.extension().is_some_and(|ending| ending == "html")).unwrap();
+    assert!(fs::read_to_string(page).unwrap().contains("id=\"figure-queueing\""));
 }
 
 /// The same address for both: nobody must have called there.

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "outcome",
     "stats",
     "usl",
@@ -23,6 +23,7 @@ const ORDER: [&str; 22] = [
     "config",
     "snippets",
     "client",
+    "server_load",
     "target",
     "plan",
     "results",

@@ -140,6 +140,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         reason: None,
         client: None,
         rate_limit: None,
+        server: None,
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }

@@ -53,6 +53,7 @@ pub fn sections(runs: &[Run]) -> Vec<Section> {
     };
     let mut throughput = vec![throughput(runs)];
     throughput.extend(tokens(runs));
+    throughput.extend(queueing(runs));
     vec![
         Section {
             id: "throughput",
@@ -290,6 +291,62 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
     };
     let title = "Output tokens per second, all requests together".to_owned();
     (!series.is_empty()).then(|| Figure { title, caption: String::new(), chart: Ok(Chart { series, ..chart }) })
+}
+
+/// What the server said of its load.
+fn queueing(runs: &[Run]) -> Option<Figure> {
+    type Kind = (&'static str, Style, fn(&LevelSummary) -> Option<f64>);
+    let kinds: [Kind; 2] = [
+        ("running", Style::Dashed, |summary| summary.server?.running),
+        ("waiting", Style::Points, |summary| summary.server?.waiting),
+    ];
+    let xs = levels(runs);
+    let mut series = Vec::new();
+    for (at, run) in runs.iter().enumerate() {
+        for (name, style, figure) in kinds {
+            let ys = over(run, &xs, figure);
+            if ys.iter().any(Option::is_some) {
+                let name = named(run, runs, name);
+                series.push(Series {
+                    name,
+                    tone: tone(runs, at),
+                    alpha: 1.0,
+                    style,
+                    ys,
+                    shown: true,
+                    ..Series::default()
+                });
+            }
+        }
+    }
+    let y = Axis::from_zero("requests", Unit::Number, series.iter().flat_map(|s| s.ys.iter().flatten().copied()));
+    let fullest = |run: &Run| {
+        let shares = run.recommendation.levels.iter().filter_map(|level| level.summary.server?.kv_cache);
+        Some(named(run, runs, &percent(shares.reduce(f64::max)?)))
+    };
+    let fullest: Vec<String> = runs.iter().filter_map(fullest).collect();
+    let cache = if fullest.is_empty() {
+        String::new()
+    } else {
+        format!(" KV cache in use where it was fullest: {}.", fullest.join(", "))
+    };
+    let chart = Chart {
+        id: "queueing".to_owned(),
+        label: "Requests that run and wait at the server, over the concurrency level".to_owned(),
+        wide: true,
+        x: Axis::of_levels(&xs),
+        y,
+        marks: picks(runs, true),
+        xs,
+        ..Chart::default()
+    };
+    (!series.is_empty()).then(|| Figure {
+        title: "Running and waiting at the server".to_owned(),
+        caption: format!(
+            "Means over the measured window, by the server's own /metrics. Where waiting begins, more requests in parallel only queue.{cache}"
+        ),
+        chart: Ok(Chart { series, ..chart }),
+    })
 }
 
 // ---- times ----
