@@ -1,8 +1,9 @@
 //! The command line: clap definitions and nothing else.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ConfigError, Endpoint, Levels, Overrides};
 use crate::simulator::FaultRate;
@@ -26,6 +27,8 @@ pub enum Command {
     Run(RunArgs),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(RecommendArgs),
+    /// Make the HTML report of a results file, or of two to compare
+    Report(ReportArgs),
     /// Send one request and say what works, or what is wrong and how to mend it
     Check(TargetArgs),
     /// Write test-data/test_snippets.json
@@ -61,6 +64,15 @@ pub struct RunArgs {
     /// Seed of everything random on our side
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Show nothing of a level while it runs
+    #[arg(long)]
+    pub quiet: bool,
+    /// Serve Prometheus metrics of the run at http://ADDRESS/metrics
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
+    pub metrics_addr: Option<SocketAddr>,
+    /// Read the server's own /metrics once a second (vLLM, llama.cpp, SGLang), to show its queue in the report
+    #[arg(long)]
+    pub server_metrics: bool,
     /// Stop before more requests than this are sent
     #[arg(long, value_name = "N")]
     pub max_requests: Option<u64>,
@@ -91,6 +103,9 @@ impl RunArgs {
             total_requests: self.total_requests,
             seed: self.seed,
             quick: self.quick.then_some(true),
+            quiet: self.quiet.then_some(true),
+            server_metrics: self.server_metrics.then_some(true),
+            metrics_addr: self.metrics_addr,
             max_requests: self.max_requests,
             max_output_tokens: self.max_output_tokens,
             max_minutes: self.max_minutes,
@@ -182,6 +197,32 @@ pub struct RecommendArgs {
 fn percentage(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').trim_end().parse::<f64>().ok();
     percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
+}
+
+/// Options of `report`.
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// A results file; a second one is compared with it
+    #[arg(required = true, num_args = 1..=2, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where to write [default: results/concurrency_report_TIME.html; stdout for csv and jsonl]
+    #[arg(long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// What to write
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReportFormat,
+}
+
+/// What `report` writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// A page for a browser
+    #[default]
+    Html,
+    /// One line per level, with a header
+    Csv,
+    /// One JSON object per level
+    Jsonl,
 }
 
 /// Options of `generate-test-data`.

@@ -121,6 +121,11 @@ pub struct Answer {
     pub finish_reason: Option<String>,
 }
 
+/// Bytes of a server's `/metrics` that are read.
+const LONGEST_METRICS: usize = 4 << 20;
+/// A busy server may take this long to say how busy it is.
+const METRICS_WAIT: Duration = Duration::from_secs(5);
+
 impl Transport {
     /// A transport to `base` (see [`Endpoint`]), with the timeouts and the CA file of `llm`.
     ///
@@ -193,6 +198,23 @@ impl Transport {
         let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(&mut response, LONGEST_ERROR, &mut body)).await;
         let list: List = serde_json::from_slice(&body).ok()?;
         Some(list.data.into_iter().map(|model| self.clean(&model.id)).collect())
+    }
+
+    /// What the server says of itself at `/metrics`, beside the API; `None` if it says nothing.
+    pub async fn metrics(&self) -> Option<String> {
+        let inner = &self.inner;
+        let mut request = inner.models.try_clone()?;
+        request.url_mut().set_path("/metrics");
+        request.url_mut().set_query(None);
+        let mut body = Vec::new();
+        let read = async {
+            let response = inner.http.execute(request).await;
+            let mut response = response.ok().filter(|response| response.status().is_success())?;
+            read_up_to(&mut response, LONGEST_METRICS, &mut body).await;
+            Some(())
+        };
+        tokio::time::timeout(METRICS_WAIT, read).await.ok()??;
+        Some(String::from_utf8_lossy(&body).into_owned())
     }
 
     /// The URL requests go to, redacted.
@@ -1137,6 +1159,9 @@ impl LlmClient {
             path: "config.yaml".into(),
             api_key: Settings::api_key(&env),
             quick: false,
+            quiet: false,
+            server_metrics: false,
+            metrics_addr: None,
             config,
         })
     }

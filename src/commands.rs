@@ -1,23 +1,29 @@
 //! What each door does: settings in, files and text out. The bins only call these.
 
 use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind, Write as _};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
-use crate::cli::{GenerateArgs, RecommendArgs, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
+use crate::cli::{GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs, TargetArgs, WriteArgs};
 use crate::client::BodyTemplate;
 use crate::compare::{Comparison, compare};
 use crate::config::{ConfigError, Endpoint, Llm, Overrides, Settings};
 use crate::config_patch;
+use crate::monitor::textfile;
 use crate::outcome::Reply;
-use crate::recommend::{Recommendation, Status, recommend};
+use crate::recommend::{Policy, Recommendation, Status, recommend};
+use crate::report::export;
+use crate::report::html::{self, About};
+use crate::report::requests::{Curves, Measurement};
 use crate::report::text;
-use crate::results::{Identity, Measured, Places, ResultsFile, load_measured};
+use crate::results::{
+    Identity, Manifest, Measured, Places, RequestsFile, ResultsFile, load_measured, read_sidecar, write_atomic,
+};
 use crate::self_check::cpu_of_this_process;
 use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::snippets;
@@ -91,19 +97,24 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 /// If there is nothing to decide from, or the config cannot be patched.
 pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
     let settings = Settings::load(args.config.as_deref(), Overrides::default())?;
-    let measured = match &args.results {
-        Some(file) => from_results_file(file)?,
-        None => from_criterion(&settings, args.criterion_dir.as_deref())?,
+    let places = Places::find(args.criterion_dir.as_deref());
+    let (measured, source) = match &args.results {
+        Some(file) => from_results_file(file, &places)?,
+        None => from_criterion(&settings, &places)?,
     };
     let recommendation = decide_from(measured, &settings);
     let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
     let baseline = args.baseline.as_deref();
-    let comparison = baseline.map(|file| against(file, &recommendation, &settings, threshold)).transpose()?;
+    let comparison = baseline.map(|file| against(file, &places, &recommendation, &settings, threshold)).transpose()?;
     if !args.json {
         say(printed(&recommendation))?;
         if let Some(found) = &comparison {
             say(format!("\n{}", text::comparison(found, threshold)))?;
         }
+    }
+    if !args.dry_run {
+        let page = page_of(recommendation.clone(), settings.config.policy.clone(), source.about, &source.requests);
+        eprintln!("{}", write_report(&places.results.join(source.report), &[page]));
     }
     let regressed = comparison.as_ref().is_some_and(|found| !found.regressions.is_empty());
     let written = if regressed {
@@ -121,11 +132,66 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
 }
 
 /// Decides the baseline by the same policy as `now`, and compares.
-fn against(file: &Path, now: &Recommendation, settings: &Settings, threshold: Option<f64>) -> Result<Comparison> {
-    let measured = from_results_file(file)?;
+fn against(
+    file: &Path,
+    places: &Places,
+    now: &Recommendation,
+    settings: &Settings,
+    threshold: Option<f64>,
+) -> Result<Comparison> {
+    let (measured, _) = from_results_file(file, places)?;
     let title = format!("{} ({})", file.display(), measured.notes.join("; "));
     let before = decide_from(measured, settings);
     Ok(Comparison { title, ..compare(&before, now, settings.config.policy.objective, threshold) })
+}
+
+/// `report`.
+///
+/// # Errors
+/// If a file is no results file, or the report cannot be written.
+pub fn report(args: &ReportArgs) -> Result<ExitCode> {
+    let places = Places::find(None);
+    let files: Vec<ResultsFile> = args.files.iter().map(|file| ResultsFile::read(file)).collect::<Result<_, _>>()?;
+    let mut runs: Vec<html::Run> = files.iter().map(|file| run_of(file, &places)).collect();
+    if let [before, after] = runs.as_mut_slice() {
+        (before.label, after.label) = ("A".to_owned(), "B".to_owned());
+    }
+    let text = match args.format {
+        ReportFormat::Html => html::page(&runs)?,
+        ReportFormat::Csv => export::csv(&runs),
+        ReportFormat::Jsonl => export::json_lines(&runs),
+    };
+    let output = match (&args.output, args.format) {
+        (Some(output), _) => output.clone(),
+        (None, ReportFormat::Html) => {
+            let stems: Vec<String> = args.files.iter().map(|file| stamp_of(file)).collect();
+            places.results.join(format!("concurrency_report_{}.html", stems.join("_and_")))
+        }
+        (None, ReportFormat::Csv | ReportFormat::Jsonl) => {
+            say(text)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    write_atomic(&output, text.as_bytes())?;
+    say(format!("{}\n", output.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A results file with the decision that it records, else with one made now.
+fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
+    let policy = file.policy();
+    let mut missing = Vec::new();
+    if policy.is_none() {
+        missing.push("The policy it was decided by: the gates shown are the defaults".to_owned());
+    }
+    let policy = policy.unwrap_or_default();
+    let recommendation = file.recorded().unwrap_or_else(|| {
+        missing.push("A decision: the one shown was made for this report".to_owned());
+        recommend(&file.levels, &policy)
+    });
+    let mut run = page_of(recommendation, policy, about_file(file), &file.requests(places));
+    run.missing.extend(missing);
+    run
 }
 
 /// `check`: one request.
@@ -249,8 +315,16 @@ fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator
 
 // ---- deciding ----
 
+/// The bars are for those who look; a file or another program gets the table alone.
 fn printed(recommendation: &Recommendation) -> String {
-    format!("\n{}\n{}", text::table(recommendation), text::answer(recommendation))
+    let bars = if std::io::stdout().is_terminal() {
+        // https://no-color.org
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        text::plot(recommendation, colour)
+    } else {
+        String::new()
+    };
+    format!("\n{}\n{bars}{}", text::table(recommendation), text::answer(recommendation))
 }
 
 fn as_json(recommendation: &Recommendation, comparison: Option<&Comparison>, written: &Written) -> serde_json::Value {
@@ -268,10 +342,14 @@ fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     if measured.quick {
         recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
     }
-    recommendation.provisional |= measured.quick || measured.unchecked;
+    recommendation.provisional |= measured.quick || measured.incomplete;
     recommendation.notes.extend(measured.notes);
     recommendation
 }
+
+/// The figures of the newest run, in the folder of results, for node-exporter's textfile collector. Its name stays,
+/// since of two files with the same series the collector takes neither.
+const TEXTFILE: &str = "concurrency.prom";
 
 /// Decides at the end of a sweep, completes the results file, and prints the answer and where all of it lies.
 fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &Swept) -> Result<Recommendation> {
@@ -286,35 +364,133 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     swept.run.write_results(Some(&recommendation))?;
     say(printed(&recommendation))?;
     eprintln!("{}", where_written(swept, places));
+    let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    // The answer is worth more than its copy.
+    if let Err(error) =
+        write_atomic(&places.results.join(TEXTFILE), textfile(&recommendation, ended_s.round()).as_bytes())
+    {
+        eprintln!("note: {error}");
+    }
+    let manifest = &swept.run.manifest;
+    let requests = manifest.requests(swept.run.folder());
+    let page = page_of(recommendation.clone(), settings.config.policy.clone(), about_run(manifest), &requests);
+    eprintln!("{}", write_report(&places.results.join(report_name(&swept.run.results_file)), &[page]));
     Ok(recommendation)
 }
 
-fn from_criterion(settings: &Settings, criterion: Option<&Path>) -> Result<Measured> {
-    let prompts = snippets::of_run(settings)?;
-    let identity = Identity::of(&settings.config, &prompts);
-    Ok(load_measured(&Places::find(criterion), &identity)?)
+/// What a report tells beside the decision, and its file's name.
+struct Source {
+    about: About,
+    requests: Vec<RequestsFile>,
+    report: String,
 }
 
-fn from_results_file(path: &Path) -> Result<Measured> {
+fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Source)> {
+    let prompts = snippets::of_run(settings)?;
+    let identity = Identity::of(&settings.config, &prompts);
+    let measured = load_measured(places, &identity)?;
+    // A run's id begins with the time that its results file is named by.
+    let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
+    let time = id.split('-').next().unwrap_or(id);
+    let source = Source {
+        about: measured.newest.as_ref().map(about_run).unwrap_or_default(),
+        requests: measured.requests.clone(),
+        report: report_name(Path::new(time)),
+    };
+    Ok((measured, source))
+}
+
+fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
+    let source = Source { about: about_file(&file), requests: file.requests(places), report: report_name(path) };
     let quick = file.quick();
     let from = [file.endpoint.as_deref(), file.model.as_deref(), file.started_at.as_deref()];
     let from: Vec<&str> = from.into_iter().flatten().collect();
     let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
-    Ok(Measured { levels: file.levels, notes, quick, unchecked: false })
+    Ok((Measured { levels: file.levels, notes, quick, ..Measured::default() }, source))
 }
 
 fn where_written(swept: &Swept, places: &Places) -> String {
     let own_s = (swept.began.elapsed().as_secs_f64() - swept.load_s).max(0.0);
     let cpu = cpu_of_this_process().map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
     format!(
-        "{:.1} s of load, {own_s:.1} s around it{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)",
+        "{:.1} s of load, {own_s:.1} s around it{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)\n  {} (for node-exporter)",
         swept.load_s,
         cpu.unwrap_or_default(),
         swept.run.results_file.display(),
         swept.run.folder().display(),
         places.criterion.join("report/index.html").display(),
+        places.results.join(TEXTFILE).display(),
     )
+}
+
+// ---- the report ----
+
+fn about_run(manifest: &Manifest) -> About {
+    About {
+        run_id: Some(manifest.run_id.clone()),
+        started_at: Some(manifest.started_at.clone()),
+        endpoint: Some(manifest.endpoint.clone()),
+        model: Some(manifest.model.clone()),
+        settings: json!(manifest.settings),
+        environment: json!(manifest.environment),
+    }
+}
+
+fn about_file(file: &ResultsFile) -> About {
+    About {
+        run_id: file.run_id.clone(),
+        started_at: file.started_at.clone(),
+        endpoint: file.endpoint.clone(),
+        model: file.model.clone(),
+        settings: file.settings.clone(),
+        environment: file.environment.clone(),
+    }
+}
+
+fn page_of(recommendation: Recommendation, policy: Policy, about: About, requests: &[RequestsFile]) -> html::Run {
+    let (curves, missing) = curves(requests);
+    html::Run { label: String::new(), recommendation, policy, about, curves, missing }
+}
+
+/// The single requests, thinned, and which of them cannot be read.
+fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<String>) {
+    let mut missing = Vec::new();
+    let mut measurements = Vec::new();
+    for file in files {
+        let mut measurement = Measurement::new(file.level, file.window_s);
+        let read = read_sidecar(&file.path).and_then(|mut lines| {
+            lines.try_for_each(|outcome| {
+                measurement.add(outcome?);
+                Ok(())
+            })
+        });
+        match read {
+            Ok(()) => measurements.push(measurement),
+            Err(error) => missing.push(format!("The requests of level {}: {error}", file.level)),
+        }
+    }
+    (Curves::of(measurements), missing)
+}
+
+/// `concurrency_results_X.json` to `X`.
+fn stamp_of(results: &Path) -> String {
+    let stem = results.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    stem.strip_prefix("concurrency_results_").map(str::to_owned).unwrap_or(stem)
+}
+
+fn report_name(results: &Path) -> String {
+    format!("concurrency_report_{}.html", stamp_of(results))
+}
+
+/// Writes a report beside something else that was asked for, which does not fail with it. Returns what to say.
+fn write_report(path: &Path, runs: &[html::Run]) -> String {
+    let written =
+        html::page(runs).map_err(anyhow::Error::from).and_then(|page| Ok(write_atomic(path, page.as_bytes())?));
+    match written {
+        Ok(()) => format!("Report: {}", path.display()),
+        Err(error) => format!("no report: {error:#}"),
+    }
 }
 
 // ---- writing ----

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -461,6 +462,12 @@ pub struct Overrides {
     pub seed: Option<u64>,
     /// Fewer levels and requests; the result is provisional.
     pub quick: Option<bool>,
+    /// Nothing is shown of a level while it runs.
+    pub quiet: Option<bool>,
+    /// Ask the server for its own `/metrics`.
+    pub server_metrics: Option<bool>,
+    /// Where to serve `/metrics`.
+    pub metrics_addr: Option<SocketAddr>,
     /// `benchmark.budget.max_requests`.
     pub max_requests: Option<u64>,
     /// `benchmark.budget.max_output_tokens`.
@@ -485,6 +492,12 @@ impl Overrides {
             warmup_requests: env.number("LLM_BENCH_WARMUP_REQUESTS", WHOLE)?,
             seed: env.number("LLM_BENCH_SEED", WHOLE)?,
             quick: env.get("LLM_BENCH_QUICK").map(|value| switch("LLM_BENCH_QUICK", value)).transpose()?,
+            quiet: env.get("LLM_BENCH_QUIET").map(|value| switch("LLM_BENCH_QUIET", value)).transpose()?,
+            server_metrics: env
+                .get("LLM_BENCH_SERVER_METRICS")
+                .map(|value| switch("LLM_BENCH_SERVER_METRICS", value))
+                .transpose()?,
+            metrics_addr: env.number("LLM_BENCH_METRICS_ADDR", "an address such as 127.0.0.1:9464")?,
             max_requests: env.number("LLM_BENCH_MAX_REQUESTS", WHOLE)?,
             max_output_tokens: env.number("LLM_BENCH_MAX_OUTPUT_TOKENS", WHOLE)?,
             max_minutes: env.number("LLM_BENCH_MAX_MINUTES", "a number such as 2.5")?,
@@ -492,13 +505,13 @@ impl Overrides {
         })
     }
 
-    fn apply(self, config: &mut Config, quick: &mut bool) {
+    fn apply(self, settings: &mut Settings) {
         fn set<T>(place: &mut T, value: Option<T>) {
             if let Some(value) = value {
                 *place = value;
             }
         }
-        let Config { llm, benchmark, .. } = config;
+        let Settings { config: Config { llm, benchmark, .. }, quick, quiet, server_metrics, .. } = settings;
         // Levels named for this run are meant: a bound from a less specific place must not leave them out.
         if let Some(Levels::List(levels)) = &self.levels {
             benchmark.min_concurrency = levels[0];
@@ -513,11 +526,14 @@ impl Overrides {
         set(&mut benchmark.warmup_requests, self.warmup_requests);
         set(&mut benchmark.seed, self.seed);
         set(quick, self.quick);
+        set(quiet, self.quiet);
+        set(server_metrics, self.server_metrics);
         let budget = &mut benchmark.budget;
         budget.max_requests = self.max_requests.or(budget.max_requests);
         budget.max_output_tokens = self.max_output_tokens.or(budget.max_output_tokens);
         budget.max_minutes = self.max_minutes.or(budget.max_minutes);
         budget.max_cost_usd = self.max_cost_usd.or(budget.max_cost_usd);
+        settings.metrics_addr = self.metrics_addr.or(settings.metrics_addr);
     }
 }
 
@@ -538,6 +554,12 @@ pub struct Settings {
     pub config: Config,
     /// Fewer levels and requests.
     pub quick: bool,
+    /// Nothing is shown of a level while it runs.
+    pub quiet: bool,
+    /// Whether the server is asked for its own `/metrics` while a level runs.
+    pub server_metrics: bool,
+    /// Where `/metrics` is served during a run, if anywhere.
+    pub metrics_addr: Option<SocketAddr>,
     /// From the environment only.
     pub api_key: Option<SecretString>,
 }
@@ -552,15 +574,18 @@ impl Settings {
     }
 
     /// Merges what has been read.
-    pub fn resolve(path: PathBuf, mut config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
-        let mut quick = false;
-        Overrides::from_env(env)?.apply(&mut config, &mut quick);
-        flags.apply(&mut config, &mut quick);
+    pub fn resolve(path: PathBuf, config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
+        let api_key = Settings::api_key(env);
+        let mut settings =
+            Settings { path, config, quick: false, quiet: false, server_metrics: false, metrics_addr: None, api_key };
+        Overrides::from_env(env)?.apply(&mut settings);
+        flags.apply(&mut settings);
+        let Settings { path, config, .. } = &mut settings;
         config.check()?;
         if let Some(file) = &mut config.llm.ca_file {
             *file = path.parent().unwrap_or(Path::new("")).join(&*file);
         }
-        Ok(Settings { path, config, quick, api_key: Settings::api_key(env) })
+        Ok(settings)
     }
 
     /// `LLM_API_KEY`, else `OPENAI_API_KEY`; never from the config file.

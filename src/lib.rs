@@ -46,6 +46,8 @@ pub mod search;
 #[cfg(feature = "suite")]
 pub mod self_check;
 #[cfg(feature = "suite")]
+pub mod server_load;
+#[cfg(feature = "suite")]
 pub mod simulator;
 #[cfg(feature = "suite")]
 pub mod snippets;

@@ -26,6 +26,17 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// All kinds, in their order.
+    pub const ALL: [Failure; 7] = [
+        Failure::Connect,
+        Failure::Timeout,
+        Failure::RateLimited,
+        Failure::ClientError,
+        Failure::ServerError,
+        Failure::Malformed,
+        Failure::EmptyOutput,
+    ];
+
     /// The name used in every file and message.
     pub fn name(self) -> &'static str {
         match self {

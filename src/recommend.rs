@@ -255,8 +255,7 @@ fn judge_all(levels: Vec<LevelSummary>, policy: &Policy) -> Vec<JudgedLevel> {
     let median_tokens = median(passing(&judged).filter_map(|level| level.summary.mean_output_tokens).collect());
     fail_where(&mut judged, |summary| Some(Failing::clearly(shrunk_output(summary, median_tokens)?)));
     // Only now: next to no output comes fast, and would make a reference that nothing else meets.
-    let reference =
-        passing(&judged).find_map(|level| Some((level.summary.concurrency, gate_latency(&level.summary).0?)));
+    let reference = passing(&judged).find_map(p95_of);
     fail_where(&mut judged, |summary| failed_latency(summary, policy, reference));
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
         if let Some(why) = uncertain_latency(&level.summary, policy, reference) {
@@ -391,6 +390,11 @@ fn uncertain_errors(interval: Option<[f64; 2]>) -> String {
 fn gate_latency(summary: &LevelSummary) -> (Option<f64>, Option<f64>) {
     let latency = summary.gate_latency_s.or(summary.latency_s).unwrap_or_default();
     (latency.p95, latency.p99)
+}
+
+/// A level with its P95.
+fn p95_of(level: &JudgedLevel) -> Option<(usize, f64)> {
+    Some((level.summary.concurrency, gate_latency(&level.summary).0?))
 }
 
 /// The limit on P95, and how it is called: the user's own, or five times the P95 of the lowest level.
@@ -835,6 +839,15 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
             percent(1.0 - best / reached),
         )
     })
+}
+
+/// The P95 limit that holds, seconds: the user's own, else so many times the P95 of the lowest level that passes all
+/// but the latency gates.
+pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
+    let late = |level: &JudgedLevel| level.verdict == Verdict::Fail && level.why.starts_with(['P']);
+    let mut reached_the_gate = levels.iter().filter(|level| level.verdict == Verdict::Pass || late(level));
+    let reference = reached_the_gate.find_map(p95_of);
+    p95_limit(policy, reference).map(|(limit, _)| limit)
 }
 
 /// Which checks could not be made on the pick, or on the best level it is measured by. Any of them makes the result

@@ -1,3 +1,8 @@
 //! Summaries and a recommendation to something to look at. Pure: returns text.
 
+pub mod chart;
+pub mod export;
+pub mod figures;
+pub mod html;
+pub mod requests;
 pub mod text;

@@ -19,10 +19,10 @@ use thiserror::Error;
 
 use crate::config::{Config, Endpoint, RequestSettings};
 use crate::outcome::{RateLimit, RequestOutcome};
-use crate::recommend::{Recommendation, percent};
+use crate::recommend::{JudgedLevel, Policy, Recommendation, percent};
 use crate::search::{Stage, Step};
 use crate::snippets::Prompt;
-use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample};
+use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample, ServerLoad};
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
@@ -275,6 +275,8 @@ pub struct RunSettings {
     pub quick: bool,
     /// What was sent.
     pub request: Value,
+    /// How the level is chosen.
+    pub policy: Policy,
 }
 
 /// Where and with what a run was made.
@@ -333,6 +335,9 @@ pub struct LevelRecord {
     /// What the server said last of its quota.
     #[serde(default)]
     pub rate_limit: Option<RateLimit>,
+    /// What the server said of its load in the measured window, where it was asked.
+    #[serde(default)]
+    pub server: Option<ServerLoad>,
 }
 
 impl LevelRecord {
@@ -363,6 +368,31 @@ pub struct Manifest {
     pub environment: Environment,
     /// The levels that ended.
     pub levels: Vec<LevelRecord>,
+}
+
+/// Where the single requests of one measurement are recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestsFile {
+    /// The sidecar.
+    pub path: PathBuf,
+    /// The level.
+    pub level: usize,
+    /// The measured window, seconds since the level began.
+    pub window_s: Option<[f64; 2]>,
+}
+
+impl RequestsFile {
+    fn of(folder: &Path, record: &LevelRecord) -> Self {
+        let path = folder.join(sidecar_name(record.step()));
+        RequestsFile { path, level: record.concurrency, window_s: record.window_s }
+    }
+}
+
+impl Manifest {
+    /// The records of its requests, in the order in which they were made. `folder` is the run's.
+    pub fn requests(&self, folder: &Path) -> Vec<RequestsFile> {
+        self.levels.iter().map(|record| RequestsFile::of(folder, record)).collect()
+    }
 }
 
 /// A run in the making: its folder, its manifest, and its results file.
@@ -521,6 +551,7 @@ fn add_record(
         request_timeout_s: settings.request_timeout_s,
         client: record.client,
         rate_limit: record.rate_limit,
+        server: record.server,
     };
     let mut read = Ok(());
     let path = folder.join(sidecar_name(record.step()));
@@ -623,8 +654,12 @@ pub struct Measured {
     pub notes: Vec<String>,
     /// Whether some of it comes from a quick run.
     pub quick: bool,
-    /// Whether checks are missing for all of it.
-    pub unchecked: bool,
+    /// Whether levels that were to be measured are missing, or checks of all of them.
+    pub incomplete: bool,
+    /// The run that was made last.
+    pub newest: Option<Manifest>,
+    /// The records of the single requests.
+    pub requests: Vec<RequestsFile>,
 }
 
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
@@ -650,6 +685,8 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let same: Vec<_> = manifests.iter().filter(|m| m.fingerprint == fingerprint).collect();
     let mut measured = Measured::default();
     let mut runs: Vec<&str> = Vec::new();
+    let mut used: Vec<&LevelRecord> = Vec::new();
+    let mut left_out: Vec<String> = Vec::new();
     for &level in &newest.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
@@ -657,6 +694,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
                 let summary = match summarize_level(&folder, &manifest.settings, &records) {
                     Ok(mut summary) => {
                         summary.notes.extend(cross_check(places, &summary, &records));
+                        used.extend(records);
                         summary
                     }
                     Err(error) => estimate_only(places, level, &error)?,
@@ -665,7 +703,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
                 measured.quick |= manifest.settings.quick;
                 runs.push(&manifest.run_id);
             }
-            None => notes.push(format!("level {level} is left out: not measured to its end, or since overwritten")),
+            None => left_out.push(level.to_string()),
         }
     }
     runs.sort_unstable();
@@ -673,10 +711,23 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     if measured.levels.is_empty() {
         return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
     }
+    if !left_out.is_empty() {
+        measured.incomplete = true;
+        notes.push(format!(
+            "level {} is left out (not measured to its end, or since overwritten), and may be the better one",
+            left_out.join(", ")
+        ));
+    }
     if runs.len() > 1 {
         notes.push(format!("levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", ")));
     }
+    // In the order in which they were made: of one run the confirm rounds come after all first measurements.
+    let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
+    let made = made.filter(|(_, record)| used.iter().any(|one| std::ptr::eq(*one, *record)));
+    measured.requests =
+        made.map(|(manifest, record)| RequestsFile::of(&places.runs.join(&manifest.run_id), record)).collect();
     measured.notes = notes;
+    measured.newest = Some(newest.clone());
     Ok(measured)
 }
 
@@ -832,7 +883,7 @@ fn estimates_only(places: &Places, mut notes: Vec<String>) -> Result<Measured, R
         "there are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
         places.runs.display()
     ));
-    Ok(Measured { levels, notes, quick: false, unchecked: true })
+    Ok(Measured { levels, notes, incomplete: true, ..Measured::default() })
 }
 
 // ---- results files ----
@@ -891,6 +942,39 @@ impl ResultsFile {
             }
         }
         Ok(file)
+    }
+
+    /// The recommendation as it was recorded, with the figures of the levels beside it; `None` if there is none that
+    /// this version can read.
+    pub fn recorded(&self) -> Option<Recommendation> {
+        let mut value = self.recommendation.clone()?;
+        for level in value["levels"].as_array_mut()? {
+            let concurrency = level["concurrency"].as_u64()?;
+            let figures = self.levels.iter().find(|summary| summary.concurrency as u64 == concurrency);
+            let mut whole = json!(figures.cloned().map(LevelSummary::without_impossible).unwrap_or_default());
+            whole.as_object_mut()?.append(level.as_object_mut()?);
+            *level = whole;
+        }
+        let recorded: Recommendation = serde_json::from_value(value).ok()?;
+        let judged = |summary: &LevelSummary| {
+            recorded.levels.iter().any(|level: &JudgedLevel| level.summary.concurrency == summary.concurrency)
+        };
+        self.levels.iter().all(judged).then_some(recorded)
+    }
+
+    /// The policy it was decided by, where the file tells.
+    pub fn policy(&self) -> Option<Policy> {
+        serde_json::from_value(self.settings.get("policy")?.clone()).ok()
+    }
+
+    /// The records of the run's requests, if its folder is still there.
+    pub fn requests(&self, places: &Places) -> Vec<RequestsFile> {
+        // The id comes from a file that anybody may have written.
+        let plain = |id: &&str| id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let Some(run_id) = self.run_id.as_deref().filter(plain) else { return Vec::new() };
+        let folder = places.runs.join(run_id);
+        let manifest: Result<Manifest, _> = read_json(&folder.join("run.json"), "run manifest");
+        manifest.map(|manifest| manifest.requests(&folder)).unwrap_or_default()
     }
 
     /// Whether it came from a quick run.

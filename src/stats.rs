@@ -188,6 +188,9 @@ pub struct LevelSummary {
     /// What the measuring cost this client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientLoad>,
+    /// What the server said of its own load meanwhile, where it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerLoad>,
     /// What the server said last of its quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
@@ -245,6 +248,9 @@ impl LevelSummary {
             keep(&mut client.cpu);
             keep(&mut client.timer_lag_p95_s);
         }
+        if let Some(server) = &mut self.server {
+            [&mut server.running, &mut server.waiting, &mut server.kv_cache].into_iter().for_each(keep);
+        }
         self
     }
 }
@@ -298,6 +304,37 @@ impl ClientLoad {
     }
 }
 
+/// What the server said of its load, on average. Unknown is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerLoad {
+    /// How often it was asked.
+    pub looks: u64,
+    /// Requests that it worked on.
+    pub running: Option<f64>,
+    /// Requests that waited in its queue.
+    pub waiting: Option<f64>,
+    /// Share of its KV cache in use.
+    pub kv_cache: Option<f64>,
+}
+
+impl ServerLoad {
+    /// The mean of both, each by how often it was looked at.
+    pub fn with(self, other: ServerLoad) -> Self {
+        let (own, more) = (self.looks as f64, other.looks as f64);
+        let mean = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => Some((a * own + b * more) / (own + more)),
+            (a, b) => a.or(b),
+        };
+        ServerLoad {
+            looks: self.looks + other.looks,
+            running: mean(self.running, other.running),
+            waiting: mean(self.waiting, other.waiting),
+            kv_cache: mean(self.kv_cache, other.kv_cache),
+        }
+    }
+}
+
 /// How a level ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -327,6 +364,8 @@ pub struct LevelFacts {
     pub client: Option<ClientLoad>,
     /// What the server said last of its quota.
     pub rate_limit: Option<RateLimit>,
+    /// What it said of its load.
+    pub server: Option<ServerLoad>,
 }
 
 /// Derives the figures of a level from its outcomes.
@@ -364,6 +403,7 @@ pub struct Pool {
     sizes: Vec<SizePool>,
     client: Option<ClientLoad>,
     rate_limit: Option<RateLimit>,
+    server: Option<ServerLoad>,
 }
 
 /// The requests of the cohort: how long each held its permit, which is its latency, and what else tells them apart.
@@ -501,6 +541,7 @@ impl Pool {
         }
         self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
         self.rate_limit = facts.rate_limit.or(self.rate_limit);
+        self.server = self.server.into_iter().chain(facts.server).reduce(ServerLoad::with);
     }
 
     /// Room for a measurement's requests, so that no column is copied as it grows. It is no more than a wish.
@@ -599,6 +640,7 @@ impl Pool {
             mean_in_flight: per_second(self.in_flight_s),
             client: self.client,
             rate_limit: self.rate_limit,
+            server: self.server,
             ..LevelSummary::default()
         }
     }
@@ -970,8 +1012,16 @@ mod tests {
         let quota = |remaining| Some(RateLimit { remaining_requests: Some(remaining), ..RateLimit::default() });
         let cost = |cpu, lag| Some(ClientLoad { cpu, timer_lag_p95_s: Some(lag) });
         let mut pool = Pool::new(2);
-        let first = LevelFacts { client: cost(Some(0.4), 0.001), rate_limit: quota(5), ..facts() };
-        let second = LevelFacts { client: cost(None, 0.003), window_s: [0.0, 5.0], rate_limit: quota(3), ..facts() };
+        let load = |looks, running| Some(ServerLoad { looks, running: Some(running), ..ServerLoad::default() });
+        let first =
+            LevelFacts { client: cost(Some(0.4), 0.001), rate_limit: quota(5), server: load(1, 8.0), ..facts() };
+        let second = LevelFacts {
+            client: cost(None, 0.003),
+            server: load(3, 6.0),
+            window_s: [0.0, 5.0],
+            rate_limit: quota(3),
+            ..facts()
+        };
         pool.add(&first, [request(Phase::Measured, 11.0, 13.0, Some(5))]);
         pool.add(&second, [request(Phase::Measured, 1.0, 2.0, Some(7)), request(Phase::Measured, 2.0, 3.0, None)]);
         pool.add(&LevelFacts { window_s: [0.0, 0.0], ..facts() }, []);
@@ -979,6 +1029,7 @@ mod tests {
         assert_eq!((summary.requests, summary.duration_s), (Some(3), Some(15.0)));
         assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
         assert_eq!(summary.client, cost(Some(0.4), 0.003));
+        assert_eq!(summary.server, load(4, 6.5));
         assert_eq!(summary.rate_limit, quota(3));
     }
 

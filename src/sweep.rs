@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
 use crate::config::{Config, Endpoint, Settings};
-use crate::monitor::{Counts, LevelMonitor};
+use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
 use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
@@ -33,6 +33,7 @@ use crate::results::{
 };
 use crate::search::{Search, Stage, Step};
 use crate::self_check::SelfCheck;
+use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
 use crate::stats::{ClientLoad, LevelState, Sample};
@@ -53,6 +54,9 @@ pub enum SweepError {
     /// The files.
     #[error(transparent)]
     Results(#[from] ResultsError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A mode of Criterion's in which nothing true can be measured.
     #[error("{0}")]
     Refused(String),
@@ -264,10 +268,17 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     if let Some(highest) = plan.levels.last().filter(|_| args.mode == Mode::Measure) {
         open_files::allow(highest.level, settings.config.llm.endpoint == Endpoint::Simulator)?;
     }
+    let live = Arc::new(Live::default());
+    // Before anything is sent: who wants to watch must not learn afterwards that nothing was to be seen.
+    let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
+    let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
     let mut criterion = criterion(args, places, &run.manifest.fingerprint);
-    let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run)).transpose()?;
+    let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run, live)).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
+        if let Some(metrics) = &metrics {
+            eprintln!("Metrics: http://{}/metrics", metrics.address());
+        }
     }
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run, began);
     let mut search = plan.search(&settings.config.policy);
@@ -406,6 +417,7 @@ fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
         seed: benchmark.seed,
         quick: settings.quick,
         request: serde_json::json!(benchmark.request),
+        policy: settings.config.policy.clone(),
     }
 }
 
@@ -492,6 +504,7 @@ struct LevelInHand {
     warmed_up: bool,
     ended: Option<Box<LoopEnd>>,
     stopper: Stopper,
+    watch: Option<Arc<ServerWatch>>,
     monitor: LevelMonitor,
 }
 
@@ -502,6 +515,7 @@ enum Event {
 
 struct LoopEnd {
     record: LoopRecord,
+    began: Instant,
     load_s: f64,
     itl_histogram: Vec<(u64, u64)>,
     last_failure: Option<(Failure, String)>,
@@ -514,6 +528,16 @@ struct LoopEnd {
 impl LevelInHand {
     /// The next window as Criterion's time of `iterations` waves; `None` once the run is interrupted.
     fn next_sample(&mut self, iterations: u64) -> Option<Duration> {
+        self.monitor.show();
+        let per_wave = self.next_window();
+        // Criterion has something to say after its warm-up, after the last sample, and whenever it is left early.
+        if per_wave.is_none() || self.handed.is_empty() || self.handed.len() == SAMPLES {
+            self.monitor.hide();
+        }
+        Some(per_wave?.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
+    }
+
+    fn next_window(&mut self) -> Option<Duration> {
         let window = match self.events.recv() {
             Ok(Event::Window(window)) => window,
             Ok(Event::Ended(end)) => {
@@ -531,11 +555,12 @@ impl LevelInHand {
         if std::mem::replace(&mut self.warmed_up, true) {
             self.handed.push(per_wave.as_nanos() as f64);
         }
-        Some(per_wave.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
+        Some(per_wave)
     }
 
     /// Waits for the drain and the sidecar.
     fn finish(mut self) -> Result<LevelEnd, SweepError> {
+        self.monitor.show();
         while self.ended.is_none() {
             match self.events.recv() {
                 Ok(Event::Window(_)) => {}
@@ -543,8 +568,8 @@ impl LevelInHand {
                 Err(_) => return Err(SweepError::Thread(std::io::Error::other("it ended too early"))),
             }
         }
-        drop(self.monitor);
         let end = *self.ended.take().ok_or_else(|| std::io::Error::other("it left nothing"))?;
+        self.monitor.finish(end.load_s);
         end.sidecar.finish()?;
         let plan = &self.measurement.plan;
         let given_up = |why: String| (LevelState::Hopeless, Some(why));
@@ -570,6 +595,10 @@ impl LevelInHand {
             reason,
             client: Some(end.client),
             rate_limit: end.rate_limit,
+            server: end.record.window_s().zip(self.watch).and_then(|(window, watch)| {
+                let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
+                watch.between(from, to)
+            }),
         };
         Ok(LevelEnd {
             record,
@@ -651,6 +680,10 @@ struct Load {
     jobs: tokio::sync::mpsc::UnboundedSender<Job>,
     stopper: Stopper,
     target: Arc<Target>,
+    live: Arc<Live>,
+    /// Whether nothing is to be shown of it.
+    quiet: bool,
+    watch: Option<Arc<ServerWatch>>,
     /// Kept alive, if it is the endpoint.
     simulator: Option<Simulator>,
 }
@@ -668,17 +701,37 @@ pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), 
 
 fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let simulator = Simulator::start(settings.config.simulator.clone(), 0)?;
+    Ok((transport_to(settings, &simulator)?, Some(simulator)))
+}
+
+fn transport_to(settings: &Settings, simulator: &Simulator) -> Result<Transport, SweepError> {
     let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
     let Config { llm, benchmark, .. } = &settings.config;
-    let transport = Transport::new(&url, benchmark.request.kind, llm, None)?;
-    Ok((transport, Some(simulator)))
+    Ok(Transport::new(&url, benchmark.request.kind, llm, None)?)
+}
+
+/// Looks at the server by connections of its own.
+fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<ServerWatch>, SweepError> {
+    let transport = match simulator {
+        Some(simulator) => transport_to(settings, simulator)?,
+        None => transport(settings)?.0,
+    };
+    Ok(Arc::new(ServerWatch::start(transport)?))
 }
 
 impl Load {
-    fn start(settings: &Settings, mode: Mode, prompts: &[Prompt], run: &Run) -> Result<Self, SweepError> {
+    fn start(
+        settings: &Settings,
+        mode: Mode,
+        prompts: &[Prompt],
+        run: &Run,
+        live: Arc<Live>,
+    ) -> Result<Self, SweepError> {
         let Config { llm, benchmark, .. } = &settings.config;
         // Tests and `--all-targets` never touch somebody's server.
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
+        let wanted = settings.server_metrics && mode == Mode::Measure;
+        let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
         let salt = format!("{}/{}", benchmark.seed, run.manifest.run_id);
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
         let stopper = Stopper::new();
@@ -687,14 +740,14 @@ impl Load {
         let timed = stopper.clone();
         let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
         std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, timed, minutes))?;
-        Ok(Load { jobs, stopper, target: Arc::new(target), simulator })
+        Ok(Load { jobs, stopper, target: Arc::new(target), live, quiet: settings.quiet, watch, simulator })
     }
 
     /// Begins a level; its windows arrive as they close.
     fn begin(&self, measurement: &Measurement, run: &Run) -> Result<LevelInHand, SweepError> {
         let (events, received) = mpsc::channel();
-        let counts = Arc::new(Counts::default());
         let Measurement { step, plan, .. } = *measurement;
+        let counts = self.live.begin(step.level, step.round, plan.tickets());
         let recorder = Recorder {
             sidecar: run.sidecar(step)?,
             counts: counts.clone(),
@@ -718,7 +771,8 @@ impl Load {
             warmed_up: false,
             ended: None,
             stopper: self.stopper.clone(),
-            monitor: LevelMonitor::start(plan.level, plan.tickets(), counts),
+            watch: self.watch.clone(),
+            monitor: LevelMonitor::new(counts, self.quiet),
         })
     }
 
@@ -821,6 +875,7 @@ async fn run_level(
     let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
     let end = LoopEnd {
         record,
+        began,
         load_s: began.elapsed().as_secs_f64(),
         itl_histogram: recorder
             .itl
@@ -853,13 +908,13 @@ struct Recorder {
 }
 
 impl Observer for Recorder {
-    fn issued(&mut self, _: Ticket) {
-        self.counts.issued();
+    fn issued(&mut self, ticket: Ticket) {
+        self.counts.issued(ticket.phase);
     }
 
     fn ended(&mut self, mut outcome: RequestOutcome, reply: Reply) {
         outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
-        self.counts.ended(outcome.is_success());
+        self.counts.ended(&outcome);
         if outcome.is_success() && outcome.phase == Phase::Measured {
             for gap in reply.gaps_us {
                 self.itl.saturating_record(u64::from(gap));

@@ -100,7 +100,7 @@ fn same(name: &str, text: &str) {
 fn recommend_prints_the_table_and_the_answer() {
     let folder = Folder::with(OWN_CONFIG);
     let ran = folder.recommend(&["--results", "knee.json"]);
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, "Report: results/concurrency_report_knee.html\n"));
     same("recommend", &ran.shown());
     // The subcommand is the same program.
     assert_eq!(folder.tool(&["recommend", "--results", "knee.json"]).shown(), ran.shown());
@@ -148,6 +148,7 @@ fn dry_run_shows_a_diff_and_changes_nothing() {
     let ran = folder.recommend(&["--results", "knee.json", "--dry-run"]);
     let diff = ran.stdout.find("--- ").map(|at| &ran.stdout[at..]);
     same("dry_run", diff.unwrap());
+    assert!(!folder.path("results").exists(), "no report either");
     assert_eq!((ran.code, folder.config().as_str()), (0, OWN_CONFIG));
 }
 
@@ -409,6 +410,63 @@ fn precedence_of_settings() {
     assert_eq!(model(folder.tool_with(&["check", "--llm-model", "from-flag"], &env)), "from-flag");
 }
 
+// ---- report ----
+
+const BARE: &str = r#"{"levels": [{"concurrency": 1, "throughput_rps": {"estimate": 5}}, {"concurrency": 8, "throughput_rps": {"estimate": 30}}, {"concurrency": 16, "throughput_rps": {"estimate": 31}}]}"#;
+
+#[test]
+fn a_report_is_made_of_one_file_or_of_two() {
+    let folder = Folder::with(SIMULATOR);
+    folder.write("bare.json", BARE);
+    for (args, at, parts) in [
+        (
+            &["knee.json"][..],
+            "results/concurrency_report_knee.html",
+            &["Send 20 requests in parallel", "the gates shown are the defaults"][..],
+        ),
+        (
+            &["bare.json"],
+            "results/concurrency_report_bare.html",
+            &[
+                "Send 8 requests in parallel",
+                "Latency of every level",
+                "A decision: the one shown was made for this report",
+            ],
+        ),
+        (&["bare.json", "knee.json"], "results/concurrency_report_bare_and_knee.html", &["What changed", "B: Q3-30B"]),
+        (&["knee.json", "--output", "own/page.html"], "own/page.html", &["Send 20 requests in parallel"]),
+    ] {
+        let ran = folder.tool(&[&["report"], args].concat());
+        assert_eq!((ran.code, ran.stdout), (0, format!("{at}\n")), "{}", ran.stderr);
+        let page = fs::read_to_string(folder.path(at)).unwrap();
+        for part in parts {
+            assert!(page.contains(part), "{at}: {part}");
+        }
+    }
+}
+
+#[test]
+fn the_levels_come_as_csv_or_json_lines_too() {
+    let folder = Folder::with(SIMULATOR);
+    let csv = folder.tool(&["report", "knee.json", "--format", "csv"]);
+    assert_eq!((csv.code, csv.stdout.lines().count()), (0, 11), "{}", csv.stderr);
+    assert!(csv.stdout.lines().nth(6).unwrap().contains(",Q3-30B,20,pass,,true,200,200,"), "{}", csv.stdout);
+    let lines = folder.tool(&["report", "knee.json", "--format", "jsonl", "--output", "levels.jsonl"]);
+    assert_eq!((lines.code, lines.stdout.as_str()), (0, "levels.jsonl\n"));
+    assert_eq!(fs::read_to_string(folder.path("levels.jsonl")).unwrap().lines().count(), 10);
+    assert!(!folder.path("results").exists());
+}
+
+#[test]
+fn a_report_of_no_results_file_is_an_error() {
+    let folder = Folder::with(SIMULATOR);
+    let ran = folder.tool(&["report", "config.yaml"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    assert!(ran.error().starts_with("error: config.yaml is not a results file"), "{}", ran.stderr);
+    assert_eq!(folder.tool(&["report"]).code, 2);
+    assert_eq!(folder.tool(&["report", "knee.json", "knee.json", "knee.json"]).code, 2);
+}
+
 // ---- run ----
 
 /// Nothing but a config.yaml in the folder.
@@ -421,16 +479,23 @@ fn a_quick_run_in_an_empty_folder() {
     assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
     same("quick_left_as_it_was", ran.stderr.lines().last().unwrap());
     assert!(ran.stdout.contains("Optimal concurrency: ") && ran.stdout.contains("a quick run"), "{}", ran.stdout);
-    let results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(results.len(), 1, "{results:?}");
+    let mut results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
+    results.sort();
+    let names: Vec<_> =
+        results.iter().map(|path| folder.filtered(path.file_name().unwrap().to_str().unwrap())).collect();
+    assert_eq!(names, ["concurrency.prom", "concurrency_report_<time>.html", "concurrency_results_<time>.json"]);
     // The built-in prompts come in several sizes, which are told apart.
-    let file: Value = serde_json::from_str(&fs::read_to_string(&results[0]).unwrap()).unwrap();
+    let file: Value = serde_json::from_str(&fs::read_to_string(&results[2]).unwrap()).unwrap();
     for level in file["levels"].as_array().unwrap() {
         let sizes = level["by_size"].as_array().unwrap();
         let requests: u64 = sizes.iter().map(|size| size["requests"].as_u64().unwrap()).sum();
         assert!(sizes.len() > 1 && requests == level["requests"].as_u64().unwrap(), "{level:#}");
     }
     assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
+    let page = fs::read_to_string(&results[1]).unwrap();
+    assert!(page.contains("id=\"figure-run0-in-flight\"") && page.contains("id=\"figure-run0-distribution\""));
+    // Nobody asked the server.
+    assert!(!page.contains("figure-queueing") && file["levels"][0].get("server").is_none());
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);
@@ -438,7 +503,7 @@ fn a_quick_run_in_an_empty_folder() {
     let made = folder.tool(&["generate-test-data"]);
     assert_eq!(made.stdout, "wrote 100 snippets (seed 42) to test-data/test_snippets.json\n");
     assert_eq!(folder.recommend(&[]).shown(), again.shown());
-    let from_file = folder.recommend(&["--results", results[0].to_str().unwrap(), "--json"]);
+    let from_file = folder.recommend(&["--results", results[2].to_str().unwrap(), "--json"]);
     assert_eq!((from_file.code, &from_file.stdout[..1]), (3, "{"));
 
     // Another model is another target.
@@ -451,7 +516,8 @@ fn a_quick_run_in_an_empty_folder() {
 /// The one results file and the one manifest that a run left in the folder.
 fn left_behind(folder: &Folder) -> (Value, Value) {
     let only = |name: &str| {
-        let files: Vec<_> = fs::read_dir(folder.path(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = fs::read_dir(folder.path(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| file.is_dir() || file.extension().is_some_and(|ending| ending == "json"));
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
     };
@@ -512,6 +578,60 @@ fn contenders_are_measured_again_and_pooled() {
     assert!(folder.path(&format!("target/concurrency/{run_id}/confirm-1-level-{level}.jsonl")).exists());
     assert!(folder.path(&format!("target/criterion/confirm-1/{level}/new/estimates.json")).exists());
     decided_alike(&folder, &results);
+}
+
+#[test]
+fn a_level_says_what_it_came_to_unless_quiet() {
+    let config = "llm: {endpoint: simulator, model: m}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01, \
+                  output_tokens: {distribution: fixed, tokens: 4}}\n";
+    let folder = Folder::with(config);
+    let args = ["run", "--levels", "2", "--quick"];
+    let ran = folder.tool(&args);
+    let line = ran.stderr.lines().find(|line| line.starts_with("level 2 ended: ")).expect("a line");
+    let run_id = left_behind(&folder).1["run_id"].as_str().unwrap().to_owned();
+    let requests = fs::read_to_string(folder.path(&format!("target/concurrency/{run_id}/level-2.jsonl"))).unwrap();
+    let expected = format!("level 2 ended: {} requests in ", requests.lines().count());
+    assert!(line.starts_with(&expected) && line.contains("P95"), "{expected}: {line}");
+    for quiet in
+        [folder.tool(&[args.as_slice(), &["--quiet"]].concat()), folder.tool_with(&args, &[("LLM_BENCH_QUIET", "1")])]
+    {
+        assert!(!quiet.stderr.contains("level 2 ended") && quiet.stderr.contains("Plan: "), "{}", quiet.stderr);
+        assert!(quiet.stdout.contains("No recommendation (unresolved)"), "{}", quiet.stdout);
+    }
+    let textfile = fs::read_to_string(folder.path("results/concurrency.prom")).unwrap();
+    assert!(textfile.contains("llm_concurrency_final_throughput_requests_per_second{level=\"2\"} "), "{textfile}");
+}
+
+/// Two slots: of ten requests in flight eight wait.
+#[test]
+fn the_servers_own_queue_stands_beside_the_curve() {
+    let config = "llm: {endpoint: simulator, model: m}\nsimulator: {slots: 2, base_step_ms: 10, per_sequence_ms: 0.1, \
+                  output_tokens: {distribution: fixed, tokens: 4}}\n";
+    let folder = Folder::with(config);
+    folder.tool(&["run", "--levels", "1,10", "--total-requests", "100", "--max-requests", "300", "--server-metrics"]);
+    let (results, manifest) = left_behind(&folder);
+    let [first, last] = [0, 1].map(|at| &results["levels"][at]["server"]);
+    assert_eq!(manifest["levels"][1]["server"]["looks"], last["looks"]);
+    let number = |load: &Value, key: &str| load[key].as_f64().unwrap();
+    assert!(number(first, "waiting") < 1.0 && number(first, "looks") >= 2.0, "{first}");
+    assert!(number(last, "running") <= 2.0 && number(last, "waiting") > 5.0, "{last}");
+    let mut files = fs::read_dir(folder.path("results")).unwrap().map(|entry| entry.unwrap().path());
+    let page = files.find(|path| path.extension().is_some_and(|ending| ending == "html")).unwrap();
+    assert!(fs::read_to_string(page).unwrap().contains("id=\"figure-queueing\""));
+}
+
+/// The same address for both: nobody must have called there.
+#[test]
+fn a_taken_metrics_address_ends_the_run_before_anything_is_sent() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    taken.set_nonblocking(true).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let folder = Folder::with(&format!("llm: {{endpoint: 'http://{address}/v1', model: m}}\n"));
+    let ran = folder.tool(&["run", "--metrics-addr", &address]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.error().starts_with("error: cannot serve metrics on 127.0.0.1:PORT: "), "{}", ran.shown());
+    assert!(ran.error().contains("Nothing was sent"), "{}", ran.error());
+    assert_eq!(taken.accept().map(drop).map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "outcome",
     "stats",
     "usl",
@@ -24,6 +24,7 @@ const ORDER: [&str; 23] = [
     "config",
     "snippets",
     "client",
+    "server_load",
     "target",
     "plan",
     "results",

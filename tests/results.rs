@@ -140,6 +140,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         reason: None,
         client: None,
         rate_limit: None,
+        server: None,
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }
@@ -195,7 +196,7 @@ fn the_newest_record_whose_times_are_criterions() {
     // By shares of life: of 100 overlapping requests the last few end after the window.
     assert!((28..=30).contains(&rates[0].1) && (19..=20).contains(&rates[1].1), "{rates:?}");
     insta::assert_snapshot!(notes(&measured, &disk), @"levels come from 2 runs of the same fingerprint: run-1, run-2");
-    assert!(!measured.unchecked);
+    assert!(!measured.incomplete);
 }
 
 /// `cargo bench -- level/2`: the newest run planned three levels and measured one.
@@ -238,6 +239,23 @@ fn confirm_rounds_of_the_same_run_are_pooled_with_the_first_measurement() {
     measure_step(&disk, &mut other, confirm(1, 2), 90.0);
     let alone = &disk.load(CONFIG).unwrap().levels[1];
     assert_eq!((alone.requests, alone.drift), (Some(100), None));
+}
+
+/// A timeline is drawn from them.
+#[test]
+fn the_records_of_requests_come_in_the_order_in_which_they_were_made() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1, 2, 5]);
+    let steps = [sweep(5), sweep(1), confirm(1, 1), confirm(1, 5), confirm(2, 1)];
+    for step in steps {
+        measure_step(&disk, &mut run, step, 10.0);
+    }
+    let mut filtered = disk.run(CONFIG, &[1, 2, 5]);
+    measure(&disk, &mut filtered, 2, 40.0);
+    let requests = disk.load(CONFIG).unwrap().requests;
+    let names: Vec<_> = requests.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
+    let first = ["level-5", "level-1", "confirm-1-level-1", "confirm-1-level-5", "confirm-2-level-1", "level-2"];
+    assert_eq!(names, first.map(|name| format!("{name}.jsonl")));
 }
 
 /// Confirm rounds without the first measurement of their own run are no measurement.
@@ -314,7 +332,7 @@ fn a_level_that_was_cut_is_left_out() {
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"level 2 is left out: not measured to its end, or since overwritten"
+        @"level 2 is left out (not measured to its end, or since overwritten), and may be the better one"
     );
 }
 
@@ -348,7 +366,7 @@ fn a_torn_manifest_is_named_and_left_out() {
     // If it is the only one, Criterion's figures are left, and it is named all the same.
     fs::remove_dir_all(disk.places().runs.join("run-1")).unwrap();
     let measured = disk.load(CONFIG).unwrap();
-    assert!(measured.unchecked);
+    assert!(measured.incomplete);
     assert!(notes(&measured, &disk).contains("run-9/run.json is not a run manifest"));
 }
 
@@ -385,7 +403,7 @@ fn criterions_figures_alone() {
     disk.estimates(sweep(2), 20.0);
     let measured = disk.load(CONFIG).unwrap();
     assert_eq!(taken(&measured), [(2, 20), (10, 80)]);
-    assert!(measured.unchecked);
+    assert!(measured.incomplete);
     insta::assert_snapshot!(
         notes(&measured, &disk),
         @"there are no request records in <target>/concurrency: only Criterion's throughput is known, and not what it was measured against"

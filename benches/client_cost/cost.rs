@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use llm_concurrency::client::{BodyTemplate, Transport};
 use llm_concurrency::closed_loop::{self, LoopPlan, Observer, Window};
 use llm_concurrency::config::{Llm, RequestSettings};
+use llm_concurrency::monitor::{Counts, LevelMonitor, Live};
 use llm_concurrency::outcome::{Reply, RequestOutcome};
 use llm_concurrency::plan::SAMPLES;
 use llm_concurrency::results::SidecarWriter;
@@ -91,13 +92,20 @@ fn cost_us(requests: usize, load: impl FnOnce()) -> f64 {
 
 // ---- through our own path ----
 
-/// Records as the sweep does.
-struct Records(SidecarWriter);
+/// Records as the sweep does, the live view included.
+struct Records {
+    sidecar: SidecarWriter,
+    counts: Arc<Counts>,
+}
 
 impl Observer for Records {
+    fn issued(&mut self, ticket: closed_loop::Ticket) {
+        self.counts.issued(ticket.phase);
+    }
     fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
         assert_eq!(outcome.failure, None, "{:?}", outcome.error);
-        self.0.push(outcome);
+        self.counts.ended(&outcome);
+        self.sidecar.push(outcome);
     }
     fn window(&mut self, _: Window) {}
 }
@@ -111,12 +119,17 @@ fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
     cost_us(kind.requests(), || {
         let runtime = runtime();
         let (_go_on, stop) = tokio::sync::watch::channel(false);
-        let mut records = Records(SidecarWriter::create(folder.path().join("level.jsonl")).expect("a sidecar"));
+        let sidecar = SidecarWriter::create(folder.path().join("level.jsonl")).expect("a sidecar");
+        let counts = Live::default().begin(level, 0, plan.tickets());
+        let mut monitor = LevelMonitor::new(counts.clone(), false);
+        monitor.show();
+        let mut records = Records { sidecar, counts };
         let transport = Transport::new(&url, request.kind, &Llm::default(), None).expect("a client");
         let target = Target::new(transport, "m", &request, &[prompt], "cost");
         let send = |ticket: closed_loop::Ticket| target.send(level, ticket.seq);
         runtime.block_on(closed_loop::run(&plan, stop, send, &mut records));
-        records.0.finish().expect("the records are on disk");
+        drop(monitor);
+        records.sidecar.finish().expect("the records are on disk");
     })
 }
 

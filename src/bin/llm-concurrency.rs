@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run(&args),
         Command::Recommend(args) => commands::decide(&args),
+        Command::Report(args) => commands::report(&args),
         Command::Check(args) => commands::check(&args),
         Command::GenerateTestData(args) => commands::generate(&args),
         Command::Simulate(args) => commands::simulate(&args),

@@ -1,6 +1,6 @@
 //! What is printed: the table of levels, the answer, and what to do when nothing works.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use crate::compare::{Change, Comparison, Moved};
 use crate::config::{Endpoint, Settings};
@@ -15,7 +15,7 @@ pub fn table(recommendation: &Recommendation) -> String {
 }
 
 fn levels(recommendation: &Recommendation) -> String {
-    let best = passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
+    let best = best_passing(recommendation);
     let header =
         ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
     let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
@@ -44,16 +44,23 @@ fn by_size(level: &JudgedLevel) -> String {
         return String::new();
     }
     let header = ["P50", "P95", "tokens out", "n"].map(str::to_owned).to_vec();
-    let row = |part: &SizeSummary| {
-        let latency = part.latency_s.unwrap_or_default();
-        let tokens = part.mean_output_tokens.map_or_else(dash, |tokens| format!("{tokens:.1}"));
-        let time = |value: Option<f64>| value.map_or_else(dash, seconds);
-        vec![time(latency.p50), time(latency.p95), tokens, part.requests.to_string()]
-    };
-    let rows: Vec<Vec<String>> = std::iter::once(header).chain(summary.by_size.iter().map(row)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(summary.by_size.iter().map(size_row)).collect();
     let sizes = summary.by_size.iter().map(|part| part.size.clone());
     let table = aligned(&rows, std::iter::once("prompts".to_owned()).chain(sizes));
     format!("\nlevel {} by the size of the prompts:\n{table}", summary.concurrency)
+}
+
+/// The cells of the prompts of one size, from P50 to n.
+pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
+    let latency = part.latency_s.unwrap_or_default();
+    let tokens = part.mean_output_tokens.map_or_else(dash, |tokens| format!("{tokens:.1}"));
+    let time = |value: Option<f64>| value.map_or_else(dash, seconds);
+    vec![time(latency.p50), time(latency.p95), tokens, part.requests.to_string()]
+}
+
+/// The best throughput of the levels that pass.
+pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
+    passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
 }
 
 fn passing(recommendation: &Recommendation) -> impl Iterator<Item = &JudgedLevel> {
@@ -64,7 +71,8 @@ fn throughput(level: &JudgedLevel) -> Option<f64> {
     level.summary.throughput_rps.map(|t| t.estimate)
 }
 
-fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
+/// The cells of a level, from the level itself to n.
+pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
     let latency = summary.latency_s.unwrap_or_default();
     let time = |value: Option<f64>| value.map_or_else(dash, seconds);
     let p50 = |distribution: Option<Distribution>| time(distribution.and_then(|d| d.p50));
@@ -87,6 +95,37 @@ fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
     ]
 }
 
+/// Cells of the longest bar.
+const BAR: f64 = 48.0;
+const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+
+/// Throughput by level as bars, for a terminal; with `colour` the chosen level is green and what fails is red.
+pub fn plot(recommendation: &Recommendation, colour: bool) -> String {
+    let known = |level: &JudgedLevel| throughput(level).filter(|rps| rps.is_finite() && *rps >= 0.0);
+    let best = recommendation.levels.iter().filter_map(known).fold(0.0, f64::max);
+    if best <= 0.0 {
+        return String::new();
+    }
+    let widest = recommendation.levels.iter().map(|level| level.summary.concurrency.to_string().len()).max();
+    let width = widest.unwrap_or_default().max("level".len());
+    let mut text = format!("{:>width$}  requests/s\n", "level");
+    for level in &recommendation.levels {
+        let Some(rps) = known(level) else { continue };
+        let eighths = (rps / best * BAR * 8.0).round() as usize;
+        let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
+        let is_chosen = recommendation.recommended_concurrency == Some(level.summary.concurrency);
+        let (word, paint) = match level.verdict {
+            _ if is_chosen => ("  <- recommended", "32"),
+            Verdict::Pass => ("", ""),
+            Verdict::Fail => ("  fail", "31"),
+            Verdict::NotUsed => ("  not used", "2"),
+        };
+        let bar = if colour && !paint.is_empty() { format!("\x1b[{paint}m{bar}\x1b[0m") } else { bar };
+        let _ = writeln!(text, "{:>width$}  {bar} {rps:.2}{word}", level.summary.concurrency);
+    }
+    text + "\n"
+}
+
 fn half_width(estimate: Estimate) -> Option<f64> {
     Some((estimate.upper? - estimate.lower?) / 2.0)
 }
@@ -102,15 +141,19 @@ fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
         Verdict::Fail => "fail",
         Verdict::NotUsed => "not used",
     };
+    match why(level) {
+        why if why.is_empty() => word.to_owned(),
+        why if level.why.is_empty() => format!("{word} {why}"),
+        why => format!("{word}: {why}"),
+    }
+}
+
+/// Why a level got its verdict, and its failures by kind; empty for a plain pass without any.
+pub(super) fn why(level: &JudgedLevel) -> String {
     let failures: Vec<String> = level.summary.failures.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    let mut text = word.to_owned();
-    if !level.why.is_empty() {
-        let _ = write!(text, ": {}", level.why);
-    }
-    if !failures.is_empty() {
-        let _ = write!(text, " ({})", failures.join(", "));
-    }
-    text
+    let failures = if failures.is_empty() { String::new() } else { format!("({})", failures.join(", ")) };
+    let parts = [level.why.as_str(), failures.as_str()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// The answer as a user would want it.
@@ -129,7 +172,7 @@ pub fn answer(recommendation: &Recommendation) -> String {
     text
 }
 
-fn chosen(recommendation: &Recommendation) -> Option<&JudgedLevel> {
+pub(super) fn chosen(recommendation: &Recommendation) -> Option<&JudgedLevel> {
     let pick = recommendation.recommended_concurrency?;
     recommendation.levels.iter().find(|level| level.summary.concurrency == pick)
 }
@@ -161,47 +204,79 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
         summary.error_rate.map_or_else(dash, percent),
         summary.timeout_rate.map_or_else(dash, percent),
     );
-    if let Some(line) = gain(recommendation, level) {
+    for line in gain(recommendation, level).map(|gain| gain.to_string()).into_iter().chain(beside(recommendation)) {
         let _ = writeln!(text, "  {line}");
     }
-    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| n < summary.concurrency) {
-        let _ = writeln!(
-            text,
-            "  for low latency rather than throughput: {alternative} (most throughput per second of latency)"
-        );
+}
+
+/// What is told beside the answer, as information only.
+pub(super) fn beside(recommendation: &Recommendation) -> Vec<String> {
+    let mut lines = Vec::new();
+    let pick = recommendation.recommended_concurrency;
+    if let Some(alternative) = recommendation.low_latency_alternative.filter(|&n| pick.is_some_and(|pick| n < pick)) {
+        lines.push(format!(
+            "for low latency rather than throughput: {alternative} (most throughput per second of latency)"
+        ));
     }
-    if let Some(usl) = recommendation.usl {
+    if let Some(usl) = recommendation.usl.filter(|_| pick.is_some()) {
         let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
-        let _ = writeln!(
-            text,
-            "  fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}",
+        lines.push(format!(
+            "fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}",
             usl.r_squared
-        );
+        ));
+    }
+    lines
+}
+
+/// What the optimum gains over working one by one.
+pub(super) struct Gain {
+    /// What it is compared with.
+    pub(super) from: String,
+    /// That throughput, requests per second.
+    pub(super) slow: f64,
+    /// The optimum's.
+    pub(super) fast: f64,
+    level: usize,
+}
+
+impl Gain {
+    pub(super) fn factor(&self) -> f64 {
+        self.fast / self.slow
+    }
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {:.2} requests/s, optimal ({}) {:.2}: {:.1} x as fast; 1000 requests take {} instead of {}",
+            self.from,
+            self.slow,
+            self.level,
+            self.fast,
+            self.factor(),
+            seconds(1000.0 / self.fast),
+            seconds(1000.0 / self.slow),
+        )
     }
 }
 
 /// Sequential (or the lowest level that passes) against the optimum.
-fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<String> {
+pub(super) fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<Gain> {
     let lowest = passing(recommendation).next()?;
     if lowest.summary.concurrency == level.summary.concurrency {
         return None;
     }
     let (slow, fast) = (throughput(lowest).filter(|&rps| rps > 0.0)?, throughput(level).filter(|&rps| rps > 0.0)?);
-    let name = match lowest.summary.concurrency {
+    let from = match lowest.summary.concurrency {
         1 => "sequential (1)".to_owned(),
         n => format!("level {n}"),
     };
-    Some(format!(
-        "{name} {slow:.2} requests/s, optimal ({}) {fast:.2}: {:.1} x as fast; 1000 requests take {} instead of {}",
-        level.summary.concurrency,
-        fast / slow,
-        seconds(1000.0 / fast),
-        seconds(1000.0 / slow),
-    ))
+    Some(Gain { from, slow, fast, level: level.summary.concurrency })
 }
 
 /// The two troubles README knows, in the same words.
-fn advice(recommendation: &Recommendation) -> Vec<String> {
+pub(super) fn advice(recommendation: &Recommendation) -> Vec<String> {
     let levels_with = |rate: fn(&LevelSummary) -> Option<f64>| {
         let levels = recommendation.levels.iter().filter(|level| rate(&level.summary).is_some_and(|r| r >= 0.05));
         levels.map(|level| level.summary.concurrency.to_string()).collect::<Vec<_>>().join(", ")
@@ -314,4 +389,41 @@ pub fn curl(settings: &Settings) -> String {
         "curl -sS {}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         url.trim_end_matches('/')
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recommend::{Policy, recommend};
+
+    fn level(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
+        LevelSummary {
+            concurrency,
+            error_rate: Some(error_rate),
+            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
+            ..LevelSummary::default()
+        }
+    }
+
+    #[test]
+    fn bars_are_as_long_as_throughput_is_high() {
+        let decided = recommend(&[level(1, 5.0, 0.0), level(20, 40.0, 0.0), level(50, 39.0, 0.5)], &Policy::default());
+        let plain = format!(
+            "level  requests/s\n    1  {} 5.00\n   20  {} 40.00  <- recommended\n   50  {}▊ 39.00  fail\n\n",
+            "█".repeat(6),
+            "█".repeat(48),
+            "█".repeat(46)
+        );
+        assert_eq!(plot(&decided, false), plain);
+        let coloured = plot(&decided, true);
+        assert_eq!(coloured.matches("\x1b[0m").count(), 2);
+        assert_eq!(coloured.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", ""), plain);
+    }
+
+    #[test]
+    fn without_throughput_there_are_no_bars() {
+        let unknown = LevelSummary { concurrency: 4, ..LevelSummary::default() };
+        assert_eq!(plot(&recommend(&[unknown], &Policy::default()), true), "");
+        assert_eq!(plot(&recommend(&[level(4, 0.0, 0.0)], &Policy::default()), true), "");
+    }
 }

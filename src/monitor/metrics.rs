@@ -1,0 +1,398 @@
+//! The run for Prometheus: `/metrics` while it runs, and its final figures as a textfile.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::Router;
+use axum::http::{HeaderMap, header};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use super::histogram::Times;
+use super::{Live, PhaseCounts, PhaseLook};
+use crate::outcome::Failure;
+use crate::recommend::{Recommendation, Verdict};
+use crate::stats::Distribution;
+
+const PREFIX: &str = "llm_concurrency";
+/// Upper bounds of the buckets, seconds: from the first token of a small model to a long answer in a long queue.
+const BOUNDS_S: [f64; 22] = [
+    0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0,
+    120.0, 300.0,
+];
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Why there are no metrics.
+#[derive(Debug, Error)]
+pub enum MetricsError {
+    /// The address cannot be had.
+    #[error(
+        "cannot serve metrics on {address}: {cause}\n\nNothing was sent. Name another address with --metrics-addr (LLM_BENCH_METRICS_ADDR)."
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The reason.
+        cause: io::Error,
+    },
+}
+
+/// Serves `/metrics` until it is dropped.
+#[derive(Debug)]
+pub struct MetricsServer {
+    address: SocketAddr,
+    _until_dropped: oneshot::Sender<()>,
+}
+
+impl MetricsServer {
+    /// Begins to serve, on a thread of its own. Port 0 takes a free one.
+    ///
+    /// # Errors
+    /// If the address is taken, or not this machine's.
+    pub fn start(address: SocketAddr, live: Arc<Live>) -> Result<Self, MetricsError> {
+        let (until_dropped, dropped) = oneshot::channel::<()>();
+        let start = || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let serve = async move {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                let registry = Arc::new(registry(live));
+                let app = Router::new().route("/metrics", get(move |headers| scrape(registry.clone(), headers)));
+                tokio::select! {
+                    served = axum::serve(listener, app) => served,
+                    _ = dropped => Ok(()),
+                }
+            };
+            // The address is bound, so that all that can go wrong later are single connections.
+            let serve = move || drop(runtime.block_on(serve));
+            std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;
+            Ok(address)
+        };
+        let address = start().map_err(|cause| MetricsError::Listen { address, cause })?;
+        Ok(MetricsServer { address, _until_dropped: until_dropped })
+    }
+
+    /// Where it serves.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn scrape(registry: Arc<Registry>, headers: HeaderMap) -> ([(header::HeaderName, &'static str); 1], String) {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accept.contains("application/openmetrics-text") {
+        ([(header::CONTENT_TYPE, OPENMETRICS)], openmetrics(&registry))
+    } else {
+        ([(header::CONTENT_TYPE, PLAIN)], plain(&openmetrics(&registry)))
+    }
+}
+
+fn registry(live: Arc<Live>) -> Registry {
+    let mut registry = Registry::with_prefix(PREFIX);
+    registry.register_collector(Box::new(Scrape(live)));
+    registry
+}
+
+// Writing to a string cannot fail.
+fn openmetrics(registry: &Registry) -> String {
+    let mut text = String::new();
+    let _ = text::encode(&mut text, registry);
+    text
+}
+
+/// Prometheus's own older format, which `promtool` and node-exporter read: a counter's `_total` is part of its name.
+fn plain(openmetrics: &str) -> String {
+    let mut text = String::new();
+    let is_counter = |name: &str| openmetrics.contains(&format!("# TYPE {name} counter\n"));
+    for line in openmetrics.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(keyword), Some(name), Some(rest)) => {
+                let total = if is_counter(name) { "_total" } else { "" };
+                text += &format!("# {keyword} {name}{total} {rest}\n");
+            }
+            _ => text += &format!("{line}\n"),
+        }
+    }
+    text
+}
+
+// ---- the live counts ----
+
+/// One phase of a level: all its measurements together.
+struct PhaseSum {
+    look: PhaseLook,
+    output_tokens: u64,
+    latency: Times,
+    ttft: Times,
+}
+
+impl PhaseSum {
+    fn none() -> Self {
+        let look = PhaseLook { issued: 0, succeeded: 0, failed: Default::default(), given_up: 0 };
+        PhaseSum { look, output_tokens: 0, latency: Times::none(), ttft: Times::none() }
+    }
+
+    fn add(&mut self, counts: &PhaseCounts) {
+        let PhaseLook { issued, succeeded, failed, given_up } = counts.look();
+        self.look.issued += issued;
+        self.look.succeeded += succeeded;
+        self.look.failed.iter_mut().zip(failed).for_each(|(sum, more)| *sum += more);
+        self.look.given_up += given_up;
+        self.output_tokens += counts.output_tokens.load(Relaxed);
+        self.latency.add(&counts.latency.read());
+        self.ttft.add(&counts.ttft.read());
+    }
+
+    /// Every outcome has its series from the start, so that a rate sees its first event.
+    fn outcomes(&self) -> Vec<(&'static str, u64)> {
+        let failed = Failure::ALL.iter().zip(self.look.failed).map(|(kind, count)| (kind.name(), count));
+        [("Success", self.look.succeeded), ("GivenUp", self.look.given_up)].into_iter().chain(failed).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Scrape(Arc<Live>);
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let measurements = self.0.measurements();
+        let mut phases: BTreeMap<(usize, &str), PhaseSum> = BTreeMap::new();
+        for counts in &measurements {
+            for (name, phase) in [("warmup", &counts.warmup), ("measured", &counts.measured)] {
+                phases.entry((counts.level, name)).or_insert_with(PhaseSum::none).add(phase);
+            }
+        }
+        let phases: Vec<_> = phases
+            .into_iter()
+            .map(|((level, phase), sum)| ([("level", level.to_string()), ("phase", phase.to_owned())], sum))
+            .collect();
+
+        let help = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
+        let mut family = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+        for (labels, sum) in &phases {
+            for (outcome, count) in sum.outcomes() {
+                let labels: Vec<_> = labels.iter().cloned().chain([("outcome", outcome.to_owned())]).collect();
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+            }
+        }
+        let help = "Requests that are in flight";
+        let mut family = encoder.encode_descriptor("requests_in_flight", help, None, MetricType::Gauge)?;
+        for (labels, sum) in &phases {
+            family.encode_family(labels)?.encode_gauge(&sum.look.in_flight())?;
+        }
+        let help = "Output tokens of the successes, as the server reported them";
+        let mut family = encoder.encode_descriptor("output_tokens", help, None, MetricType::Counter)?;
+        for (labels, sum) in &phases {
+            family.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(&sum.output_tokens, None)?;
+        }
+        let help = "From sending a request to its last byte, of the successes";
+        histograms(&mut encoder, "latency", help, phases.iter().map(|(labels, sum)| (labels, &sum.latency)))?;
+        let help = "From sending a request to its first token, of the successes; only when streaming";
+        histograms(&mut encoder, "time_to_first_token", help, phases.iter().map(|(labels, sum)| (labels, &sum.ttft)))?;
+
+        let in_hand = measurements.last().filter(|counts| !counts.over.load(Relaxed));
+        let help = "Requests that the measurement in hand keeps in flight; 0 between measurements";
+        let mut family = encoder.encode_descriptor("level", help, None, MetricType::Gauge)?;
+        family.encode_gauge(&in_hand.map_or(0, |counts| counts.level as u64))?;
+        let help = "Requests that the measurement in hand may still end";
+        let mut family = encoder.encode_descriptor("requests_left", help, None, MetricType::Gauge)?;
+        family.encode_gauge(&in_hand.map_or(0, |counts| counts.planned.saturating_sub(counts.look().ended)))
+    }
+}
+
+fn histograms<'a, L: EncodeLabelSet + 'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    all: impl Iterator<Item = (&'a L, &'a Times)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for (labels, times) in all {
+        let buckets = times.up_to(&BOUNDS_S);
+        family.encode_family(labels)?.encode_histogram::<NoLabelSet>(times.sum_s, times.count(), &buckets, None)?;
+    }
+    Ok(())
+}
+
+// ---- the final figures ----
+
+type Figures = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
+
+/// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
+pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let mut family = |name: &str, help: &str| {
+        let figures = Figures::default();
+        registry.register(name, help, figures.clone());
+        figures
+    };
+    let requests = family("final_requests", "Requests that the figures of a level are taken over");
+    let throughput = family("final_throughput_requests_per_second", "Successful requests per second of a level");
+    let tokens = family("final_output_tokens_per_second", "Output tokens per second of a level");
+    let errors = family("final_error_ratio", "Share of a level's requests that failed");
+    let passes = family("final_level_passes", "Whether a level passes all gates");
+    let latency = family("final_latency_seconds", "Percentiles of a level's latency");
+    let ttft = family("final_time_to_first_token_seconds", "Percentiles of a level's time to first token");
+    let recommended = family("final_recommended_level", "The recommended number of requests in parallel");
+    let ended = family("final_timestamp_seconds", "When the run ended, seconds since 1970");
+    for level in &recommendation.levels {
+        let summary = &level.summary;
+        let labels = vec![("level", summary.concurrency.to_string())];
+        let set = |family: &Figures, value: Option<f64>| set(family, &labels, value);
+        set(&requests, summary.requests.map(|n| n as f64));
+        set(&throughput, summary.throughput_rps.map(|rps| rps.estimate));
+        set(&tokens, summary.output_tps);
+        set(&errors, summary.error_rate);
+        set(&passes, (level.verdict != Verdict::NotUsed).then_some(f64::from(level.verdict == Verdict::Pass)));
+        for (family, times) in [(&latency, summary.latency_s), (&ttft, summary.ttft_s)] {
+            let Distribution { p50, p90, p95, p99, .. } = times.unwrap_or_default();
+            for (percentile, value) in [("50", p50), ("90", p90), ("95", p95), ("99", p99)] {
+                let labels: Vec<_> = labels.iter().cloned().chain([("percentile", percentile.to_owned())]).collect();
+                self::set(family, &labels, value);
+            }
+        }
+    }
+    set(&recommended, &Vec::new(), recommendation.recommended_concurrency.map(|level| level as f64));
+    set(&ended, &Vec::new(), Some(ended_s));
+    plain(&openmetrics(&registry))
+}
+
+fn set(family: &Figures, labels: &Vec<(&'static str, String)>, value: Option<f64>) {
+    if let Some(value) = value {
+        family.get_or_create(labels).set(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::tests::outcome;
+    use crate::outcome::{Phase, RequestOutcome};
+    use crate::recommend::{Policy, recommend};
+    use crate::stats::{Estimate, LevelSummary};
+
+    /// Level 2 twice, the second time in a confirm round that is still running.
+    fn live() -> Arc<Live> {
+        let live = Arc::new(Live::default());
+        let first = live.begin(2, 0, 30);
+        first.issued(Phase::Measured);
+        first.ended(&RequestOutcome { ttft_s: Some(0.04), output_tokens: Some(9), ..outcome(0.0, 0.4) });
+        first.over.store(true, Relaxed);
+        let again = live.begin(2, 1, 30);
+        (0..3).for_each(|_| again.issued(Phase::Measured));
+        again.ended(&outcome(0.0, 4.0));
+        again.ended(&RequestOutcome { failure: Some(Failure::Timeout), ..outcome(0.0, 4.0) });
+        live
+    }
+
+    fn assert_has(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|one| one == *line), "no {line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_measurements_of_a_level_are_counted_together() {
+        let text = openmetrics(&registry(live()));
+        assert_has(
+            &text,
+            &[
+                "# TYPE llm_concurrency_requests counter",
+                r#"llm_concurrency_requests_total{level="2",phase="measured",outcome="Success"} 2"#,
+                r#"llm_concurrency_requests_total{level="2",phase="measured",outcome="Timeout"} 1"#,
+                r#"llm_concurrency_requests_total{level="2",phase="warmup",outcome="Timeout"} 0"#,
+                r#"llm_concurrency_requests_in_flight{level="2",phase="measured"} 1"#,
+                r#"llm_concurrency_output_tokens_total{level="2",phase="measured"} 9"#,
+                "# UNIT llm_concurrency_latency_seconds seconds",
+                r#"llm_concurrency_latency_seconds_sum{level="2",phase="measured"} 4.4"#,
+                r#"llm_concurrency_latency_seconds_bucket{le="0.3",level="2",phase="measured"} 0"#,
+                r#"llm_concurrency_latency_seconds_bucket{le="0.5",level="2",phase="measured"} 1"#,
+                r#"llm_concurrency_latency_seconds_bucket{le="+Inf",level="2",phase="measured"} 2"#,
+                r#"llm_concurrency_time_to_first_token_seconds_count{level="2",phase="measured"} 1"#,
+                "llm_concurrency_level 2",
+                "llm_concurrency_requests_left 28",
+                "# EOF",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_plain_format_names_a_counter_as_its_samples() {
+        let text = plain(&openmetrics(&registry(live())));
+        assert_has(&text, &["# TYPE llm_concurrency_requests_total counter"]);
+        assert!(text.starts_with("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"));
+    }
+
+    #[test]
+    fn the_dashboard_names_nothing_else() {
+        let text = openmetrics(&registry(live()));
+        let dashboard = include_str!("../../docs/grafana-dashboard.json");
+        let names: Vec<&str> = dashboard
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .filter(|word| word.starts_with(&format!("{PREFIX}_")))
+            .collect();
+        assert!(names.len() > 10);
+        for name in names {
+            let serves = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+            assert!(text.lines().any(serves), "{name}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_those_of_the_histogram() {
+        let histogram = super::super::histogram::Histogram::default();
+        BOUNDS_S.into_iter().for_each(|bound| histogram.add(bound));
+        let stretches = histogram.read().up_to(&BOUNDS_S);
+        assert!(stretches.iter().all(|&(bound, count)| count == u64::from(bound.is_finite())), "{stretches:?}");
+    }
+
+    #[test]
+    fn a_taken_address_is_an_error_that_names_it() {
+        let server = MetricsServer::start(([127, 0, 0, 1], 0).into(), Arc::default()).expect("a free port");
+        let again = MetricsServer::start(server.address(), Arc::default()).expect_err("it is taken").to_string();
+        let begins = format!("cannot serve metrics on {}: ", server.address());
+        assert!(again.starts_with(&begins) && again.contains("--metrics-addr"), "{again}");
+    }
+
+    #[test]
+    fn the_textfile_holds_what_is_known() {
+        let level = |concurrency, rps| LevelSummary {
+            concurrency,
+            requests: Some(1000),
+            error_rate: Some(0.0),
+            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
+            latency_s: Some(Distribution { p95: Some(0.25), ..Distribution::default() }),
+            ..LevelSummary::default()
+        };
+        let recommendation = recommend(&[level(1, 5.0), level(4, 16.5)], &Policy::default());
+        let text = textfile(&recommendation, 1.5e9);
+        assert_has(
+            &text,
+            &[
+                "# TYPE llm_concurrency_final_throughput_requests_per_second gauge",
+                r#"llm_concurrency_final_throughput_requests_per_second{level="4"} 16.5"#,
+                r#"llm_concurrency_final_latency_seconds{level="1",percentile="95"} 0.25"#,
+                "llm_concurrency_final_recommended_level 4.0",
+                "llm_concurrency_final_timestamp_seconds 1500000000.0",
+            ],
+        );
+        assert!(!text.contains("percentile=\"99\"") && !text.contains("first_token_seconds{"), "{text}");
+    }
+}

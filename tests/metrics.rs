@@ -1,0 +1,146 @@
+//! `/metrics` of a run as a real Prometheus sees it, and the dashboard on top of it. Run by `.ci/run`.
+
+#![cfg(feature = "suite")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+const CONFIG: &str = "llm: {endpoint: simulator, model: m}\nbenchmark: {seed: 7}\n\
+                      simulator: {faults: {error_500: 0.05}}\n";
+const DASHBOARD: &str = include_str!("../docs/grafana-dashboard.json");
+
+/// Ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A run that serves its metrics, and where.
+fn run(folder: &Path) -> (Process, String, BufReader<impl Read>) {
+    fs::write(folder.join("config.yaml"), CONFIG).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-concurrency"));
+    command.args(["run", "--levels", "5,40", "--total-requests", "200", "--metrics-addr", "127.0.0.1:0"]);
+    for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("LLM_")) {
+        command.env_remove(name);
+    }
+    command.env("CARGO_TARGET_DIR", folder.join("target")).current_dir(folder);
+    let mut child = Process(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
+    let mut line = String::new();
+    while stderr.read_line(&mut line).unwrap() > 0 {
+        if let Some(address) = line.strip_prefix("Metrics: http://").and_then(|rest| rest.strip_suffix("/metrics\n")) {
+            return (child, address.to_owned(), stderr);
+        }
+        line.clear();
+    }
+    panic!("no word of the metrics");
+}
+
+/// What is served there, head and body.
+fn get(address: &str, accept: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_lowercase(), body.to_owned())
+}
+
+#[track_caller]
+fn assert_clean(what: &str, metrics: &str) {
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = promtool.spawn().expect("Debian's prometheus");
+    child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && said.is_empty(), "{what}: {said}\n{metrics}");
+}
+
+/// A Prometheus that scrapes `target` twice a second, and its address.
+fn prometheus(folder: &Path, target: &str) -> (Process, String) {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let config = format!(
+        "global: {{scrape_interval: 500ms}}\nscrape_configs: [{{job_name: run, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    );
+    fs::write(folder.join("prometheus.yml"), config).unwrap();
+    let mut command = Command::new("prometheus");
+    command.arg("--config.file=prometheus.yml").arg("--storage.tsdb.path=tsdb").arg("--log.level=error");
+    command.arg(format!("--web.listen-address={address}")).current_dir(folder);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's prometheus");
+    (Process(child), address)
+}
+
+/// The queries of the dashboard, with a range as Grafana would fill it in.
+fn queries() -> BTreeSet<String> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    targets.map(|target| target["expr"].as_str().unwrap().replace("$__rate_interval", "3s")).collect()
+}
+
+/// Series with at least one number, between two moments.
+fn series_of(query: &str, server: &str, from: u64, to: u64) -> usize {
+    let mut promtool = Command::new("promtool");
+    promtool
+        .args(["query", "range", "-o", "json", "--step=1s"])
+        .arg(format!("--start={from}"))
+        .arg(format!("--end={to}"));
+    let output = promtool.arg(format!("http://{server}")).arg(query).output().unwrap();
+    assert!(output.status.success(), "{query}: {}", String::from_utf8_lossy(&output.stderr));
+    let series: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let has_number = |series: &&Value| series["values"].as_array().unwrap().iter().any(|point| point[1] != "NaN");
+    series.as_array().unwrap().iter().filter(has_number).count()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+#[ignore = "needs prometheus"]
+fn ci_a_real_prometheus_scrapes_a_run_and_every_query_of_the_dashboard_shows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = now();
+    let (mut run, address, mut stderr) = run(folder.path());
+    let (_server, server) = prometheus(folder.path(), &address);
+    // So that there is something of each kind.
+    let seen = |line: String| line.starts_with("level 5 ended:");
+    let mut lines = stderr.by_ref().lines();
+    assert!(lines.any(|line| seen(line.unwrap())), "the first level never ended");
+    thread::sleep(Duration::from_secs(1));
+
+    let (head, plain) = get(&address, "*/*");
+    assert!(head.starts_with("http/1.1 200") && head.contains("text/plain; version=0.0.4"), "{head}");
+    assert_clean("/metrics", &plain);
+    let (head, openmetrics) = get(&address, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    assert!(head.contains("application/openmetrics-text; version=1.0.0") && openmetrics.ends_with("# EOF\n"), "{head}");
+
+    lines.for_each(|line| drop(line.unwrap()));
+    let code = run.0.wait().unwrap().code();
+    assert!(code == Some(0) || code == Some(3), "{code:?}");
+    let (queries, to) = (queries(), now());
+    assert!(queries.len() > 10, "{queries:?}");
+    for query in &queries {
+        let series = series_of(query, &server, from, to);
+        assert!(series > 0, "nothing for {query}");
+        println!("{series} series: {query}");
+    }
+    let failures = queries.iter().find(|query| query.starts_with("sum by (outcome)")).unwrap();
+    assert!(series_of(&format!("({failures}) > 0"), &server, from, to) > 0, "the simulator's faults are not seen");
+    assert_clean("textfile", &fs::read_to_string(folder.path().join("results/concurrency.prom")).unwrap());
+}

@@ -1,0 +1,227 @@
+//! The HTML report in a browser: Debian's chromium, headless and without a network. Run by `.ci/run`.
+
+#![cfg(feature = "suite")]
+
+use std::path::Path;
+use std::process::Command;
+use std::slice;
+
+use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
+use llm_concurrency::recommend::{Policy, recommend};
+use llm_concurrency::report::figures::sections;
+use llm_concurrency::report::html::{About, Run, page};
+use llm_concurrency::report::requests::{Curves, Measurement};
+use llm_concurrency::stats::{self, LevelFacts, LevelSummary, Sample};
+use regex::Regex;
+use serde_json::json;
+
+const EVIL: &str = "</script><script>document.documentElement.dataset.owned = 1</script><img src=x onerror=\"document.documentElement.dataset.owned = 2\">";
+
+/// A level as a server with 20 slots would answer: `n` requests, of which every `failing`th fails.
+fn outcomes(level: usize, n: usize, failing: usize) -> impl Iterator<Item = RequestOutcome> {
+    let stretch = (level as f64 / 20.0).max(1.0);
+    (0..n + 2 * level).map(move |seq| {
+        let round = (seq / level) as f64 * 0.2 * stretch;
+        let latency = (0.15 + 0.1 * ((seq * 7919) % 100) as f64 / 100.0) * stretch;
+        let failed = seq % failing == failing - 1;
+        RequestOutcome {
+            seq: seq as u64,
+            phase: if seq < level { Phase::Warmup } else { Phase::Measured },
+            sample: None,
+            start_s: round,
+            end_s: Some(round + latency),
+            latency_s: Some(latency),
+            ttft_s: Some(latency / 10.0),
+            chunks: 10,
+            output_tokens: Some(50),
+            input_tokens: Some(100),
+            cached_tokens: None,
+            status: Some(if failed { 503 } else { 200 }),
+            failure: failed.then_some(Failure::ServerError),
+            error: failed.then(|| format!("HTTP 503: {EVIL}")),
+            resent: 0,
+            prompt_size: None,
+        }
+    })
+}
+
+/// A run with its requests. From `fails_from` on every eighth request fails.
+fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
+    let mut summaries: Vec<LevelSummary> = Vec::new();
+    let mut measurements = Vec::new();
+    for &level in levels {
+        let failing = if level >= fails_from { 8 } else { usize::MAX };
+        let length = (n / level) as f64 * 0.2 * (level as f64 / 20.0).max(1.0);
+        let window_s = [0.2, 0.2 + length];
+        let sample = Sample { duration_s: length / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 };
+        let facts = LevelFacts {
+            concurrency: level,
+            window_s,
+            samples: vec![sample; 10],
+            request_timeout_s: 30.0,
+            ..LevelFacts::default()
+        };
+        summaries.push(stats::summarize(&facts, outcomes(level, n, failing)));
+        let mut measurement = Measurement::new(level, Some(window_s));
+        outcomes(level, n, failing).for_each(|outcome| measurement.add(outcome));
+        measurements.push(measurement);
+    }
+    let policy = Policy::default();
+    Run {
+        label: String::new(),
+        recommendation: recommend(&summaries, &policy),
+        policy,
+        about: About {
+            model: Some(EVIL.to_owned()),
+            endpoint: Some("http://llm.example/v1".to_owned()),
+            settings: json!({"levels": levels, "total_requests": n, "seed": 42}),
+            ..About::default()
+        },
+        curves: Curves::of(measurements),
+        missing: Vec::new(),
+    }
+}
+
+fn small() -> Run {
+    run(&[1, 5, 10, 20, 30, 40], 400, 40)
+}
+
+/// The page after its scripts have run, and what the browser complained about.
+fn opened(page: &str, more: &[&str]) -> (String, String) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("report.html");
+    std::fs::write(&file, page).expect("the page is written");
+    let output = chromium(&file, folder.path()).args(more).arg("--dump-dom").arg(url(&file)).output();
+    let output = output.expect("chromium, Debian's package of that name, is installed");
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(dom.contains("</html>"), "chromium gave no page: {said}");
+    let console: Vec<&str> = said.lines().filter(|line| line.contains("CONSOLE")).collect();
+    (dom, console.join("\n"))
+}
+
+fn url(file: &Path) -> String {
+    format!("file://{}", file.display())
+}
+
+/// No name resolves, and whatever is asked for goes to a proxy that is not there.
+fn chromium(file: &Path, profile: &Path) -> Command {
+    let mut command = Command::new("chromium");
+    command.current_dir(file.parent().expect("it lies in a folder"));
+    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
+    command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
+    command.args(["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]);
+    command.args(["--enable-logging=stderr", "--v=0", "--window-size=1200,1000"]);
+    command.arg(format!("--user-data-dir={}", profile.join("profile").display()));
+    command
+}
+
+/// The page with a script of the test's own at its end.
+fn with_script(page: &str, script: &str) -> String {
+    page.replace("</body>", &format!("<script>{script}</script></body>"))
+}
+
+fn data(dom: &str, name: &str) -> Option<String> {
+    let pattern = Regex::new(&format!("<html[^>]* data-{name}=\"([^\"]*)\"")).expect("a valid pattern");
+    Some(pattern.captures(dom)?[1].to_owned())
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn ci_every_chart_is_drawn_with_all_its_points_and_without_a_word_on_the_console() {
+    let two =
+        [Run { label: "A".to_owned(), ..small() }, Run { label: "B".to_owned(), ..run(&[1, 5, 20, 50], 500, 99) }];
+    for runs in [&[small()][..], &two] {
+        let (dom, console) = opened(&page(runs).expect("it renders"), &[]);
+        assert_eq!(console, "");
+        let charts: Vec<_> = sections(runs)
+            .into_iter()
+            .flat_map(|section| section.figures)
+            .filter_map(|figure| figure.chart.ok())
+            .collect();
+        assert_eq!(data(&dom, "ready"), Some(charts.len().to_string()));
+        for chart in charts {
+            let pattern = format!("<figure id=\"figure-{}\"[^>]* data-points=\"{}\"", chart.id, chart.points());
+            let drawn: Vec<&str> = dom.lines().filter(|line| line.contains("<figure ")).collect();
+            assert!(Regex::new(&pattern).expect("valid").is_match(&dom), "{pattern} is not in {drawn:#?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn ci_hovering_and_arrow_keys_show_the_values() {
+    let run = small();
+    let level = run.recommendation.levels.iter().find(|level| level.summary.concurrency == 20).expect("level 20");
+    let rps = level.summary.throughput_rps.expect("it is known").estimate;
+    let script = r##"
+        const chart = JSON.parse(document.getElementById("data").textContent)[0];
+        const over = document.querySelector("#figure-throughput .u-over");
+        const box = over.getBoundingClientRect();
+        const [low, high] = chart.x.range;
+        const at = { clientX: box.left + box.width * (20 - low) / (high - low), clientY: box.top + box.height / 2 };
+        over.dispatchEvent(new MouseEvent("mouseenter", at));
+        over.dispatchEvent(new MouseEvent("mousemove", { ...at, movementX: 1, bubbles: true }));
+        const plot = document.querySelector("#figure-latency .plot");
+        for (let i = 0; i < 4; i++) plot.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+        setTimeout(() => {
+            const root = document.documentElement.dataset;
+            root.hover = [...document.querySelectorAll("#figure-throughput .u-value")].map((cell) => cell.textContent).join(" ");
+            root.said = document.querySelector("#figure-latency [aria-live]").textContent;
+        }, 100);"##;
+    let page = with_script(&page(slice::from_ref(&run)).expect("it renders"), script);
+    let (dom, console) = opened(&page, &["--virtual-time-budget=2000"]);
+    assert_eq!(console, "");
+    let hover = data(&dom, "hover").expect("the script ran");
+    let shown: Vec<f64> = hover.split(' ').map(|figure| figure.parse().expect("a figure")).collect();
+    assert_eq!(shown[0], 20.0);
+    assert!((shown[1] - rps).abs() < 0.06, "{hover} is not {rps}");
+    let said = data(&dom, "said").expect("the script ran");
+    assert!(said.starts_with("level 20: P50 ") && said.contains(" ms, P99 "), "{said}");
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn ci_a_script_in_a_model_name_or_an_error_stays_text() {
+    let run = small();
+    assert!(!run.curves.as_ref().expect("requests").reasons.is_empty());
+    let (dom, console) = opened(&page(&[run]).expect("it renders"), &[]);
+    assert_eq!((console.as_str(), data(&dom, "owned")), ("", None));
+    let shown = dom.matches("&lt;/script&gt;&lt;script&gt;document").count();
+    assert!(shown >= 3, "in the title, the heading and the reasons, but there are {shown}");
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn ci_without_the_pages_script_there_are_still_pictures() {
+    let page = page(&[small()]).expect("it renders");
+    let own = page.rfind("<script>").expect("it has a script");
+    let script = r##"
+        const seen = (name) => [...document.querySelectorAll(name)].filter((e) => e.getBoundingClientRect().height > 100);
+        document.documentElement.dataset.seen = seen(".still svg").length;
+        document.documentElement.dataset.empty = seen(".plot").length;"##;
+    let (dom, console) = opened(&with_script(&format!("{}</body></html>", &page[..own]), script), &[]);
+    assert_eq!((console.as_str(), data(&dom, "ready")), ("", None));
+    assert_eq!(data(&dom, "seen"), Some(page.matches("<figure").count().to_string()));
+    assert_eq!(data(&dom, "empty").as_deref(), Some("0"));
+}
+
+/// 200 levels and 1,000,000 requests.
+#[test]
+#[ignore = "needs chromium, and takes a minute"]
+fn ci_a_large_report_is_small_and_opens_at_once() {
+    let levels: Vec<usize> = (1..=200).collect();
+    let run = run(&levels, 5_000, 150);
+    let requests: u64 = run.recommendation.levels.iter().filter_map(|level| level.summary.requests).sum();
+    assert!(requests >= 1_000_000, "{requests}");
+    let page = page(&[run]).expect("it renders");
+    assert!(page.len() < 5_000_000, "{} bytes", page.len());
+    // What the browser itself says: from the start of the navigation to the last chart drawn.
+    let script = "document.documentElement.dataset.opened = Math.round(performance.now());";
+    let (dom, console) = opened(&with_script(&page, script), &[]);
+    assert_eq!(console, "");
+    let opened: u64 = data(&dom, "opened").expect("the script ran").parse().expect("milliseconds");
+    let figures = format!("{} bytes, opened in {opened} ms", page.len());
+    println!("{figures}");
+    assert!(opened < 5_000, "{figures}");
+}
