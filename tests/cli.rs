@@ -562,7 +562,11 @@ fn contenders_are_measured_again_and_pooled() {
     assert!(ran.code == 0 || ran.code == 3, "{}", ran.shown());
     assert!(ran.stderr.contains("at most 133 requests of"), "{}", ran.stderr);
     assert!(ran.stderr.contains("up to 3 rounds of the levels near the best: at most 399 requests"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("The answer is not clear yet: confirm round 1 of at most 3"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("Confirm round 1 of at most 3: the levels that may be the pick, once more"),
+        "{}",
+        ran.stderr
+    );
     let (results, manifest) = left_behind(&folder);
     let made = measurements(&manifest);
     assert_eq!(made[..2], [("sweep".to_owned(), 0, 1), ("sweep".to_owned(), 0, 2)]);

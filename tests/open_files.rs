@@ -43,7 +43,10 @@ fn the_own_limit_is_raised_where_the_hard_one_allows_it() {
     let (output, folder) = run("ulimit -S -n 100", &server.base_url());
     let said = String::from_utf8_lossy(&output.stderr);
     let results = std::fs::read_dir(folder.path().join("results")).unwrap_or_else(|_| panic!("{said}"));
-    let file = ResultsFile::read(&results.flatten().next().unwrap().path()).unwrap();
+    let mut paths = results.flatten().map(|entry| entry.path());
+    let path =
+        paths.find(|path| path.extension().is_some_and(|extension| extension == "json")).expect("a results file");
+    let file = ResultsFile::read(&path).unwrap();
     assert_eq!(file.levels[0].error_rate, Some(0.0), "{said}");
     assert_eq!(server.peak_in_flight(), 150);
 }
