@@ -67,9 +67,10 @@ impl Sweep {
         sweep.cpu_s = cpu_s(Cpu::Children) - before;
         sweep.said = std::fs::read_to_string(sweep.folder.path().join("said")).expect("what it said");
         let results = sweep.folder.path().join("results");
-        let results = std::fs::read_dir(&results).ok().and_then(|mut files| files.next()?.ok());
+        let mut files = std::fs::read_dir(&results).into_iter().flatten().flatten().map(|entry| entry.path());
+        let results = files.find(|path| path.extension().is_some_and(|extension| extension == "json"));
         let results = results.unwrap_or_else(|| panic!("the sweep left no results:\n{}", sweep.said));
-        let text = std::fs::read_to_string(results.path()).expect("the results");
+        let text = std::fs::read_to_string(results).expect("the results");
         sweep.results = serde_json::from_str(&text).expect("JSON");
         sweep
     }
