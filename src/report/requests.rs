@@ -17,15 +17,28 @@ const REASONS: usize = 12;
 /// Characters of a reason that are kept.
 const REASON_LENGTH: usize = 240;
 
-/// The requests of one measurement of one level, as they are read.
+/// The requests of one measurement of one level, as they are read: in columns, of 9 bytes each, since there may be
+/// millions.
 #[derive(Clone, Debug, Default)]
 pub struct Measurement {
     level: usize,
     window_s: Option<[f64; 2]>,
-    /// Start and end (seconds since the level began, none if it was cut off), and whether it failed.
-    lives: Vec<(f64, Option<f64>, bool)>,
-    latencies: Vec<f64>,
+    /// Seconds since the level began.
+    starts: Vec<f32>,
+    /// Seconds from there to the end; NaN if it was cut off.
+    lengths: Vec<f32>,
+    ends: Vec<End>,
     reasons: BTreeMap<(Failure, String), u64>,
+}
+
+/// How a request ended, as far as the curves want to know.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    /// A success of the cohort.
+    Measured,
+    /// Another success.
+    Uncounted,
+    Failed,
 }
 
 impl Measurement {
@@ -36,10 +49,13 @@ impl Measurement {
 
     /// Takes a request's record.
     pub fn add(&mut self, outcome: RequestOutcome) {
-        self.lives.push((outcome.start_s, outcome.end_s, outcome.failure.is_some()));
-        if outcome.phase == Phase::Measured && outcome.is_success() {
-            self.latencies.extend(outcome.latency_s);
-        }
+        self.starts.push(outcome.start_s as f32);
+        self.lengths.push(outcome.end_s.map_or(f32::NAN, |end_s| (end_s - outcome.start_s) as f32));
+        self.ends.push(match (outcome.failure, outcome.phase) {
+            (Some(_), _) => End::Failed,
+            (None, Phase::Measured) => End::Measured,
+            (None, _) => End::Uncounted,
+        });
         if let (Some(kind), Phase::Measured) = (outcome.failure, outcome.phase) {
             let text = outcome.error.unwrap_or_default();
             let text: String = text.chars().take(REASON_LENGTH).collect();
@@ -49,7 +65,22 @@ impl Measurement {
 
     /// Seconds from the first request to the last answer.
     fn length_s(&self) -> f64 {
-        self.lives.iter().map(|life| life.1.unwrap_or(life.0)).fold(0.0, f64::max)
+        self.lives().map(|(start, end, _)| end.unwrap_or(start)).fold(0.0, f64::max)
+    }
+
+    /// Start and end (none if it was cut off), and how it ended.
+    fn lives(&self) -> impl Iterator<Item = (f64, Option<f64>, End)> {
+        let spans =
+            self.starts.iter().zip(&self.lengths).map(|(&start, &length)| (f64::from(start), f64::from(length)));
+        let spans = spans.map(|(start, length)| (start, Some(start + length).filter(|end| !end.is_nan())));
+        spans.zip(&self.ends).map(|((start, end), &how)| (start, end, how))
+    }
+
+    /// Latencies of the successes of the cohort.
+    fn latencies(&self) -> impl Iterator<Item = f32> {
+        let counted =
+            self.lengths.iter().zip(&self.ends).filter(|(length, end)| **end == End::Measured && !length.is_nan());
+        counted.map(|(&length, _)| length)
     }
 }
 
@@ -104,22 +135,25 @@ pub fn shares() -> Vec<f64> {
 }
 
 /// The latency at each of [`shares`]; `None` for no values.
-fn distribution(mut latencies: Vec<f64>) -> Option<Vec<f64>> {
-    latencies.sort_unstable_by(f64::total_cmp);
-    shares().into_iter().map(|p| quantile(latencies.len() as u64, p, |rank| latencies[rank as usize])).collect()
+fn distribution(mut latencies: Vec<f32>) -> Option<Vec<f64>> {
+    latencies.sort_unstable_by(f32::total_cmp);
+    shares()
+        .into_iter()
+        .map(|p| quantile(latencies.len() as u64, p, |rank| f64::from(latencies[rank as usize])))
+        .collect()
 }
 
 impl Curves {
     /// Thins the requests of all measurements; `None` if there are none.
     pub fn of(measurements: Vec<Measurement>) -> Option<Self> {
-        if measurements.iter().all(|measurement| measurement.lives.is_empty()) {
+        if measurements.iter().all(|measurement| measurement.starts.is_empty()) {
             return None;
         }
         let (reasons, reasons_left_out) = reasons(&measurements);
         let timeline = timeline(&measurements);
-        let mut latencies: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for measurement in measurements {
-            latencies.entry(measurement.level).or_default().extend(measurement.latencies);
+        let mut latencies: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        for measurement in &measurements {
+            latencies.entry(measurement.level).or_default().extend(measurement.latencies());
         }
         let distributions = latencies.into_iter().filter_map(|(level, values)| Some((level, distribution(values)?)));
         Some(Curves { distributions: distributions.collect(), timeline, reasons, reasons_left_out })
@@ -195,12 +229,12 @@ impl Bins {
 /// `share` is that of the whole run's time.
 fn segment(measurement: &Measurement, begin_s: f64, length_s: f64, share: f64) -> Segment {
     let mut in_flight = Bins::new(length_s, BINS * share);
-    let rate_bins = (RATE_BINS * share).min(measurement.lives.len() as f64 / PER_RATE_BIN);
+    let rate_bins = (RATE_BINS * share).min(measurement.starts.len() as f64 / PER_RATE_BIN);
     let (mut successes, mut failures) = (Bins::new(length_s, rate_bins), Bins::new(length_s, rate_bins));
-    for &(start, end, failed) in &measurement.lives {
+    for (start, end, how) in measurement.lives() {
         in_flight.add_life(start, end.unwrap_or(length_s));
         if let Some(end) = end {
-            let rates = if failed { &mut failures } else { &mut successes };
+            let rates = if how == End::Failed { &mut failures } else { &mut successes };
             rates.add_event(end);
         }
     }
@@ -232,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_distribution_keeps_its_ends_and_its_percentiles() {
-        let curve = distribution((0..=1000).rev().map(f64::from).collect()).expect("values");
+        let curve = distribution((0..=1000_u16).rev().map(f32::from).collect()).expect("values");
         assert_eq!(curve.len(), shares().len());
         for (share, value) in shares().into_iter().zip(curve) {
             assert!((value - 1000.0 * share).abs() < 1e-9, "{share}: {value}");
