@@ -427,14 +427,7 @@ fn where_written(swept: &Swept, places: &Places) -> String {
 // ---- the report ----
 
 fn about_run(manifest: &Manifest) -> About {
-    About {
-        run_id: Some(manifest.run_id.clone()),
-        started_at: Some(manifest.started_at.clone()),
-        endpoint: Some(manifest.endpoint.clone()),
-        model: Some(manifest.model.clone()),
-        settings: json!(manifest.settings),
-        environment: json!(manifest.environment),
-    }
+    about_file(&ResultsFile::of(manifest))
 }
 
 fn about_file(file: &ResultsFile) -> About {

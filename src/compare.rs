@@ -8,7 +8,7 @@
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, Normal};
 
-use crate::recommend::{JudgedLevel, Objective, Recommendation, Verdict, half_width, percent, value};
+use crate::recommend::{JudgedLevel, Objective, Recommendation, Verdict, half_width, passing, percent, value};
 
 /// How a figure moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -97,8 +97,7 @@ fn level(decided: &Recommendation, concurrency: usize) -> Option<&JudgedLevel> {
 
 fn best(decided: &Recommendation, objective: Objective) -> Option<&JudgedLevel> {
     let value = |level: &&JudgedLevel| value(&level.summary, objective).unwrap_or_default();
-    let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
-    passing.max_by(|a, b| value(a).total_cmp(&value(b)))
+    passing(&decided.levels).max_by(|a, b| value(a).total_cmp(&value(b)))
 }
 
 /// By what the half-width of a 95 % interval is multiplied so that `comparisons` of them hold together.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::closed_loop::LoopPlan;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
-use crate::recommend::Policy;
+use crate::recommend::{Policy, list};
 use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
 use crate::snippets::Prompt;
 
@@ -217,10 +217,6 @@ impl Plan {
 
 fn output_tokens(settings: &Settings, requests: u64) -> u64 {
     requests * u64::from(settings.config.benchmark.request.max_tokens)
-}
-
-fn list(levels: &[usize]) -> String {
-    levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn mean_input_tokens(prompts: &[Prompt]) -> f64 {

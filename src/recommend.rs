@@ -288,7 +288,7 @@ fn fail_where(judged: &mut [JudgedLevel], failure: impl Fn(&LevelSummary) -> Opt
     }
 }
 
-fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+pub(crate) fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
     levels.iter().filter(|level| level.verdict == Verdict::Pass)
 }
 
@@ -924,6 +924,11 @@ fn low_latency_alternative(levels: &[JudgedLevel]) -> Option<usize> {
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     crate::stats::quantile(values.len() as u64, 0.5, |rank| values[rank as usize])
+}
+
+/// Levels in a row.
+pub(crate) fn list(levels: &[usize]) -> String {
+    levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
 pub(crate) fn percent(rate: f64) -> String {

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::config::{Config, Endpoint, RequestSettings};
 use crate::outcome::{RateLimit, RequestOutcome};
-use crate::recommend::{JudgedLevel, Policy, Recommendation, percent};
+use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
 use crate::search::{Stage, Step};
 use crate::snippets::Prompt;
 use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample, ServerLoad};
@@ -472,19 +472,10 @@ impl Run {
 
     /// Writes the results file as far as it goes.
     pub fn write_results(&self, recommendation: Option<&Recommendation>) -> Result<(), ResultsError> {
-        let manifest = &self.manifest;
         let file = ResultsFile {
-            schema: SCHEMA.to_owned(),
-            run_id: Some(manifest.run_id.clone()),
-            started_at: Some(manifest.started_at.clone()),
-            fingerprint: Some(manifest.fingerprint.clone()),
-            endpoint: Some(manifest.endpoint.clone()),
-            model: Some(manifest.model.clone()),
-            settings: json!(manifest.settings),
-            environment: json!(manifest.environment),
             levels: self.summaries.clone(),
             recommendation: recommendation.map(without_figures),
-            unknown: BTreeMap::new(),
+            ..ResultsFile::of(&self.manifest)
         };
         write_atomic(&self.results_file, &to_json(&file))
     }
@@ -686,7 +677,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let mut measured = Measured::default();
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&LevelRecord> = Vec::new();
-    let mut left_out: Vec<String> = Vec::new();
+    let mut left_out: Vec<usize> = Vec::new();
     for &level in &newest.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
@@ -703,7 +694,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
                 measured.quick |= manifest.settings.quick;
                 runs.push(&manifest.run_id);
             }
-            None => left_out.push(level.to_string()),
+            None => left_out.push(level),
         }
     }
     runs.sort_unstable();
@@ -715,7 +706,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
         measured.incomplete = true;
         notes.push(format!(
             "level {} is left out (not measured to its end, or since overwritten), and may be the better one",
-            left_out.join(", ")
+            list(&left_out)
         ));
     }
     if runs.len() > 1 {
@@ -918,6 +909,21 @@ pub struct ResultsFile {
 }
 
 impl ResultsFile {
+    /// What a run's manifest says of the run as a whole; without levels.
+    pub fn of(manifest: &Manifest) -> Self {
+        ResultsFile {
+            schema: SCHEMA.to_owned(),
+            run_id: Some(manifest.run_id.clone()),
+            started_at: Some(manifest.started_at.clone()),
+            fingerprint: Some(manifest.fingerprint.clone()),
+            endpoint: Some(manifest.endpoint.clone()),
+            model: Some(manifest.model.clone()),
+            settings: json!(manifest.settings),
+            environment: json!(manifest.environment),
+            ..ResultsFile::default()
+        }
+    }
+
     /// Reads a results file.
     ///
     /// # Errors

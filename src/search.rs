@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::recommend::{
-    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, recommend, value,
+    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, passing, recommend,
+    value,
 };
 use crate::stats::LevelSummary;
 
@@ -132,8 +133,8 @@ impl Search {
         // However clear it looks, a few requests are no answer: nor where the best is known by so few.
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
         let best = best_passing(&decided.levels, &self.policy).map(|best| best.0);
-        let decisive = decided.levels.iter().find(picked).into_iter().chain(best);
-        let small = decisive.into_iter().any(|level| !is_full_size(&level.summary));
+        let mut decisive = decided.levels.iter().find(picked).into_iter().chain(best);
+        let small = decisive.any(|level| !is_full_size(&level.summary));
         let drift = decided.drift == DriftCheck::Found;
         // An adaptive search does not tell levels apart that are closer; nor need its rounds.
         let within = if self.adaptive { CLOSE_BELOW } else { 1.0 };
@@ -253,8 +254,7 @@ fn fails_at_top(decided: &Recommendation) -> bool {
 /// The level to measure between the pick and its neighbours.
 fn fill_in(decided: &Recommendation, policy: &Policy) -> Option<usize> {
     let tested = || decided.levels.iter().map(|level| level.summary.concurrency);
-    let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
-    let last_passing = passing.map(|level| level.summary.concurrency).next_back()?;
+    let last_passing = passing(&decided.levels).map(|level| level.summary.concurrency).last()?;
     let pick = decided.recommended_concurrency.unwrap_or(last_passing);
     let below = tested().rev().find(|&level| level < pick);
     // While the last passing level is the pick, a better one may lie between it and the gate.
@@ -268,12 +268,14 @@ fn fill_in(decided: &Recommendation, policy: &Policy) -> Option<usize> {
 /// Throughput by concurrency is concave up to its peak on any server without a bottleneck that vanishes under load. So
 /// between two levels it lies below the lines through the pairs on either side, prolonged to where they meet.
 fn hidden_peak(decided: &Recommendation, policy: &Policy) -> Option<usize> {
+    let (_, best) = best_passing(&decided.levels, policy)?;
     let mut points = vec![(0.0, 0.0)];
-    let point =
-        |level: &JudgedLevel| Some((level.summary.concurrency as f64, value(&level.summary, policy.objective)?));
-    points.extend(decided.levels.iter().filter_map(point));
-    let passing = decided.levels.iter().filter(|level| level.verdict == Verdict::Pass);
-    let best = passing.filter_map(point).map(|point| point.1).fold(0.0, f64::max);
+    points.extend(
+        decided
+            .levels
+            .iter()
+            .filter_map(|level| Some((level.summary.concurrency as f64, value(&level.summary, policy.objective)?))),
+    );
     let may_hide = |four: &&[(f64, f64)]| {
         let &[a, b, c, d] = *four else { return false };
         let is_best = b.1 == best || c.1 == best;

@@ -277,20 +277,16 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
         })
         .filter(|series| series.ys.iter().any(Option::is_some))
         .collect();
-    let all = series.iter().flat_map(|series| series.ys.iter().flatten().copied());
-    let y = Axis::from_zero("output tokens per second", Unit::Number, all);
-    let chart = Chart {
-        id: "tokens".to_owned(),
-        label: "Output tokens per second over the concurrency level".to_owned(),
-        wide: true,
-        x: Axis::of_levels(&xs),
-        y,
-        marks: picks(runs, true),
-        xs,
-        ..Chart::default()
-    };
     let title = "Output tokens per second, all requests together".to_owned();
-    (!series.is_empty()).then(|| Figure { title, caption: String::new(), chart: Ok(Chart { series, ..chart }) })
+    let chart = over_levels(
+        runs,
+        "tokens",
+        "Output tokens per second over the concurrency level".to_owned(),
+        true,
+        ("output tokens per second", Unit::Number),
+        series,
+    )?;
+    Some(Figure { title, caption: String::new(), chart: Ok(chart) })
 }
 
 /// What the server said of its load.
@@ -319,7 +315,6 @@ fn queueing(runs: &[Run]) -> Option<Figure> {
             }
         }
     }
-    let y = Axis::from_zero("requests", Unit::Number, series.iter().flat_map(|s| s.ys.iter().flatten().copied()));
     let fullest = |run: &Run| {
         let shares = run.recommendation.levels.iter().filter_map(|level| level.summary.server?.kv_cache);
         Some(named(run, runs, &percent(shares.reduce(f64::max)?)))
@@ -330,22 +325,38 @@ fn queueing(runs: &[Run]) -> Option<Figure> {
     } else {
         format!(" KV cache in use where it was fullest: {}.", fullest.join(", "))
     };
-    let chart = Chart {
-        id: "queueing".to_owned(),
-        label: "Requests that run and wait at the server, over the concurrency level".to_owned(),
-        wide: true,
-        x: Axis::of_levels(&xs),
-        y,
-        marks: picks(runs, true),
-        xs,
-        ..Chart::default()
-    };
-    (!series.is_empty()).then(|| Figure {
+    let label = "Requests that run and wait at the server, over the concurrency level".to_owned();
+    let chart = over_levels(runs, "queueing", label, true, ("requests", Unit::Number), series)?;
+    Some(Figure {
         title: "Running and waiting at the server".to_owned(),
         caption: format!(
             "Means over the measured window, by the server's own /metrics. Where waiting begins, more requests in parallel only queue.{cache}"
         ),
-        chart: Ok(Chart { series, ..chart }),
+        chart: Ok(chart),
+    })
+}
+
+/// A chart over the levels, from zero on an axis of that name and unit; `None` without a series.
+fn over_levels(
+    runs: &[Run],
+    id: &str,
+    label: String,
+    wide: bool,
+    (name, unit): (&str, Unit),
+    series: Vec<Series>,
+) -> Option<Chart> {
+    let xs = levels(runs);
+    let y = Axis::from_zero(name, unit, series.iter().flat_map(|series| series.ys.iter().flatten().copied()));
+    (!series.is_empty()).then(|| Chart {
+        id: id.to_owned(),
+        label,
+        wide,
+        x: Axis::of_levels(&xs),
+        y,
+        marks: picks(runs, wide),
+        xs,
+        series,
+        ..Chart::default()
     })
 }
 
@@ -393,22 +404,8 @@ fn percentiles(
             }
         }
     }
-    let y = Axis::from_zero(
-        if id == "latency" { "latency" } else { "time" },
-        Unit::Seconds,
-        series.iter().flat_map(|s| s.ys.iter().flatten().copied()),
-    );
-    (!series.is_empty()).then(|| Chart {
-        id: id.to_owned(),
-        label: format!("{title} over the concurrency level"),
-        wide,
-        x: Axis::of_levels(&xs),
-        y,
-        marks: picks(runs, wide),
-        xs,
-        series,
-        ..Chart::default()
-    })
+    let name = if id == "latency" { "latency" } else { "time" };
+    over_levels(runs, id, format!("{title} over the concurrency level"), wide, (name, Unit::Seconds), series)
 }
 
 fn latency(runs: &[Run]) -> Figure {

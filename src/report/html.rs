@@ -12,7 +12,7 @@ use super::figures::{self, Section};
 use super::requests::{Curves, Reason};
 use super::text;
 use crate::compare::{Moved, compare};
-use crate::recommend::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict, percent, seconds};
+use crate::recommend::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict, list, percent, seconds};
 use crate::stats::{Estimate, LevelSummary};
 
 const PAGE: &str = include_str!("page.html");
@@ -418,10 +418,6 @@ impl ReasonRow {
             levels: list(&reason.levels),
         }
     }
-}
-
-fn list(levels: &[usize]) -> String {
-    levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A level in both runs.

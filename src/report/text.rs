@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use crate::compare::{Change, Comparison, Moved};
 use crate::config::{Endpoint, Settings};
 use crate::outcome::Failure;
-use crate::recommend::{JudgedLevel, Recommendation, Verdict, percent, seconds};
+use crate::recommend::{JudgedLevel, Recommendation, Verdict, passing, percent, seconds};
 use crate::stats::{Distribution, Estimate, LevelSummary, SizeSummary};
 
 /// The table of all levels with their verdicts, and that of the recommended level by prompt size.
@@ -60,11 +60,7 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
 
 /// The best throughput of the levels that pass.
 pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
-    passing(recommendation).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
-}
-
-fn passing(recommendation: &Recommendation) -> impl Iterator<Item = &JudgedLevel> {
-    recommendation.levels.iter().filter(|level| level.verdict == Verdict::Pass)
+    passing(&recommendation.levels).filter_map(throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
 }
 
 fn throughput(level: &JudgedLevel) -> Option<f64> {
@@ -263,7 +259,7 @@ impl fmt::Display for Gain {
 
 /// Sequential (or the lowest level that passes) against the optimum.
 pub(super) fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<Gain> {
-    let lowest = passing(recommendation).next()?;
+    let lowest = passing(&recommendation.levels).next()?;
     if lowest.summary.concurrency == level.summary.concurrency {
         return None;
     }
