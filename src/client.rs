@@ -9,14 +9,13 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
 use rand::RngExt;
-use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -226,8 +225,8 @@ impl Transport {
         let inner = &self.inner;
         let mut reading = Reading::new(inner.kind, keep_text);
         let done = {
-            // Pinned here: a future that is handed on is copied each time.
-            let attempt = pin!(async {
+            // Boxed: a future that is handed on is copied each time.
+            let attempt = Box::pin(async {
                 let mut response = self.attempt(body, &mut reading).await?;
                 self.read(&mut response, &mut reading).await
             });
@@ -338,7 +337,8 @@ fn http_client(
 ) -> Result<reqwest::Client, LlmError> {
     let builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
+        // Without the zero each request would be copied for a second try that never comes.
+        .retry(reqwest::retry::never().max_retries_per_request(0))
         .connect_timeout(timeouts.connect)
         .pool_max_idle_per_host(most_idle)
         .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")));
@@ -483,11 +483,15 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// `x-ratelimit-limit-requests` and its like, as OpenAI names them; `None` if there is none.
 fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    // Looked for in every answer: a name that is known need not be parsed each time.
+    const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+    const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
+    const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     let limit = RateLimit {
-        limit_requests: text("x-ratelimit-limit-requests").and_then(|text| text.parse().ok()),
-        remaining_requests: text("x-ratelimit-remaining-requests").and_then(|text| text.parse().ok()),
-        reset_s: text("x-ratelimit-reset-requests").and_then(written_duration),
+        limit_requests: text(LIMIT).and_then(|text| text.parse().ok()),
+        remaining_requests: text(REMAINING).and_then(|text| text.parse().ok()),
+        reset_s: text(RESET).and_then(written_duration),
     };
     (limit != RateLimit::default()).then_some(limit)
 }
