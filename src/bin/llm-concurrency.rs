@@ -6,6 +6,11 @@ use clap::Parser;
 use llm_concurrency::cli::{Cli, Command};
 use llm_concurrency::commands;
 
+/// Many requests a second are many small pieces of memory: this one hands them out sooner than the system's, and lets
+/// thousands of streams take less of it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run(&args),
