@@ -14,6 +14,7 @@
 //!
 //! The server is a process of its own. Needs Linux, whose `/proc` tells the time used.
 
+mod clock;
 mod cost;
 mod proc;
 mod scale;

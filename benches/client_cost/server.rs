@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::clock::Clock;
+
 /// Set for the process that serves.
 pub const SERVE: &str = "CLIENT_COST_SERVE";
 
@@ -110,6 +112,7 @@ struct Serving {
     behaviour: Behaviour,
     answers: Answers,
     slots: Semaphore,
+    clock: Clock,
     began: Instant,
     seen: Mutex<Vec<Seen>>,
 }
@@ -131,6 +134,7 @@ pub async fn serve() {
         behaviour,
         answers: Answers::new(behaviour.tokens),
         slots: Semaphore::new(behaviour.slots),
+        clock: Clock::start(),
         began: Instant::now(),
         seen: Mutex::default(),
     });
@@ -214,7 +218,7 @@ async fn answer(stream: &mut TcpStream, streamed: bool, serving: &Serving) -> st
     };
     if !streamed {
         if !at_once {
-            tokio::time::sleep_until(due(behaviour.tokens - 1).into()).await;
+            serving.clock.sleep_until(due(behaviour.tokens - 1)).await;
             note(serving.now_us(), Vec::new());
         }
         return stream.write_all(&answers.plain).await;
@@ -226,7 +230,7 @@ async fn answer(stream: &mut TcpStream, streamed: bool, serving: &Serving) -> st
             // Others get their turn, as in an engine whose step gives each sequence one token.
             tokio::task::yield_now().await;
         } else {
-            tokio::time::sleep_until(due(token).into()).await;
+            serving.clock.sleep_until(due(token)).await;
             times.push(serving.now_us());
         }
         stream.write_all(&answers.token).await?;
