@@ -23,7 +23,7 @@ pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
 /// So many requests start together. Fewer would cost clearly more processor time where the server answers at once; with
 /// more, the first token of streams that begin together seems later than it is.
-const AT_ONCE: u64 = 2;
+const AT_ONCE: u64 = 4;
 
 /// How much one level measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
