@@ -25,7 +25,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestKind, RequestSettings, Settings};
+use crate::config::{ConfigError, Endpoint, Llm, RequestKind, RequestSettings};
 use crate::outcome::{Failed, Failure, RateLimit, Reply, TokenCounts};
 use crate::sse::SseParser;
 
@@ -1106,13 +1106,13 @@ pub struct ChatResponse {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use llm_concurrency::LlmClient;
 /// use llm_concurrency::client::ChatRequest;
-/// use llm_concurrency::config::{Config, Llm};
+/// use llm_concurrency::config::Llm;
 /// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 ///
 /// // A server to talk to; yours has a URL already.
 /// let simulator = Simulator::start(SimulatorConfig::default(), 0)?;
-/// let llm = Llm { endpoint: simulator.base_url().parse()?, max_concurrent_requests: 5, ..Llm::default() };
-/// let client = LlmClient::from_config(Config { llm, ..Config::default() })?;
+/// let llm = Llm { endpoint: Some(simulator.base_url().parse()?), max_concurrent_requests: 5, ..Llm::default() };
+/// let client = LlmClient::from_config(llm, None)?;
 ///
 /// let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 /// let answer = runtime.block_on(client.chat(&ChatRequest::user("Say hello")))?;
@@ -1142,7 +1142,8 @@ impl LlmClient {
     /// # Errors
     /// If the settings are wrong or missing, or the HTTP client cannot be set up with them.
     pub fn new() -> Result<Self, LlmError> {
-        Self::from_settings(&Settings::load(None, Overrides::default())?)
+        let (llm, key) = Llm::load(None)?;
+        Self::from_config(llm, key)
     }
 
     /// From a config file and the environment.
@@ -1150,30 +1151,22 @@ impl LlmClient {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LlmError> {
-        Self::from_settings(&Settings::load(Some(path.as_ref()), Overrides::default())?)
+        let (llm, key) = Llm::load(Some(path.as_ref()))?;
+        Self::from_config(llm, key)
     }
 
-    /// From a configuration in hand; only the API key is taken from the environment.
+    /// From a configuration in hand; neither a file nor the environment is looked at.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn from_config(config: Config) -> Result<Self, LlmError> {
-        let env = Env::load(Path::new("config.yaml"))?;
-        Self::from_settings(&Settings {
-            path: "config.yaml".into(),
-            api_key: Settings::api_key(&env),
-            quick: false,
-            quiet: false,
-            server_metrics: false,
-            metrics_addr: None,
-            config,
-        })
-    }
-
-    fn from_settings(settings: &Settings) -> Result<Self, LlmError> {
-        let llm = settings.config.llm.clone();
-        let Endpoint::Url(base) = &llm.endpoint else { return Err(LlmError::Simulator) };
-        let transport = Transport::new(base, RequestKind::Chat, &llm, settings.api_key.as_ref())?;
+    pub fn from_config(llm: Llm, api_key: Option<SecretString>) -> Result<Self, LlmError> {
+        llm.check()?;
+        let base = match &llm.endpoint {
+            Some(Endpoint::Url(base)) => base,
+            Some(Endpoint::Simulator) => return Err(LlmError::Simulator),
+            None => return Err(ConfigError::NoEndpoint("the configuration".into()).into()),
+        };
+        let transport = Transport::new(base, RequestKind::Chat, &llm, api_key.as_ref())?;
         let permits = Semaphore::new(llm.max_concurrent_requests);
         Ok(LlmClient { inner: Arc::new(ClientInner { transport, permits, llm }) })
     }

@@ -36,6 +36,10 @@ pub mod open_files;
 #[cfg(feature = "suite")]
 pub mod plan;
 #[cfg(feature = "suite")]
+pub mod preflight;
+#[cfg(feature = "suite")]
+pub mod reasons;
+#[cfg(feature = "suite")]
 pub mod recommend;
 #[cfg(feature = "suite")]
 pub mod report;

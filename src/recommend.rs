@@ -154,6 +154,9 @@ pub struct Recommendation {
     pub interval: Option<[usize; 2]>,
     /// Printed, but not written without `--allow-provisional`.
     pub provisional: bool,
+    /// The embedded simulator was measured: the figures say nothing about any other server.
+    #[serde(default)]
+    pub simulated: bool,
     /// In a sentence.
     pub reason: String,
     /// Whether the server changed its speed in the course of the run.
@@ -239,6 +242,7 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
         recommended_concurrency: pick.map(|level| level.summary.concurrency),
         interval: decision.interval,
         provisional,
+        simulated: false,
         reason: decision.reason,
         drift,
         notes,

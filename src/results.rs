@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use crate::config::{Config, Endpoint, RequestSettings};
+use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
 use crate::outcome::{RateLimit, RequestOutcome};
 use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
 use crate::search::{Stage, Step};
@@ -202,8 +202,9 @@ pub struct Identity {
 
 impl Identity {
     /// Of these settings with these prompts.
-    pub fn of(config: &Config, prompts: &[Prompt]) -> Self {
-        let simulator = matches!(config.llm.endpoint, Endpoint::Simulator).then(|| json!(config.simulator));
+    pub fn of(settings: &Settings, prompts: &[Prompt]) -> Self {
+        let Settings { config, endpoint, .. } = settings;
+        let simulator = (*endpoint == Endpoint::Simulator).then(|| json!(config.simulator));
         let mut texts = Sha256::new();
         for prompt in prompts {
             texts.update(prompt.text.as_bytes());
@@ -212,7 +213,7 @@ impl Identity {
         // The prompts count by what they say, not by where their file lies.
         let request = RequestSettings { prompts: None, ..config.benchmark.request.clone() };
         Identity {
-            endpoint: config.llm.endpoint.redacted(),
+            endpoint: endpoint.redacted(),
             simulator,
             model: config.llm.model.clone(),
             request: json!(request),
@@ -442,6 +443,11 @@ impl Run {
         SidecarWriter::create(self.folder.join(sidecar_name(step)))
     }
 
+    /// Opens the record of what is sent before the first measurement.
+    pub fn preflight_sidecar(&self) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join("preflight.jsonl"))
+    }
+
     /// A measurement has ended and its sidecar is in place: records it, and pools it with the level's earlier ones.
     pub fn level_ended(&mut self, record: LevelRecord) -> Result<&LevelSummary, ResultsError> {
         let level = record.concurrency;
@@ -645,6 +651,8 @@ pub struct Measured {
     pub notes: Vec<String>,
     /// Whether some of it comes from a quick run.
     pub quick: bool,
+    /// Whether the embedded simulator was measured.
+    pub simulated: bool,
     /// Whether levels that were to be measured are missing, or checks of all of them.
     pub incomplete: bool,
     /// The run that was made last.
@@ -981,6 +989,11 @@ impl ResultsFile {
         let folder = places.runs.join(run_id);
         let manifest: Result<Manifest, _> = read_json(&folder.join("run.json"), "run manifest");
         manifest.map(|manifest| manifest.requests(&folder)).unwrap_or_default()
+    }
+
+    /// Whether the embedded simulator was measured.
+    pub fn simulated(&self) -> bool {
+        self.endpoint.as_deref() == Some(SIMULATOR)
     }
 
     /// Whether it came from a quick run.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
 use crate::outcome::{Failure, Phase, RateLimit, RequestOutcome};
+use crate::reasons::{Reason, Reasons};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,6 +146,9 @@ pub struct LevelSummary {
     /// Failures in the cohort by kind; kinds that did not occur are left out.
     #[serde(deserialize_with = "null_as_default")]
     pub failures: BTreeMap<String, u64>,
+    /// The most frequent reason of its failures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub main_failure: Option<Reason>,
     /// Failures / requests.
     pub error_rate: Option<f64>,
     /// Timeouts / requests.
@@ -390,6 +394,7 @@ pub struct Pool {
     blocks_rps: Vec<f64>,
     succeeded: u64,
     failures: BTreeMap<Failure, u64>,
+    reasons: Reasons,
     successes_share: f64,
     tokens_share: f64,
     tokens_missing: bool,
@@ -574,6 +579,7 @@ impl Pool {
         pool.requests += 1;
         if let Some(failure) = outcome.failure {
             *self.failures.entry(failure).or_default() += 1;
+            self.reasons.add(failure, outcome.error.as_deref().unwrap_or_default());
             if failure == Failure::Timeout {
                 self.timeouts.push(Micros::of(facts.request_timeout_s));
             }
@@ -622,6 +628,7 @@ impl Pool {
             requests: Some(requests),
             succeeded: Some(self.succeeded),
             failures: self.failures.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect(),
+            main_failure: self.reasons.most_frequent(),
             error_rate: rate(self.failures.values().sum()),
             timeout_rate,
             duration_s: Some(self.duration_s),

@@ -27,6 +27,7 @@ use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
 use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
+use crate::preflight::{self, Probe};
 use crate::report::text;
 use crate::results::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
@@ -258,7 +259,7 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
         _ => Plan::new(settings, &prompts, |level| args.selects(level)),
     };
-    let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
+    let run = Run::new(places, Identity::of(settings, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
             Some(note) => SweepError::OverBudget(note),
@@ -266,7 +267,7 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         });
     }
     if let Some(highest) = plan.levels.last().filter(|_| args.mode == Mode::Measure) {
-        open_files::allow(highest.level, settings.config.llm.endpoint == Endpoint::Simulator)?;
+        open_files::allow(highest.level, settings.endpoint == Endpoint::Simulator)?;
     }
     let live = Arc::new(Live::default());
     // Before anything is sent: who wants to watch must not learn afterwards that nothing was to be seen.
@@ -281,6 +282,7 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         }
     }
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run, began);
+    sweep.preflight(&prompts)?;
     let mut search = plan.search(&settings.config.policy);
     let mut next = sweep.next(&mut search);
     while let Some(first) = next {
@@ -343,9 +345,20 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// Sends two of the run's prompts first; one that stays refused ends the run.
+    fn preflight(&mut self, prompts: &[Prompt]) -> Result<(), SweepError> {
+        let Some(load) = self.load.filter(|_| self.mode == Mode::Measure) else { return Ok(()) };
+        let probes = load.preflight(prompts, &self.swept.run)?;
+        self.sent += probes.sent;
+        match probes.probes.iter().find(|probe| probe.is_refused()) {
+            Some(probe) => Err(SweepError::Endpoint(text::refused_prompt(probe, self.settings))),
+            None => Ok(()),
+        }
+    }
+
     /// The next measurement, unless the run was stopped or the budget has no room for it.
     fn next(&mut self, search: &mut Search) -> Option<Step> {
-        if self.swept.stopped.is_some() {
+        if self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some()) {
             return None;
         }
         let step = search.next(&self.swept.run.summaries)?;
@@ -694,7 +707,7 @@ struct Load {
 /// If the simulator or the client cannot be set up.
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
-    let Endpoint::Url(url) = &llm.endpoint else { return simulated(settings) };
+    let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };
     let kind = settings.config.benchmark.request.kind;
     Ok((Transport::new(url, kind, llm, settings.api_key.as_ref())?, None))
 }
@@ -776,6 +789,31 @@ impl Load {
         })
     }
 
+    /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
+    fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
+        let (done, finished) = mpsc::channel();
+        let (target, mut stop) = (self.target.clone(), self.stopper.signal.subscribe());
+        let (prompts, mut sidecar) = (prompts.to_vec(), run.preflight_sidecar()?);
+        let job: Job = Box::new(move || {
+            Box::pin(async move {
+                let mut sent = 0;
+                let record = |outcome| {
+                    sent += 1;
+                    sidecar.push(outcome);
+                };
+                let probes = tokio::select! {
+                    probes = preflight::preflight(&target, &prompts, record) => probes,
+                    _ = stop.wait_for(|&stop| stop) => Vec::new(),
+                };
+                let _ = done.send((Preflight { probes, sent }, sidecar));
+            })
+        });
+        self.jobs.send(job).map_err(|_| std::io::Error::other("it is gone"))?;
+        let (preflight, sidecar) = finished.recv().map_err(|_| std::io::Error::other("it ended too early"))?;
+        sidecar.finish()?;
+        Ok(preflight)
+    }
+
     /// One request, for test mode.
     fn one_request(&self) -> Duration {
         let (done, finished) = mpsc::channel();
@@ -792,6 +830,12 @@ impl Load {
         assert_eq!(failure, None, "one request to the simulator");
         began.elapsed().max(Duration::from_nanos(1))
     }
+}
+
+/// What came of the prompts sent first.
+struct Preflight {
+    probes: Vec<Probe>,
+    sent: u64,
 }
 
 fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, max_minutes: Option<f64>) {

@@ -46,9 +46,25 @@ impl Target {
         self.send_in_round(0, level, seq)
     }
 
+    /// Sends the prompt with this number before anything is measured; `seq` makes it unique.
+    pub fn send_before(&self, prompt: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
+        // Level 0 is none: no measured request carries the same mark.
+        self.send_prompt(prompt, 0, 0, seq)
+    }
+
     /// The same in a confirm round, from 1: what the level's first measurement left in the server's cache must not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        let body = self.bodies[self.prompt(seq)].clone();
+        self.send_prompt(self.prompt(seq), round, level, seq)
+    }
+
+    fn send_prompt(
+        &self,
+        prompt: usize,
+        round: u32,
+        level: usize,
+        seq: u64,
+    ) -> impl Future<Output = Reply> + Send + 'static {
+        let body = self.bodies[prompt].clone();
         let prefix = match self.cache {
             Cache::Fresh => unique_prefix(&self.salt, round, level, seq),
             Cache::Reuse => String::new(),

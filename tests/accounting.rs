@@ -25,7 +25,7 @@ impl Sweep {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         snippets::save(at("snippets.json"), &snippets::generate(7, 200)).unwrap();
-        let mut config = Config::parse("llm: {model: any}", Path::new("config.yaml")).unwrap();
+        let mut config = Config::parse("llm: {endpoint: simulator, model: any}", Path::new("config.yaml")).unwrap();
         config.benchmark.levels = Levels::List(levels.to_vec());
         config.benchmark.request.stream = stream;
         config.benchmark.request.prompts = Some(at("snippets.json"));
@@ -35,7 +35,7 @@ impl Sweep {
     }
 
     fn run(&mut self, server: &Simulator) -> Swept {
-        self.settings.config.llm.endpoint = server.base_url().parse::<Endpoint>().unwrap();
+        self.settings.endpoint = server.base_url().parse::<Endpoint>().unwrap();
         sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places).unwrap()
     }
 
@@ -56,14 +56,19 @@ fn fast() -> SimulatorConfig {
 }
 
 fn sidecar(swept: &Swept, level: usize) -> Vec<RequestOutcome> {
-    let path = swept.run.folder().join(format!("level-{level}.jsonl"));
-    read_sidecar(&path).unwrap().collect::<Result<_, _>>().unwrap()
+    lines_of(swept, &format!("level-{level}.jsonl"))
+}
+
+fn lines_of(swept: &Swept, name: &str) -> Vec<RequestOutcome> {
+    read_sidecar(&swept.run.folder().join(name)).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
 /// Holds the server's log against the sidecars, and each level against its plan and its summary.
 fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
-    let mut arrived = 0;
-    let mut by_status: BTreeMap<u16, u64> = BTreeMap::new();
+    let preflight = lines_of(swept, "preflight.jsonl");
+    let mut arrived = preflight.len() as u64;
+    let mut by_status: BTreeMap<u16, u64> = BTreeMap::from([(200, arrived)]);
+    assert!(preflight.iter().all(RequestOutcome::is_success) && arrived == 2, "{preflight:?}");
     for (plan, summary) in sweep.plan().levels.iter().zip(&swept.run.summaries) {
         let lines = sidecar(swept, plan.level);
         let what = format!("level {}", plan.level);
@@ -99,7 +104,8 @@ fn the_servers_log_and_the_sidecars_agree_when_all_goes_well() {
         let mut sweep = Sweep::new(&[1, 3, 20], stream);
         let swept = sweep.run(&server);
         assert_accounts(&sweep, &swept, &server);
-        let lines: Vec<_> = [1, 3, 20].into_iter().flat_map(|level| sidecar(&swept, level)).collect();
+        let levels = [1, 3, 20].into_iter().flat_map(|level| sidecar(&swept, level));
+        let lines: Vec<_> = levels.chain(lines_of(&swept, "preflight.jsonl")).collect();
         assert!(lines.iter().all(RequestOutcome::is_success));
         assert!(lines.iter().all(|line| line.ttft_s.is_some() == stream));
         let ours: u64 = lines.iter().map(|line| u64::from(line.output_tokens.unwrap())).sum();

@@ -234,8 +234,8 @@ fn the_sidecars_of_a_run_equal_the_log_of_a_server_with_all_faults() {
     assert_eq!(output.status.code(), Some(3), "{said}");
     let mut ours: Vec<RequestOutcome> = Vec::new();
     for run in std::fs::read_dir(folder.path().join("target/concurrency")).unwrap() {
-        for level in ["level-2.jsonl", "level-16.jsonl"] {
-            let lines = std::fs::read_to_string(run.as_ref().unwrap().path().join(level)).unwrap();
+        for name in ["preflight.jsonl", "level-2.jsonl", "level-16.jsonl"] {
+            let lines = std::fs::read_to_string(run.as_ref().unwrap().path().join(name)).unwrap();
             ours.extend(lines.lines().map(|line| serde_json::from_str::<RequestOutcome>(line).unwrap()));
         }
     }

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 26] = [
     "outcome",
+    "reasons",
     "stats",
     "usl",
     "recommend",
@@ -26,6 +27,7 @@ const ORDER: [&str; 24] = [
     "client",
     "server_load",
     "target",
+    "preflight",
     "plan",
     "results",
     "report",
@@ -35,13 +37,14 @@ const ORDER: [&str; 24] = [
 ];
 
 /// Modules that may import these of the crate's modules and no other.
-const ONLY: [(&str, &[&str]); 13] = [
+const ONLY: [(&str, &[&str]); 14] = [
     ("outcome", &[]),
-    ("stats", &["outcome"]),
+    ("reasons", &["outcome"]),
+    ("stats", &["outcome", "reasons"]),
     ("usl", &[]),
     ("recommend", &["outcome", "stats", "usl"]),
     ("compare", &["outcome", "stats", "recommend"]),
-    ("report", &["outcome", "stats", "usl", "recommend", "compare", "config"]),
+    ("report", &["outcome", "reasons", "stats", "usl", "recommend", "compare", "config", "preflight"]),
     ("search", &["stats", "recommend"]),
     ("self_check", &["stats"]),
     ("open_files", &[]),

@@ -24,8 +24,14 @@ fn prompts() -> Vec<Prompt> {
     vec![Prompt { id: "a".to_owned(), size: "small".to_owned(), text: "Say hello".to_owned() }]
 }
 
+fn settings(yaml: &str) -> Settings {
+    let path = Path::new("config.yaml");
+    let config = Config::parse(yaml, path).unwrap();
+    Settings::resolve(path.to_owned(), config, &Env::default(), Overrides::default()).unwrap()
+}
+
 fn identity(yaml: &str) -> Identity {
-    Identity::of(&Config::parse(yaml, Path::new("config.yaml")).unwrap(), &prompts())
+    Identity::of(&settings(yaml), &prompts())
 }
 
 /// A target folder in the making: Criterion's files and run folders.
@@ -303,9 +309,8 @@ fn other_prompts_are_another_target() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
-    let config = Config::parse(CONFIG, Path::new("config.yaml")).unwrap();
     let other = [Prompt { text: "Say goodbye".to_owned(), ..prompts()[0].clone() }];
-    let error = load_measured(&disk.places(), &Identity::of(&config, &other)).unwrap_err();
+    let error = load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other)).unwrap_err();
     let text = message(&error, &disk);
     assert!(text.contains("prompts (hash): measured with ") && text.contains("not mixed"), "{text}");
 }

@@ -65,11 +65,11 @@ fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
     stream.write_all(answer.as_bytes()).is_ok() && kind != 13
 }
 
-/// The number of the next answer can be set.
-fn echoing_server(next: &Arc<AtomicUsize>) -> RawServer {
+/// The number of the next answer can be set; each request takes `step` of them.
+fn echoing_server(next: &Arc<AtomicUsize>, step: usize) -> RawServer {
     let next = next.clone();
     RawServer::start(move |request, stream| {
-        let number = if request.starts_with("POST ") { next.fetch_add(1, Relaxed) } else { next.load(Relaxed) };
+        let number = next.fetch_add(if request.starts_with("POST ") { step } else { 0 }, Relaxed);
         echo(number, request, stream)
     })
 }
@@ -132,13 +132,17 @@ fn doors(folder: &Path) -> Vec<(&'static str, Command)> {
 fn no_door_shows_a_secret_that_the_server_echoes() {
     for (userinfo, sent) in [(format!("{USERINFO}@"), BASIC), (String::new(), KEY)] {
         let next = Arc::new(AtomicUsize::new(0));
-        let server = echoing_server(&next);
+        let server = echoing_server(&next, 1);
         let endpoint = format!("http://{userinfo}{}/v1?{QUERY}", server.address);
         let folder = servers::folder(&format!("llm: {{endpoint: '{endpoint}', model: m}}\n"));
         std::fs::write(folder.path().join(".env"), format!("LLM_API_KEY={KEY}\n")).unwrap();
+        // A refusal may pass the second time, so that this one always says the same.
+        let stubborn = echoing_server(&next, 0);
+        let always_bad = endpoint.replace(&server.address.to_string(), &stubborn.address.to_string());
         for bad in 0..BAD_ANSWERS {
             next.store(3 * bad + 2, Relaxed);
-            let output = servers::binary(folder.path()).arg("check").output().unwrap();
+            let check = ["check", "--llm-endpoint", &always_bad];
+            let output = servers::binary(folder.path()).args(check).output().unwrap();
             assert_eq!(output.status.code(), Some(1), "answer {bad} is bad");
             assert_silent("check", &output);
         }

@@ -250,6 +250,7 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
     let latency = family("final_latency_seconds", "Percentiles of a level's latency");
     let ttft = family("final_time_to_first_token_seconds", "Percentiles of a level's time to first token");
     let recommended = family("final_recommended_level", "The recommended number of requests in parallel");
+    let simulated = family("final_simulated", "1 where the embedded simulator was measured, and no server");
     let ended = family("final_timestamp_seconds", "When the run ended, seconds since 1970");
     for level in &recommendation.levels {
         let summary = &level.summary;
@@ -269,6 +270,7 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
         }
     }
     set(&recommended, &Vec::new(), recommendation.recommended_concurrency.map(|level| level as f64));
+    set(&simulated, &Vec::new(), Some(f64::from(recommendation.simulated)));
     set(&ended, &Vec::new(), Some(ended_s));
     plain(&openmetrics(&registry))
 }
