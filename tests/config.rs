@@ -24,7 +24,9 @@ fn slips(name: &str) -> BTreeSet<String> {
             edit(&mut changed);
             slips.insert(changed.into_iter().collect::<String>());
         };
-        with(&|name| drop(name.remove(at)));
+        with(&|name| {
+            name.remove(at);
+        });
         with(&|name| name.insert(at, name[at]));
         with(&|name| name[at] = if name[at].is_uppercase() { 'X' } else { 'x' });
         if at + 1 < letters.len() {
