@@ -361,6 +361,13 @@ fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     if measured.quick {
         recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
     }
+    if measured.unlisted_model {
+        recommendation.notes.push(
+            "the server lists other models and not llm.model, so it may be another that answered: see `llm-concurrency \
+             check`"
+                .to_owned(),
+        );
+    }
     recommendation.provisional |= measured.quick || measured.incomplete;
     recommendation.notes.extend(measured.notes);
     recommendation
@@ -376,7 +383,12 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     let mut measured = if args.is_filtered() {
         load_measured(places, &swept.run.manifest.identity)?
     } else {
-        Measured { levels: swept.run.summaries.clone(), quick: settings.quick, ..Measured::default() }
+        Measured {
+            levels: swept.run.summaries.clone(),
+            quick: settings.quick,
+            unlisted_model: swept.run.manifest.settings.model_is_listed == Some(false),
+            ..Measured::default()
+        }
     };
     measured.simulated = settings.endpoint == Endpoint::Simulator;
     measured.notes.extend(swept.notes.clone());
@@ -424,11 +436,11 @@ fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Sou
 fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
     let source = Source { about: about_file(&file), requests: file.requests(places), report: report_name(path) };
-    let (quick, simulated) = (file.quick(), file.simulated());
+    let (quick, simulated, unlisted_model) = (file.quick(), file.simulated(), file.unlisted_model());
     let from = [file.endpoint.as_deref(), source.about.model.as_deref(), file.started_at.as_deref()];
     let from: Vec<&str> = from.into_iter().flatten().collect();
     let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
-    Ok((Measured { levels: file.levels, notes, quick, simulated, ..Measured::default() }, source))
+    Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
 }
 
 fn where_written(swept: &Swept, places: &Places) -> String {

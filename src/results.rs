@@ -274,6 +274,8 @@ pub struct RunSettings {
     pub seed: u64,
     /// Whether it was a quick run.
     pub quick: bool,
+    /// Whether the server lists the model; null where it lists none.
+    pub model_is_listed: Option<bool>,
     /// What was sent.
     pub request: Value,
     /// How the level is chosen.
@@ -653,6 +655,8 @@ pub struct Measured {
     pub quick: bool,
     /// Whether the embedded simulator was measured.
     pub simulated: bool,
+    /// Whether the server lists models, and not the one that was asked for.
+    pub unlisted_model: bool,
     /// Whether levels that were to be measured are missing, or checks of all of them.
     pub incomplete: bool,
     /// The run that was made last.
@@ -700,6 +704,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
                 };
                 measured.levels.push(summary);
                 measured.quick |= manifest.settings.quick;
+                measured.unlisted_model |= manifest.settings.model_is_listed == Some(false);
                 runs.push(&manifest.run_id);
             }
             None => left_out.push(level),
@@ -994,6 +999,11 @@ impl ResultsFile {
     /// Whether the embedded simulator was measured.
     pub fn simulated(&self) -> bool {
         self.endpoint.as_deref() == Some(SIMULATOR)
+    }
+
+    /// Whether the server lists models, and not the one that was asked for.
+    pub fn unlisted_model(&self) -> bool {
+        self.settings["model_is_listed"] == false
     }
 
     /// Whether it came from a quick run.

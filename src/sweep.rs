@@ -350,6 +350,12 @@ impl<'a> Sweep<'a> {
         let Some(load) = self.load.filter(|_| self.mode == Mode::Measure) else { return Ok(()) };
         let probes = load.preflight(prompts, &self.swept.run)?;
         self.sent += probes.sent;
+        let model = &self.settings.config.llm.model;
+        let is_listed = probes.models.as_ref().map(|models| models.contains(model));
+        if let Some(models) = probes.models.filter(|_| is_listed == Some(false)) {
+            eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
+        }
+        self.swept.run.manifest.settings.model_is_listed = is_listed;
         match probes.probes.iter().find(|probe| probe.is_refused()) {
             Some(probe) => Err(SweepError::Endpoint(text::refused_prompt(probe, self.settings))),
             None => Ok(()),
@@ -429,6 +435,7 @@ fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
         request_timeout_s: settings.config.llm.request_timeout,
         seed: benchmark.seed,
         quick: settings.quick,
+        model_is_listed: None,
         request: serde_json::json!(benchmark.request),
         policy: settings.config.policy.clone(),
     }
@@ -801,11 +808,15 @@ impl Load {
                     sent += 1;
                     sidecar.push(outcome);
                 };
-                let probes = tokio::select! {
-                    probes = preflight::preflight(&target, &prompts, record) => probes,
-                    _ = stop.wait_for(|&stop| stop) => Vec::new(),
+                let asked = async {
+                    let probes = preflight::preflight(&target, &prompts, record).await;
+                    (probes, target.models().await)
                 };
-                let _ = done.send((Preflight { probes, sent }, sidecar));
+                let (probes, models) = tokio::select! {
+                    answered = asked => answered,
+                    _ = stop.wait_for(|&stop| stop) => Default::default(),
+                };
+                let _ = done.send((Preflight { probes, models, sent }, sidecar));
             })
         });
         self.jobs.send(job).map_err(|_| std::io::Error::other("it is gone"))?;
@@ -835,6 +846,8 @@ impl Load {
 /// What came of the prompts sent first.
 struct Preflight {
     probes: Vec<Probe>,
+    /// As the server lists them.
+    models: Option<Vec<String>>,
     sent: u64,
 }
 

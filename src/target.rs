@@ -41,6 +41,11 @@ impl Target {
         self.sizes[self.prompt(seq)].clone()
     }
 
+    /// The models the server says it has; `None` if it does not say.
+    pub async fn models(&self) -> Option<Vec<String>> {
+        self.transport.models().await
+    }
+
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
     pub fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         self.send_in_round(0, level, seq)

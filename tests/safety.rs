@@ -95,6 +95,19 @@ fn a_quick_run_measures_the_levels_it_was_given_and_says_why_nothing_is_written(
     assert!(told.contains("exit code 3") && told.contains("provisional"), "{told}");
 }
 
+/// Some servers answer to any name with the one model they have.
+#[test]
+fn a_model_that_the_server_does_not_list_is_named() {
+    let server = Simulator::start(SimulatorConfig { base_step_ms: 0.2, ..SimulatorConfig::default() }, 0).unwrap();
+    let folder = servers::folder(&format!("llm: {{endpoint: '{}', model: other}}\n", server.base_url()));
+    let ran = run(folder.path(), &[], &["run", "--quick", "--levels", "1,2"]);
+    let (said, told) = (text(&ran.stdout), text(&ran.stderr));
+    assert!(told.contains("does not list the model other; it has: simulated"), "{told}");
+    assert!(said.contains("the server lists other models and not llm.model"), "{said}");
+    let again = text(&run(folder.path(), &[], &["recommend"]).stdout);
+    assert!(again.contains("the server lists other models and not llm.model"), "{again}");
+}
+
 /// Answers well, but refuses what is longer than this many bytes.
 fn short_of_context(most: usize) -> RawServer {
     RawServer::start(move |request, stream| {
