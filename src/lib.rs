@@ -17,6 +17,7 @@
 pub mod client;
 pub mod config;
 pub mod outcome;
+pub mod redact;
 pub mod sse;
 
 #[cfg(feature = "suite")]

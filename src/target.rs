@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::client::{BodyTemplate, Transport};
 use crate::config::{Cache, RequestSettings};
 use crate::outcome::Reply;
+use crate::redact::fnv1a;
 use crate::snippets::Prompt;
 
 /// The requests of a run, by level and sequence number.
@@ -79,14 +80,10 @@ impl Target {
     }
 }
 
-/// Short, and always of the same length: FNV-1a over run, round, level and sequence.
+/// Short, and always of the same length: over run, round, level and sequence.
 fn unique_prefix(salt: &str, round: u32, level: usize, seq: u64) -> String {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let numbers = [u64::from(round), level as u64, seq].map(u64::to_le_bytes);
-    for &byte in salt.as_bytes().iter().chain(numbers.iter().flatten()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x} ")
+    format!("{:016x} ", fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
+    "redact",
     "outcome",
     "reasons",
     "stats",
@@ -37,7 +38,8 @@ const ORDER: [&str; 26] = [
 ];
 
 /// Modules that may import these of the crate's modules and no other.
-const ONLY: [(&str, &[&str]); 14] = [
+const ONLY: [(&str, &[&str]); 15] = [
+    ("redact", &[]),
     ("outcome", &[]),
     ("reasons", &["outcome"]),
     ("stats", &["outcome", "reasons"]),
@@ -52,7 +54,7 @@ const ONLY: [(&str, &[&str]); 14] = [
     ("sse", &[]),
     // It shares no type with the client, so that a mistake in the protocol cannot cancel out.
     ("simulator", &[]),
-    ("client", &["outcome", "sse", "config"]),
+    ("client", &["redact", "outcome", "sse", "config"]),
 ];
 
 /// What a module's code must not name.
