@@ -12,12 +12,14 @@ use serde_json::json;
 use crate::cli::{
     DEFAULT_KEY, GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs, TargetArgs, WriteArgs,
 };
+use crate::client;
 use crate::compare::{Comparison, compare};
 use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, Settings};
 use crate::config_patch;
 use crate::monitor::textfile;
 use crate::preflight::{Probe, Which, preflight};
 use crate::recommend::{Policy, Recommendation, Status, recommend};
+use crate::redact;
 use crate::report::export;
 use crate::report::html::{self, About};
 use crate::report::requests::{Curves, Measurement};
@@ -39,7 +41,8 @@ const REGRESSED: u8 = 4;
 /// Prints an error with its chain, and gives the exit code.
 pub fn exit(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        // An error may quote a file or a server.
+        eprintln!("error: {}", redact::lines(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }
@@ -215,10 +218,12 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
     let (probes, models) =
         runtime.block_on(async { (preflight(&target, &prompts, drop).await, transport.models().await) });
     let key = if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" };
+    let proxy = if let Endpoint::Url(url) = &settings.endpoint { client::proxy_of(url) } else { None };
     say(format!(
-        "endpoint  {} ({})\nmodel     {}{}\nAPI key   {key}\n",
+        "endpoint  {} ({})\n{}model     {}{}\nAPI key   {key}\n",
         settings.endpoint.redacted(),
         transport.url(),
+        proxy.map_or_else(String::new, |proxy| format!("proxy     {proxy} (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY)\n")),
         llm.model,
         known(&settings, models.as_deref(), probes.first()),
     ))?;

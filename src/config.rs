@@ -16,6 +16,8 @@ use serde_yaml::Value;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use crate::redact;
+
 /// What is wrong with the settings, where, and how to mend it.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -375,7 +377,8 @@ pub struct RequestSettings {
     pub prompts: Option<PathBuf>,
     /// Whether the server's prefix cache may help.
     pub cache: Cache,
-    /// Merged into the body of every request.
+    /// Merged into the body of every request. What is secret in it is not written into any file.
+    #[serde(serialize_with = "without_secrets")]
     pub extra_body: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -388,6 +391,62 @@ impl Default for RequestSettings {
             prompts: None,
             cache: Cache::Fresh,
             extra_body: serde_json::Map::new(),
+        }
+    }
+}
+
+fn without_secrets<S: Serializer>(
+    map: &serde_json::Map<String, serde_json::Value>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    redact::without_secrets(map).serialize(serializer)
+}
+
+impl RequestSettings {
+    /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
+    /// planned and counted.
+    fn check(&self) -> Result<(), ConfigError> {
+        let ours = [
+            (self.kind.prompt_key(), "it carries the prompts; set benchmark.request.prompts instead"),
+            ("model", "set llm.model instead"),
+            ("stream", "set benchmark.request.stream instead"),
+        ];
+        let body = &self.extra_body;
+        let refused = |(key, mend): (&str, &str)| Err(bad(format!("benchmark.request.extra_body.{key}"), mend));
+        if let Some(found) = ours.into_iter().find(|(key, _)| body.contains_key(*key)) {
+            return refused(found);
+        }
+        let asks_for_usage = |options: &serde_json::Value| options.is_null() || options["include_usage"] == true;
+        if !body.get("stream_options").is_none_or(asks_for_usage) {
+            return refused((
+                "stream_options",
+                "set include_usage: true in it (tokens are counted by it), or make it null",
+            ));
+        }
+        // Some models know the limit by this name only, and refuse the other unless it is null.
+        let renamed = body.get("max_completion_tokens");
+        if renamed.is_some_and(|limit| *limit != self.max_tokens) {
+            return refused((
+                "max_completion_tokens",
+                "must equal benchmark.request.max_tokens, which the plan and the budget go by",
+            ));
+        }
+        match body.get("max_tokens") {
+            Some(limit) if !limit.is_null() || renamed.is_none() => {
+                refused(("max_tokens", "set benchmark.request.max_tokens instead"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl RequestKind {
+    /// What carries the prompt in a request's body.
+    pub(crate) fn prompt_key(self) -> &'static str {
+        match self {
+            RequestKind::Chat => "messages",
+            RequestKind::Completion => "prompt",
+            RequestKind::Embedding => "input",
         }
     }
 }
@@ -759,6 +818,9 @@ impl Llm {
                 return Err(bad(key, "must be a positive number of seconds, such as 30.0"));
             }
         }
+        if let Some(hidden) = self.model.chars().find(|&c| !redact::is_seen(c)) {
+            return Err(bad("llm.model", format!("holds a character that cannot be seen ({hidden:?}); write it anew")));
+        }
         if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_concurrent_requests) {
             return Err(bad("llm.max_concurrent_requests", format!("must be from 1 to {}", Semaphore::MAX_PERMITS)));
         }
@@ -904,6 +966,7 @@ impl Config {
         if benchmark.request.max_tokens == 0 {
             return Err(bad("benchmark.request.max_tokens", "must be at least 1"));
         }
+        benchmark.request.check()?;
         if self.benchmark.levels().is_empty() {
             return Err(bad(
                 "benchmark.levels",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::client;
 use crate::closed_loop::LoopPlan;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
 use crate::preflight;
@@ -174,7 +175,11 @@ impl Plan {
         let Config { llm, benchmark, .. } = &settings.config;
         let target = match &settings.endpoint {
             Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
-            endpoint => format!("{}, model {}", endpoint.redacted(), llm.model),
+            Endpoint::Url(url) => {
+                let by =
+                    client::proxy_of(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"));
+                format!("{}{by}, model {}", settings.endpoint.redacted(), llm.model)
+            }
         };
         let levels = match self.auto {
             Some((lowest, highest)) => format!("auto, from {lowest} to at most {highest},"),

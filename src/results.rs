@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
 use crate::outcome::{RateLimit, RequestOutcome};
 use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
+use crate::redact;
 use crate::search::{Stage, Step};
 use crate::snippets::Prompt;
 use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample, ServerLoad};
@@ -176,11 +177,16 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 
 fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, ResultsError> {
     let bytes = std::fs::read(path).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
-    serde_json::from_slice(&bytes).map_err(|error| ResultsError::Format {
+    let broken = |error: serde_json::Error| ResultsError::Format {
         path: path.to_owned(),
         what,
-        message: error.to_string(),
-    })
+        message: redact::one_line(&error.to_string()),
+    };
+    // Only the text itself tells the line of a mistake; only the values can be rid of what would act on a terminal.
+    serde_json::from_slice::<T>(&bytes).map_err(broken)?;
+    serde_json::from_slice(&bytes)
+        .and_then(|value| serde_json::from_value(redact::value_in_lines(value)))
+        .map_err(broken)
 }
 
 // ---- identity ----

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Settings;
+use crate::redact::one_line;
 
 /// Where the generated file is kept, relative to the working folder.
 pub const DEFAULT_PATH: &str = "test-data/test_snippets.json";
@@ -384,7 +385,8 @@ fn checked(id: String, size: Option<String>, text: String) -> Result<Prompt, Str
         return Err("it is blank".to_owned());
     }
     let size = size.unwrap_or_else(|| Size::of_text(&text).as_str().to_owned());
-    Ok(Prompt { id, size, text })
+    // Both are printed.
+    Ok(Prompt { id: one_line(&id), size: one_line(&size), text })
 }
 
 /// A string or a number that serves as a name.

@@ -181,6 +181,11 @@ pub struct LevelSummary {
     pub output_tps: Option<f64>,
     /// Mean output tokens of a success.
     pub mean_output_tokens: Option<f64>,
+    /// Mean tokens of a success's prompt.
+    pub mean_input_tokens: Option<f64>,
+    /// Successes without content: their first token was the one that ends an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at_once: Option<u64>,
     /// The cohort by the size of the prompts, where there is more than one.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub by_size: Vec<SizeSummary>,
@@ -230,8 +235,13 @@ impl LevelSummary {
             keep(&mut throughput.lower);
             keep(&mut throughput.upper);
         }
-        let figures =
-            [&mut self.duration_s, &mut self.output_tps, &mut self.mean_output_tokens, &mut self.mean_in_flight];
+        let figures = [
+            &mut self.duration_s,
+            &mut self.output_tps,
+            &mut self.mean_output_tokens,
+            &mut self.mean_input_tokens,
+            &mut self.mean_in_flight,
+        ];
         figures.into_iter().for_each(keep);
         let times =
             [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
@@ -399,6 +409,8 @@ pub struct Pool {
     tokens_share: f64,
     tokens_missing: bool,
     tokens: u64,
+    input_tokens: Option<u64>,
+    ended_at_once: u64,
     in_flight_s: f64,
     cohort: Cohort,
     /// What timeouts count for in the latency gates.
@@ -523,7 +535,7 @@ fn by_size(sizes: Vec<SizePool>, cohort: &Cohort) -> Vec<SizeSummary> {
 impl Pool {
     /// An empty pool for a level.
     pub fn new(concurrency: usize) -> Self {
-        Pool { concurrency, ..Pool::default() }
+        Pool { concurrency, input_tokens: Some(0), ..Pool::default() }
     }
 
     /// Adds one measurement.
@@ -545,7 +557,7 @@ impl Pool {
             *self.itl_us.entry(us).or_default() += count;
         }
         self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
-        self.rate_limit = facts.rate_limit.or(self.rate_limit);
+        self.rate_limit = self.rate_limit.into_iter().chain(facts.rate_limit).reduce(RateLimit::updated);
         self.server = self.server.into_iter().chain(facts.server).reduce(ServerLoad::with);
     }
 
@@ -591,6 +603,9 @@ impl Pool {
             pool.tokens += tokens;
             self.succeeded += 1;
             self.tokens += tokens;
+            let input = outcome.input_tokens.map(u64::from);
+            self.input_tokens = self.input_tokens.zip(input).map(|(sum, more)| sum + more);
+            self.ended_at_once += u64::from(outcome.chunks == 0 && tokens > 0);
             self.ttft.extend(outcome.ttft_s.map(Micros::of));
             self.tpot.extend(outcome.tpot_s().map(Micros::of));
         }
@@ -643,6 +658,11 @@ impl Pool {
             tpot_s,
             output_tps: per_second(self.tokens_share).filter(|_| has_tokens),
             mean_output_tokens: has_tokens.then(|| self.tokens as f64 / self.succeeded as f64),
+            mean_input_tokens: self
+                .input_tokens
+                .filter(|_| self.succeeded > 0)
+                .map(|sum| sum as f64 / self.succeeded as f64),
+            ended_at_once: Some(self.ended_at_once).filter(|&count| count > 0),
             by_size,
             mean_in_flight: per_second(self.in_flight_s),
             client: self.client,

@@ -28,6 +28,7 @@ use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
 use crate::preflight::{self, Probe};
+use crate::redact;
 use crate::report::text;
 use crate::results::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
@@ -715,8 +716,9 @@ struct Load {
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
     let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };
-    let kind = settings.config.benchmark.request.kind;
-    Ok((Transport::new(url, kind, llm, settings.api_key.as_ref())?, None))
+    let request = &settings.config.benchmark.request;
+    let transport = Transport::new(url, request.kind, llm, settings.api_key.as_ref())?;
+    Ok((transport.hiding(redact::secrets(&request.extra_body)), None))
 }
 
 fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
@@ -983,7 +985,7 @@ impl Observer for Recorder {
         if let Some(asked) = reply.retry_after {
             self.not_before = self.not_before.max(Some(Instant::now() + asked.min(self.longest_wait)));
         }
-        self.rate_limit = reply.rate_limit.or(self.rate_limit);
+        self.rate_limit = self.rate_limit.into_iter().chain(reply.rate_limit).reduce(RateLimit::updated);
         self.sidecar.push(outcome);
     }
 
