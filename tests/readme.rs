@@ -23,7 +23,7 @@ fn troubleshooting_uses_the_words_of_the_errors() {
         .expect("the shipped settings");
     let problem = |kind| endpoint_problem(kind, "what was said", &settings);
     let errors = [
-        SnippetError::NotFound { path: PathBuf::from("prompts.json") }.to_string(),
+        SnippetError::NotFound(PathBuf::from("prompts.json")).to_string(),
         problem(Failure::Connect),
         problem(Failure::Timeout),
         problem(Failure::ServerError),
