@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, S
 use crate::config_patch;
 use crate::monitor::textfile;
 use crate::preflight::{Probe, Which, preflight};
+use crate::prompts;
 use crate::recommend::{Policy, Recommendation, Status, recommend};
 use crate::redact;
 use crate::report::export;
@@ -29,7 +30,6 @@ use crate::results::{
 };
 use crate::self_check::cpu_of_this_process;
 use crate::simulator::{self, Simulator, SimulatorConfig};
-use crate::snippets;
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 use crate::target::Target;
 
@@ -212,7 +212,7 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
     let settings = Settings::load(args.config.as_deref(), args.overrides()?)?;
     let llm = &settings.config.llm;
     let (transport, _simulator) = sweep::transport(&settings)?;
-    let prompts = snippets::of_run(&settings)?;
+    let prompts = prompts::of_run(&settings)?;
     let target = Target::new(transport.clone(), &llm.model, &settings.config.benchmark.request, &prompts, "check");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (probes, models) =
@@ -274,7 +274,7 @@ fn describe_probe(probe: &Probe) -> String {
 /// # Errors
 /// If the file cannot be written.
 pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
-    snippets::save(&args.output, &snippets::generate(args.seed, args.count))?;
+    prompts::save(&args.output, &prompts::generate(args.seed, args.count))?;
     say(format!("wrote {} snippets (seed {}) to {}\n", args.count, args.seed, args.output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -331,7 +331,7 @@ fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
 
 fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
     let benchmark = &settings.config.benchmark;
-    let prompts: Vec<String> = snippets::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
+    let prompts: Vec<String> = prompts::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
     let max_tokens = benchmark.request.max_tokens;
     Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
 }
@@ -423,7 +423,7 @@ struct Source {
 }
 
 fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Source)> {
-    let prompts = snippets::of_run(settings)?;
+    let prompts = prompts::of_run(settings)?;
     let identity = Identity::of(settings, &prompts);
     let simulated = settings.endpoint == Endpoint::Simulator;
     let measured = Measured { simulated, ..load_measured(places, &identity)? };

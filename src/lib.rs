@@ -39,6 +39,8 @@ pub mod plan;
 #[cfg(feature = "suite")]
 pub mod preflight;
 #[cfg(feature = "suite")]
+pub mod prompts;
+#[cfg(feature = "suite")]
 pub mod reasons;
 #[cfg(feature = "suite")]
 pub mod recommend;
@@ -54,8 +56,6 @@ pub mod self_check;
 pub mod server_load;
 #[cfg(feature = "suite")]
 pub mod simulator;
-#[cfg(feature = "suite")]
-pub mod snippets;
 #[cfg(feature = "suite")]
 pub mod stats;
 #[cfg(feature = "suite")]

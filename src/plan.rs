@@ -6,9 +6,9 @@ use crate::client;
 use crate::closed_loop::LoopPlan;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
 use crate::preflight;
+use crate::prompts::Prompt;
 use crate::recommend::{Policy, list};
 use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
-use crate::snippets::Prompt;
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;

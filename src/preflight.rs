@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use crate::closed_loop::{self, Ticket};
 use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
-use crate::snippets::Prompt;
+use crate::prompts::Prompt;
 use crate::target::Target;
 
 /// Requests that a preflight sends at most: two prompts, each once more if it was refused.

@@ -19,10 +19,10 @@ use thiserror::Error;
 
 use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
 use crate::outcome::{RateLimit, RequestOutcome};
+use crate::prompts::Prompt;
 use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
 use crate::redact;
 use crate::search::{Stage, Step};
-use crate::snippets::Prompt;
 use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample, ServerLoad};
 
 /// The schema of results files.

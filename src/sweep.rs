@@ -28,6 +28,7 @@ use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
 use crate::preflight::{self, Probe};
+use crate::prompts::{self, Prompt, PromptError};
 use crate::redact;
 use crate::report::text;
 use crate::results::{
@@ -37,7 +38,6 @@ use crate::search::{Search, Stage, Step};
 use crate::self_check::SelfCheck;
 use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
-use crate::snippets::{self, Prompt, SnippetError};
 use crate::stats::{ClientLoad, LevelState, Sample};
 use crate::target::Target;
 
@@ -46,7 +46,7 @@ use crate::target::Target;
 pub enum SweepError {
     /// The prompts.
     #[error(transparent)]
-    Snippets(#[from] SnippetError),
+    Prompts(#[from] PromptError),
     /// The client.
     #[error(transparent)]
     Client(#[from] LlmError),
@@ -255,7 +255,7 @@ pub struct Swept {
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
     let began = Instant::now();
-    let prompts = snippets::of_run(settings)?;
+    let prompts = prompts::of_run(settings)?;
     let plan = match args.mode {
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
         _ => Plan::new(settings, &prompts, |level| args.selects(level)),

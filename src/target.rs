@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::client::{BodyTemplate, Transport};
 use crate::config::{Cache, RequestSettings};
 use crate::outcome::Reply;
+use crate::prompts::Prompt;
 use crate::redact::fnv1a;
-use crate::snippets::Prompt;
 
 /// The requests of a run, by level and sequence number.
 pub struct Target {

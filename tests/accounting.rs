@@ -6,9 +6,9 @@ use std::path::Path;
 use llm_concurrency::config::{Config, Endpoint, Env, Levels, Overrides, Settings};
 use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::plan::Plan;
+use llm_concurrency::prompts;
 use llm_concurrency::results::{Places, read_sidecar};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, Simulator, SimulatorConfig, explain};
-use llm_concurrency::snippets;
 use llm_concurrency::stats::LevelState;
 use llm_concurrency::sweep::{self, CriterionArgs, Swept};
 use tempfile::TempDir;
@@ -24,7 +24,7 @@ impl Sweep {
     fn new(levels: &[usize], stream: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        snippets::save(at("snippets.json"), &snippets::generate(7, 200)).unwrap();
+        prompts::save(at("snippets.json"), &prompts::generate(7, 200)).unwrap();
         let mut config = Config::parse("llm: {endpoint: simulator, model: any}", Path::new("config.yaml")).unwrap();
         config.benchmark.levels = Levels::List(levels.to_vec());
         config.benchmark.request.stream = stream;
@@ -40,7 +40,7 @@ impl Sweep {
     }
 
     fn plan(&self) -> Plan {
-        Plan::new(&self.settings, &snippets::of_run(&self.settings).unwrap(), |_| true)
+        Plan::new(&self.settings, &prompts::of_run(&self.settings).unwrap(), |_| true)
     }
 }
 
@@ -118,7 +118,7 @@ fn the_servers_log_and_the_sidecars_agree_when_all_goes_well() {
 #[test]
 fn a_full_queue_is_no_flood_and_fails_at_a_steady_rate() {
     const LEVEL: usize = 50;
-    let prompts: Vec<String> = snippets::generate(7, 200).snippets.iter().map(|s| s.prompt()).collect();
+    let prompts: Vec<String> = prompts::generate(7, 200).snippets.iter().map(|s| s.prompt()).collect();
     let truth = explain(&fast(), &[LEVEL], &prompts, 64, 20_000).unwrap().levels.remove(0);
     for stream in [true, false] {
         let server = Simulator::start(fast(), 0).unwrap();

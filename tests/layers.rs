@@ -24,7 +24,7 @@ const ORDER: [&str; 27] = [
     "monitor",
     "simulator",
     "config",
-    "snippets",
+    "prompts",
     "client",
     "server_load",
     "target",
