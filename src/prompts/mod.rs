@@ -153,7 +153,7 @@ fn entries(value: Value) -> Result<Vec<Value>, String> {
         Value::Object(map) => map,
         other => return Err(kind(&other).to_owned()),
     };
-    match ["prompts", "prompts"].into_iter().find_map(|key| Some((key, map.remove(key)?))) {
+    match ["snippets", "prompts"].into_iter().find_map(|key| Some((key, map.remove(key)?))) {
         Some((_, Value::Array(list))) => Ok(list),
         Some((key, other)) => Err(format!("{} as `{key}`", kind(&other))),
         None => Err("an object without `snippets` and `prompts`".to_owned()),

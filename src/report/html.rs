@@ -664,7 +664,7 @@ mod tests {
     fn a_bare_run_renders_and_says_what_is_missing() {
         let page = page(&[run(&[level(1, 5.0), level(10, 40.0), level(20, 41.0)])]).expect("it renders");
         for part in [
-            "Send 10 requests in parallel",
+            "First look: about 10 in parallel, not confirmed",
             "interval unknown",
             "Provisional",
             "The error rate of every level",
