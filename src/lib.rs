@@ -11,7 +11,7 @@
 //!           report: what is printed and shown          config_patch: the number into config.yaml
 //! ```
 //!
-//! [`simulator`] is a server to measure when there is none; it shares no type with the client. With
+//! `simulator` is a server to measure when there is none; it shares no type with the client. With
 //! `default-features = false, features = ["tls"]` only [`LlmClient`] and its configuration are built.
 
 pub mod client;
