@@ -432,7 +432,7 @@ fn about_run(manifest: &Manifest) -> About {
 
 fn about_file(file: &ResultsFile) -> About {
     About {
-        run_id: file.run_id.clone(),
+        run_id: file.run_id.as_ref().map(|id| id.to_string()),
         started_at: file.started_at.clone(),
         endpoint: file.endpoint.clone(),
         model: file.model.clone(),

@@ -16,6 +16,7 @@
 
 pub mod client;
 pub mod config;
+pub mod files;
 pub mod outcome;
 pub mod sse;
 

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Settings;
+use crate::files;
 
 /// Where the generated file is kept, relative to the working folder.
 pub const DEFAULT_PATH: &str = "test-data/test_snippets.json";
@@ -35,6 +36,9 @@ pub const DEFAULT_SEED: u64 = 42;
 
 /// The number of snippets in the file that is shipped.
 pub const DEFAULT_COUNT: usize = 100;
+
+/// A prompts file has at most this many bytes. In memory it takes several times as many.
+const MOST: u64 = 256 << 20;
 
 /// Value of `schema` in a generated file.
 pub const SCHEMA: &str = "llm-concurrency/snippets/v1";
@@ -277,7 +281,7 @@ const MEND: &str = "Make it anew with `llm-concurrency generate-test-data`, or s
 /// A [`SnippetError`] that says what is wrong, where, and what to do.
 pub fn load(path: impl AsRef<Path>) -> Result<Vec<Prompt>, SnippetError> {
     let path = path.as_ref();
-    let text = fs::read_to_string(path).map_err(|source| match source.kind() {
+    let text = files::read_to_string(path, MOST).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => SnippetError::NotFound { path: path.to_owned() },
         _ => SnippetError::Read { path: path.to_owned(), source },
     })?;

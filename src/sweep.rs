@@ -273,6 +273,9 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
     let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
     let mut criterion = criterion(args, places, &run.manifest.fingerprint);
+    if args.mode == Mode::Measure {
+        run.begin()?;
+    }
     let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run, live)).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
@@ -732,7 +735,7 @@ impl Load {
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
         let wanted = settings.server_metrics && mode == Mode::Measure;
         let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
-        let salt = format!("{}/{}", benchmark.seed, run.manifest.run_id);
+        let salt = format!("{}/{}", benchmark.seed, *run.manifest.run_id);
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
         let stopper = Stopper::new();
         let minutes = benchmark.budget.max_minutes.filter(|_| mode == Mode::Measure);

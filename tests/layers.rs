@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
+    "files",
     "outcome",
     "stats",
     "usl",
