@@ -29,6 +29,14 @@ use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::snippets;
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 
+/// As those of std, but that it cannot be said ends nothing.
+macro_rules! eprint {
+    ($($said:tt)*) => { drop(write!(io::stderr(), $($said)*)) };
+}
+macro_rules! eprintln {
+    ($($said:tt)*) => { drop(writeln!(io::stderr(), $($said)*)) };
+}
+
 /// Requests per level in virtual time; enough that chance plays no part.
 const EXPLAIN_REQUESTS: usize = 20_000;
 const NOTHING_TO_WRITE: u8 = 3;

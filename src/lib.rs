@@ -55,6 +55,8 @@ pub mod snippets;
 #[cfg(feature = "suite")]
 pub mod stats;
 #[cfg(feature = "suite")]
+pub mod stdio;
+#[cfg(feature = "suite")]
 pub mod sweep;
 #[cfg(feature = "suite")]
 pub mod target;

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "files",
+    "stdio",
     "outcome",
     "stats",
     "usl",
