@@ -33,6 +33,14 @@ use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 use crate::target::Target;
 
+/// As those of std, but that it cannot be said ends nothing.
+macro_rules! eprint {
+    ($($said:tt)*) => { drop(write!(io::stderr(), $($said)*)) };
+}
+macro_rules! eprintln {
+    ($($said:tt)*) => { drop(writeln!(io::stderr(), $($said)*)) };
+}
+
 /// Requests per level in virtual time; enough that chance plays no part.
 const EXPLAIN_REQUESTS: usize = 20_000;
 const NOTHING_TO_WRITE: u8 = 3;
@@ -470,7 +478,7 @@ fn about_run(manifest: &Manifest) -> About {
 
 fn about_file(file: &ResultsFile) -> About {
     About {
-        run_id: file.run_id.clone(),
+        run_id: file.run_id.as_ref().map(|id| id.to_string()),
         started_at: file.started_at.clone(),
         endpoint: file.endpoint.clone(),
         // Earlier versions recorded the name of a model that was never asked.

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,6 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_yaml::Value;
 use thiserror::Error;
 use tokio::sync::Semaphore;
+
+use crate::files;
 
 use crate::redact;
 
@@ -836,22 +837,10 @@ const LARGEST_FILE: u64 = 1 << 20;
 const DEEPEST: usize = 64;
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {
-    let unreadable = |cause: std::io::Error| match cause.kind() {
+    files::read_to_string(path, LARGEST_FILE).map_err(|cause| match cause.kind() {
         ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
         _ => ConfigError::Unreadable { path: path.to_owned(), cause },
-    };
-    let other = |what: &str| unreadable(std::io::Error::other(what.to_owned()));
-    // Asked before it is opened: opening a pipe would wait for its other end.
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() && !metadata.is_dir() {
-        return Err(other("it is no regular file (a pipe or a device?)"));
-    }
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_string(&mut text));
-    if read.map_err(unreadable)? as u64 > LARGEST_FILE {
-        return Err(other("it is larger than 1 MiB, so it is hardly a configuration"));
-    }
-    Ok(text)
+    })
 }
 
 /// Parses the text of a config file; `path` is for messages. Keys that are nearly ours are refused, those of others are

@@ -11,11 +11,12 @@
 //!           report: what is printed and shown          config_patch: the number into config.yaml
 //! ```
 //!
-//! [`simulator`] is a server to measure when there is none; it shares no type with the client. With
+//! `simulator` is a server to measure when there is none; it shares no type with the client. With
 //! `default-features = false, features = ["tls"]` only [`LlmClient`] and its configuration are built.
 
 pub mod client;
 pub mod config;
+pub mod files;
 pub mod outcome;
 pub mod redact;
 pub mod sse;
@@ -58,6 +59,8 @@ pub mod server_load;
 pub mod simulator;
 #[cfg(feature = "suite")]
 pub mod stats;
+#[cfg(feature = "suite")]
+pub mod stdio;
 #[cfg(feature = "suite")]
 pub mod sweep;
 #[cfg(feature = "suite")]

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read as _, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
+use crate::files;
 use crate::outcome::{RateLimit, RequestOutcome};
 use crate::prompts::Prompt;
 use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
@@ -151,22 +152,68 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(failed)?;
-    let mut file = temporary_in(folder).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_data()).map_err(failed)?;
+    let file = temporary_with(folder, bytes).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
 }
 
+/// Writes a file where there is none: at `path`, or where its name with the next number leads. Returns where.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<PathBuf, ResultsError> {
+    let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let numbered = (2_u32..).map(|n| path.with_file_name(format!("{stem}_{n}.json")));
+    let mut file = temporary_with(path.parent().unwrap_or(Path::new(".")), bytes).map_err(failed)?;
+    for free in std::iter::once(path.to_owned()).chain(numbered) {
+        match file.persist_noclobber(&free) {
+            Ok(_) => return Ok(free),
+            Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => file = taken.file,
+            Err(error) => return Err(failed(error.error)),
+        }
+    }
+    Err(failed(io::ErrorKind::AlreadyExists.into()))
+}
+
+fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut file = temporary_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_data()?;
+    Ok(file)
+}
+
+/// Begins the name of a file that is not complete, and locked for as long as somebody writes to it.
+const TEMPORARY: &str = ".llm-concurrency-";
+/// A file as young as this may not be locked yet.
+const YOUNG: Duration = Duration::from_secs(60);
+
 /// A temporary file with the mode of an ordinary one (tempfile's own default is 0600).
 fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".");
+    builder.prefix(TEMPORARY);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o644));
     }
-    builder.tempfile_in(folder)
+    let file = builder.tempfile_in(folder)?;
+    // Where files cannot be locked, nobody will take it for one that was left behind either.
+    let _ = file.as_file().try_lock();
+    Ok(file)
+}
+
+/// Removes what processes that were killed have left half-written.
+fn remove_left_behind(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY)) {
+        if is_left_behind(&entry.path()).unwrap_or(false) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn is_left_behind(path: &Path) -> io::Result<bool> {
+    let file = files::open(path, u64::MAX)?;
+    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+    Ok(age > YOUNG && file.try_lock().is_ok())
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
@@ -175,18 +222,30 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, ResultsError> {
-    let bytes = std::fs::read(path).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
+/// A results file of a thousand levels has a tenth of it.
+const MOST_OF_JSON: u64 = 16 << 20;
+/// Of up to a hundred measurements, each with a histogram.
+const MOST_OF_MANIFEST: u64 = 128 << 20;
+/// Some ten million requests.
+const MOST_OF_SIDECAR: u64 = 4 << 30;
+/// A line of a sidecar has a few hundred bytes.
+const LONGEST_LINE: u64 = 1 << 20;
+
+fn read_json<T: DeserializeOwned>(path: &Path, most: u64, what: &'static str) -> Result<T, ResultsError> {
+    let text =
+        files::read_to_string(path, most).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
     let broken = |error: serde_json::Error| ResultsError::Format {
         path: path.to_owned(),
         what,
         message: redact::one_line(&error.to_string()),
     };
     // Only the text itself tells the line of a mistake; only the values can be rid of what would act on a terminal.
-    serde_json::from_slice::<T>(&bytes).map_err(broken)?;
-    serde_json::from_slice(&bytes)
-        .and_then(|value| serde_json::from_value(redact::value_in_lines(value)))
-        .map_err(broken)
+    serde_json::from_str::<T>(&text).map_err(broken)?;
+    serde_json::from_str(&text).and_then(|value| serde_json::from_value(redact::value_in_lines(value))).map_err(broken)
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, ResultsError> {
+    read_json(path, MOST_OF_MANIFEST, "run manifest")
 }
 
 // ---- identity ----
@@ -356,11 +415,36 @@ impl LevelRecord {
     }
 }
 
+/// A run's id, which names its folder: a plain name, whoever wrote the file that it is read from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RunId(String);
+
+impl TryFrom<String> for RunId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<Self, String> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if !id.is_empty() && id.chars().all(is_plain) {
+            return Ok(RunId(id));
+        }
+        Err(format!("run_id {id:?} is not made of letters, digits, `-` and `_`"))
+    }
+}
+
+impl Deref for RunId {
+    type Target = String;
+
+    fn deref(&self) -> &String {
+        &self.0
+    }
+}
+
 /// `run.json`: what a run measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Sorts by time.
-    pub run_id: String,
+    pub run_id: RunId,
     /// RFC 3339, UTC.
     pub started_at: String,
     /// [`Identity::fingerprint`].
@@ -417,7 +501,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A new run. Nothing is written before the first level ends.
+    /// A new run. Nothing is written before it begins.
     pub fn new(places: &Places, identity: Identity, settings: RunSettings) -> Self {
         let now = SystemTime::now();
         let started_at = humantime::format_rfc3339_seconds(now).to_string();
@@ -425,9 +509,9 @@ impl Run {
         let run_id = format!("{stamp}-{:04x}", rand::random::<u16>());
         Run {
             folder: places.runs.join(&run_id),
-            results_file: unused(&places.results, &format!("concurrency_results_{stamp}")),
+            results_file: places.results.join(format!("concurrency_results_{stamp}.json")),
             manifest: Manifest {
-                run_id,
+                run_id: RunId(run_id),
                 started_at,
                 fingerprint: identity.fingerprint(),
                 endpoint: identity.endpoint.clone(),
@@ -439,6 +523,24 @@ impl Run {
             },
             summaries: Vec::new(),
         }
+    }
+
+    /// Sees to it, before anything is sent, that the run has a folder of its own and that its files can be written.
+    ///
+    /// # Errors
+    /// If they cannot.
+    pub fn begin(&self) -> Result<(), ResultsError> {
+        let results = self.results_file.parent().unwrap_or(Path::new("."));
+        let runs = self.folder.parent().unwrap_or(Path::new("."));
+        for folder in [runs, results] {
+            std::fs::create_dir_all(folder)
+                .and_then(|()| temporary_with(folder, b"\n"))
+                .map_err(|cause| ResultsError::Write { path: folder.to_owned(), cause })?;
+            remove_left_behind(folder);
+        }
+        let earlier = std::fs::read_dir(runs).into_iter().flatten().flatten();
+        earlier.for_each(|run| remove_left_behind(&run.path()));
+        std::fs::create_dir(&self.folder).map_err(|cause| ResultsError::Write { path: self.folder.clone(), cause })
     }
 
     /// The run's folder.
@@ -480,18 +582,33 @@ impl Run {
                 at
             }
         };
-        self.write_results(None)?;
+        if self.manifest.levels.len() == 1 {
+            // Another run may have begun in the same second.
+            self.results_file = write_new(&self.results_file, &self.results(None))?;
+        } else {
+            self.write_results(None)?;
+        }
         Ok(&self.summaries[at])
     }
 
     /// Writes the results file as far as it goes.
     pub fn write_results(&self, recommendation: Option<&Recommendation>) -> Result<(), ResultsError> {
-        let file = ResultsFile {
+        write_atomic(&self.results_file, &self.results(recommendation))
+    }
+
+    fn results(&self, recommendation: Option<&Recommendation>) -> Vec<u8> {
+        to_json(&ResultsFile {
             levels: self.summaries.clone(),
             recommendation: recommendation.map(without_figures),
             ..ResultsFile::of(&self.manifest)
-        };
-        write_atomic(&self.results_file, &to_json(&file))
+        })
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Where nothing was measured, not even an empty folder is left.
+        let _ = std::fs::remove_dir(&self.folder);
     }
 }
 
@@ -501,12 +618,6 @@ fn sidecar_name(step: Step) -> String {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
         Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
     }
-}
-
-fn unused(folder: &Path, stem: &str) -> PathBuf {
-    let numbered = (2..).map(|n| format!("{stem}_{n}.json"));
-    let mut names = std::iter::once(format!("{stem}.json")).chain(numbered).map(|name| folder.join(name));
-    names.find(|path| !path.exists()).expect("the numbers do not end")
 }
 
 /// The figures stand beside it already.
@@ -567,15 +678,22 @@ fn add_record(
 
 /// Reads a sidecar line by line.
 pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {
-    let file = File::open(path).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
     let path = path.to_owned();
-    Ok(BufReader::new(file).lines().enumerate().map(move |(index, line)| {
-        let line = line.map_err(|cause| ResultsError::Read { path: path.clone(), cause })?;
-        serde_json::from_str(&line).map_err(|error| ResultsError::Format {
-            path: path.clone(),
-            what: "sidecar",
-            message: format!("line {}: {error}", index + 1),
-        })
+    let unreadable = |path: &Path, cause| ResultsError::Read { path: path.to_owned(), cause };
+    let file = files::open(&path, MOST_OF_SIDECAR).map_err(|cause| unreadable(&path, cause))?;
+    let (mut reader, mut text, mut line) = (BufReader::new(file), Vec::new(), 0);
+    Ok(std::iter::from_fn(move || {
+        text.clear();
+        line += 1;
+        match reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut text) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_slice(&text).map_err(|error| ResultsError::Format {
+                path: path.clone(),
+                what: "sidecar",
+                message: format!("line {line}: {error}"),
+            })),
+            Err(cause) => Some(Err(unreadable(&path, cause))),
+        }
     }))
 }
 
@@ -682,12 +800,12 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let (manifests, mut notes) = read_manifests(&places.runs);
     let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
     let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
-        return Err(ResultsError::CutOff { run_id: newest.run_id.clone() });
+        return Err(ResultsError::CutOff { run_id: newest.run_id.to_string() });
     };
     let fingerprint = now.fingerprint();
     if newest.fingerprint != fingerprint {
         return Err(ResultsError::OtherTarget {
-            run_id: newest.run_id.clone(),
+            run_id: newest.run_id.to_string(),
             differences: newest.identity.differences(now),
         });
     }
@@ -699,7 +817,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     for &level in &newest.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
-                let folder = places.runs.join(&manifest.run_id);
+                let folder = places.runs.join(manifest.run_id.as_str());
                 let summary = match summarize_level(&folder, &manifest.settings, &records) {
                     Ok(mut summary) => {
                         summary.notes.extend(cross_check(places, &summary, &records));
@@ -735,7 +853,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
     let made = made.filter(|(_, record)| used.iter().any(|one| std::ptr::eq(*one, *record)));
     measured.requests =
-        made.map(|(manifest, record)| RequestsFile::of(&places.runs.join(&manifest.run_id), record)).collect();
+        made.map(|(manifest, record)| RequestsFile::of(&places.runs.join(manifest.run_id.as_str()), record)).collect();
     measured.notes = notes;
     measured.newest = Some(newest.clone());
     Ok(measured)
@@ -750,7 +868,7 @@ fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<String>) {
         if !path.exists() {
             continue;
         }
-        match read_json(&path, "run manifest") {
+        match read_manifest(&path) {
             Ok(manifest) => manifests.push(manifest),
             Err(error) => notes.push(format!("left out: {error}")),
         }
@@ -782,7 +900,8 @@ fn newest_records<'a>(
 
 fn is_in_criterion(places: &Places, record: &LevelRecord) -> bool {
     let sample = criterion_file(places, record.step(), "sample.json");
-    read_json::<CriterionSample>(&sample, "Criterion sample").is_ok_and(|sample| sample.times == record.sample_ns)
+    read_json::<CriterionSample>(&sample, MOST_OF_JSON, "Criterion sample")
+        .is_ok_and(|sample| sample.times == record.sample_ns)
 }
 
 fn criterion_file(places: &Places, step: Step, name: &str) -> PathBuf {
@@ -831,7 +950,7 @@ impl CriterionMean {
 
 fn criterion_mean(places: &Places, step: Step) -> Result<CriterionMean, ResultsError> {
     let file: CriterionEstimates =
-        read_json(&criterion_file(places, step, "estimates.json"), "Criterion estimates file")?;
+        read_json(&criterion_file(places, step, "estimates.json"), MOST_OF_JSON, "Criterion estimates file")?;
     Ok(file.mean)
 }
 
@@ -905,7 +1024,7 @@ pub struct ResultsFile {
     /// [`SCHEMA`].
     pub schema: String,
     /// The run.
-    pub run_id: Option<String>,
+    pub run_id: Option<RunId>,
     /// When it began, RFC 3339.
     pub started_at: Option<String>,
     /// [`Identity::fingerprint`].
@@ -946,9 +1065,9 @@ impl ResultsFile {
     /// Reads a results file.
     ///
     /// # Errors
-    /// If it cannot be read, is not JSON, or has another schema.
+    /// If it cannot be read, is not JSON, has another schema, or a figure that cannot be.
     pub fn read(path: &Path) -> Result<Self, ResultsError> {
-        let file: ResultsFile = read_json(path, "results file")?;
+        let file: ResultsFile = read_json(path, MOST_OF_JSON, "results file")?;
         let wrong =
             |message: String| Err(ResultsError::Format { path: path.to_owned(), what: "results file", message });
         if !file.schema.is_empty() && file.schema != SCHEMA {
@@ -966,6 +1085,12 @@ impl ResultsFile {
                 return wrong(format!("level {level} is there twice"));
             }
         }
+        for level in &file.levels {
+            let (is, can_be) = (json!(level), json!(level.clone().without_impossible()));
+            if let Some((name, value)) = difference("", &is, &can_be) {
+                return wrong(format!("level {}: `{name}` cannot be {value}", level.concurrency));
+            }
+        }
         Ok(file)
     }
 
@@ -976,7 +1101,7 @@ impl ResultsFile {
         for level in value["levels"].as_array_mut()? {
             let concurrency = level["concurrency"].as_u64()?;
             let figures = self.levels.iter().find(|summary| summary.concurrency as u64 == concurrency);
-            let mut whole = json!(figures.cloned().map(LevelSummary::without_impossible).unwrap_or_default());
+            let mut whole = json!(figures.cloned().unwrap_or_default());
             whole.as_object_mut()?.append(level.as_object_mut()?);
             *level = whole;
         }
@@ -994,12 +1119,9 @@ impl ResultsFile {
 
     /// The records of the run's requests, if its folder is still there.
     pub fn requests(&self, places: &Places) -> Vec<RequestsFile> {
-        // The id comes from a file that anybody may have written.
-        let plain = |id: &&str| id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-        let Some(run_id) = self.run_id.as_deref().filter(plain) else { return Vec::new() };
-        let folder = places.runs.join(run_id);
-        let manifest: Result<Manifest, _> = read_json(&folder.join("run.json"), "run manifest");
-        manifest.map(|manifest| manifest.requests(&folder)).unwrap_or_default()
+        let Some(run_id) = &self.run_id else { return Vec::new() };
+        let folder = places.runs.join(run_id.as_str());
+        read_manifest(&folder.join("run.json")).map(|manifest| manifest.requests(&folder)).unwrap_or_default()
     }
 
     /// Whether the embedded simulator was measured.
@@ -1015,5 +1137,20 @@ impl ResultsFile {
     /// Whether it came from a quick run.
     pub fn quick(&self) -> bool {
         self.settings["quick"].as_bool().unwrap_or(false)
+    }
+}
+
+/// The first value, and its path, in which the second is another.
+fn difference<'a>(path: &str, one: &'a Value, other: &Value) -> Option<(String, &'a Value)> {
+    let name = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match (one, other) {
+        (Value::Object(values), Value::Object(_)) => {
+            values.iter().find_map(|(key, value)| difference(&name(key), value, &other[key]))
+        }
+        (Value::Array(values), Value::Array(_)) => {
+            let mut numbered = values.iter().enumerate();
+            numbered.find_map(|(at, value)| difference(&format!("{path}[{at}]"), value, &other[at]))
+        }
+        _ => (one != other).then(|| (path.to_owned(), one)),
     }
 }

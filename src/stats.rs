@@ -228,6 +228,9 @@ impl LevelSummary {
         fn keep(figure: &mut Option<f64>) {
             *figure = figure.filter(|&f| f.is_finite() && f >= 0.0);
         }
+        let requests = self.requests.unwrap_or(u64::MAX);
+        self.succeeded = self.succeeded.filter(|&n| n <= requests);
+        self.failures.retain(|_, n| *n <= requests);
         let rates = [&mut self.error_rate, &mut self.timeout_rate];
         rates.into_iter().for_each(|rate| *rate = rate.filter(|r| (0.0..=1.0).contains(r)));
         self.throughput_rps = self.throughput_rps.filter(|t| t.estimate.is_finite() && t.estimate >= 0.0);
@@ -254,8 +257,10 @@ impl LevelSummary {
             [mean, p50, p90, p95, p99, max].into_iter().for_each(keep);
         }
         if let Some(samples) = &mut self.samples {
-            samples.retain(|sample| sample.duration_s.is_finite() && sample.duration_s > 0.0);
+            samples.retain(|s| s.duration_s.is_finite() && s.duration_s > 0.0 && s.succeeded <= s.completed);
         }
+        let can_be = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| *f >= 0.0);
+        self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
         self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
         self.p95_interval_s = self.p95_interval_s.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
         if let Some(client) = &mut self.client {

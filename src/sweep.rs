@@ -39,6 +39,7 @@ use crate::self_check::SelfCheck;
 use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
 use crate::stats::{ClientLoad, LevelState, Sample};
+use crate::stdio;
 use crate::target::Target;
 
 /// Why a sweep could not be made.
@@ -246,6 +247,8 @@ pub struct Swept {
     pub began: Instant,
     /// Seconds of load, all levels together.
     pub load_s: f64,
+    /// What is still to be said of it is said like the rest.
+    pub stdio: stdio::Guard,
 }
 
 /// Runs the sweep: each measurement a Criterion benchmark, on disk when it ends. First the levels of the list or of an
@@ -275,6 +278,10 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
     let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
     let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
     let mut criterion = criterion(args, places, &run.manifest.fingerprint);
+    let stdio = stdio::guard();
+    if args.mode == Mode::Measure {
+        run.begin()?;
+    }
     let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run, live)).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
@@ -282,7 +289,9 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
             eprintln!("Metrics: http://{}/metrics", metrics.address());
         }
     }
-    let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run, began);
+    let swept =
+        Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), began, load_s: 0.0, stdio };
+    let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), swept);
     sweep.preflight(&prompts)?;
     let mut search = plan.search(&settings.config.policy);
     let mut next = sweep.next(&mut search);
@@ -324,26 +333,8 @@ struct Sweep<'a> {
 }
 
 impl<'a> Sweep<'a> {
-    fn new(
-        settings: &'a Settings,
-        mode: Mode,
-        plan: &'a Plan,
-        load: Option<&'a Load>,
-        run: Run,
-        began: Instant,
-    ) -> Self {
-        let notes = plan.over_budget_note().into_iter().collect();
-        Sweep {
-            settings,
-            mode,
-            plan,
-            load,
-            swept: Swept { run, stopped: None, notes, began, load_s: 0.0 },
-            sent: 0,
-            took_s: BTreeMap::new(),
-            not_before: None,
-            round: 0,
-        }
+    fn new(settings: &'a Settings, mode: Mode, plan: &'a Plan, load: Option<&'a Load>, swept: Swept) -> Self {
+        Sweep { settings, mode, plan, load, swept, sent: 0, took_s: BTreeMap::new(), not_before: None, round: 0 }
     }
 
     /// Sends two of the run's prompts first; one that stays refused ends the run.
@@ -443,9 +434,12 @@ fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
 }
 
 fn criterion(args: &CriterionArgs, places: &Places, fingerprint: &str) -> Criterion {
+    // It says at once where there is no gnuplot. It ends the process after `--help`, when nothing may be held back.
+    let stdio = stdio::guard();
     // Gnuplot would be taken wherever it is installed, and draws differently. The folder is the one that is read later.
     let criterion =
         Criterion::default().plotting_backend(PlottingBackend::Plotters).output_directory(&places.criterion);
+    drop(stdio);
     let criterion = if args.from_command_line { criterion.configure_from_args() } else { criterion };
     // Another endpoint's figures would show as a regression.
     if args.own_baseline { criterion } else { criterion.save_baseline(format!("fingerprint-{fingerprint}")) }
@@ -646,13 +640,13 @@ pub fn sample_of(window: &Window) -> Sample {
 
 // ---- stopping ----
 
-/// The exit code after Ctrl-C or SIGTERM.
+/// The exit code after Ctrl-C, SIGTERM or SIGHUP.
 pub const INTERRUPTED: u8 = 130;
 
 /// Why a run ends before all its levels are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Ctrl-C or SIGTERM.
+    /// Ctrl-C, SIGTERM or SIGHUP.
     Interrupted,
     /// `benchmark.budget.max_minutes` are over.
     OutOfTime,
@@ -754,7 +748,7 @@ impl Load {
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
         let wanted = settings.server_metrics && mode == Mode::Measure;
         let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
-        let salt = format!("{}/{}", benchmark.seed, run.manifest.run_id);
+        let salt = format!("{}/{}", benchmark.seed, *run.manifest.run_id);
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
         let stopper = Stopper::new();
         let minutes = benchmark.budget.max_minutes.filter(|_| mode == Mode::Measure);
@@ -868,7 +862,7 @@ fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, 
     });
 }
 
-/// The first Ctrl-C or SIGTERM ends the sweep in good order. A second one, or one after the sweep, ends the process.
+/// The first signal ends the sweep in good order. A second one, or one after the sweep, ends the process.
 ///
 /// On a thread of its own to the end of the process: the handlers stay as long, and nobody else would listen.
 fn watch_signals(stopper: &Stopper) -> std::io::Result<()> {
@@ -882,10 +876,18 @@ fn watch_signals(stopper: &Stopper) -> std::io::Result<()> {
 async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<Stop>>) {
     let mut asked = false;
     loop {
-        signal().await;
+        let signal = signal().await;
+        if signal == Signal::HangUp {
+            stdio::leave_terminal();
+            if asked {
+                // A lost connection hangs up twice, by the shell and by the kernel.
+                continue;
+            }
+        }
         // That it cannot be said must not stop it.
         let say = |text: &str| drop(writeln!(std::io::stderr(), "\ninterrupted{text}"));
         let Some(signal) = sweep.upgrade().filter(|_| !asked) else {
+            stdio::let_go();
             say("");
             std::process::exit(INTERRUPTED.into());
         };
@@ -895,23 +897,48 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<S
     }
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-pub async fn signal() {
+/// What asks this program to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Ctrl-C or SIGTERM.
+    End,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+}
+
+/// Waits for one.
+pub async fn signal() -> Signal {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
+        let hang_up = (!is_hang_up_ignored()).then(|| signal(SignalKind::hangup()).ok()).flatten();
+        let hung_up = async {
+            match hang_up {
+                Some(mut hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
             }
-            return;
+        };
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            return tokio::select! {
+                _ = tokio::signal::ctrl_c() => Signal::End,
+                _ = terminate.recv() => Signal::End,
+                _ = hung_up => Signal::HangUp,
+            };
         }
     }
     // If no handler can be set, the system's own ends the program.
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
+    Signal::End
+}
+
+/// Whether this was started by `nohup`, which a handler of ours would undo. Where it cannot be told, it may have been.
+#[cfg(unix)]
+fn is_hang_up_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_none_or(|mask| mask & 1 != 0)
 }
 
 async fn run_level(

@@ -1,9 +1,11 @@
-//! A full disk and a read-only one: config.yaml stays as it was, and a message says what is wrong.
+//! A full disk and a read-only one: config.yaml stays as it was, and a message says what is wrong. A stdout or stderr
+//! that takes no more ends no run.
 //!
 //! The disk is a tmpfs of 256 KiB. To mount it takes root; without, these tests say that they did nothing.
 
 #![cfg(all(target_os = "linux", feature = "suite"))]
 
+mod bench_executable;
 mod servers;
 
 use std::fs;
@@ -11,6 +13,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use llm_concurrency::results::ResultsFile;
+use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use tempfile::TempDir;
 
 /// Made by hand: a knee at 20.
@@ -142,7 +146,11 @@ fn ci_a_run_on_a_full_disk_says_so() {
             &output,
             "No space left on device",
             "CARGO_TARGET_DIR",
-            &["config.yaml", "filler", "target"],
+            if room_kib == 0 {
+                &["config.yaml", "filler", "target"]
+            } else {
+                &["config.yaml", "filler", "results", "target"]
+            },
         );
     }
 }
@@ -156,4 +164,100 @@ fn ci_a_run_on_a_read_only_disk_says_so() {
     let output = servers::binary(disk.at.path()).args(["run", "--update-config"]).output().unwrap();
     disk.assert_refused(&output, "Read-only file system", "CARGO_TARGET_DIR", &["config.yaml"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("concurrency/level/1"));
+}
+
+// ---- stdout and stderr ----
+
+/// What becomes of it, by the shell: `$RUN` runs.
+const REDIRECTIONS: [&str; 8] = [
+    "$RUN | head -1",
+    "$RUN 2>&1 >/dev/null | head -1",
+    "$RUN >&-",
+    "$RUN 2>&-",
+    "$RUN >/dev/full",
+    "$RUN 2>/dev/full",
+    "$RUN >/dev/full 2>&1",
+    "$RUN 2>&1 | head -1",
+];
+
+/// Runs `command` by the shell under each of them, and looks at what it left: all of it, and its usual exit code.
+fn assert_nothing_ends_it(program: &Path, args: &str, usual: &[&str]) {
+    for redirection in REDIRECTIONS {
+        let folder = servers::folder(&CONFIG.replace("[1, 2], total_requests: 30", "[1], total_requests: 10"));
+        let mut shell = Command::new("sh");
+        servers::clean(&mut shell, folder.path());
+        shell.env("PROGRAM", program).arg("-c");
+        shell.arg(redirection.replace("$RUN", &format!("{{ \"$PROGRAM\" {args}; echo $? >code; }}")));
+        let output = shell.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let code = fs::read_to_string(folder.path().join("code")).unwrap();
+        assert!(usual.contains(&code.trim()), "{redirection}: {code}{said}");
+        assert!(!said.contains("panicked"), "{redirection}: {said}");
+        let results = names(&folder.path().join("results"));
+        let file = results.iter().find(|name| name.ends_with(".json")).expect("a results file");
+        let file = ResultsFile::read(&folder.path().join("results").join(file)).unwrap();
+        assert!(file.levels.len() == 1 && file.recommendation.is_some(), "{redirection}: {file:?}");
+        assert!(results.iter().any(|name| name.ends_with(".html")), "{redirection}: {results:?}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_without_readers_and_without_room_for_what_it_says() {
+    // 3: a single level is no answer.
+    assert_nothing_ends_it(Path::new(env!("CARGO_BIN_EXE_llm-concurrency")), "run", &["0", "3"]);
+}
+
+#[test]
+fn the_bench_goes_on_without_readers_and_without_room_for_what_it_says() {
+    assert_nothing_ends_it(bench_executable::path(), "--bench", &["0"]);
+}
+
+/// What is in between may hold it up, not lose it, and what goes to one place stays in its order.
+#[test]
+fn all_that_is_said_arrives_in_its_order() {
+    let folder = servers::folder(CONFIG);
+    let file = fs::File::create(folder.path().join("said")).unwrap();
+    let mut command = servers::binary(folder.path());
+    command.arg("run").stdout(file.try_clone().unwrap()).stderr(file);
+    command.status().unwrap();
+    let said = fs::read_to_string(folder.path().join("said")).unwrap();
+    // Alternately on stderr and stdout.
+    let marks =
+        ["Plan: ", "\nconcurrency/level/1  ", "\nlevel 1 ended: ", "\nconcurrency/level/2  ", "\nlevel 2 ended: "];
+    let marks = marks.into_iter().chain(["  verdict\n", " s of load, ", "\nReport: "]);
+    let mut at = 0;
+    for mark in marks {
+        at += said[at..].find(mark).unwrap_or_else(|| panic!("{mark:?} is not where it belongs: {said}"));
+    }
+    assert!(said.ends_with(".html\n"), "{said}");
+}
+
+#[test]
+fn a_decision_needs_no_stderr() {
+    let folder = servers::folder(CONFIG);
+    fs::write(folder.path().join("knee.json"), KNEE).unwrap();
+    for (args, code) in
+        [(&["recommend", "--results", "knee.json"][..], 0), (&["recommend", "--results", "none.json"], 1)]
+    {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = servers::binary(folder.path()).args(args).stderr(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+    }
+}
+
+#[test]
+fn a_folder_that_takes_no_files_is_found_before_anything_is_sent() {
+    let simulator = Simulator::start(SimulatorConfig::default(), 0).unwrap();
+    for taken in ["results", "target/concurrency"] {
+        let folder =
+            servers::folder(&CONFIG.replace("endpoint: simulator", &format!("endpoint: '{}'", simulator.base_url())));
+        let path = folder.path().join(taken);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "somebody's").unwrap();
+        let output = servers::binary(folder.path()).arg("run").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot write ") && said.contains(taken) && !said.contains("Plan:"), "{said}");
+    }
+    assert_eq!(simulator.log().len(), 0);
 }

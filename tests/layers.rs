@@ -7,8 +7,10 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 29] = [
     "redact",
+    "files",
+    "stdio",
     "outcome",
     "reasons",
     "stats",

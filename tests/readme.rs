@@ -64,3 +64,15 @@ fn ci_runs_the_test_command_of_the_readme() {
     let command = command.split('#').next().unwrap_or_default().trim();
     assert!(read(".ci/run").lines().any(|line| line == command), ".ci/run does not run `{command}`");
 }
+
+/// `cargo publish` leaves out what `exclude` names; these tests are to pass on what is left.
+#[test]
+fn the_package_holds_what_these_tests_read_and_says_where_it_comes_from() {
+    let manifest = read("Cargo.toml");
+    let excluded = manifest.split("exclude = [").nth(1).and_then(|rest| rest.split(']').next()).expect("a list");
+    let mut excluded =
+        excluded.split(',').map(|name| name.trim().trim_matches(['"', '/'])).filter(|name| !name.is_empty());
+    let needed = [".ci/run", "README.md", "config.yaml", "test-data/test_snippets.json"];
+    assert_eq!(excluded.find(|name| needed.iter().any(|path| path.starts_with(name))), None);
+    assert!(env!("CARGO_PKG_REPOSITORY").starts_with("https://"));
+}

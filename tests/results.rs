@@ -10,8 +10,8 @@ use llm_concurrency::outcome::{Phase, RequestOutcome};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::results::{
-    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, RunSettings,
-    criterion_id, load_measured,
+    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
+    criterion_id, load_measured, read_sidecar,
 };
 use llm_concurrency::search::{Stage, Step};
 use llm_concurrency::stats::{LevelState, Sample};
@@ -59,7 +59,7 @@ impl Disk {
         self.runs += 1;
         let identity = identity(yaml);
         let manifest = Manifest {
-            run_id: format!("run-{}", self.runs),
+            run_id: RunId::try_from(format!("run-{}", self.runs)).unwrap(),
             started_at: "2026-01-01T00:00:00Z".to_owned(),
             fingerprint: identity.fingerprint(),
             endpoint: identity.endpoint.clone(),
@@ -69,7 +69,7 @@ impl Disk {
             environment: Environment::here(),
             levels: Vec::new(),
         };
-        Recorded { folder: self.places().runs.join(&manifest.run_id), manifest }
+        Recorded { folder: self.places().runs.join(manifest.run_id.as_str()), manifest }
     }
 
     fn load(&self, yaml: &str) -> Result<Measured, ResultsError> {
@@ -375,6 +375,140 @@ fn a_torn_manifest_is_named_and_left_out() {
     assert!(notes(&measured, &disk).contains("run-9/run.json is not a run manifest"));
 }
 
+/// It would be opened, wherever it leads.
+#[test]
+fn a_run_that_is_named_by_a_path_is_left_out() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1]);
+    measure(&disk, &mut run, 1, 10.0);
+    let mut astray = json!(run.manifest);
+    for id in ["../../../x", "", ".", "a/b", "a b", "\u{1b}[2J"] {
+        astray["run_id"] = json!(id);
+        let path = disk.places().runs.join("run-9/run.json");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, astray.to_string()).unwrap();
+        let measured = disk.load(CONFIG).unwrap();
+        assert_eq!(measured.newest.as_ref().unwrap().run_id.as_str(), "run-1");
+        let notes = notes(&measured, &disk);
+        let why = format!("run-9/run.json is not a run manifest: run_id {id:?} is not made of letters");
+        assert!(notes.contains(&why), "{notes}");
+        let file = json!({"run_id": id, "levels": [{"concurrency": 1}]});
+        let error = read(&file.to_string()).unwrap_err();
+        assert!(error.contains(&format!("run_id {id:?} is not made of letters")), "{error}");
+    }
+}
+
+/// Nobody writes to the pipe, and the large one is all holes.
+#[test]
+#[cfg(unix)]
+fn pipes_and_huge_files_are_refused_unread() {
+    let pipe = |path: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(path).status();
+        assert!(made.unwrap().success());
+    };
+    let huge = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+    for (make, why) in [
+        (&pipe as &dyn Fn(&Path), "it is a folder, pipe or device, not a regular file"),
+        (&huge, "it is 1048576 MiB, and at most "),
+    ] {
+        let mut disk = Disk::new();
+        let mut run = disk.run(CONFIG, &[1]);
+        measure(&disk, &mut run, 1, 10.0);
+        let [results, prompts] = ["results.json", "prompts.json"].map(|name| disk.folder.path().join(name));
+        let [sidecar, manifest] = ["level-1.jsonl", "run.json"].map(|name| run.folder.join(name));
+        fs::remove_file(&sidecar).unwrap();
+        [&results, &prompts, &sidecar].into_iter().for_each(|path| make(path));
+        let refused = prompts::load(&prompts).unwrap_err();
+        let mut errors = vec![
+            ResultsFile::read(&results).unwrap_err().to_string(),
+            std::error::Error::source(&refused).unwrap().to_string(),
+            disk.load(CONFIG).unwrap().levels[0].notes.join("\n"),
+        ];
+        fs::remove_file(&manifest).unwrap();
+        make(&manifest);
+        errors.push(disk.load(CONFIG).unwrap().notes[0].clone());
+        assert!(errors.iter().all(|error| error.contains(why)), "{errors:#?}");
+    }
+}
+
+/// One line of a sidecar must not fill the memory.
+#[test]
+fn a_sidecar_without_an_end_of_line_is_read_in_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("level-1.jsonl");
+    fs::File::create(&path).unwrap().set_len(3 << 30).unwrap();
+    let error = read_sidecar(&path).unwrap().next().unwrap().unwrap_err().to_string();
+    assert!(error.contains("is not a sidecar: line 1: "), "{error}");
+}
+
+fn begun(disk: &Disk) -> Run {
+    let run = Run::new(&disk.places(), identity(CONFIG), RunSettings::default());
+    run.begin().unwrap();
+    run
+}
+
+#[test]
+fn two_runs_of_one_second_have_a_results_file_each() {
+    let disk = Disk::new();
+    let mut runs = [begun(&disk), begun(&disk), begun(&disk)];
+    let first = runs[0].results_file.clone();
+    for run in &mut runs {
+        // Whatever the clock says.
+        run.results_file = first.clone();
+        let mut recorded = Recorded { folder: run.folder().to_owned(), manifest: run.manifest.clone() };
+        record(&mut recorded, sweep(1), 10.0, LevelState::Complete);
+        run.level_ended(recorded.manifest.levels.remove(0)).unwrap();
+    }
+    for run in &runs {
+        run.write_results(None).unwrap();
+        let written = ResultsFile::read(&run.results_file).unwrap();
+        assert_eq!(written.run_id.as_ref(), Some(&run.manifest.run_id));
+    }
+    assert_eq!(fs::read_dir(disk.places().results).unwrap().count(), 3);
+}
+
+#[test]
+fn a_runs_folder_is_its_own_and_goes_with_it_if_nothing_was_measured() {
+    let disk = Disk::new();
+    let run = begun(&disk);
+    let error = message(&run.begin().unwrap_err(), &disk);
+    assert!(
+        error.starts_with(&format!("cannot write <target>/concurrency/{}", run.manifest.run_id.as_str())),
+        "{error}"
+    );
+    drop(run);
+    assert_eq!(fs::read_dir(disk.places().runs).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(disk.places().results).unwrap().count(), 0);
+}
+
+#[test]
+fn only_files_that_were_left_behind_are_removed() {
+    let disk = Disk::new();
+    let run = disk.places().runs.join("run-1");
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let mut held = Vec::new();
+    for folder in [disk.places().results, run] {
+        fs::create_dir_all(&folder).unwrap();
+        for name in
+            [".llm-concurrency-old", ".llm-concurrency-locked", ".llm-concurrency-young", ".other", "level-1.jsonl"]
+        {
+            let file = fs::File::create(folder.join(name)).unwrap();
+            if !name.ends_with("young") {
+                file.set_modified(hour_ago).unwrap();
+            }
+            if name.ends_with("locked") {
+                // As by a run in progress.
+                file.lock().unwrap();
+                held.push(file);
+            }
+        }
+        begun(&disk);
+        let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".llm-concurrency-locked", ".llm-concurrency-young", ".other", "level-1.jsonl"]);
+    }
+}
+
 /// Criterion's figure is the fallback, and the result provisional.
 #[test]
 fn a_torn_or_missing_sidecar() {
@@ -487,6 +621,67 @@ fn results_files_that_are_none() {
         read("level,rps\n1,2\n").unwrap_err(),
         @"./results.json is not a results file: expected value at line 1 column 1"
     );
+}
+
+/// All figures that there are.
+fn full_level() -> Value {
+    let times = json!({"mean": 1.0, "p50": 1.0, "p90": 2.0, "p95": 2.0, "p99": 3.0, "max": 3.0});
+    let figure = json!({"estimate": 10.0, "lower": 9.0, "upper": 11.0});
+    json!({
+        "concurrency": 4, "requests": 100, "succeeded": 99, "failures": {"timeout": 1}, "error_rate": 0.01,
+        "timeout_rate": 0.01, "duration_s": 10.0, "throughput_rps": figure,
+        "samples": [{"duration_s": 1.0, "completed": 10, "succeeded": 9}], "blocks_rps": [10.0, 11.0],
+        "latency_s": times, "gate_latency_s": times, "p95_interval_s": [1.5, 2.5], "ttft_s": times, "itl_s": times,
+        "tpot_s": times, "output_tps": 100.0, "mean_output_tokens": 10.0,
+        "by_size": [{"size": "small", "requests": 100, "succeeded": 99, "latency_s": times, "mean_output_tokens": 10.0}],
+        "mean_in_flight": 3.9, "drift": {"first": figure, "confirmed": figure},
+        "client": {"cpu": 0.1, "timer_lag_p95_s": 0.001},
+        "server": {"looks": 3, "running": 2.0, "waiting": 1.0, "kv_cache": 0.5}
+    })
+}
+
+/// JSON pointers of all numbers.
+fn numbers(value: &Value, path: &str) -> Vec<String> {
+    match value {
+        Value::Object(map) => map.iter().flat_map(|(key, value)| numbers(value, &format!("{path}/{key}"))).collect(),
+        Value::Array(list) => {
+            list.iter().enumerate().flat_map(|(at, value)| numbers(value, &format!("{path}/{at}"))).collect()
+        }
+        Value::Number(_) => vec![path.to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn a_negative_figure_is_refused_wherever_it_stands() {
+    let file = |level: &Value| json!({"levels": [level]}).to_string();
+    let level = full_level();
+    assert!(read(&file(&level)).is_ok());
+    let paths = numbers(&level, "");
+    assert!(paths.len() > 50, "{paths:?}");
+    for path in paths {
+        let mut wrong = level.clone();
+        let figure = wrong.pointer_mut(&path).unwrap();
+        *figure = if figure.is_f64() { json!(-0.5) } else { json!(-5) };
+        let error = read(&file(&wrong)).expect_err(&path);
+        let key = path.split('/').nth(1).unwrap();
+        let named = error.contains(&format!("level 4: `{key}")) || error.contains("integer `-5`, expected");
+        assert!(named, "{path}: {error}");
+    }
+}
+
+#[test]
+fn figures_that_cannot_be_are_refused_with_their_place() {
+    let wrong = |key: &str, value: Value| {
+        let mut level = full_level();
+        level[key] = value;
+        read(&json!({"levels": [{"concurrency": 1}, level]}).to_string()).unwrap_err()
+    };
+    insta::assert_snapshot!(wrong("succeeded", json!(101)), @"./results.json is not a results file: level 4: `succeeded` cannot be 101");
+    insta::assert_snapshot!(wrong("error_rate", json!(1.5)), @"./results.json is not a results file: level 4: `error_rate` cannot be 1.5");
+    insta::assert_snapshot!(wrong("blocks_rps", json!([10, -11, 12])), @"./results.json is not a results file: level 4: `blocks_rps[1]` cannot be -11.0");
+    let error = wrong("requests", json!(99.5));
+    assert!(error.contains("floating point `99.5`, expected u64"), "{error}");
 }
 
 // ---- prompts ----

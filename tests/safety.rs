@@ -182,10 +182,10 @@ fn what_cannot_be_a_configuration_is_refused_at_once() {
     let large = folder.path().join("large.yaml");
     fs::write(&large, format!("llm: {{endpoint: simulator}}\nx: {}\n", "a".repeat(40 << 20))).unwrap();
     let decide = |config: &str| text(&run(folder.path(), &[], &["recommend", "--config", config]).stderr);
-    assert!(decide("large.yaml").contains("larger than 1 MiB"));
+    assert!(decide("large.yaml").contains("at most 1 MiB"));
     let pipe = folder.path().join("pipe.yaml");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    assert!(decide("pipe.yaml").contains("no regular file"));
+    assert!(decide("pipe.yaml").contains("not a regular file"));
 }
 
 /// A program that only wants the client is not stopped by settings of the measurement.

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGKILL against the real binary: what is on disk stays whole, finished levels stay usable,
+//! SIGINT, SIGTERM, SIGHUP and SIGKILL against the real binary: what is on disk stays whole, finished levels stay usable,
 //! and config.yaml is the old file or the patched one, to the byte.
 //!
 //! Tests wait for something to happen (a level on disk, a request at the server), never for a time; only the random
@@ -13,7 +13,7 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use llm_concurrency::config::{Llm, RequestSettings};
 use llm_concurrency::outcome::RequestOutcome;
@@ -32,6 +32,7 @@ const HANGS: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Signal {
+    Hup = 1,
     Int = 2,
     Kill = 9,
     Term = 15,
@@ -182,6 +183,7 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
 
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
     assert_whole(running.folder.path());
+    assert_eq!(left_behind(running.folder.path()).len(), 1, "the sidecar of level 50");
     let on_disk = running.results().unwrap().levels;
     assert_eq!(on_disk.iter().map(|level| level.concurrency).collect::<Vec<_>>(), [1, 2]);
 
@@ -204,11 +206,30 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
     assert_eq!(output.status.code(), Some(0));
     let patched = before.replace(OLD, "max_concurrent_requests: 2 ");
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), patched);
+
+    // Another run soon after takes nothing away; a later one does.
+    for (age, left) in [(Duration::ZERO, 1), (Duration::from_secs(3600), 0)] {
+        for path in left_behind(running.folder.path()) {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        let mut run = spawn(running.folder.path(), &["run", "--levels", "1", "--total-requests", "1"]);
+        assert!(matches!(wait(&mut run).code(), Some(0 | 3)), "{}", running.stderr());
+        assert_eq!(left_behind(running.folder.path()).len(), left, "after {age:?}");
+    }
+}
+
+/// Files that nobody has completed.
+fn left_behind(folder: &Path) -> Vec<PathBuf> {
+    let of = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let runs = of(folder.join("target/concurrency"));
+    let hidden = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with('.');
+    runs.chain([folder.join("results")]).flat_map(of).filter(hidden).collect()
 }
 
 #[test]
-fn ctrl_c_and_sigterm_give_up_the_level_in_hand_and_show_the_rest() {
-    for signal in [Signal::Int, Signal::Term] {
+fn signals_give_up_the_level_in_hand_and_show_the_rest() {
+    for signal in [Signal::Int, Signal::Term, Signal::Hup] {
         let simulator = server();
         let before = config(&simulator.base_url(), "levels: [1, 50], total_requests: 100");
         let mut running = Running::start(&before, &["run", "--update-config", "--allow-provisional"]);
@@ -249,7 +270,7 @@ fn ctrl_c_and_sigterm_give_up_the_level_in_hand_and_show_the_rest() {
 #[test]
 fn a_second_ctrl_c_kills() {
     let simulator = server();
-    let folder = servers::folder(&config(&simulator.base_url(), "levels: [1, 2], total_requests: 10"));
+    let folder = servers::folder(&config(&simulator.base_url(), "levels: [1, 50], total_requests: 100"));
     let (_reader, mut writer) = std::io::pipe().unwrap();
     let stdout = writer.try_clone().unwrap();
     // Ends with the test, by an error, as the reader goes.
@@ -257,13 +278,63 @@ fn a_second_ctrl_c_kills() {
     let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
     let child = servers::binary(folder.path()).arg("run").stdout(stdout).stderr(stderr).spawn().unwrap();
     let mut running = Running { folder, child };
-    wait_until("the end of level 1", || simulator.log().len() >= 15);
+    running.wait_for_mid_level(1, &simulator);
     Signal::Int.send(&running.child);
-    wait_until("the message", || running.stderr().contains("again to kill"));
+    wait_until("its last words", || running.stderr().contains("Report: "));
+    assert!(running.stderr().contains("again to kill"), "{}", running.stderr());
     assert_eq!(running.child.try_wait().unwrap(), None, "it still waits");
     Signal::Int.send(&running.child);
     assert_eq!(running.wait().code(), Some(130), "{}", running.stderr());
+    assert!(running.stderr().ends_with("interrupted\n"), "{}", running.stderr());
     assert_whole(running.folder.path());
+}
+
+/// A connection that is lost takes its terminal along, and whoever still writes to that gets an error.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_lost_terminal_ends_a_run_in_good_order() {
+    let simulator = server();
+    let folder = servers::folder(&config(&simulator.base_url(), "levels: [1, 50], total_requests: 100"));
+    let mut script = Command::new("script");
+    servers::clean(&mut script, folder.path());
+    let command = format!("echo $$ >pid; exec {} run", env!("CARGO_BIN_EXE_llm-concurrency"));
+    script.args(["--quiet", "--command", &command, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let child = script.env("SHELL", "/bin/sh").spawn().unwrap();
+    let mut running = Running { folder, child };
+    running.wait_for_mid_level(1, &simulator);
+    let pid = fs::read_to_string(running.path("pid")).unwrap();
+    Signal::Kill.send(&running.child);
+    running.wait();
+    let process = Path::new("/proc").join(pid.trim());
+    wait_until("the end of the run", || {
+        let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+        // A zombie where nobody reaps orphans.
+        status.is_empty() || status.contains("State:\tZ")
+    });
+    let results = running.results().unwrap();
+    let states: Vec<_> = results.levels.iter().map(|level| serde_json::json!(level.state)).collect();
+    assert_eq!(states, ["complete", "cut"]);
+    assert!(results.recommendation.is_some(), "it was not concluded");
+    assert_eq!(left_behind(running.folder.path()), [""; 0].map(PathBuf::from));
+}
+
+/// `nohup` has its way: the run goes on to its end.
+#[test]
+#[cfg(target_os = "linux")]
+fn nohup_lets_a_run_go_on() {
+    let simulator = server();
+    let folder = servers::folder(&config(&simulator.base_url(), "levels: [1, 2], total_requests: 100"));
+    let mut nohup = Command::new("nohup");
+    servers::clean(&mut nohup, folder.path());
+    nohup.args([env!("CARGO_BIN_EXE_llm-concurrency"), "run"]).stdout(Stdio::null());
+    let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
+    let child = nohup.stderr(stderr).spawn().unwrap();
+    let mut running = Running { folder, child };
+    running.wait_for_mid_level(1, &simulator);
+    Signal::Hup.send(&running.child);
+    assert!(matches!(running.wait().code(), Some(0 | 3)), "{}", running.stderr());
+    assert_eq!(running.results().unwrap().levels.len(), 2);
+    assert!(!running.stderr().contains("interrupted"), "{}", running.stderr());
 }
 
 // ---- at random moments ----

@@ -20,6 +20,7 @@ use std::{fs, io};
 use serde_json::Value;
 
 use crate::config::Settings;
+use crate::files;
 use crate::redact::one_line;
 
 pub use generator::{Snippet, SnippetFile, generate};
@@ -32,6 +33,9 @@ pub const DEFAULT_SEED: u64 = 42;
 
 /// The number of snippets in the file that is shipped.
 pub const DEFAULT_COUNT: usize = 100;
+
+/// A prompts file has at most this many bytes. In memory it takes several times as many.
+const MOST: u64 = 256 << 20;
 
 /// The file at [`DEFAULT_PATH`], as shipped.
 const SHIPPED: &str = include_str!("../../test-data/test_snippets.json");
@@ -108,7 +112,7 @@ const MEND: &str = "Make it anew with `llm-concurrency generate-test-data`, or s
 /// A [`PromptError`] that says what is wrong, where, and what to do.
 pub fn load(path: impl AsRef<Path>) -> Result<Vec<Prompt>, PromptError> {
     let path = path.as_ref();
-    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+    let text = files::read_to_string(path, MOST).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => PromptError::NotFound(path.to_owned()),
         _ => PromptError::Read(path.to_owned(), error),
     })?;

@@ -1,0 +1,177 @@
+//! A stdout and a stderr that cannot fail: whoever reads them may leave (`| head`), or their disk be full, and the
+//! measurement goes on.
+//!
+//! Criterion prints by `println!`, which panics where it cannot write. So while a run lasts, each of the two that is no
+//! terminal is a pipe, emptied by a thread that passes on what it can.
+
+#[cfg(unix)]
+pub use unix::{Guard, guard, leave_terminal, let_go};
+
+/// Elsewhere they are left as they are.
+#[cfg(not(unix))]
+mod elsewhere {
+    /// Ends what [`guard`] began.
+    #[derive(Debug)]
+    pub struct Guard;
+
+    /// Begins nothing.
+    pub fn guard() -> Guard {
+        Guard
+    }
+
+    /// Does nothing.
+    pub fn let_go() {}
+
+    /// Does nothing.
+    pub fn leave_terminal() {}
+}
+
+#[cfg(not(unix))]
+pub use elsewhere::{Guard, guard, leave_terminal, let_go};
+
+#[cfg(unix)]
+mod unix {
+    use std::fs::{File, OpenOptions};
+    use std::io::{self, ErrorKind, IsTerminal, PipeReader, Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::{Mutex, PoisonError};
+    use std::thread::JoinHandle;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Stream {
+        Stdout,
+        Stderr,
+    }
+
+    const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+    impl Stream {
+        fn is_terminal(self) -> bool {
+            match self {
+                Stream::Stdout => io::stdout().is_terminal(),
+                Stream::Stderr => io::stderr().is_terminal(),
+            }
+        }
+
+        fn file(self) -> io::Result<File> {
+            let file = match self {
+                Stream::Stdout => io::stdout().as_fd().try_clone_to_owned(),
+                Stream::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+            };
+            file.map(File::from)
+        }
+
+        fn replace(self, by: &impl AsFd) -> io::Result<()> {
+            Ok(match self {
+                Stream::Stdout => rustix::stdio::dup2_stdout(by),
+                Stream::Stderr => rustix::stdio::dup2_stderr(by),
+            }?)
+        }
+    }
+
+    /// What a pipe stands for: one stream, or both where they are the same file, so that their lines keep their order.
+    struct Forward {
+        streams: Vec<Stream>,
+        original: File,
+        thread: JoinHandle<io::Result<()>>,
+    }
+
+    /// Of the guard there is, if there is one: descriptors are the process's.
+    static FORWARDS: Mutex<Option<Vec<Forward>>> = Mutex::new(None);
+
+    /// Ends what [`guard`] began.
+    #[derive(Debug)]
+    pub struct Guard {
+        is_first: bool,
+    }
+
+    /// Lets nothing that is written to stdout and stderr fail, until the guard is dropped. It does nothing while there is
+    /// another one.
+    pub fn guard() -> Guard {
+        let mut forwards = FORWARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = forwards.is_none();
+        if is_first {
+            // Without a pipe or thread they are as good as they were.
+            *forwards = Some(begin());
+        }
+        Guard { is_first }
+    }
+
+    fn begin() -> Vec<Forward> {
+        let mut files: Vec<(Vec<Stream>, File)> = Vec::new();
+        for stream in BOTH.into_iter().filter(|stream| !stream.is_terminal()) {
+            let Ok(file) = stream.file() else { continue };
+            let id = |file: &File| file.metadata().map(|found| (found.dev(), found.ino())).ok();
+            match files.iter_mut().find(|(_, other)| id(other) == id(&file)) {
+                Some((streams, _)) => streams.push(stream),
+                None => files.push((vec![stream], file)),
+            }
+        }
+        files.into_iter().filter_map(|(streams, original)| forward(streams, original).ok()).collect()
+    }
+
+    fn forward(streams: Vec<Stream>, original: File) -> io::Result<Forward> {
+        let (reader, writer) = io::pipe()?;
+        let to = original.try_clone()?;
+        let thread = std::thread::Builder::new().name("stdio".to_owned()).spawn(move || pass_on(reader, to))?;
+        streams.iter().try_for_each(|stream| stream.replace(&writer))?;
+        Ok(Forward { streams, original, thread })
+    }
+
+    /// To the end, also when nobody takes it any more. (`io::copy` would splice, which waits for room with nothing to pass.)
+    fn pass_on(mut from: PipeReader, mut to: File) -> io::Result<()> {
+        let mut passed_on = Ok(());
+        let mut piece = [0; 8192];
+        loop {
+            match from.read(&mut piece) {
+                Ok(0) => return passed_on,
+                Ok(n) if passed_on.is_ok() => passed_on = to.write_all(&piece[..n]),
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if !self.is_first {
+                return;
+            }
+            // Into a pipe, which takes it.
+            let _ = io::stdout().flush();
+            for Forward { streams, thread, .. } in take() {
+                let Ok(Err(error)) = thread.join() else { continue };
+                // Who has left knows.
+                if streams.contains(&Stream::Stdout) && error.kind() != ErrorKind::BrokenPipe {
+                    let _ = writeln!(io::stderr(), "note: cannot write all of it to stdout: {error}");
+                }
+            }
+        }
+    }
+
+    fn take() -> Vec<Forward> {
+        let forwards = FORWARDS.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        for Forward { streams, original, .. } in &forwards {
+            for stream in streams {
+                let _ = stream.replace(original);
+            }
+        }
+        forwards
+    }
+
+    /// Ends the guard without waiting for anybody: the process is about to end, and has a last word to say.
+    pub fn let_go() {
+        take();
+    }
+
+    /// After a hang-up: a terminal that is gone fails whoever writes to it, so that nobody does.
+    pub fn leave_terminal() {
+        let forwards = FORWARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(forwards) = &*forwards else { return };
+        let is_a_pipe = |stream| forwards.iter().any(|forward| forward.streams.contains(stream));
+        for stream in BOTH.iter().filter(|stream| !is_a_pipe(*stream) && !stream.is_terminal()) {
+            let _ = OpenOptions::new().write(true).open("/dev/null").and_then(|nowhere| stream.replace(&nowhere));
+        }
+    }
+}
