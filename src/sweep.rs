@@ -36,7 +36,7 @@ use crate::self_check::SelfCheck;
 use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
 use crate::snippets::{self, Prompt, SnippetError};
-use crate::stats::{ClientLoad, LevelState, Sample};
+use crate::stats::{ClientLoad, LevelState, Reach, Sample};
 use crate::target::Target;
 
 /// Why a sweep could not be made.
@@ -520,6 +520,7 @@ struct LoopEnd {
     itl_histogram: Vec<(u64, u64)>,
     last_failure: Option<(Failure, String)>,
     not_before: Option<Instant>,
+    reach: Reach,
     rate_limit: Option<RateLimit>,
     client: ClientLoad,
     sidecar: SidecarWriter,
@@ -595,6 +596,7 @@ impl LevelInHand {
             reason,
             client: Some(end.client),
             rate_limit: end.rate_limit,
+            reach: end.reach,
             server: end.record.window_s().zip(self.watch).and_then(|(window, watch)| {
                 let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
                 watch.between(from, to)
@@ -756,6 +758,7 @@ impl Load {
             longest_wait: plan.longest_wait,
             last_failure: None,
             not_before: None,
+            reach: Reach::default(),
             rate_limit: None,
             self_check: None,
             events: events.clone(),
@@ -884,6 +887,7 @@ async fn run_level(
             .collect(),
         last_failure: recorder.last_failure,
         not_before: recorder.not_before,
+        reach: recorder.reach,
         rate_limit: recorder.rate_limit,
         client: recorder.self_check.map(|check| check.result()).unwrap_or_default(),
         sidecar: recorder.sidecar,
@@ -901,6 +905,7 @@ struct Recorder {
     longest_wait: Duration,
     last_failure: Option<(Failure, String)>,
     not_before: Option<Instant>,
+    reach: Reach,
     rate_limit: Option<RateLimit>,
     self_check: Option<SelfCheck>,
     events: mpsc::Sender<Event>,
@@ -915,6 +920,7 @@ impl Observer for Recorder {
     fn ended(&mut self, mut outcome: RequestOutcome, reply: Reply) {
         outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
         self.counts.ended(&outcome);
+        self.reach.add(&outcome);
         if outcome.is_success() && outcome.phase == Phase::Measured {
             for gap in reply.gaps_us {
                 self.itl.saturating_record(u64::from(gap));
@@ -928,6 +934,10 @@ impl Observer for Recorder {
         }
         self.rate_limit = reply.rate_limit.or(self.rate_limit);
         self.sidecar.push(outcome);
+    }
+
+    fn held(&mut self, permits: usize) {
+        self.counts.held(permits);
     }
 
     fn window(&mut self, window: Window) {
