@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::closed_loop::LoopPlan;
+use crate::compare::Baseline;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
 use crate::recommend::{Policy, list};
 use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
@@ -29,6 +30,8 @@ pub struct Plan {
     auto: Option<(usize, usize)>,
     /// Whether levels near the best are measured again.
     confirm: bool,
+    /// Whether what has fallen against a baseline is measured once more at the end.
+    last_look: bool,
     input_tokens: f64,
 }
 
@@ -55,6 +58,11 @@ impl Plan {
         plan
     }
 
+    /// The same with what a baseline asks for.
+    pub fn against(self, baseline: Option<&Baseline>) -> Self {
+        Plan { last_look: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
+    }
+
     fn empty(prompts: &[Prompt]) -> Self {
         Plan {
             levels: Vec::new(),
@@ -62,6 +70,7 @@ impl Plan {
             over_budget: None,
             auto: None,
             confirm: false,
+            last_look: false,
             input_tokens: mean_input_tokens(prompts),
         }
     }
@@ -129,11 +138,11 @@ impl Plan {
 
     /// The same with all confirm rounds.
     fn requests_with_confirm(&self) -> u64 {
-        self.requests() * if self.confirm { 1 + u64::from(self.most_rounds()) } else { 1 }
+        self.requests() * (1 + u64::from(self.most_rounds()))
     }
 
     fn most_rounds(&self) -> u32 {
-        most_rounds(self.auto.is_some())
+        u32::from(self.last_look) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
     }
 
     /// US dollars that so many requests cost at most, where prices are known; the input tokens in it are estimated.
@@ -188,7 +197,7 @@ impl Plan {
             self.seconds_per_second(),
             if self.auto.is_some() { ", at most" } else { "" },
         );
-        if self.confirm {
+        if self.most_rounds() > 0 {
             let more = self.requests_with_confirm() - requests;
             text.push_str(&format!(
                 "      then, while the answer is not clear, up to {} rounds of the levels near the best: at most {more} requests more{}\n",

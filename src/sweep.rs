@@ -22,11 +22,13 @@ use tokio::sync::watch;
 
 use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use crate::compare::Baseline;
 use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
 use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
+use crate::recommend::list;
 use crate::report::text;
 use crate::results::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
@@ -247,17 +249,23 @@ pub struct Swept {
 }
 
 /// Runs the sweep: each measurement a Criterion benchmark, on disk when it ends. First the levels of the list or of an
-/// adaptive search, then the contenders again while the answer is not clear.
+/// adaptive search, then the contenders again while the answer is not clear, and at last what fell against the baseline.
 ///
 /// # Errors
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
-pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
+pub fn run(
+    settings: &Settings,
+    args: &CriterionArgs,
+    places: &Places,
+    baseline: Option<Baseline>,
+) -> Result<Swept, SweepError> {
     let began = Instant::now();
     let prompts = snippets::of_run(settings)?;
     let plan = match args.mode {
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
         _ => Plan::new(settings, &prompts, |level| args.selects(level)),
     };
+    let plan = plan.against(baseline.as_ref());
     let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
@@ -281,7 +289,7 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         }
     }
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run, began);
-    let mut search = plan.search(&settings.config.policy);
+    let mut search = plan.search(&settings.config.policy).against(baseline);
     let mut next = sweep.next(&mut search);
     while let Some(first) = next {
         let mut group = criterion.benchmark_group(criterion_group(first));
@@ -361,11 +369,9 @@ impl<'a> Sweep<'a> {
         }
         if step.round > self.round {
             self.round = step.round;
-            eprintln!(
-                "Confirm round {} of at most {}: the levels that may be the pick, once more",
-                self.round,
-                search.most_rounds()
-            );
+            let mut levels: Vec<usize> = search.queued().chain([step.level]).collect();
+            levels.sort_unstable();
+            eprintln!("Confirm round {}: level {} once more", self.round, list(&levels));
         }
         Some(step)
     }

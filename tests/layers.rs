@@ -42,7 +42,7 @@ const ONLY: [(&str, &[&str]); 13] = [
     ("recommend", &["outcome", "stats", "usl"]),
     ("compare", &["outcome", "stats", "recommend"]),
     ("report", &["outcome", "stats", "usl", "recommend", "compare", "config"]),
-    ("search", &["stats", "recommend"]),
+    ("search", &["stats", "recommend", "compare"]),
     ("self_check", &["stats"]),
     ("open_files", &[]),
     ("closed_loop", &["outcome"]),
