@@ -12,9 +12,9 @@ use std::time::Instant;
 
 use common::{Measured, Rig, median, plan};
 use llm_concurrency::config::RequestSettings;
+use llm_concurrency::prompts::Prompt;
 use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
-use llm_concurrency::snippets::Prompt;
 use tokio::task::JoinSet;
 
 /// Each level is measured this often, in rounds over the levels; the median counts.

@@ -240,13 +240,13 @@ pub enum ReportFormat {
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     /// How many snippets
-    #[arg(long, value_name = "N", default_value_t = crate::snippets::DEFAULT_COUNT)]
+    #[arg(long, value_name = "N", default_value_t = crate::prompts::DEFAULT_COUNT)]
     pub count: usize,
     /// The same seed gives the same file, to the byte
-    #[arg(long, value_name = "N", default_value_t = crate::snippets::DEFAULT_SEED)]
+    #[arg(long, value_name = "N", default_value_t = crate::prompts::DEFAULT_SEED)]
     pub seed: u64,
     /// Where to write
-    #[arg(long, value_name = "PATH", default_value = crate::snippets::DEFAULT_PATH)]
+    #[arg(long, value_name = "PATH", default_value = crate::prompts::DEFAULT_PATH)]
     pub output: PathBuf,
 }
 

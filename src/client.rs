@@ -7,26 +7,30 @@ use std::collections::HashSet;
 use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use rand::RngExt;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::config::{Config, ConfigError, Endpoint, Env, Llm, Overrides, RequestKind, RequestSettings, Settings};
-use crate::outcome::{Failed, Failure, RateLimit, Reply, TokenCounts};
+use crate::config::{ConfigError, Endpoint, Llm, RequestKind, RequestSettings};
+use crate::outcome::{Counted, Failed, Failure, Period, Quota, RateLimit, Reply, TokenCounts};
+use crate::redact::one_line;
 use crate::sse::SseParser;
 
 /// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
@@ -59,6 +63,8 @@ const AFTER_DONE: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct Transport {
     inner: Arc<TransportInner>,
+    /// What no message may show, the longest first.
+    secrets: Arc<[String]>,
 }
 
 struct TransportInner {
@@ -72,7 +78,6 @@ struct TransportInner {
     models: Request,
     kind: RequestKind,
     timeouts: Timeouts,
-    secrets: Vec<String>,
     large_answers: Semaphore,
 }
 
@@ -143,7 +148,7 @@ impl Transport {
         let timeouts = Timeouts::of(llm);
         let client = |most_idle| http_client(base, &timeouts, llm.ca_file.as_deref(), most_idle);
         let (http, fresh) = (client(usize::MAX)?, client(0)?);
-        let secrets = secrets(base, key, &http);
+        let secrets = arranged(secrets(base, key, &http));
         let prepared = |builder: RequestBuilder| {
             builder.headers(headers.clone()).build().map_err(|error| LlmError::Client(chain(&error)))
         };
@@ -157,10 +162,14 @@ impl Transport {
             models,
             kind,
             timeouts,
-            secrets,
             large_answers: Semaphore::new(LARGE_ANSWERS),
         };
-        Ok(Transport { inner: Arc::new(inner) })
+        Ok(Transport { inner: Arc::new(inner), secrets })
+    }
+
+    /// The same, and no message shows these either.
+    pub fn hiding(self, more: Vec<String>) -> Self {
+        Transport { secrets: arranged([&self.secrets, more.as_slice()].concat()), ..self }
     }
 
     /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
@@ -293,6 +302,7 @@ impl Transport {
             reading.answer.reply.retry_after = retry_after(response.headers());
             let mut body = Vec::new();
             let _ = tokio::time::timeout(ERROR_BODY_WAIT, read_up_to(response, LONGEST_ERROR, &mut body)).await;
+            reading.note_quota(kind_of(status.as_u16()), &body);
             return Err(refused(status, response.headers(), &body));
         }
         if let Some(encoding) = encoding(response.headers()) {
@@ -316,15 +326,14 @@ impl Transport {
 
     /// Short, on one line, and without anything secret a server may have echoed.
     fn clean(&self, message: &str) -> String {
-        let mut text = message.to_owned();
-        for secret in &self.inner.secrets {
+        // First of all, lest a character that is left out afterwards hides a secret.
+        let mut text = one_line(&unescaped(message));
+        for secret in self.secrets.iter() {
             text = text.replace(secret.as_str(), "[redacted]");
         }
-        let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let one_line: String = one_line.chars().filter(|c| !c.is_control()).collect();
-        match one_line.char_indices().nth(LONGEST_QUOTE) {
-            Some((end, _)) => format!("{}…", &one_line[..end]),
-            None => one_line,
+        match text.char_indices().nth(LONGEST_QUOTE) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
         }
     }
 }
@@ -342,6 +351,8 @@ fn http_client(
         .connect_timeout(timeouts.connect)
         .pool_max_idle_per_host(most_idle)
         .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")));
+    // Elsewhere the proxy that the HTTP client finds in the environment is the one that `proxy` finds there.
+    let builder = if is_loopback(base) { builder.no_proxy() } else { builder };
     #[cfg(feature = "tls")]
     let builder = {
         // An error means that the program has installed a provider of its own, which is as good.
@@ -371,6 +382,24 @@ fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, LlmError> {
     Ok(certificates)
 }
 
+/// The proxy through which requests to `base` go, redacted.
+pub fn proxy_of(base: &Url) -> Option<String> {
+    let uri = proxy(base)?.uri().to_string();
+    Some(Url::parse(&uri).map_or_else(|_| "a proxy".to_owned(), |url| crate::config::redacted(&url)))
+}
+
+fn proxy(base: &Url) -> Option<Intercept> {
+    let base = Some(base).filter(|base| !is_loopback(base))?;
+    Matcher::from_system().intercept(&base.as_str().parse().ok()?)
+}
+
+/// This machine, which a proxy would take for itself.
+fn is_loopback(base: &Url) -> bool {
+    let host = base.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
 fn path_of(kind: RequestKind) -> &'static str {
     match kind {
         RequestKind::Chat => "chat/completions",
@@ -397,12 +426,41 @@ fn secrets(base: &Url, key: Option<&SecretString>, http: &reqwest::Client) -> Ve
     // Userinfo travels as `Basic` and base64, which the HTTP client makes.
     let request = http.get(base.clone()).build().ok();
     let basic = request.as_ref().and_then(|request| request.headers().get(header::AUTHORIZATION)?.to_str().ok());
-    all.extend(basic.and_then(|value| value.strip_prefix("Basic ")).map(str::to_owned));
+    let proxy = proxy(base);
+    let to_proxy = proxy.as_ref().and_then(|proxy| proxy.basic_auth()?.to_str().ok());
+    for basic in [basic, to_proxy].into_iter().flatten().filter_map(|value| value.strip_prefix("Basic ")) {
+        all.push(basic.to_owned());
+        let decoded = BASE64_STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        all.extend(decoded.iter().flat_map(|userinfo| userinfo.split(':')).map(str::to_owned));
+    }
+    all
+}
+
+/// As they are looked for: in the text of one line, and in JSON, the longest first.
+fn arranged(secrets: Vec<String>) -> Arc<[String]> {
+    let mut all: Vec<String> = secrets.iter().map(|secret| one_line(secret)).collect();
+    let in_json: Vec<_> = all.iter().map(|secret| json!(secret).to_string()).collect();
+    all.extend(in_json.iter().map(|quoted| quoted[1..quoted.len() - 1].to_owned()));
     // Replacing very short ones would only garble the text.
     all.retain(|secret| secret.len() >= 4);
-    all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+    all.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
     all.dedup();
-    all
+    all.into()
+}
+
+/// Without JSON's escapes for single characters, which a quoted body may hold.
+fn unescaped(text: &str) -> String {
+    let text = text.replace("\\/", "/");
+    let mut parts = text.split("\\u");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        match code.and_then(char::from_u32) {
+            Some(c) => plain.extend(std::iter::once(c).chain(part[4..].chars())),
+            None => plain.extend(["\\u", part]),
+        }
+    }
+    plain
 }
 
 /// Percent-decoded, as a server that echoes it may.
@@ -474,26 +532,87 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     kind.get(..KIND.len()).is_some_and(|start| start.eq_ignore_ascii_case(KIND))
 }
 
-/// `Retry-After` in seconds; its other form, a date, is left alone.
+/// How long to wait: `retry-after-ms`, as OpenAI has it beside the other, or `Retry-After` in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    let seconds: f64 = text.trim().parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name: &str| text(name)?.parse::<f64>().ok();
+    let seconds = number("retry-after-ms").map(|ms| ms / 1e3).or_else(|| number("retry-after"));
+    if let Some(seconds) = seconds {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let date = |name: &str| httpdate::parse_http_date(text(name)?).ok();
+    // By the server's own clock, where it shows it: ours may be another.
+    let now = date("date").unwrap_or_else(SystemTime::now);
+    Some(date("retry-after")?.duration_since(now).unwrap_or_default())
 }
 
 /// `x-ratelimit-limit-requests` and its like, as OpenAI names them; `None` if there is none.
 fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
     // Looked for in every answer: a name that is known need not be parsed each time.
-    const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
-    const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
-    const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
-    let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+    const REQUESTS: [HeaderName; 3] = [
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ];
+    const TOKENS: [HeaderName; 3] = [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ];
+    let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name| text(name).and_then(|text| text.parse().ok());
     let limit = RateLimit {
-        limit_requests: text(LIMIT).and_then(|text| text.parse().ok()),
-        remaining_requests: text(REMAINING).and_then(|text| text.parse().ok()),
-        reset_s: text(RESET).and_then(written_duration),
+        limit_requests: number(&REQUESTS[0]),
+        remaining_requests: number(&REQUESTS[1]),
+        reset_s: text(&REQUESTS[2]).and_then(written_duration),
+        limit_tokens: number(&TOKENS[0]),
+        remaining_tokens: number(&TOKENS[1]),
+        reset_tokens_s: text(&TOKENS[2]).and_then(written_duration),
+        exceeded: None,
     };
     (limit != RateLimit::default()).then_some(limit)
+}
+
+/// The quota that a 429 is for: as its type (OpenAI's `tokens` or `requests`) or its text says, else by what its headers
+/// say is left.
+fn exceeded(body: &[u8], said: RateLimit) -> Option<Quota> {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let kind = value.pointer("/error/type").and_then(Value::as_str);
+    let text = error_text(body).to_lowercase().replace(',', "");
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    // "tokens per min", "token rate limit", "TPM"
+    let names = |what: &str, short: [&str; 2]| {
+        let pair = |pair: &[&str]| {
+            pair[0].trim_end_matches('s') == what && ["per", "rate", "limit", "quota"].contains(&pair[1])
+        };
+        words.windows(2).any(pair) || words.iter().any(|word| short.contains(word))
+    };
+    let counts = match (kind, names("request", ["rpm", "rpd"]), names("token", ["tpm", "tpd"])) {
+        (Some("requests"), ..) => Counted::Requests,
+        (Some("tokens"), ..) => Counted::Tokens,
+        (_, true, false) => Counted::Requests,
+        (_, false, true) => Counted::Tokens,
+        _ => match (said.remaining_requests, said.remaining_tokens) {
+            (Some(0), Some(0)) => return None,
+            (Some(0), _) => Counted::Requests,
+            // Of requests there is something left.
+            (_, Some(0)) | (Some(_), Some(_)) => Counted::Tokens,
+            _ => return None,
+        },
+    };
+    let per = words.iter().zip(words.iter().skip(1).chain(&[""])).find_map(|(word, next)| match (*word, *next) {
+        ("rpm" | "tpm", _) | ("per", "min" | "minute") => Some(Period::Minute),
+        ("rpd" | "tpd", _) | ("per", "day") => Some(Period::Day),
+        ("per", "hour") => Some(Period::Hour),
+        ("per", "second" | "sec") => Some(Period::Second),
+        _ => None,
+    });
+    // "Limit 30000", "limit of 30,000"
+    let stated = words
+        .windows(3)
+        .filter(|words| words[0] == "limit")
+        .find_map(|words| if words[1] == "of" { words[2].parse().ok() } else { words[1].parse().ok() });
+    Some(Quota { counts, limit: stated, per })
 }
 
 /// `6m0s`, `1.5s`, `20ms`, or plain seconds.
@@ -627,8 +746,24 @@ impl Reading {
                     self.content_arrived(now);
                 }
             }
-            Ok(_) => self.failed = Some(error_in_answer(data)),
+            Ok(_) => self.failed = Some(self.error_inside(data)),
             Err(error) => self.failed = Some(not_json(data, &error)),
+        }
+    }
+
+    fn error_inside(&mut self, data: &[u8]) -> Failed {
+        let failed = error_in_answer(data);
+        self.note_quota(failed.kind, data);
+        failed
+    }
+
+    /// Which quota was used up, if that is what a failure with this body is.
+    fn note_quota(&mut self, kind: Failure, body: &[u8]) {
+        let said = &mut self.answer.reply.rate_limit;
+        if kind == Failure::RateLimited
+            && let Some(quota) = exceeded(body, said.unwrap_or_default())
+        {
+            said.get_or_insert_default().exceeded = Some(quota);
         }
     }
 
@@ -656,7 +791,7 @@ impl Reading {
             }
         }
         if let Some(usage) = body.usage {
-            self.answer.reply.tokens = usage.counts();
+            self.answer.reply.tokens = counts(usage);
         }
         self.answer.reply.chunks += u32::from(content);
         content
@@ -667,7 +802,11 @@ impl Reading {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
-        if self.answer.reply.chunks == 0 {
+        let reply = &self.answer.reply;
+        // Where the first token is the one that ends an answer, it is a whole one; a server that has broken down says
+        // nothing of tokens.
+        let ended_at_once = self.kind != RequestKind::Embedding && self.finished && reply.tokens.output >= Some(1);
+        if reply.chunks == 0 && !ended_at_once {
             let message = match self.kind {
                 RequestKind::Embedding => "the answer holds no vector",
                 _ => "the answer holds no content",
@@ -761,7 +900,7 @@ async fn read_whole(
     }
     let body: Body<'_> = serde_json::from_slice(&whole).map_err(|error| not_json(&whole, &error))?;
     if body.error.is_some() {
-        return Err(error_in_answer(&whole));
+        return Err(reading.error_inside(&whole));
     }
     reading.take(body);
     reading.conclude()
@@ -791,7 +930,8 @@ fn not_json(data: &[u8], error: &serde_json::Error) -> Failed {
 struct Body<'a> {
     #[serde(borrow, default)]
     choices: Option<Said<'a>>,
-    usage: Option<Usage>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
     #[serde(default, deserialize_with = "present")]
     error: Option<()>,
     data: Option<Vec<Vector>>,
@@ -950,25 +1090,22 @@ impl<'de> Deserialize<'de> for NotEmpty {
     }
 }
 
-#[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<u32>,
-    completion_tokens: Option<u32>,
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Deserialize)]
-struct PromptDetails {
-    cached_tokens: Option<u32>,
-}
-
-impl Usage {
-    fn counts(&self) -> TokenCounts {
-        TokenCounts {
-            input: self.prompt_tokens,
-            output: self.completion_tokens,
-            cached: self.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens),
-        }
+/// The counts of a `usage`. Some write them as `5.0` or `"5"`; what can be no count is unknown, and no reason to doubt
+/// the answer.
+fn counts(usage: &RawValue) -> TokenCounts {
+    let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
+    let count = |place: &str| {
+        let number = match usage.pointer(place)? {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        number.filter(|n| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n)).map(|n| n as u32)
+    };
+    TokenCounts {
+        input: count("/prompt_tokens"),
+        output: count("/completion_tokens"),
+        cached: count("/prompt_tokens_details/cached_tokens"),
     }
 }
 
@@ -984,28 +1121,27 @@ pub struct BodyTemplate {
 impl BodyTemplate {
     /// The body that asks `model` about `prompt` as `settings` say.
     pub fn new(model: &str, settings: &RequestSettings, prompt: &str) -> Self {
-        // No text can hold this: JSON escapes control characters, and the model's name comes before it.
-        const MARK: &str = "\u{1}prefix\u{1}";
-        let prompt = format!("{MARK}{prompt}");
-        let mut body = Map::new();
-        body.insert("model".into(), model.into());
-        match settings.kind {
-            RequestKind::Chat => body.insert("messages".into(), json!([{"role": "user", "content": prompt}])),
-            RequestKind::Completion => body.insert("prompt".into(), prompt.into()),
-            RequestKind::Embedding => body.insert("input".into(), prompt.into()),
-        };
+        let mut others = Map::new();
+        others.insert("model".into(), model.into());
         if settings.kind != RequestKind::Embedding {
-            body.insert("max_tokens".into(), settings.max_tokens.into());
-            body.insert("stream".into(), settings.stream.into());
+            others.insert("max_tokens".into(), settings.max_tokens.into());
+            others.insert("stream".into(), settings.stream.into());
             if settings.stream {
-                body.insert("stream_options".into(), json!({"include_usage": true}));
+                others.insert("stream_options".into(), json!({"include_usage": true}));
             }
         }
-        body.extend(settings.extra_body.clone());
-        let text = Value::Object(body).to_string();
-        let mark = "\\u0001prefix\\u0001";
-        let (before, after) = text.split_once(mark).unwrap_or((&text, ""));
-        BodyTemplate { before: before.into(), after: after.into() }
+        others.extend(settings.extra_body.clone());
+        let key = settings.kind.prompt_key();
+        others.remove(key);
+        let others = Value::Object(others).to_string();
+        let (open, close) = match settings.kind {
+            RequestKind::Chat => (r#"[{"role":"user","content":"#, "}]"),
+            RequestKind::Completion | RequestKind::Embedding => ("", ""),
+        };
+        let quoted = Value::from(prompt).to_string();
+        // The prompt comes last, and its place is where it is put: behind the others' last entry, after the quote.
+        let before = format!("{},\"{key}\":{open}\"", &others[..others.len() - 1]);
+        BodyTemplate { before: before.into(), after: format!("{}{close}}}", &quoted[1..]).into() }
     }
 
     /// The body with `prefix` (plain letters and digits) before the prompt.
@@ -1112,13 +1248,13 @@ pub struct ChatResponse {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use llm_concurrency::LlmClient;
 /// use llm_concurrency::client::ChatRequest;
-/// use llm_concurrency::config::{Config, Llm};
+/// use llm_concurrency::config::Llm;
 /// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 ///
 /// // A server to talk to; yours has a URL already.
 /// let simulator = Simulator::start(SimulatorConfig::default(), 0)?;
-/// let llm = Llm { endpoint: simulator.base_url().parse()?, max_concurrent_requests: 5, ..Llm::default() };
-/// let client = LlmClient::from_config(Config { llm, ..Config::default() })?;
+/// let llm = Llm { endpoint: Some(simulator.base_url().parse()?), max_concurrent_requests: 5, ..Llm::default() };
+/// let client = LlmClient::from_config(llm, None)?;
 ///
 /// let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 /// let answer = runtime.block_on(client.chat(&ChatRequest::user("Say hello")))?;
@@ -1148,7 +1284,8 @@ impl LlmClient {
     /// # Errors
     /// If the settings are wrong or missing, or the HTTP client cannot be set up with them.
     pub fn new() -> Result<Self, LlmError> {
-        Self::from_settings(&Settings::load(None, Overrides::default())?)
+        let (llm, key) = Llm::load(None)?;
+        Self::from_config(llm, key)
     }
 
     /// From a config file and the environment.
@@ -1156,30 +1293,22 @@ impl LlmClient {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LlmError> {
-        Self::from_settings(&Settings::load(Some(path.as_ref()), Overrides::default())?)
+        let (llm, key) = Llm::load(Some(path.as_ref()))?;
+        Self::from_config(llm, key)
     }
 
-    /// From a configuration in hand; only the API key is taken from the environment.
+    /// From a configuration in hand; neither a file nor the environment is looked at.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn from_config(config: Config) -> Result<Self, LlmError> {
-        let env = Env::load(Path::new("config.yaml"))?;
-        Self::from_settings(&Settings {
-            path: "config.yaml".into(),
-            api_key: Settings::api_key(&env),
-            quick: false,
-            quiet: false,
-            server_metrics: false,
-            metrics_addr: None,
-            config,
-        })
-    }
-
-    fn from_settings(settings: &Settings) -> Result<Self, LlmError> {
-        let llm = settings.config.llm.clone();
-        let Endpoint::Url(base) = &llm.endpoint else { return Err(LlmError::Simulator) };
-        let transport = Transport::new(base, RequestKind::Chat, &llm, settings.api_key.as_ref())?;
+    pub fn from_config(llm: Llm, api_key: Option<SecretString>) -> Result<Self, LlmError> {
+        llm.check()?;
+        let base = match &llm.endpoint {
+            Some(Endpoint::Url(base)) => base,
+            Some(Endpoint::Simulator) => return Err(LlmError::Simulator),
+            None => return Err(ConfigError::NoEndpoint("the configuration".into()).into()),
+        };
+        let transport = Transport::new(base, RequestKind::Chat, &llm, api_key.as_ref())?;
         let permits = Semaphore::new(llm.max_concurrent_requests);
         Ok(LlmClient { inner: Arc::new(ClientInner { transport, permits, llm }) })
     }
@@ -1244,24 +1373,121 @@ fn backoff(attempts: u32, asked: Option<Duration>) -> Duration {
 mod tests {
     use super::*;
 
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
     #[test]
     fn a_quota_is_read_from_the_headers_as_openai_names_and_writes_them() {
-        let headers = |pairs: &[(&'static str, &str)]| {
-            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
-        };
         assert_eq!(rate_limit(&headers(&[("content-type", "text/plain")])), None);
         let told = headers(&[
             ("x-ratelimit-limit-requests", "60"),
             ("x-ratelimit-remaining-requests", "0"),
             ("x-ratelimit-reset-requests", "6m1.5s"),
             ("x-ratelimit-limit-tokens", "150000"),
+            ("x-ratelimit-remaining-tokens", "149984"),
+            ("x-ratelimit-reset-tokens", "6ms"),
         ]);
-        let limit = RateLimit { limit_requests: Some(60), remaining_requests: Some(0), reset_s: Some(361.5) };
+        let limit = RateLimit {
+            limit_requests: Some(60),
+            remaining_requests: Some(0),
+            reset_s: Some(361.5),
+            limit_tokens: Some(150_000),
+            remaining_tokens: Some(149_984),
+            reset_tokens_s: Some(0.006),
+            exceeded: None,
+        };
         assert_eq!(rate_limit(&told), Some(limit));
         for (text, seconds) in
             [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("", None), ("soon", None), ("5 s", None)]
         {
             assert_eq!(written_duration(text), seconds, "{text}");
+        }
+    }
+
+    /// The texts are those of OpenAI, Azure, Anthropic, Groq and LiteLLM.
+    #[test]
+    fn which_quota_a_429_is_for_is_read_from_its_body_and_else_from_what_is_left() {
+        let quota = |counts, limit, per| Some(Quota { counts, limit, per });
+        let (requests, tokens) = (Counted::Requests, Counted::Tokens);
+        let left = |requests, tokens| RateLimit {
+            remaining_requests: requests,
+            remaining_tokens: tokens,
+            ..RateLimit::default()
+        };
+        let error = |message: &str, kind: &str| json!({"error": {"message": message, "type": kind}}).to_string();
+        let tpm = "Rate limit reached for gpt-4 in organization org-x on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000. Please try again in 2s.";
+        let rpd = "Rate limit reached for gpt-4 in organization org-x on requests per day (RPD): Limit 200, Used 200, Requested 1.";
+        for (body, said, expected) in [
+            (error(tpm, "tokens"), None, quota(tokens, Some(30_000), Some(Period::Minute))),
+            (error(rpd, "requests"), None, quota(requests, Some(200), Some(Period::Day))),
+            (error("slow down", "tokens"), None, quota(tokens, None, None)),
+            (
+                error(
+                    "This would exceed your organization's rate limit of 30,000 input tokens per minute",
+                    "rate_limit_error",
+                ),
+                None,
+                quota(tokens, Some(30_000), Some(Period::Minute)),
+            ),
+            (
+                error(
+                    "Requests to the ChatCompletions_Create Operation have exceeded token rate limit of your tier",
+                    "429",
+                ),
+                None,
+                quota(tokens, None, None),
+            ),
+            (r#"{"detail": "Requests rate limit exceeded"}"#.to_owned(), None, quota(requests, None, None)),
+            (r#"{"error": "Crossed TPM / RPM limit"}"#.to_owned(), None, None),
+            ("too many requests; try again in 3 s".to_owned(), None, None),
+            (String::new(), Some(left(Some(0), Some(5))), quota(requests, None, None)),
+            (String::new(), Some(left(Some(99_999), Some(120))), quota(tokens, None, None)),
+            (String::new(), Some(left(None, Some(0))), quota(tokens, None, None)),
+            (String::new(), Some(left(Some(7), None)), None),
+            (String::new(), Some(left(Some(0), Some(0))), None),
+        ] {
+            assert_eq!(exceeded(body.as_bytes(), said.unwrap_or_default()), expected, "{body} {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_asked_for_in_milliseconds_seconds_or_as_a_date() {
+        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+        for (pairs, seconds) in [
+            (vec![("retry-after-ms", "1500"), ("retry-after", "2")], Some(1.5)),
+            (vec![("retry-after", "2")], Some(2.0)),
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT"), date], Some(20.0)),
+            // Over by the server's clock, and by ours.
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:07 GMT"), date], Some(0.0)),
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT")], Some(0.0)),
+            (vec![("retry-after", "-2")], None),
+            (vec![("retry-after", "soon"), date], None),
+            (vec![date], None),
+        ] {
+            assert_eq!(retry_after(&headers(&pairs)), seconds.map(Duration::from_secs_f64), "{pairs:?}");
+        }
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+        let wait = retry_after(&headers(&[("retry-after", &later)])).unwrap();
+        assert!((500..=600).contains(&wait.as_secs()), "{wait:?}");
+    }
+
+    #[test]
+    fn the_prompt_stands_where_it_belongs_whatever_else_is_sent() {
+        let extra_body = json!({"messages": "x", "a": {"\u{1}prefix\u{1}": [1]}, "z": null});
+        let Value::Object(extra_body) = extra_body else { unreachable!() };
+        let prompt = "say \"hi\" \u{1}prefix\u{1}\n";
+        for kind in [RequestKind::Chat, RequestKind::Completion, RequestKind::Embedding] {
+            let settings = RequestSettings { kind, extra_body: extra_body.clone(), ..RequestSettings::default() };
+            let body: Value = serde_json::from_slice(&BodyTemplate::new("m", &settings, prompt).fill("0123 ")).unwrap();
+            let place = match kind {
+                RequestKind::Chat => "/messages/0/content",
+                RequestKind::Completion => "/prompt",
+                RequestKind::Embedding => "/input",
+            };
+            assert_eq!(body.pointer(place).unwrap(), &format!("0123 {prompt}"), "{body}");
+            assert_eq!((&body["model"], &body["a"]), (&json!("m"), &extra_body["a"]));
+            assert_eq!(body.get("max_tokens").is_some(), kind != RequestKind::Embedding);
         }
     }
 }

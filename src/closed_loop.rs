@@ -395,7 +395,14 @@ fn empty_window(start_s: f64) -> Window {
     Window { start_s, end_s: start_s, completed: 0, succeeded: 0 }
 }
 
-fn record(ticket: Ticket, sample: Option<u32>, start_s: f64, end_s: Option<f64>, reply: &Reply) -> RequestOutcome {
+/// The record of a request.
+pub(crate) fn record(
+    ticket: Ticket,
+    sample: Option<u32>,
+    start_s: f64,
+    end_s: Option<f64>,
+    reply: &Reply,
+) -> RequestOutcome {
     let failure = reply.failure.as_ref();
     let error = match end_s {
         Some(_) => failure.map(|failed| failed.message.clone()),

@@ -4,21 +4,24 @@ use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use crate::cli::{
-    BaselineArgs, GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs, TargetArgs, WriteArgs,
+    BaselineArgs, DEFAULT_KEY, GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs,
+    TargetArgs, WriteArgs,
 };
-use crate::client::BodyTemplate;
+use crate::client;
 use crate::compare::{Baseline, Comparison, compare};
-use crate::config::{ConfigError, Endpoint, Llm, Overrides, Settings};
+use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, Settings};
 use crate::config_patch;
 use crate::monitor::textfile;
-use crate::outcome::Reply;
+use crate::preflight::{Probe, Which, preflight};
+use crate::prompts;
 use crate::recommend::{Policy, Recommendation, Status, recommend};
+use crate::redact;
 use crate::report::export;
 use crate::report::html::{self, About};
 use crate::report::requests::{Curves, Measurement};
@@ -28,8 +31,8 @@ use crate::results::{
 };
 use crate::self_check::cpu_of_this_process;
 use crate::simulator::{self, Simulator, SimulatorConfig};
-use crate::snippets;
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
+use crate::target::Target;
 
 /// Requests per level in virtual time; enough that chance plays no part.
 const EXPLAIN_REQUESTS: usize = 20_000;
@@ -39,7 +42,8 @@ const REGRESSED: u8 = 4;
 /// Prints an error with its chain, and gives the exit code.
 pub fn exit(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        // An error may quote a file or a server.
+        eprintln!("error: {}", redact::lines(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }
@@ -83,6 +87,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let settings = Settings::load(args.target.config.as_deref(), args.overrides()?)?;
     let criterion_args = CriterionArgs::measure_all();
     let places = Places::find(None);
+    if args.write.update_config {
+        can_be_written(&settings, &args.write)?;
+    }
     let against = Against::read(&args.against, &places, &settings)?;
     let swept =
         sweep::run(&settings, &criterion_args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
@@ -94,7 +101,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     if let Some(found) = &compared {
         say(format!("\n{}", text::comparison(&found.comparison, found.threshold, false)))?;
     }
-    let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings.path, &args.write, false)?;
+    let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings, &args.write, false)?;
     eprint!("{}", written.text);
     Ok(code)
 }
@@ -123,7 +130,7 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         let page = page_of(recommendation.clone(), settings.config.policy.clone(), source.about, &source.requests);
         eprintln!("{}", write_report(&places.results.join(source.report), &[page]));
     }
-    let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings.path, &args.write, args.dry_run)?;
+    let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings, &args.write, args.dry_run)?;
     if args.json {
         let comparison = compared.as_ref().map(|found| &found.comparison);
         say(format!("{}\n", as_json(&recommendation, comparison, &written)))?;
@@ -149,7 +156,8 @@ impl Against {
     fn read(args: &BaselineArgs, places: &Places, settings: &Settings) -> Result<Option<Self>> {
         let Some(file) = &args.baseline else { return Ok(None) };
         let (measured, _) = from_results_file(file, places)?;
-        let title = format!("{} ({})", file.display(), measured.notes.join("; "));
+        let simulated = if measured.simulated { "SIMULATED, " } else { "" };
+        let title = format!("{} ({simulated}{})", file.display(), measured.notes.join("; "));
         let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
         Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
     }
@@ -165,21 +173,21 @@ impl Against {
 fn conclude_with(
     recommendation: &Recommendation,
     compared: Option<&Compared>,
-    path: &Path,
+    settings: &Settings,
     wish: &WriteArgs,
     dry_run: bool,
 ) -> Result<(Written, ExitCode)> {
     let (regressed, doubtful) = compared.map_or((false, false), |Compared { comparison, .. }| {
         (!comparison.regressions.is_empty(), !comparison.doubts.is_empty())
     });
-    let left = |reason| left_as_it_was(path, wish, dry_run, reason);
+    let left = |reason| left_as_it_was(&settings.path, wish, dry_run, reason);
     Ok(if regressed {
         (left("there is a regression against the baseline"), ExitCode::from(REGRESSED))
     } else if doubtful {
         let reason = "it cannot be told whether there is a regression against the baseline";
         (left(reason), ExitCode::from(NOTHING_TO_WRITE))
     } else {
-        (write_config(recommendation, path, wish, dry_run)?, exit_code(recommendation, wish))
+        (write_config(recommendation, settings, wish, dry_run)?, exit_code(recommendation, settings, wish))
     })
 }
 
@@ -227,12 +235,13 @@ fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
         missing.push("A decision: the one shown was made for this report".to_owned());
         recommend(&file.levels, &policy)
     });
+    let recommendation = Recommendation { simulated: file.simulated(), ..recommendation };
     let mut run = page_of(recommendation, policy, about_file(file), &file.requests(places));
     run.missing.extend(missing);
     run
 }
 
-/// `check`: one request.
+/// `check`: a typical and the longest prompt of the run.
 ///
 /// # Errors
 /// If the settings are wrong or the request fails, with what to do about it.
@@ -240,49 +249,61 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
     let settings = Settings::load(args.config.as_deref(), args.overrides()?)?;
     let llm = &settings.config.llm;
     let (transport, _simulator) = sweep::transport(&settings)?;
-    let request = &settings.config.benchmark.request;
-    let body = BodyTemplate::new(&llm.model, request, "Say hello.").fill("");
+    let prompts = prompts::of_run(&settings)?;
+    let target = Target::new(transport.clone(), &llm.model, &settings.config.benchmark.request, &prompts, "check");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (reply, latency, models) = runtime.block_on(async {
-        let models = transport.models().await;
-        let began = Instant::now();
-        let reply = transport.send(body).await;
-        (reply, began.elapsed(), models)
-    });
+    let (probes, models) =
+        runtime.block_on(async { (preflight(&target, &prompts, drop).await, transport.models().await) });
     let key = if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" };
+    let proxy = if let Endpoint::Url(url) = &settings.endpoint { client::proxy_of(url) } else { None };
     say(format!(
-        "endpoint  {} ({})\nmodel     {}{}\nAPI key   {key}\n",
-        llm.endpoint.redacted(),
+        "endpoint  {} ({})\n{}model     {}{}\nAPI key   {key}\n",
+        settings.endpoint.redacted(),
         transport.url(),
+        proxy.map_or_else(String::new, |proxy| format!("proxy     {proxy} (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY)\n")),
         llm.model,
-        known(llm, models.as_deref(), &reply),
+        known(&settings, models.as_deref(), probes.first()),
     ))?;
-    if let Some(failed) = reply.failure {
-        bail!("{}", text::endpoint_problem(failed.kind, &failed.message, &settings));
+    for probe in &probes {
+        if probe.is_refused() {
+            bail!("{}", text::refused_prompt(probe, &settings));
+        }
+        if let Some(failed) = &probe.reply.failure {
+            bail!("{}", text::endpoint_problem(failed.kind, &failed.message, &settings));
+        }
+        say(describe_probe(probe))?;
     }
-    say(format!("answer    {:.0} ms{}\n", latency.as_secs_f64() * 1e3, describe_reply(&reply)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Whether the server lists the model, as far as that was to be learned.
-fn known(llm: &Llm, models: Option<&[String]>, reply: &Reply) -> String {
+fn known(settings: &Settings, models: Option<&[String]>, probe: Option<&Probe>) -> String {
     match models {
         // The simulator answers to any name.
-        _ if llm.endpoint == Endpoint::Simulator => String::new(),
-        Some(models) if models.contains(&llm.model) => " (the server lists it)".to_owned(),
+        _ if settings.endpoint == Endpoint::Simulator => String::new(),
+        Some(models) if models.contains(&settings.config.llm.model) => " (the server lists it)".to_owned(),
         Some(models) => format!(" (not listed by the server, which has: {})", models.join(", ")),
-        None if reply.status.is_none() => String::new(),
+        None if probe.is_none_or(|probe| probe.reply.status.is_none()) => String::new(),
         None => " (the server does not list its models)".to_owned(),
     }
 }
 
-fn describe_reply(reply: &Reply) -> String {
-    let ttft = reply.ttft.map(|t| format!(", first token after {:.0} ms", t.as_secs_f64() * 1e3));
-    let tokens = match reply.tokens.output {
+fn describe_probe(probe: &Probe) -> String {
+    let (name, prompt) = match probe.which {
+        Which::Typical => ("answer ", "a typical prompt"),
+        Which::Longest => ("longest", "the longest prompt"),
+    };
+    let ttft = probe.reply.ttft.map(|t| format!(", first token after {:.0} ms", t.as_secs_f64() * 1e3));
+    let tokens = match probe.reply.tokens.output {
         Some(tokens) => format!(", {tokens} output tokens"),
         None => ", no token counts (the server reports no usage)".to_owned(),
     };
-    ttft.unwrap_or_default() + &tokens
+    format!(
+        "{name}   {:.0} ms{}{tokens} ({prompt}, {} characters)\n",
+        probe.latency_s * 1e3,
+        ttft.unwrap_or_default(),
+        probe.characters
+    )
 }
 
 /// `generate-test-data`.
@@ -290,7 +311,7 @@ fn describe_reply(reply: &Reply) -> String {
 /// # Errors
 /// If the file cannot be written.
 pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
-    snippets::save(&args.output, &snippets::generate(args.seed, args.count))?;
+    prompts::save(&args.output, &prompts::generate(args.seed, args.count))?;
     say(format!("wrote {} snippets (seed {}) to {}\n", args.count, args.seed, args.output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -300,7 +321,8 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
 /// # Errors
 /// If the settings make no sense or the port is taken.
 pub fn simulate(args: &SimulateArgs) -> Result<ExitCode> {
-    let settings = match Settings::load(args.config.as_deref(), Overrides::default()) {
+    let itself = Overrides { endpoint: Some(Endpoint::Simulator), ..Overrides::default() };
+    let settings = match Settings::load(args.config.as_deref(), itself) {
         // The simulator can do without a config file, unless one was asked for.
         Err(ConfigError::NotFound(_)) if args.config.is_none() => None,
         settings => Some(settings?),
@@ -346,7 +368,7 @@ fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
 
 fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
     let benchmark = &settings.config.benchmark;
-    let prompts: Vec<String> = snippets::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
+    let prompts: Vec<String> = prompts::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
     let max_tokens = benchmark.request.max_tokens;
     Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
 }
@@ -377,8 +399,16 @@ fn as_json(recommendation: &Recommendation, comparison: Option<&Comparison>, wri
 
 fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     let mut recommendation = recommend(&measured.levels, &settings.config.policy);
+    recommendation.simulated = measured.simulated;
     if measured.quick {
         recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
+    }
+    if measured.unlisted_model {
+        recommendation.notes.push(
+            "the server lists other models and not llm.model, so it may be another that answered: see `llm-concurrency \
+             check`"
+                .to_owned(),
+        );
     }
     recommendation.provisional |= measured.quick || measured.incomplete;
     recommendation.notes.extend(measured.notes);
@@ -395,8 +425,14 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     let mut measured = if args.is_filtered() {
         load_measured(places, &swept.run.manifest.identity)?
     } else {
-        Measured { levels: swept.run.summaries.clone(), quick: settings.quick, ..Measured::default() }
+        Measured {
+            levels: swept.run.summaries.clone(),
+            quick: settings.quick,
+            unlisted_model: swept.run.manifest.settings.model_is_listed == Some(false),
+            ..Measured::default()
+        }
     };
+    measured.simulated = settings.endpoint == Endpoint::Simulator;
     measured.notes.extend(swept.notes.clone());
     let recommendation = decide_from(measured, settings);
     swept.run.write_results(Some(&recommendation))?;
@@ -424,9 +460,10 @@ struct Source {
 }
 
 fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Source)> {
-    let prompts = snippets::of_run(settings)?;
-    let identity = Identity::of(&settings.config, &prompts);
-    let measured = load_measured(places, &identity)?;
+    let prompts = prompts::of_run(settings)?;
+    let identity = Identity::of(settings, &prompts);
+    let simulated = settings.endpoint == Endpoint::Simulator;
+    let measured = Measured { simulated, ..load_measured(places, &identity)? };
     // A run's id begins with the time that its results file is named by.
     let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
     let time = id.split('-').next().unwrap_or(id);
@@ -441,11 +478,11 @@ fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Sou
 fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
     let source = Source { about: about_file(&file), requests: file.requests(places), report: report_name(path) };
-    let quick = file.quick();
-    let from = [file.endpoint.as_deref(), file.model.as_deref(), file.started_at.as_deref()];
+    let (quick, simulated, unlisted_model) = (file.quick(), file.simulated(), file.unlisted_model());
+    let from = [file.endpoint.as_deref(), source.about.model.as_deref(), file.started_at.as_deref()];
     let from: Vec<&str> = from.into_iter().flatten().collect();
     let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
-    Ok((Measured { levels: file.levels, notes, quick, ..Measured::default() }, source))
+    Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
 }
 
 fn where_written(swept: &Swept, places: &Places) -> String {
@@ -473,7 +510,8 @@ fn about_file(file: &ResultsFile) -> About {
         run_id: file.run_id.clone(),
         started_at: file.started_at.clone(),
         endpoint: file.endpoint.clone(),
-        model: file.model.clone(),
+        // Earlier versions recorded the name of a model that was never asked.
+        model: if file.simulated() { Some(SIMULATED_MODEL.to_owned()) } else { file.model.clone() },
         settings: file.settings.clone(),
         environment: file.environment.clone(),
     }
@@ -534,24 +572,61 @@ struct Written {
     text: String,
 }
 
-fn exit_code(recommendation: &Recommendation, wish: &WriteArgs) -> ExitCode {
-    match why_not(recommendation, wish) {
-        Some(_) => ExitCode::from(NOTHING_TO_WRITE),
-        None => ExitCode::SUCCESS,
+fn exit_code(recommendation: &Recommendation, settings: &Settings, wish: &WriteArgs) -> ExitCode {
+    let Some(reason) = why_not(recommendation, settings, wish) else { return ExitCode::SUCCESS };
+    if !wish.update_config {
+        eprintln!("Nothing that may be written (exit code {NOTHING_TO_WRITE}): {reason}");
     }
+    ExitCode::from(NOTHING_TO_WRITE)
 }
 
 /// Why the result may not be written.
-fn why_not(recommendation: &Recommendation, wish: &WriteArgs) -> Option<String> {
+fn why_not(recommendation: &Recommendation, settings: &Settings, wish: &WriteArgs) -> Option<String> {
     if !recommendation.status.may_patch() || recommendation.recommended_concurrency.is_none() {
         return Some(format!("status {}", recommendation.status.name()));
+    }
+    if recommendation.simulated && !settings.config_is_simulated {
+        return Some(foreign_simulation(settings));
     }
     (recommendation.provisional && !wish.allow_provisional)
         .then(|| "the result is provisional (see the notes); --allow-provisional writes it all the same".to_owned())
 }
 
-fn write_config(recommendation: &Recommendation, path: &Path, wish: &WriteArgs, dry_run: bool) -> Result<Written> {
-    if let Some(reason) = why_not(recommendation, wish) {
+fn foreign_simulation(settings: &Settings) -> String {
+    format!(
+        "the embedded simulator was measured, and the llm.endpoint that stands in {} is another",
+        settings.path.display()
+    )
+}
+
+/// Finds out before anything is sent whether a number could be written at the end.
+fn can_be_written(settings: &Settings, wish: &WriteArgs) -> Result<()> {
+    if settings.endpoint == Endpoint::Simulator && !settings.config_is_simulated {
+        bail!("--update-config: {}\n\nNothing was measured.", foreign_simulation(settings));
+    }
+    Ok(patch(&settings.path, &wish.config_key, 1)?.check_writable()?)
+}
+
+/// A patch after which we can still read the file.
+fn patch(path: &Path, key: &str, value: u64) -> Result<config_patch::Patch> {
+    let section = key.split('.').next().unwrap_or_default();
+    if key != DEFAULT_KEY && ["benchmark", "policy", "simulator"].contains(&section) {
+        bail!("--config-key {key}: the section `{section}` holds the settings of the measurement, not its answer");
+    }
+    let patch = config_patch::plan(path, key, value)?;
+    Config::parse(patch.after(), path)
+        .with_context(|| format!("--config-key {key} would make a file that cannot be read"))?;
+    Ok(patch)
+}
+
+fn write_config(
+    recommendation: &Recommendation,
+    settings: &Settings,
+    wish: &WriteArgs,
+    dry_run: bool,
+) -> Result<Written> {
+    let path = &settings.path;
+    if let Some(reason) = why_not(recommendation, settings, wish) {
         return Ok(left_as_it_was(path, wish, dry_run, &reason));
     }
     let key = wish.config_key.as_str();
@@ -559,7 +634,7 @@ fn write_config(recommendation: &Recommendation, path: &Path, wish: &WriteArgs, 
     let Some(level) = recommendation.recommended_concurrency.filter(|_| asked) else {
         return Ok(Written { previous: previous(path, key), ..Written::default() });
     };
-    let patch = config_patch::plan(path, key, level as u64)?;
+    let patch = patch(path, key, level as u64)?;
     let previous = patch.previous();
     if patch.is_noop() {
         let text = format!("{}: {key} is {level} already, nothing to do\n", path.display());

@@ -2,14 +2,21 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use reqwest::Url;
 use secrecy::SecretString;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_yaml::Value;
 use thiserror::Error;
+use tokio::sync::Semaphore;
+
+use crate::redact;
 
 /// What is wrong with the settings, where, and how to mend it.
 #[derive(Debug, Error)]
@@ -27,6 +34,11 @@ pub enum ConfigError {
         /// Why.
         cause: std::io::Error,
     },
+    /// Nothing says what to measure.
+    #[error(
+        "{0}: llm.endpoint is missing, so nobody knows what to measure\n\nSet it in the file, by LLM_ENDPOINT or by --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial."
+    )]
+    NoEndpoint(PathBuf),
     /// It is empty, or nothing but comments.
     #[error("{0} is empty: it needs at least a section `llm` with `endpoint` and `model`")]
     Empty(PathBuf),
@@ -37,6 +49,20 @@ pub enum ConfigError {
         place: String,
         /// What.
         message: String,
+    },
+    /// A key or variable that is nearly one of ours, and would be ignored.
+    #[error(
+        "{place}: unknown {kind} `{name}`; did you mean `{ours}`?\n\nAs it stands it would be ignored: correct it, or remove it."
+    )]
+    Unknown {
+        /// The file, or the environment.
+        place: String,
+        /// A key or a variable.
+        kind: &'static str,
+        /// As it is written.
+        name: String,
+        /// The right one.
+        ours: String,
     },
     /// A value makes no sense.
     #[error("{what}: {message}")]
@@ -94,11 +120,12 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Llm {
-    /// A base URL, or the word `simulator`.
-    pub endpoint: Endpoint,
+    /// A base URL, or the word `simulator`. Required, here or in the environment or as a flag.
+    pub endpoint: Option<Endpoint>,
     /// The model's name, as the server knows it.
     pub model: String,
-    /// Requests in parallel: what `recommend --update-config` writes.
+    /// Requests in parallel: what `recommend --update-config` writes. `null` is as good as left out.
+    #[serde(deserialize_with = "count_or_default")]
     pub max_concurrent_requests: usize,
     /// Seconds until a request counts as timed out.
     pub request_timeout: f64,
@@ -114,12 +141,31 @@ pub struct Llm {
     pub retry_attempts: u32,
 }
 
+const DEFAULT_LIMIT: usize = 10;
+
+/// What the patcher can fill must be readable: nothing, or the number as a text.
+fn count_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a whole number such as 10")]
+    enum Written {
+        Number(usize),
+        Text(String),
+    }
+    match Option::deserialize(deserializer)? {
+        None => Ok(DEFAULT_LIMIT),
+        Some(Written::Number(n)) => Ok(n),
+        Some(Written::Text(text)) => {
+            text.trim().parse().map_err(|_| serde::de::Error::custom("expected a whole number such as 10"))
+        }
+    }
+}
+
 impl Default for Llm {
     fn default() -> Self {
         Llm {
-            endpoint: Endpoint::Simulator,
+            endpoint: None,
             model: "default".to_owned(),
-            max_concurrent_requests: 10,
+            max_concurrent_requests: DEFAULT_LIMIT,
             request_timeout: 30.0,
             connect_timeout: None,
             first_byte_timeout: None,
@@ -129,6 +175,9 @@ impl Default for Llm {
         }
     }
 }
+
+/// The word for the embedded simulator as an endpoint.
+pub const SIMULATOR: &str = "simulator";
 
 /// Where requests go.
 #[derive(Clone, PartialEq)]
@@ -143,7 +192,7 @@ impl Endpoint {
     /// For messages and files: without userinfo and query, which may hold secrets.
     pub fn redacted(&self) -> String {
         match self {
-            Endpoint::Simulator => "simulator".to_owned(),
+            Endpoint::Simulator => SIMULATOR.to_owned(),
             Endpoint::Url(url) => redacted(url),
         }
     }
@@ -171,7 +220,7 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        if text == "simulator" {
+        if text == SIMULATOR {
             return Ok(Endpoint::Simulator);
         }
         // The text itself is not repeated: it may hold a password.
@@ -328,7 +377,8 @@ pub struct RequestSettings {
     pub prompts: Option<PathBuf>,
     /// Whether the server's prefix cache may help.
     pub cache: Cache,
-    /// Merged into the body of every request.
+    /// Merged into the body of every request. What is secret in it is not written into any file.
+    #[serde(serialize_with = "without_secrets")]
     pub extra_body: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -341,6 +391,62 @@ impl Default for RequestSettings {
             prompts: None,
             cache: Cache::Fresh,
             extra_body: serde_json::Map::new(),
+        }
+    }
+}
+
+fn without_secrets<S: Serializer>(
+    map: &serde_json::Map<String, serde_json::Value>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    redact::without_secrets(map).serialize(serializer)
+}
+
+impl RequestSettings {
+    /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
+    /// planned and counted.
+    fn check(&self) -> Result<(), ConfigError> {
+        let ours = [
+            (self.kind.prompt_key(), "it carries the prompts; set benchmark.request.prompts instead"),
+            ("model", "set llm.model instead"),
+            ("stream", "set benchmark.request.stream instead"),
+        ];
+        let body = &self.extra_body;
+        let refused = |(key, mend): (&str, &str)| Err(bad(format!("benchmark.request.extra_body.{key}"), mend));
+        if let Some(found) = ours.into_iter().find(|(key, _)| body.contains_key(*key)) {
+            return refused(found);
+        }
+        let asks_for_usage = |options: &serde_json::Value| options.is_null() || options["include_usage"] == true;
+        if !body.get("stream_options").is_none_or(asks_for_usage) {
+            return refused((
+                "stream_options",
+                "set include_usage: true in it (tokens are counted by it), or make it null",
+            ));
+        }
+        // Some models know the limit by this name only, and refuse the other unless it is null.
+        let renamed = body.get("max_completion_tokens");
+        if renamed.is_some_and(|limit| *limit != self.max_tokens) {
+            return refused((
+                "max_completion_tokens",
+                "must equal benchmark.request.max_tokens, which the plan and the budget go by",
+            ));
+        }
+        match body.get("max_tokens") {
+            Some(limit) if !limit.is_null() || renamed.is_none() => {
+                refused(("max_tokens", "set benchmark.request.max_tokens instead"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl RequestKind {
+    /// What carries the prompt in a request's body.
+    pub(crate) fn prompt_key(self) -> &'static str {
+        match self {
+            RequestKind::Chat => "messages",
+            RequestKind::Completion => "prompt",
+            RequestKind::Embedding => "input",
         }
     }
 }
@@ -408,6 +514,23 @@ impl Env {
         Ok(Env(vars))
     }
 
+    /// Refuses names that are nearly one of `ours`, and would be ignored.
+    fn refuse_near_misses(&self, ours: &[&str]) -> Result<(), ConfigError> {
+        for name in self.0.keys().filter(|name| !ours.contains(&name.as_str())) {
+            // One edit, not two: the environment is everybody's, and these are a neighbour's.
+            let known = ["VLLM_", "GLM_"].iter().any(|prefix| name.starts_with(prefix));
+            if let Some(near) = ours.iter().find(|ours| !known && strsim::osa_distance(name, ours) == 1) {
+                return Err(ConfigError::Unknown {
+                    place: "environment".to_owned(),
+                    kind: "variable",
+                    name: name.clone(),
+                    ours: (*near).to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// An environment of exactly these variables.
     pub fn of<const N: usize>(vars: [(&str, &str); N]) -> Self {
         Env(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
@@ -440,6 +563,27 @@ fn dotenv_reason(error: dotenvy::Error) -> String {
         _ => "it is not a list of NAME=value lines".to_owned(),
     }
 }
+
+/// The variables that [`LlmClient`](crate::LlmClient) reads.
+const CLIENT_VARIABLES: [&str; 5] = ["LLM_CONFIG", "LLM_ENDPOINT", "LLM_MODEL", "LLM_API_KEY", "OPENAI_API_KEY"];
+/// How those begin that only a measurement reads; any other that begins so is a mistake.
+const BENCH: &str = "LLM_BENCH_";
+const BENCH_VARIABLES: [&str; 14] = [
+    "LLM_BENCH_LEVELS",
+    "LLM_BENCH_MIN_CONCURRENCY",
+    "LLM_BENCH_MAX_CONCURRENCY",
+    "LLM_BENCH_TOTAL_REQUESTS",
+    "LLM_BENCH_WARMUP_REQUESTS",
+    "LLM_BENCH_SEED",
+    "LLM_BENCH_QUICK",
+    "LLM_BENCH_QUIET",
+    "LLM_BENCH_SERVER_METRICS",
+    "LLM_BENCH_METRICS_ADDR",
+    "LLM_BENCH_MAX_REQUESTS",
+    "LLM_BENCH_MAX_OUTPUT_TOKENS",
+    "LLM_BENCH_MAX_MINUTES",
+    "LLM_BENCH_MAX_COST_USD",
+];
 
 /// What flags or variables may override. `None` leaves the value as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -482,6 +626,12 @@ impl Overrides {
     /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
         const WHOLE: &str = "a whole number such as 100";
+        let ours = [CLIENT_VARIABLES.as_slice(), &BENCH_VARIABLES].concat();
+        if let Some(name) = env.0.keys().find(|name| name.starts_with(BENCH) && !ours.contains(&name.as_str())) {
+            let known = BENCH_VARIABLES.map(|name| &name[BENCH.len()..]).join(", ");
+            return Err(bad(name, format!("no such variable; after {BENCH} comes one of {known}")));
+        }
+        env.refuse_near_misses(&ours)?;
         Ok(Overrides {
             endpoint: env.parsed("LLM_ENDPOINT")?,
             model: env.get("LLM_MODEL").map(|model| model.trim().to_owned()),
@@ -512,12 +662,13 @@ impl Overrides {
             }
         }
         let Settings { config: Config { llm, benchmark, .. }, quick, quiet, server_metrics, .. } = settings;
-        // Levels named for this run are meant: a bound from a less specific place must not leave them out.
+        // Levels named for this run are meant: neither a bound from a less specific place nor `quick` leaves them out.
         if let Some(Levels::List(levels)) = &self.levels {
             benchmark.min_concurrency = levels[0];
             benchmark.max_concurrency = levels[levels.len() - 1];
+            settings.levels_named = true;
         }
-        set(&mut llm.endpoint, self.endpoint);
+        llm.endpoint = self.endpoint.or(llm.endpoint.take());
         set(&mut llm.model, self.model);
         set(&mut benchmark.levels, self.levels);
         set(&mut benchmark.min_concurrency, self.min_concurrency);
@@ -552,6 +703,12 @@ pub struct Settings {
     pub path: PathBuf,
     /// The merged configuration.
     pub config: Config,
+    /// Where requests go.
+    pub endpoint: Endpoint,
+    /// Whether the config file itself, without environment and flags, names the simulator as its endpoint.
+    pub config_is_simulated: bool,
+    /// Whether the levels were named for this run, by a flag or a variable.
+    pub levels_named: bool,
     /// Fewer levels and requests.
     pub quick: bool,
     /// Nothing is shown of a level while it runs.
@@ -564,33 +721,41 @@ pub struct Settings {
     pub api_key: Option<SecretString>,
 }
 
+/// The model's name wherever the simulator was measured: a real one beside its figures would lend it their weight.
+pub const SIMULATED_MODEL: &str = "simulated";
+
 impl Settings {
     /// The config file named by `path`, else by `LLM_CONFIG`, else `config.yaml`; then the environment, then `flags`.
     pub fn load(path: Option<&Path>, flags: Overrides) -> Result<Self, ConfigError> {
-        let named = std::env::var_os("LLM_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let path = path.map(Path::to_owned).or(named).unwrap_or_else(|| PathBuf::from("config.yaml"));
+        let path = config_path(path);
         let config = Config::read(&path)?;
         Settings::resolve(path.clone(), config, &Env::load(&path)?, flags)
     }
 
     /// Merges what has been read.
     pub fn resolve(path: PathBuf, config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
-        let api_key = Settings::api_key(env);
-        let mut settings =
-            Settings { path, config, quick: false, quiet: false, server_metrics: false, metrics_addr: None, api_key };
+        let mut settings = Settings {
+            endpoint: Endpoint::Simulator,
+            config_is_simulated: config.llm.endpoint == Some(Endpoint::Simulator),
+            levels_named: false,
+            quick: false,
+            quiet: false,
+            server_metrics: false,
+            metrics_addr: None,
+            api_key: api_key(env),
+            path,
+            config,
+        };
         Overrides::from_env(env)?.apply(&mut settings);
         flags.apply(&mut settings);
-        let Settings { path, config, .. } = &mut settings;
-        config.check()?;
-        if let Some(file) = &mut config.llm.ca_file {
-            *file = path.parent().unwrap_or(Path::new("")).join(&*file);
+        let Settings { path, config, endpoint, .. } = &mut settings;
+        *endpoint = config.llm.endpoint(path)?.clone();
+        if *endpoint == Endpoint::Simulator {
+            config.llm.model = SIMULATED_MODEL.to_owned();
         }
+        config.check()?;
+        config.llm.resolve_paths(path);
         Ok(settings)
-    }
-
-    /// `LLM_API_KEY`, else `OPENAI_API_KEY`; never from the config file.
-    pub fn api_key(env: &Env) -> Option<SecretString> {
-        env.get("LLM_API_KEY").or_else(|| env.get("OPENAI_API_KEY")).map(SecretString::from)
     }
 
     /// A path of the settings, which is relative to the config file's folder.
@@ -599,33 +764,53 @@ impl Settings {
     }
 }
 
-impl Config {
-    /// Reads and parses a config file.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|cause| match cause.kind() {
-            std::io::ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
-            _ => ConfigError::Unreadable { path: path.to_owned(), cause },
-        })?;
-        Config::parse(&text, path)
-    }
+fn config_path(path: Option<&Path>) -> PathBuf {
+    let named = || std::env::var_os("LLM_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
+    path.map(Path::to_owned).or_else(named).unwrap_or_else(|| PathBuf::from("config.yaml"))
+}
 
-    /// Parses the text of a config file; `path` is for messages.
-    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let invalid = |error: serde_yaml::Error| invalid(&error, path);
-        if serde_yaml::from_str::<serde_yaml::Value>(text).map_err(invalid)?.is_null() {
-            return Err(ConfigError::Empty(path.to_owned()));
+/// `LLM_API_KEY`, else `OPENAI_API_KEY`; never from the config file.
+fn api_key(env: &Env) -> Option<SecretString> {
+    env.get("LLM_API_KEY").or_else(|| env.get("OPENAI_API_KEY")).map(SecretString::from)
+}
+
+impl Llm {
+    /// What [`LlmClient`](crate::LlmClient) needs, and the API key: the section `llm` of the config file named by `path`,
+    /// else by `LLM_CONFIG`, else `config.yaml`, and the environment. Other sections are not looked at.
+    pub fn load(path: Option<&Path>) -> Result<(Self, Option<SecretString>), ConfigError> {
+        #[derive(Default, Deserialize, Serialize)]
+        struct Sections {
+            llm: Llm,
         }
-        serde_yaml::from_str(text).map_err(invalid)
+        let path = config_path(path);
+        let Sections { mut llm } = parse(&read_text(&path)?, &path)?;
+        let env = Env::load(&path)?;
+        env.refuse_near_misses(&CLIENT_VARIABLES)?;
+        llm.endpoint = env.parsed("LLM_ENDPOINT")?.or(llm.endpoint);
+        llm.model = env.get("LLM_MODEL").map_or(llm.model, |model| model.trim().to_owned());
+        llm.endpoint(&path)?;
+        llm.check()?;
+        llm.resolve_paths(&path);
+        Ok((llm, api_key(&env)))
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let Config { llm, benchmark, .. } = self;
+    fn endpoint(&self, path: &Path) -> Result<&Endpoint, ConfigError> {
+        self.endpoint.as_ref().ok_or_else(|| ConfigError::NoEndpoint(path.to_owned()))
+    }
+
+    fn resolve_paths(&mut self, config: &Path) {
+        if let Some(file) = &mut self.ca_file {
+            *file = config.parent().unwrap_or(Path::new("")).join(&*file);
+        }
+    }
+
+    /// Whether the values make sense.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let timeouts = [
-            ("llm.request_timeout", Some(llm.request_timeout)),
-            ("llm.connect_timeout", llm.connect_timeout),
-            ("llm.first_byte_timeout", llm.first_byte_timeout),
-            ("llm.idle_timeout", llm.idle_timeout),
+            ("llm.request_timeout", Some(self.request_timeout)),
+            ("llm.connect_timeout", self.connect_timeout),
+            ("llm.first_byte_timeout", self.first_byte_timeout),
+            ("llm.idle_timeout", self.idle_timeout),
         ];
         for (key, value) in timeouts {
             // A year and no more: `Duration` has an end too.
@@ -633,9 +818,130 @@ impl Config {
                 return Err(bad(key, "must be a positive number of seconds, such as 30.0"));
             }
         }
-        if llm.max_concurrent_requests == 0 {
-            return Err(bad("llm.max_concurrent_requests", "must be at least 1"));
+        if let Some(hidden) = self.model.chars().find(|&c| !redact::is_seen(c)) {
+            return Err(bad("llm.model", format!("holds a character that cannot be seen ({hidden:?}); write it anew")));
         }
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_concurrent_requests) {
+            return Err(bad("llm.max_concurrent_requests", format!("must be from 1 to {}", Semaphore::MAX_PERMITS)));
+        }
+        Ok(())
+    }
+}
+
+// ---- reading a file ----
+
+/// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
+const LARGEST_FILE: u64 = 1 << 20;
+/// Nobody nests deeper; the parser's time grows with the square of the depth.
+const DEEPEST: usize = 64;
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |cause: std::io::Error| match cause.kind() {
+        ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
+        _ => ConfigError::Unreadable { path: path.to_owned(), cause },
+    };
+    let other = |what: &str| unreadable(std::io::Error::other(what.to_owned()));
+    // Asked before it is opened: opening a pipe would wait for its other end.
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err(other("it is no regular file (a pipe or a device?)"));
+    }
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_string(&mut text));
+    if read.map_err(unreadable)? as u64 > LARGEST_FILE {
+        return Err(other("it is larger than 1 MiB, so it is hardly a configuration"));
+    }
+    Ok(text)
+}
+
+/// Parses the text of a config file; `path` is for messages. Keys that are nearly ours are refused, those of others are
+/// left alone.
+fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if depth(text) > DEEPEST {
+        let message = format!("it is nested deeper than {DEEPEST} levels, so it is hardly a configuration");
+        return Err(ConfigError::Invalid { place: path.display().to_string(), message });
+    }
+    let invalid = |error: serde_yaml::Error| invalid(&error, path);
+    let mut value: Value = serde_yaml::from_str(text).map_err(invalid)?;
+    if value.is_null() {
+        return Err(ConfigError::Empty(path.to_owned()));
+    }
+    let ours = serde_yaml::to_value(T::default()).map_err(invalid)?;
+    refuse_near_misses(text, path, &value, &ours)?;
+    refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
+    // Read from the text wherever that will do: then an error has its line.
+    let merges = text.contains("<<");
+    if merges {
+        value.apply_merge().map_err(invalid)?;
+        refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
+    }
+    if merges { serde_yaml::from_value(value).map_err(invalid) } else { serde_yaml::from_str(text).map_err(invalid) }
+}
+
+/// How deep brackets and dashes nest at most. Those in quotes and comments count too: a few do no harm.
+fn depth(text: &str) -> usize {
+    let (mut open, mut deepest) = (0_usize, 0);
+    for line in text.lines() {
+        let dashes = line.split_whitespace().take_while(|word| matches!(*word, "-" | "?")).count();
+        deepest = deepest.max(open + dashes);
+        for byte in line.bytes() {
+            match byte {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            deepest = deepest.max(open);
+        }
+    }
+    deepest
+}
+
+fn refuse_near_misses(text: &str, path: &Path, section: &Value, ours: &Value) -> Result<(), ConfigError> {
+    let names = |section: &Value| -> Vec<String> {
+        let keys = section.as_mapping().into_iter().flat_map(|mapping| mapping.keys());
+        keys.filter_map(|key| key.as_str().map(str::to_owned)).collect()
+    };
+    let ours = names(ours);
+    for name in names(section).into_iter().filter(|name| !ours.contains(name)) {
+        if let Some(near) = ours.iter().find(|ours| is_near(&name, ours)) {
+            let line = text.lines().position(|line| names_key(line, &name));
+            let line = line.map_or_else(String::new, |at| format!(":{}", at + 1));
+            let place = format!("{}{line}", path.display());
+            return Err(ConfigError::Unknown { place, kind: "key", name, ours: near.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// At most two letters dropped, added, changed or swapped; one in names as short as `llm`. Case, dashes and underscores
+/// make no difference.
+fn is_near(name: &str, ours: &str) -> bool {
+    let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
+    let most = if ours.len() < 5 { 1 } else { 2 };
+    strsim::osa_distance(name, ours) <= most || plain(name) == plain(ours)
+}
+
+/// Whether `name` stands in this line as a key.
+fn names_key(line: &str, name: &str) -> bool {
+    line.match_indices(name)
+        .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+}
+
+impl Config {
+    /// Reads and parses a config file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Config::parse(&read_text(path)?, path)
+    }
+
+    /// Parses the text of a config file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        parse(text, path)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let Config { llm, benchmark, .. } = self;
+        llm.check()?;
         if benchmark.min_concurrency == 0 {
             return Err(bad("benchmark.min_concurrency", "level 0 would send nothing; levels start at 1"));
         }
@@ -645,12 +951,22 @@ impl Config {
                 format!("{} is above max_concurrency {}", benchmark.min_concurrency, benchmark.max_concurrency),
             ));
         }
+        for (key, value) in [
+            ("benchmark.max_concurrency", benchmark.max_concurrency),
+            ("benchmark.total_requests", benchmark.total_requests),
+            ("benchmark.warmup_requests", benchmark.warmup_requests),
+        ] {
+            if value > MOST {
+                return Err(bad(key, format!("must be at most {MOST}")));
+            }
+        }
         if benchmark.total_requests == 0 {
             return Err(bad("benchmark.total_requests", "must be at least 1; 100 is a good start"));
         }
         if benchmark.request.max_tokens == 0 {
             return Err(bad("benchmark.request.max_tokens", "must be at least 1"));
         }
+        benchmark.request.check()?;
         if self.benchmark.levels().is_empty() {
             return Err(bad(
                 "benchmark.levels",
@@ -684,6 +1000,9 @@ impl Config {
         self.simulator.validate().map_err(|error| bad("simulator", error.to_string()))
     }
 }
+
+/// Levels and requests of a level: no measurement is larger, and sums of this do not overflow.
+const MOST: usize = 1_000_000_000;
 
 impl Benchmark {
     /// The levels known beforehand, ascending: those listed within the bounds, or powers of two for `auto`, which are
@@ -727,6 +1046,14 @@ mod tests {
     use super::*;
 
     const YAML: &str = "llm: {endpoint: 'http://localhost:8000', model: m}\nbenchmark: {max_concurrency: 10}\n";
+
+    #[test]
+    fn every_variable_in_the_list_is_read() {
+        for name in BENCH_VARIABLES {
+            let error = resolve(YAML, &Env::of([(name, "?")]), Overrides::default()).unwrap_err().to_string();
+            assert!(error.starts_with(name) && !error.contains("no such variable"), "{error}");
+        }
+    }
 
     fn resolve(yaml: &str, env: &Env, flags: Overrides) -> Result<Settings, ConfigError> {
         let path = PathBuf::from("config.yaml");
@@ -783,7 +1110,7 @@ mod tests {
     #[test]
     fn the_key_comes_from_the_environment_and_shows_nowhere() {
         use secrecy::ExposeSecret;
-        let key = |env: &Env| Settings::api_key(env).map(|key| key.expose_secret().to_owned());
+        let key = |env: &Env| api_key(env).map(|key| key.expose_secret().to_owned());
         assert_eq!(key(&Env::of([("LLM_API_KEY", "a"), ("OPENAI_API_KEY", "b")])).as_deref(), Some("a"));
         assert_eq!(key(&Env::of([("LLM_API_KEY", ""), ("OPENAI_API_KEY", "b")])).as_deref(), Some("b"));
         assert_eq!(key(&Env::default()), None);

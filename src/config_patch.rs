@@ -257,6 +257,12 @@ impl Patch {
         &self.request.path
     }
 
+    /// The whole file as it will be.
+    #[must_use]
+    pub fn after(&self) -> &str {
+        &self.after
+    }
+
     /// The dotted key.
     #[must_use]
     pub fn key(&self) -> &str {

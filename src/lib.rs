@@ -17,6 +17,7 @@
 pub mod client;
 pub mod config;
 pub mod outcome;
+pub mod redact;
 pub mod sse;
 
 #[cfg(feature = "suite")]
@@ -36,6 +37,12 @@ pub mod open_files;
 #[cfg(feature = "suite")]
 pub mod plan;
 #[cfg(feature = "suite")]
+pub mod preflight;
+#[cfg(feature = "suite")]
+pub mod prompts;
+#[cfg(feature = "suite")]
+pub mod reasons;
+#[cfg(feature = "suite")]
 pub mod recommend;
 #[cfg(feature = "suite")]
 pub mod report;
@@ -49,8 +56,6 @@ pub mod self_check;
 pub mod server_load;
 #[cfg(feature = "suite")]
 pub mod simulator;
-#[cfg(feature = "suite")]
-pub mod snippets;
 #[cfg(feature = "suite")]
 pub mod stats;
 #[cfg(feature = "suite")]

@@ -21,7 +21,8 @@ pub enum Failure {
     ServerError,
     /// An answer that is not the protocol, or a stream cut short.
     Malformed,
-    /// HTTP 2xx without content (for embeddings: without a vector).
+    /// HTTP 2xx without content (for embeddings: without a vector), unless the answer has a reason to end and a token
+    /// count: then the first token ended it.
     EmptyOutput,
 }
 
@@ -77,7 +78,8 @@ pub struct TokenCounts {
     pub cached: Option<u32>,
 }
 
-/// What a server says of its quota: the headers `x-ratelimit-…-requests`. `None` where it does not say it.
+/// What a server says of its quotas: the headers `x-ratelimit-…`, and which of them a 429 was for. `None` where it does
+/// not say it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RateLimit {
@@ -87,6 +89,76 @@ pub struct RateLimit {
     pub remaining_requests: Option<u64>,
     /// Seconds until it is full again.
     pub reset_s: Option<f64>,
+    /// Tokens that the quota allows, mostly per minute.
+    pub limit_tokens: Option<u64>,
+    /// Tokens that are left of it.
+    pub remaining_tokens: Option<u64>,
+    /// Seconds until it is full again.
+    pub reset_tokens_s: Option<f64>,
+    /// The quota that was used up.
+    pub exceeded: Option<Quota>,
+}
+
+impl RateLimit {
+    /// What is known after `later` has been said, too.
+    pub fn updated(self, later: RateLimit) -> Self {
+        RateLimit {
+            limit_requests: later.limit_requests.or(self.limit_requests),
+            remaining_requests: later.remaining_requests.or(self.remaining_requests),
+            reset_s: later.reset_s.or(self.reset_s),
+            limit_tokens: later.limit_tokens.or(self.limit_tokens),
+            remaining_tokens: later.remaining_tokens.or(self.remaining_tokens),
+            reset_tokens_s: later.reset_tokens_s.or(self.reset_tokens_s),
+            exceeded: later.exceeded.or(self.exceeded),
+        }
+    }
+}
+
+/// A quota as a 429 names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// What it counts.
+    pub counts: Counted,
+    /// How much of it is granted.
+    pub limit: Option<u64>,
+    /// In which time.
+    pub per: Option<Period>,
+}
+
+/// What a quota counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Counted {
+    /// Requests.
+    Requests,
+    /// Tokens of prompts, answers or both.
+    Tokens,
+}
+
+/// The time that a quota is granted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Period {
+    /// A second.
+    Second,
+    /// A minute.
+    Minute,
+    /// An hour.
+    Hour,
+    /// A day.
+    Day,
+}
+
+impl Period {
+    /// Behind an amount.
+    pub fn words(self) -> &'static str {
+        match self {
+            Period::Second => " a second",
+            Period::Minute => " a minute",
+            Period::Hour => " an hour",
+            Period::Day => " a day",
+        }
+    }
 }
 
 /// What one exchange with the server came to, before the closed loop gives it a place in time.
@@ -106,7 +178,7 @@ pub struct Reply {
     pub failure: Option<Failed>,
     /// How long the server asked to wait (`Retry-After`).
     pub retry_after: Option<Duration>,
-    /// What the server said of its quota, if anything.
+    /// What the server said of its quotas, if anything.
     pub rate_limit: Option<RateLimit>,
     /// How often the request was sent again because a reused connection had died unseen.
     pub resent: u32,

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use crate::client;
 use crate::closed_loop::LoopPlan;
 use crate::compare::Baseline;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
+use crate::preflight;
+use crate::prompts::Prompt;
 use crate::recommend::{Policy, list};
 use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
-use crate::snippets::Prompt;
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;
@@ -77,7 +79,7 @@ impl Plan {
 
     fn list(&mut self, settings: &Settings, selects: impl Fn(usize) -> bool) {
         let all = settings.config.benchmark.levels();
-        self.configured = if settings.quick { every_second(&all) } else { all };
+        self.configured = if settings.quick && !settings.levels_named { thinned(&all) } else { all };
         let mut selected = self.configured.clone().into_iter().filter(|&level| selects(level));
         while let Some(level) = selected.next() {
             let further = self.level_plan(settings, level);
@@ -93,7 +95,7 @@ impl Plan {
 
     fn search_within(&mut self, settings: &Settings, lowest: usize, highest: usize) {
         self.auto = Some((lowest, highest));
-        match self.no_room(settings, 0, &self.level_plan(settings, lowest)) {
+        match self.no_room(settings, preflight::AT_MOST, &self.level_plan(settings, lowest)) {
             Some(key) => self.over_budget = Some((vec![lowest], key)),
             None => {
                 let levels = adaptive_at_most(lowest, highest).into_iter();
@@ -133,12 +135,16 @@ impl Plan {
 
     /// Requests that may be sent at most, before any confirm round.
     pub fn requests(&self) -> u64 {
+        preflight::AT_MOST + self.of_levels()
+    }
+
+    fn of_levels(&self) -> u64 {
         self.levels.iter().map(LoopPlan::tickets).sum()
     }
 
-    /// The same with all confirm rounds.
-    fn requests_with_confirm(&self) -> u64 {
-        self.requests() * (1 + u64::from(self.most_rounds()))
+    /// What all confirm rounds may send at most.
+    fn requests_to_confirm(&self) -> u64 {
+        self.of_levels() * u64::from(self.most_rounds())
     }
 
     fn most_rounds(&self) -> u32 {
@@ -176,9 +182,13 @@ impl Plan {
     /// What is said before the first request.
     pub fn describe(&self, settings: &Settings) -> String {
         let Config { llm, benchmark, .. } = &settings.config;
-        let target = match &llm.endpoint {
+        let target = match &settings.endpoint {
             Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
-            Endpoint::Url(_) => format!("{}, model {}", llm.endpoint.redacted(), llm.model),
+            Endpoint::Url(url) => {
+                let by =
+                    client::proxy_of(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"));
+                format!("{}{by}, model {}", settings.endpoint.redacted(), llm.model)
+            }
         };
         let levels = match self.auto {
             Some((lowest, highest)) => format!("auto, from {lowest} to at most {highest},"),
@@ -189,7 +199,8 @@ impl Plan {
             self.cost_usd(settings, requests).map_or_else(String::new, |usd| format!(", at most about {usd:.2} USD"))
         };
         let mut text = format!(
-            "Plan: levels {levels} against {target}\n      at most {requests} requests of up to {} output tokens ({} in all{})\n      \
+            "Plan: levels {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n      \
+             at most {requests} requests of up to {} output tokens ({} in all{})\n      \
              about {:.0} s of load for each second that a request takes{}\n",
             benchmark.request.max_tokens,
             output_tokens(settings, requests),
@@ -198,14 +209,14 @@ impl Plan {
             if self.auto.is_some() { ", at most" } else { "" },
         );
         if self.most_rounds() > 0 {
-            let more = self.requests_with_confirm() - requests;
+            let more = self.requests_to_confirm();
             text.push_str(&format!(
                 "      then, while the answer is not clear, up to {} rounds of the levels near the best: at most {more} requests more{}\n",
                 self.most_rounds(),
                 cost(more)
             ));
         }
-        if let Some(key) = self.exceeds(settings, self.requests_with_confirm()) {
+        if let Some(key) = self.exceeds(settings, requests + self.requests_to_confirm()) {
             text.push_str(&format!("      nothing is begun that could pass benchmark.budget.{key}\n"));
         }
         if let Some(minutes) = benchmark.budget.max_minutes {
@@ -225,7 +236,7 @@ impl Plan {
 }
 
 fn output_tokens(settings: &Settings, requests: u64) -> u64 {
-    requests * u64::from(settings.config.benchmark.request.max_tokens)
+    requests.saturating_mul(u64::from(settings.config.benchmark.request.max_tokens))
 }
 
 fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
@@ -233,10 +244,17 @@ fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
     characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
 }
 
-/// The first, third, … and last level.
-fn every_second(levels: &[usize]) -> Vec<usize> {
-    let last = levels.len().saturating_sub(1);
-    levels.iter().enumerate().filter(|(at, _)| at % 2 == 0 || *at == last).map(|(_, &level)| level).collect()
+/// Without the levels whose neighbours are no further apart than a factor of two: what lies between them is told well
+/// enough by both.
+fn thinned(levels: &[usize]) -> Vec<usize> {
+    let mut kept: Vec<usize> = Vec::new();
+    for (at, &level) in levels.iter().enumerate() {
+        let between = kept.last().zip(levels.get(at + 1)).is_some_and(|(below, above)| *above <= 2 * below);
+        if !between {
+            kept.push(level);
+        }
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -262,22 +280,22 @@ mod tests {
 
     #[test]
     fn a_level_takes_at_least_ten_times_itself() {
-        let plan = plan("llm: {}\nbenchmark: {levels: [1, 10, 11, 50]}");
+        let plan = plan("llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10, 11, 50]}");
         let measured: Vec<_> = plan.levels.iter().map(LoopPlan::measured).collect();
         assert_eq!(measured, [100, 100, 110, 500]);
-        assert_eq!(plan.requests(), (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
+        assert_eq!(plan.requests(), 4 + (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
     }
 
     #[test]
     fn each_budget_leaves_out_the_levels_it_has_no_room_for() {
-        // Level 1 sends at most 106 requests of 64 tokens, level 10 another 120.
+        // The preflight sends at most 4 requests of 64 tokens, level 1 another 106, level 10 another 120.
         for (budget, key, expected) in [
-            ("max_requests: 226", None, vec![1, 10]),
-            ("max_requests: 225", Some("max_requests"), vec![1]),
-            ("max_output_tokens: 14464", None, vec![1, 10]),
-            ("max_output_tokens: 14463", Some("max_output_tokens"), vec![1]),
-            ("max_cost_usd: 0.0145, usd_per_million_output: 1", None, vec![1, 10]),
-            // 226 prompts of 100 tokens at 1 USD per million are 0.0226 USD more.
+            ("max_requests: 230", None, vec![1, 10]),
+            ("max_requests: 229", Some("max_requests"), vec![1]),
+            ("max_output_tokens: 14720", None, vec![1, 10]),
+            ("max_output_tokens: 14719", Some("max_output_tokens"), vec![1]),
+            ("max_cost_usd: 0.0148, usd_per_million_output: 1", None, vec![1, 10]),
+            // 230 prompts of 100 tokens at 1 USD per million are 0.0230 USD more.
             (
                 "max_cost_usd: 0.0300, usd_per_million_output: 1, usd_per_million_input: 1",
                 Some("max_cost_usd"),
@@ -285,7 +303,8 @@ mod tests {
             ),
             ("max_requests: 10", Some("max_requests"), vec![]),
         ] {
-            let plan = plan(&format!("llm: {{}}\nbenchmark: {{levels: [1, 10], budget: {{{budget}}}}}"));
+            let plan =
+                plan(&format!("llm: {{endpoint: simulator}}\nbenchmark: {{levels: [1, 10], budget: {{{budget}}}}}"));
             assert_eq!(levels(&plan), expected, "{budget}");
             assert_eq!(plan.over_budget.as_ref().map(|over| over.1), key, "{budget}");
             assert_eq!(plan.configured, expected, "{budget}");
@@ -298,8 +317,8 @@ mod tests {
         let text = plan(yaml).describe(&settings(yaml));
         for part in [
             "levels 1 against http://host/v1, model m",
-            "106 requests",
-            "6784 in all",
+            "110 requests",
+            "7040 in all",
             "0.07 USD",
             "level 10",
             "max_requests",
@@ -310,11 +329,13 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_run_takes_every_second_level_and_fewer_requests() {
-        let mut settings = settings("llm: {}");
+    fn a_quick_run_leaves_out_levels_close_to_others_and_takes_fewer_requests() {
+        let mut settings = settings("llm: {endpoint: simulator}");
         settings.quick = true;
         let plan = Plan::whole(&settings, &[]);
-        assert_eq!(levels(&plan), [1, 5, 15, 25, 40, 50]);
+        assert_eq!(levels(&plan), [1, 2, 5, 10, 20, 40, 50]);
+        settings.levels_named = true;
+        assert_eq!(levels(&Plan::whole(&settings, &[])).len(), 10);
         assert!(plan.levels.iter().all(|plan| plan.measured() >= 30.max(3 * plan.level)));
         assert!(plan.requests() < 900, "{}", plan.requests());
         assert!(!plan.describe(&settings).contains("rounds"));
@@ -322,10 +343,10 @@ mod tests {
 
     #[test]
     fn what_may_follow_is_said_and_held_to_the_budget() {
-        let budget = "llm: {}\nbenchmark: {levels: [1, 10], budget: {max_requests: 400}}";
+        let budget = "llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10], budget: {max_requests: 400}}";
         let listed = plan(budget);
         let text = listed.describe(&settings(budget));
-        assert!(text.contains("at most 226 requests of"), "{text}");
+        assert!(text.contains("at most 230 requests of"), "{text}");
         assert!(text.contains("up to 3 rounds of the levels near the best: at most 678 requests more"), "{text}");
         assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
         // Level 10 takes at most 120: after 280 it still fits.
@@ -336,7 +357,7 @@ mod tests {
 
     #[test]
     fn an_adaptive_search_says_its_worst_case() {
-        let yaml = "llm: {}\nbenchmark: {levels: auto, max_concurrency: 8}";
+        let yaml = "llm: {endpoint: simulator}\nbenchmark: {levels: auto, max_concurrency: 8}";
         let auto = plan(yaml);
         assert_eq!(levels(&auto), [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(auto.configured, [0; 0]);

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::Failure;
+use crate::outcome::{Counted, Failure, Period, Quota, RateLimit};
 use crate::stats::{BLOCKS, LevelState, LevelSummary, Outage, Reach, wilson};
 use crate::usl::{self, Usl};
 
@@ -171,6 +171,9 @@ pub struct Recommendation {
     pub interval: Option<[usize; 2]>,
     /// Printed, but not written without `--allow-provisional`.
     pub provisional: bool,
+    /// The embedded simulator was measured: the figures say nothing about any other server.
+    #[serde(default)]
+    pub simulated: bool,
     /// In a sentence.
     pub reason: String,
     /// Whether the server changed its speed in the course of the run.
@@ -257,6 +260,7 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
         recommended_concurrency: pick.map(|level| level.summary.concurrency),
         interval: decision.interval,
         provisional,
+        simulated: false,
         reason: decision.reason,
         drift,
         notes,
@@ -488,6 +492,12 @@ fn uncertain_latency(summary: &LevelSummary, limit: &P95Limit) -> Option<String>
 }
 
 fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<String> {
+    // All levels may have shrunk alike: the speed of answers that are none says nothing.
+    if let (Some(none), Some(all)) = (summary.ended_at_once, summary.succeeded)
+        && none.saturating_mul(2) > all
+    {
+        return Some(format!("output shrank: {none} of {all} answers ended with their first token (output_shrank)"));
+    }
     let (tokens, median) = (summary.mean_output_tokens?, median?);
     (tokens < SHRUNK_OUTPUT * median).then(|| {
         format!("output shrank: {tokens:.1} tokens per answer where the levels' median is {median:.1} (output_shrank)")
@@ -795,32 +805,67 @@ fn rate_limited(levels: &[JudgedLevel], policy: &Policy) -> Option<String> {
     let passed = |level: &JudgedLevel| {
         let rps = level.summary.throughput_rps?.estimate;
         let limited = level.summary.failures.contains_key(Failure::RateLimited.name());
-        (limited && rps > 0.0).then_some((level.summary.concurrency, rps))
+        (limited && rps > 0.0).then(|| (level.summary.concurrency, rps, tokens_a_minute(&level.summary, rps)))
     };
-    let stated = stated_quota(levels).unwrap_or_default();
-    // Most quotas let a burst through first: at the highest level that was limited it is long used up.
-    let (rate, enough) = match levels.iter().rev().find_map(passed) {
-        Some((level, rps)) => (
+    let said = levels.iter().filter_map(|level| level.summary.rate_limit).reduce(RateLimit::updated);
+    let said = said.unwrap_or_default();
+    let quota = match said.exceeded.map(|quota| quota.counts) {
+        Some(Counted::Tokens) => "a token quota",
+        Some(Counted::Requests) => "a request quota",
+        None => "a quota",
+    };
+    let stated = stated_quota(said).unwrap_or_default();
+    // Most quotas let a burst through first: at the highest level that was limited it is long used up. What a day's
+    // quota let through before it was used up is no rate.
+    let of_a_day = said.exceeded.is_some_and(|quota| quota.per == Some(Period::Day));
+    let (rate, enough) = match levels.iter().rev().find_map(passed).filter(|_| !of_a_day) {
+        Some((level, rps, tokens)) => (
             format!(
-                "about {rps:.2} requests per second ({:.0} a minute) passed at level {level}{stated}. Keep to that rate",
-                60.0 * rps
+                "about {rps:.2} requests per second ({:.0} a minute{}) passed at level {level}{stated}. Keep to that rate",
+                60.0 * rps,
+                tokens.unwrap_or_default()
             ),
             concurrency_for(levels, rps).unwrap_or_default(),
         ),
         None => (format!("keep to what is granted{stated}"), String::new()),
     };
     Some(format!(
-        "{limited} of {failed} failures are HTTP 429: a quota is the limit, not concurrency; {rate} (or ask for a higher \
+        "{limited} of {failed} failures are HTTP 429: {quota} is the limit, not concurrency; {rate} (or ask for a higher \
          quota) instead of tuning the concurrency{enough}"
     ))
 }
 
-/// The quota as the server's headers give it.
-fn stated_quota(levels: &[JudgedLevel]) -> Option<String> {
-    let stated =
-        levels.iter().rev().find_map(|level| level.summary.rate_limit.filter(|l| l.limit_requests.is_some()))?;
-    let full = stated.reset_s.map_or_else(String::new, |s| format!(", full again in {}", seconds(s)));
-    Some(format!("; the server states {} requests (x-ratelimit-limit-requests{full})", stated.limit_requests?))
+/// How many tokens pass in a minute at that rate, where the server counts them.
+fn tokens_a_minute(summary: &LevelSummary, rps: f64) -> Option<String> {
+    let output = summary.mean_output_tokens?;
+    let (tokens, which) = match summary.mean_input_tokens {
+        Some(input) => (input + output, "tokens, prompts included"),
+        None => (output, "output tokens"),
+    };
+    Some(format!(", {:.0} {which}", 60.0 * rps * tokens))
+}
+
+/// The quota as the server states it: the one that was used up, where that is known.
+fn stated_quota(said: RateLimit) -> Option<String> {
+    let requests = (said.limit_requests, "requests", "x-ratelimit-limit-requests", said.reset_s);
+    let tokens = (said.limit_tokens, "tokens", "x-ratelimit-limit-tokens", said.reset_tokens_s);
+    let header = |(limit, what, header, reset_s): (Option<u64>, &str, &str, Option<f64>)| {
+        let full = reset_s.map_or_else(String::new, |s| format!(", full again in {}", seconds(s)));
+        Some(format!("{} {what} ({header}{full})", limit?))
+    };
+    let stated = match said.exceeded {
+        Some(Quota { counts, limit: Some(limit), per }) => {
+            let per = per.map_or("", Period::words);
+            Some(format!("{limit} {}{per}", if counts == Counted::Tokens { "tokens" } else { "requests" }))
+        }
+        Some(Quota { counts: Counted::Tokens, .. }) => header(tokens),
+        Some(Quota { counts: Counted::Requests, .. }) => header(requests),
+        None => match (header(requests), header(tokens)) {
+            (Some(requests), Some(tokens)) => Some(format!("{requests} and {tokens}")),
+            (requests, tokens) => requests.or(tokens),
+        },
+    };
+    Some(format!("; the server states {}", stated?))
 }
 
 /// How many in parallel that rate takes: rate x latency (Little's law), the latency being that of the lowest level that
@@ -874,6 +919,9 @@ fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<String> {
                 "level {n}: this client was the limit ({by}), so the figures may be too low; use a release build, a quieter \
                  or a faster machine"
             ));
+        }
+        if let Some(count) = summary.ended_at_once {
+            notes.push(format!("level {n}: {count} answers have no content, since their first token ended them"));
         }
         notes.extend(summary.notes.iter().map(|note| format!("level {n}: {note}")));
     }

@@ -17,11 +17,12 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use crate::config::{Config, Endpoint, RequestSettings};
+use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
 use crate::outcome::{RateLimit, RequestOutcome};
+use crate::prompts::Prompt;
 use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
+use crate::redact;
 use crate::search::{Stage, Step};
-use crate::snippets::Prompt;
 use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
 
 /// The schema of results files.
@@ -176,11 +177,16 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 
 fn read_json<T: DeserializeOwned>(path: &Path, what: &'static str) -> Result<T, ResultsError> {
     let bytes = std::fs::read(path).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
-    serde_json::from_slice(&bytes).map_err(|error| ResultsError::Format {
+    let broken = |error: serde_json::Error| ResultsError::Format {
         path: path.to_owned(),
         what,
-        message: error.to_string(),
-    })
+        message: redact::one_line(&error.to_string()),
+    };
+    // Only the text itself tells the line of a mistake; only the values can be rid of what would act on a terminal.
+    serde_json::from_slice::<T>(&bytes).map_err(broken)?;
+    serde_json::from_slice(&bytes)
+        .and_then(|value| serde_json::from_value(redact::value_in_lines(value)))
+        .map_err(broken)
 }
 
 // ---- identity ----
@@ -202,8 +208,9 @@ pub struct Identity {
 
 impl Identity {
     /// Of these settings with these prompts.
-    pub fn of(config: &Config, prompts: &[Prompt]) -> Self {
-        let simulator = matches!(config.llm.endpoint, Endpoint::Simulator).then(|| json!(config.simulator));
+    pub fn of(settings: &Settings, prompts: &[Prompt]) -> Self {
+        let Settings { config, endpoint, .. } = settings;
+        let simulator = (*endpoint == Endpoint::Simulator).then(|| json!(config.simulator));
         let mut texts = Sha256::new();
         for prompt in prompts {
             texts.update(prompt.text.as_bytes());
@@ -212,7 +219,7 @@ impl Identity {
         // The prompts count by what they say, not by where their file lies.
         let request = RequestSettings { prompts: None, ..config.benchmark.request.clone() };
         Identity {
-            endpoint: config.llm.endpoint.redacted(),
+            endpoint: endpoint.redacted(),
             simulator,
             model: config.llm.model.clone(),
             request: json!(request),
@@ -273,6 +280,8 @@ pub struct RunSettings {
     pub seed: u64,
     /// Whether it was a quick run.
     pub quick: bool,
+    /// Whether the server lists the model; null where it lists none.
+    pub model_is_listed: Option<bool>,
     /// What was sent.
     pub request: Value,
     /// How the level is chosen.
@@ -443,6 +452,11 @@ impl Run {
     /// Opens the sidecar of a measurement.
     pub fn sidecar(&self, step: Step) -> Result<SidecarWriter, ResultsError> {
         SidecarWriter::create(self.folder.join(sidecar_name(step)))
+    }
+
+    /// Opens the record of what is sent before the first measurement.
+    pub fn preflight_sidecar(&self) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join("preflight.jsonl"))
     }
 
     /// A measurement has ended and its sidecar is in place: records it, and pools it with the level's earlier ones.
@@ -653,6 +667,10 @@ pub struct Measured {
     pub notes: Vec<String>,
     /// Whether some of it comes from a quick run.
     pub quick: bool,
+    /// Whether the embedded simulator was measured.
+    pub simulated: bool,
+    /// Whether the server lists models, and not the one that was asked for.
+    pub unlisted_model: bool,
     /// Whether levels that were to be measured are missing, or checks of all of them.
     pub incomplete: bool,
     /// The run that was made last.
@@ -700,6 +718,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
                 };
                 measured.levels.push(summary);
                 measured.quick |= manifest.settings.quick;
+                measured.unlisted_model |= manifest.settings.model_is_listed == Some(false);
                 runs.push(&manifest.run_id);
             }
             None => left_out.push(level),
@@ -990,6 +1009,16 @@ impl ResultsFile {
         let folder = places.runs.join(run_id);
         let manifest: Result<Manifest, _> = read_json(&folder.join("run.json"), "run manifest");
         manifest.map(|manifest| manifest.requests(&folder)).unwrap_or_default()
+    }
+
+    /// Whether the embedded simulator was measured.
+    pub fn simulated(&self) -> bool {
+        self.endpoint.as_deref() == Some(SIMULATOR)
+    }
+
+    /// Whether the server lists models, and not the one that was asked for.
+    pub fn unlisted_model(&self) -> bool {
+        self.settings["model_is_listed"] == false
     }
 
     /// Whether it came from a quick run.

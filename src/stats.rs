@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
 use crate::outcome::{Failure, Phase, RateLimit, RequestOutcome};
+use crate::reasons::{Reason, Reasons};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,6 +146,9 @@ pub struct LevelSummary {
     /// Failures in the cohort by kind; kinds that did not occur are left out.
     #[serde(deserialize_with = "null_as_default")]
     pub failures: BTreeMap<String, u64>,
+    /// The most frequent reason of its failures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub main_failure: Option<Reason>,
     /// Failures / requests.
     pub error_rate: Option<f64>,
     /// Timeouts / requests.
@@ -177,6 +181,11 @@ pub struct LevelSummary {
     pub output_tps: Option<f64>,
     /// Mean output tokens of a success.
     pub mean_output_tokens: Option<f64>,
+    /// Mean tokens of a success's prompt.
+    pub mean_input_tokens: Option<f64>,
+    /// Successes without content: their first token was the one that ends an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at_once: Option<u64>,
     /// The cohort by the size of the prompts, where there is more than one.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub by_size: Vec<SizeSummary>,
@@ -232,8 +241,15 @@ impl LevelSummary {
             keep(&mut throughput.lower);
             keep(&mut throughput.upper);
         }
-        let figures = [&mut self.duration_s, &mut self.output_tps, &mut self.mean_output_tokens];
-        figures.into_iter().chain([&mut self.mean_in_flight, &mut self.mean_held]).for_each(keep);
+        let figures = [
+            &mut self.duration_s,
+            &mut self.output_tps,
+            &mut self.mean_output_tokens,
+            &mut self.mean_input_tokens,
+            &mut self.mean_in_flight,
+            &mut self.mean_held,
+        ];
+        figures.into_iter().for_each(keep);
         let times =
             [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
         let of_sizes = self.by_size.iter_mut().map(|size| {
@@ -475,10 +491,13 @@ pub struct Pool {
     blocks_rps: Vec<f64>,
     succeeded: u64,
     failures: BTreeMap<Failure, u64>,
+    reasons: Reasons,
     successes_share: f64,
     tokens_share: f64,
     tokens_missing: bool,
     tokens: u64,
+    input_tokens: Option<u64>,
+    ended_at_once: u64,
     in_flight_s: f64,
     held_back_s: f64,
     cohort: Cohort,
@@ -605,7 +624,7 @@ fn by_size(sizes: Vec<SizePool>, cohort: &Cohort) -> Vec<SizeSummary> {
 impl Pool {
     /// An empty pool for a level.
     pub fn new(concurrency: usize) -> Self {
-        Pool { concurrency, ..Pool::default() }
+        Pool { concurrency, input_tokens: Some(0), ..Pool::default() }
     }
 
     /// Adds one measurement.
@@ -627,7 +646,7 @@ impl Pool {
             *self.itl_us.entry(us).or_default() += count;
         }
         self.client = self.client.into_iter().chain(facts.client).reduce(ClientLoad::worse);
-        self.rate_limit = facts.rate_limit.or(self.rate_limit);
+        self.rate_limit = self.rate_limit.into_iter().chain(facts.rate_limit).reduce(RateLimit::updated);
         self.server = self.server.into_iter().chain(facts.server).reduce(ServerLoad::with);
     }
 
@@ -662,6 +681,7 @@ impl Pool {
         pool.requests += 1;
         if let Some(failure) = outcome.failure {
             *self.failures.entry(failure).or_default() += 1;
+            self.reasons.add(failure, outcome.error.as_deref().unwrap_or_default());
             if failure == Failure::Timeout {
                 self.timeouts.push(Micros::of(facts.request_timeout_s));
             }
@@ -673,6 +693,9 @@ impl Pool {
             pool.tokens += tokens;
             self.succeeded += 1;
             self.tokens += tokens;
+            let input = outcome.input_tokens.map(u64::from);
+            self.input_tokens = self.input_tokens.zip(input).map(|(sum, more)| sum + more);
+            self.ended_at_once += u64::from(outcome.chunks == 0 && tokens > 0);
             self.ttft.extend(outcome.ttft_s.map(Micros::of));
             self.tpot.extend(outcome.tpot_s().map(Micros::of));
         }
@@ -711,6 +734,7 @@ impl Pool {
             requests: Some(requests),
             succeeded: Some(self.succeeded),
             failures: self.failures.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect(),
+            main_failure: self.reasons.most_frequent(),
             error_rate: rate(self.failures.values().sum()),
             timeout_rate,
             duration_s: Some(self.duration_s),
@@ -725,6 +749,11 @@ impl Pool {
             tpot_s,
             output_tps: per_second(self.tokens_share).filter(|_| has_tokens),
             mean_output_tokens: has_tokens.then(|| self.tokens as f64 / self.succeeded as f64),
+            mean_input_tokens: self
+                .input_tokens
+                .filter(|_| self.succeeded > 0)
+                .map(|sum| sum as f64 / self.succeeded as f64),
+            ended_at_once: Some(self.ended_at_once).filter(|&count| count > 0),
             by_size,
             mean_in_flight: per_second(self.in_flight_s),
             mean_held: per_second(self.held_back_s).filter(|&held| held > 0.0),

@@ -28,7 +28,10 @@ use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
 use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
+use crate::preflight::{self, Probe};
+use crate::prompts::{self, Prompt, PromptError};
 use crate::recommend::list;
+use crate::redact;
 use crate::report::text;
 use crate::results::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
@@ -37,7 +40,6 @@ use crate::search::{Search, Stage, Step};
 use crate::self_check::SelfCheck;
 use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
-use crate::snippets::{self, Prompt, SnippetError};
 use crate::stats::{ClientLoad, LevelState, Reach, Sample};
 use crate::target::Target;
 
@@ -46,7 +48,7 @@ use crate::target::Target;
 pub enum SweepError {
     /// The prompts.
     #[error(transparent)]
-    Snippets(#[from] SnippetError),
+    Prompts(#[from] PromptError),
     /// The client.
     #[error(transparent)]
     Client(#[from] LlmError),
@@ -260,13 +262,13 @@ pub fn run(
     baseline: Option<Baseline>,
 ) -> Result<Swept, SweepError> {
     let began = Instant::now();
-    let prompts = snippets::of_run(settings)?;
+    let prompts = prompts::of_run(settings)?;
     let plan = match args.mode {
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
         _ => Plan::new(settings, &prompts, |level| args.selects(level)),
     };
     let plan = plan.against(baseline.as_ref());
-    let run = Run::new(places, Identity::of(&settings.config, &prompts), run_settings(settings, &plan));
+    let run = Run::new(places, Identity::of(settings, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
             Some(note) => SweepError::OverBudget(note),
@@ -274,7 +276,7 @@ pub fn run(
         });
     }
     if let Some(highest) = plan.levels.last().filter(|_| args.mode == Mode::Measure) {
-        open_files::allow(highest.level, settings.config.llm.endpoint == Endpoint::Simulator)?;
+        open_files::allow(highest.level, settings.endpoint == Endpoint::Simulator)?;
     }
     let live = Arc::new(Live::default());
     // Before anything is sent: who wants to watch must not learn afterwards that nothing was to be seen.
@@ -289,6 +291,7 @@ pub fn run(
         }
     }
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), run, began);
+    sweep.preflight(&prompts)?;
     let mut search = plan.search(&settings.config.policy).against(baseline);
     let mut next = sweep.next(&mut search);
     while let Some(first) = next {
@@ -351,9 +354,26 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// Sends two of the run's prompts first; one that stays refused ends the run.
+    fn preflight(&mut self, prompts: &[Prompt]) -> Result<(), SweepError> {
+        let Some(load) = self.load.filter(|_| self.mode == Mode::Measure) else { return Ok(()) };
+        let probes = load.preflight(prompts, &self.swept.run)?;
+        self.sent += probes.sent;
+        let model = &self.settings.config.llm.model;
+        let is_listed = probes.models.as_ref().map(|models| models.contains(model));
+        if let Some(models) = probes.models.filter(|_| is_listed == Some(false)) {
+            eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
+        }
+        self.swept.run.manifest.settings.model_is_listed = is_listed;
+        match probes.probes.iter().find(|probe| probe.is_refused()) {
+            Some(probe) => Err(SweepError::Endpoint(text::refused_prompt(probe, self.settings))),
+            None => Ok(()),
+        }
+    }
+
     /// The next measurement, unless the run was stopped or the budget has no room for it.
     fn next(&mut self, search: &mut Search) -> Option<Step> {
-        if self.swept.stopped.is_some() {
+        if self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some()) {
             return None;
         }
         let step = search.next(&self.swept.run.summaries)?;
@@ -422,6 +442,7 @@ fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
         request_timeout_s: settings.config.llm.request_timeout,
         seed: benchmark.seed,
         quick: settings.quick,
+        model_is_listed: None,
         request: serde_json::json!(benchmark.request),
         policy: settings.config.policy.clone(),
     }
@@ -702,9 +723,10 @@ struct Load {
 /// If the simulator or the client cannot be set up.
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
-    let Endpoint::Url(url) = &llm.endpoint else { return simulated(settings) };
-    let kind = settings.config.benchmark.request.kind;
-    Ok((Transport::new(url, kind, llm, settings.api_key.as_ref())?, None))
+    let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };
+    let request = &settings.config.benchmark.request;
+    let transport = Transport::new(url, request.kind, llm, settings.api_key.as_ref())?;
+    Ok((transport.hiding(redact::secrets(&request.extra_body)), None))
 }
 
 fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
@@ -785,6 +807,35 @@ impl Load {
         })
     }
 
+    /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
+    fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
+        let (done, finished) = mpsc::channel();
+        let (target, mut stop) = (self.target.clone(), self.stopper.signal.subscribe());
+        let (prompts, mut sidecar) = (prompts.to_vec(), run.preflight_sidecar()?);
+        let job: Job = Box::new(move || {
+            Box::pin(async move {
+                let mut sent = 0;
+                let record = |outcome| {
+                    sent += 1;
+                    sidecar.push(outcome);
+                };
+                let asked = async {
+                    let probes = preflight::preflight(&target, &prompts, record).await;
+                    (probes, target.models().await)
+                };
+                let (probes, models) = tokio::select! {
+                    answered = asked => answered,
+                    _ = stop.wait_for(|&stop| stop) => Default::default(),
+                };
+                let _ = done.send((Preflight { probes, models, sent }, sidecar));
+            })
+        });
+        self.jobs.send(job).map_err(|_| std::io::Error::other("it is gone"))?;
+        let (preflight, sidecar) = finished.recv().map_err(|_| std::io::Error::other("it ended too early"))?;
+        sidecar.finish()?;
+        Ok(preflight)
+    }
+
     /// One request, for test mode.
     fn one_request(&self) -> Duration {
         let (done, finished) = mpsc::channel();
@@ -801,6 +852,14 @@ impl Load {
         assert_eq!(failure, None, "one request to the simulator");
         began.elapsed().max(Duration::from_nanos(1))
     }
+}
+
+/// What came of the prompts sent first.
+struct Preflight {
+    probes: Vec<Probe>,
+    /// As the server lists them.
+    models: Option<Vec<String>>,
+    sent: u64,
 }
 
 fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, max_minutes: Option<f64>) {
@@ -938,7 +997,7 @@ impl Observer for Recorder {
         if let Some(asked) = reply.retry_after {
             self.not_before = self.not_before.max(Some(Instant::now() + asked.min(self.longest_wait)));
         }
-        self.rate_limit = reply.rate_limit.or(self.rate_limit);
+        self.rate_limit = self.rate_limit.into_iter().chain(reply.rate_limit).reduce(RateLimit::updated);
         self.sidecar.push(outcome);
     }
 

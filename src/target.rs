@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::client::{BodyTemplate, Transport};
 use crate::config::{Cache, RequestSettings};
 use crate::outcome::Reply;
-use crate::snippets::Prompt;
+use crate::prompts::Prompt;
+use crate::redact::fnv1a;
 
 /// The requests of a run, by level and sequence number.
 pub struct Target {
@@ -41,14 +42,35 @@ impl Target {
         self.sizes[self.prompt(seq)].clone()
     }
 
+    /// The models the server says it has; `None` if it does not say.
+    pub async fn models(&self) -> Option<Vec<String>> {
+        self.transport.models().await
+    }
+
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
     pub fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         self.send_in_round(0, level, seq)
     }
 
+    /// Sends the prompt with this number before anything is measured; `seq` makes it unique.
+    pub fn send_before(&self, prompt: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
+        // Level 0 is none: no measured request carries the same mark.
+        self.send_prompt(prompt, 0, 0, seq)
+    }
+
     /// The same in a confirm round, from 1: what the level's first measurement left in the server's cache must not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        let body = self.bodies[self.prompt(seq)].clone();
+        self.send_prompt(self.prompt(seq), round, level, seq)
+    }
+
+    fn send_prompt(
+        &self,
+        prompt: usize,
+        round: u32,
+        level: usize,
+        seq: u64,
+    ) -> impl Future<Output = Reply> + Send + 'static {
+        let body = self.bodies[prompt].clone();
         let prefix = match self.cache {
             Cache::Fresh => unique_prefix(&self.salt, round, level, seq),
             Cache::Reuse => String::new(),
@@ -58,14 +80,10 @@ impl Target {
     }
 }
 
-/// Short, and always of the same length: FNV-1a over run, round, level and sequence.
+/// Short, and always of the same length: over run, round, level and sequence.
 fn unique_prefix(salt: &str, round: u32, level: usize, seq: u64) -> String {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let numbers = [u64::from(round), level as u64, seq].map(u64::to_le_bytes);
-    for &byte in salt.as_bytes().iter().chain(numbers.iter().flatten()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x} ")
+    format!("{:016x} ", fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())))
 }
 
 #[cfg(test)]

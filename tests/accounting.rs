@@ -6,9 +6,9 @@ use std::path::Path;
 use llm_concurrency::config::{Config, Endpoint, Env, Levels, Overrides, Settings};
 use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::plan::Plan;
+use llm_concurrency::prompts;
 use llm_concurrency::results::{Places, read_sidecar};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, Simulator, SimulatorConfig, explain};
-use llm_concurrency::snippets;
 use llm_concurrency::stats::LevelState;
 use llm_concurrency::sweep::{self, CriterionArgs, Swept};
 use tempfile::TempDir;
@@ -24,8 +24,8 @@ impl Sweep {
     fn new(levels: &[usize], stream: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        snippets::save(at("snippets.json"), &snippets::generate(7, 200)).unwrap();
-        let mut config = Config::parse("llm: {model: any}", Path::new("config.yaml")).unwrap();
+        prompts::save(at("snippets.json"), &prompts::generate(7, 200)).unwrap();
+        let mut config = Config::parse("llm: {endpoint: simulator, model: any}", Path::new("config.yaml")).unwrap();
         config.benchmark.levels = Levels::List(levels.to_vec());
         config.benchmark.request.stream = stream;
         config.benchmark.request.prompts = Some(at("snippets.json"));
@@ -35,12 +35,12 @@ impl Sweep {
     }
 
     fn run(&mut self, server: &Simulator) -> Swept {
-        self.settings.config.llm.endpoint = server.base_url().parse::<Endpoint>().unwrap();
+        self.settings.endpoint = server.base_url().parse::<Endpoint>().unwrap();
         sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places, None).unwrap()
     }
 
     fn plan(&self) -> Plan {
-        Plan::new(&self.settings, &snippets::of_run(&self.settings).unwrap(), |_| true)
+        Plan::new(&self.settings, &prompts::of_run(&self.settings).unwrap(), |_| true)
     }
 }
 
@@ -61,10 +61,16 @@ fn sidecars(swept: &Swept, level: usize) -> Vec<Vec<RequestOutcome>> {
     files.map(|file| read_sidecar(&file.path).unwrap().collect::<Result<_, _>>().unwrap()).collect()
 }
 
+fn lines_of(swept: &Swept, name: &str) -> Vec<RequestOutcome> {
+    read_sidecar(&swept.run.folder().join(name)).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
 /// Holds the server's log against the sidecars, and each level against its plan and its summary.
 fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
-    let mut arrived = 0;
-    let mut by_status: BTreeMap<u16, u64> = BTreeMap::new();
+    let preflight = lines_of(swept, "preflight.jsonl");
+    let mut arrived = preflight.len() as u64;
+    let mut by_status: BTreeMap<u16, u64> = BTreeMap::from([(200, arrived)]);
+    assert!(preflight.iter().all(RequestOutcome::is_success) && arrived == 2, "{preflight:?}");
     for (plan, summary) in sweep.plan().levels.iter().zip(&swept.run.summaries) {
         let what = format!("level {}", plan.level);
         let mut in_cohorts = 0;
@@ -103,7 +109,8 @@ fn the_servers_log_and_the_sidecars_agree_when_all_goes_well() {
         let mut sweep = Sweep::new(&[1, 3, 20], stream);
         let swept = sweep.run(&server);
         assert_accounts(&sweep, &swept, &server);
-        let lines: Vec<_> = [1, 3, 20].into_iter().flat_map(|level| sidecars(&swept, level)).flatten().collect();
+        let levels = [1, 3, 20].into_iter().flat_map(|level| sidecars(&swept, level)).flatten();
+        let lines: Vec<_> = levels.chain(lines_of(&swept, "preflight.jsonl")).collect();
         assert!(lines.iter().all(RequestOutcome::is_success));
         assert!(lines.iter().all(|line| line.ttft_s.is_some() == stream));
         let ours: u64 = lines.iter().map(|line| u64::from(line.output_tokens.unwrap())).sum();
@@ -116,7 +123,7 @@ fn the_servers_log_and_the_sidecars_agree_when_all_goes_well() {
 #[test]
 fn a_full_queue_is_no_flood_and_fails_at_a_steady_rate() {
     const LEVEL: usize = 50;
-    let prompts: Vec<String> = snippets::generate(7, 200).snippets.iter().map(|s| s.prompt()).collect();
+    let prompts: Vec<String> = prompts::generate(7, 200).snippets.iter().map(|s| s.prompt()).collect();
     let truth = explain(&fast(), &[LEVEL], &prompts, 64, 20_000).unwrap().levels.remove(0);
     for stream in [true, false] {
         let server = Simulator::start(fast(), 0).unwrap();

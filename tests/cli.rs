@@ -326,21 +326,32 @@ fn bad_config_files() {
         ("empty", decide("# nothing here\n")),
         ("broken YAML", decide("llm:\n  model: m\n  endpoint: [a, b\nbenchmark: {}\n")),
         ("no llm", decide("benchmark: {}\n")),
-        ("unknown key", decide("llm: {model: m}\nbenchmark:\n  seed: 1\n  totl_requests: 5\n")),
-        ("unknown key of the request", decide("llm: {model: m}\nbenchmark:\n  request:\n    strem: true\n")),
-        ("unknown key of the policy", decide("llm: {model: m}\npolicy:\n  max_p95: 5\n")),
-        ("unknown key of the simulator", decide("llm: {model: m}\nsimulator:\n  slot: 5\n")),
-        ("wrong type", decide("llm:\n  model: m\n  request_timeout: soon\n")),
-        ("level 0", decide("llm: {model: m}\nbenchmark:\n  levels: [0, 1]\n")),
-        ("levels unsorted", decide("llm: {model: m}\nbenchmark:\n  levels: [1, 10, 5]\n")),
-        ("levels doubled", decide("llm: {model: m}\nbenchmark:\n  levels: [1, 5, 5]\n")),
-        ("no levels", decide("llm: {model: m}\nbenchmark:\n  levels: []\n")),
-        ("levels in words", decide("llm: {model: m}\nbenchmark:\n  levels: some\n")),
-        ("levels outside", decide("llm: {model: m}\nbenchmark:\n  levels: [60, 70]\n")),
-        ("bounds crossed", decide("llm: {model: m}\nbenchmark:\n  min_concurrency: 60\n")),
-        ("no time", decide("llm: {model: m, request_timeout: 0}\n")),
-        ("a rate above 1", decide("llm: {model: m}\npolicy:\n  max_error_rate: 5\n")),
-        ("cost without price", decide("llm: {model: m}\nbenchmark:\n  budget: {max_cost_usd: 1}\n")),
+        ("no endpoint", decide("llm: {model: m}\n")),
+        ("nearly endpoint", decide("llm:\n  endpont: http://localhost:8000/v1\n  model: my-model\n")),
+        ("nearly model", decide("llm: {endpoint: simulator, modle: m}\n")),
+        ("nearly the limit", decide("llm:\n  endpoint: simulator\n  max_concurent_requests: 4\n")),
+        ("nearly a section", decide("llm: {endpoint: simulator}\nbenchmrk: {seed: 1}\n")),
+        ("unknown key", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  seed: 1\n  totl_requests: 5\n")),
+        (
+            "unknown key of the request",
+            decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  request:\n    strem: true\n"),
+        ),
+        ("unknown key of the policy", decide("llm: {endpoint: simulator, model: m}\npolicy:\n  max_p95: 5\n")),
+        ("unknown key of the simulator", decide("llm: {endpoint: simulator, model: m}\nsimulator:\n  slot: 5\n")),
+        ("wrong type", decide("llm:\n  endpoint: simulator\n  model: m\n  request_timeout: soon\n")),
+        ("level 0", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: [0, 1]\n")),
+        ("levels unsorted", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: [1, 10, 5]\n")),
+        ("levels doubled", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: [1, 5, 5]\n")),
+        ("no levels", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: []\n")),
+        ("levels in words", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: some\n")),
+        ("levels outside", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: [60, 70]\n")),
+        ("bounds crossed", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  min_concurrency: 60\n")),
+        ("no time", decide("llm: {endpoint: simulator, model: m, request_timeout: 0}\n")),
+        ("a rate above 1", decide("llm: {endpoint: simulator, model: m}\npolicy:\n  max_error_rate: 5\n")),
+        (
+            "cost without price",
+            decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  budget: {max_cost_usd: 1}\n"),
+        ),
         ("endpoint without scheme", decide("llm:\n  model: m\n  endpoint: user:hunter2@localhost:8000\n")),
     ];
     assert!(cases.iter().all(|(_, ran)| ran.code == 1));
@@ -352,7 +363,7 @@ fn bad_config_files() {
 /// The caller's own keys are none of our business.
 #[test]
 fn foreign_keys_are_left_alone() {
-    let folder = Folder::with("llm: {model: m, temperature: 0.2}\nmy_program: {debug: true}\n");
+    let folder = Folder::with("llm: {endpoint: simulator, model: m, temperature: 0.2}\nmy_program: {debug: true}\n");
     assert_eq!(folder.recommend(&["--results", "knee.json"]).code, 0);
 }
 
@@ -418,6 +429,8 @@ fn bad_variables_and_flags() {
         ("endpoint of another kind", with("LLM_ENDPOINT", "ftp://user:hunter2@host/v1")),
         ("endpoint flag", folder.tool(&["run", "--llm-endpoint", "user:hunter2@host"])),
         ("endpoint flag of check", folder.tool(&["check", "--llm-endpoint", "user:hunter2@host"])),
+        ("nearly a variable", with("LLM_ENDPONT", "http://localhost:8000/v1")),
+        ("no such variable", with("LLM_BENCH_LEVEL", "1,2")),
         ("broken .env", broken_env.recommend(&["--results", "knee.json"])),
         ("config of LLM_CONFIG", with("LLM_CONFIG", "gone.yaml")),
     ];
@@ -438,7 +451,8 @@ fn bad_variables_and_flags() {
 /// config.yaml < .env < environment < flags, told by `check`.
 #[test]
 fn precedence_of_settings() {
-    let folder = Folder::with("llm: {endpoint: simulator, model: from-config}\nsimulator: {base_step_ms: 0.1}\n");
+    let server = Simulator::start(SimulatorConfig { base_step_ms: 0.1, ..SimulatorConfig::default() }, 0).unwrap();
+    let folder = Folder::with(&format!("llm: {{endpoint: '{}', model: from-config}}\n", server.base_url()));
     let model = |ran: Ran| {
         assert_eq!(ran.code, 0, "{}", ran.shown());
         ran.stdout
@@ -476,7 +490,7 @@ fn a_report_is_made_of_one_file_or_of_two() {
             &["bare.json"],
             "results/concurrency_report_bare.html",
             &[
-                "Send 8 requests in parallel",
+                "First look: about 8 in parallel, not confirmed",
                 "Latency of every level",
                 "A decision: the one shown was made for this report",
             ],
@@ -526,7 +540,7 @@ fn a_quick_run_in_an_empty_folder() {
     let ran = folder.tool(&["run", "--quick", "--update-config", "--levels", "1,2"]);
     assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
     same("quick_left_as_it_was", ran.stderr.lines().last().unwrap());
-    assert!(ran.stdout.contains("Optimal concurrency: ") && ran.stdout.contains("a quick run"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("First look: about ") && ran.stdout.contains("a quick run"), "{}", ran.stdout);
     let mut results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
     results.sort();
     let names: Vec<_> =
@@ -554,8 +568,8 @@ fn a_quick_run_in_an_empty_folder() {
     let from_file = folder.recommend(&["--results", results[2].to_str().unwrap(), "--json"]);
     assert_eq!((from_file.code, &from_file.stdout[..1]), (3, "{"));
 
-    // Another model is another target.
-    folder.write("config.yaml", &config.replace("model: m,", "model: other,"));
+    // Another request is another target.
+    folder.write("config.yaml", &format!("{config}benchmark: {{request: {{max_tokens: 7}}}}\n"));
     let other = folder.recommend(&["--update-config"]);
     assert_eq!(other.code, 1);
     same("other_target", &other.stderr);
@@ -608,7 +622,7 @@ fn contenders_are_measured_again_and_pooled() {
     let folder = Folder::with(config);
     let ran = folder.tool(&["run", "--levels", "1,2", "--total-requests", "60"]);
     assert!(ran.code == 0 || ran.code == 3, "{}", ran.shown());
-    assert!(ran.stderr.contains("at most 133 requests of"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("at most 137 requests of"), "{}", ran.stderr);
     assert!(ran.stderr.contains("up to 3 rounds of the levels near the best: at most 399 requests"), "{}", ran.stderr);
     assert!(ran.stderr.contains("Confirm round 1: level "), "{}", ran.stderr);
     let (results, manifest) = left_behind(&folder);
@@ -644,7 +658,7 @@ fn a_level_says_what_it_came_to_unless_quiet() {
         [folder.tool(&[args.as_slice(), &["--quiet"]].concat()), folder.tool_with(&args, &[("LLM_BENCH_QUIET", "1")])]
     {
         assert!(!quiet.stderr.contains("level 2 ended") && quiet.stderr.contains("Plan: "), "{}", quiet.stderr);
-        assert!(quiet.stdout.contains("No recommendation (unresolved)"), "{}", quiet.stdout);
+        assert!(quiet.stdout.contains("No recommendation (SIMULATED, unresolved)"), "{}", quiet.stdout);
     }
     let textfile = fs::read_to_string(folder.path("results/concurrency.prom")).unwrap();
     assert!(textfile.contains("llm_concurrency_final_throughput_requests_per_second{level=\"2\"} "), "{textfile}");
@@ -712,8 +726,12 @@ fn run_against(name: &str, url: &str, key: Option<&str>) {
     // Each request is on record even so.
     let runs: Vec<_> = fs::read_dir(folder.path("target/concurrency")).unwrap().collect();
     assert_eq!(runs.len(), 1);
-    let sidecar = runs[0].as_ref().unwrap().path().join("level-1.jsonl");
-    assert!(fs::read_to_string(sidecar).unwrap().contains("\"failure\":\""));
+    let run = runs[0].as_ref().unwrap().path();
+    let lines = |name: &str| fs::read_to_string(run.join(name)).unwrap_or_default();
+    assert!(lines("preflight.jsonl").contains("\"failure\":\""));
+    // What is refused twice ends the run; anything else may pass.
+    let refused = lines("preflight.jsonl").contains("ClientError");
+    assert_eq!(lines("level-1.jsonl").contains("\"failure\":\""), !refused);
 }
 
 fn answering(status: u16, content_type: &str, body: &str) -> MockServer {

@@ -190,31 +190,42 @@ fn write_the_table_into_the_docs() {
     std::fs::write(PATH, format!("{before}<!-- matrix -->\n{table}<!-- /matrix -->\n{after}")).unwrap();
 }
 
-/// A quota is told apart from saturation, and nothing is written.
-#[test]
-fn a_quota_is_named_as_such_and_patches_nothing() {
-    let quota = SimulatorConfig {
-        requests_per_minute: Some(1200.0),
-        burst: Some(10),
-        retry_after_s: None,
-        ..server(Faults::default())
-    };
-    let simulator = Simulator::start(quota, 0).unwrap();
+/// What `run` says against a server with this quota: it is told apart from saturation, and nothing is written.
+fn run_against_quota(quota: SimulatorConfig) -> String {
+    let simulator = Simulator::start(SimulatorConfig { retry_after_s: None, ..quota }, 0).unwrap();
     let config = format!("llm:\n  endpoint: {}\n  max_concurrent_requests: 7\n", simulator.base_url());
     let folder = servers::folder(&config);
     let args = ["run", "--levels", "4,16", "--total-requests", "40", "--update-config", "--allow-provisional"];
     let output = servers::binary(folder.path()).args(args).output().unwrap();
     let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!(output.status.code(), Some(3), "{stdout}{stderr}");
+    assert!(stderr.ends_with("config.yaml is left as it was: status rate_limited\n"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("config.yaml")).unwrap(), config);
+    for part in ["No recommendation (rate_limited)", "Keep to that rate (or ask for a higher quota) instead of tuning"]
+    {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    stdout
+}
+
+#[test]
+fn a_quota_is_named_as_such_and_patches_nothing() {
+    let requests = SimulatorConfig { requests_per_minute: Some(1200.0), burst: Some(10), ..server(Faults::default()) };
+    let stdout = run_against_quota(requests);
+    assert!(stdout.contains("failures are HTTP 429: a quota is the limit, not concurrency"), "{stdout}");
+}
+
+#[test]
+fn a_quota_of_tokens_is_told_in_tokens() {
+    let tokens = SimulatorConfig { tokens_per_minute: Some(300_000.0), ..server(Faults::default()) };
+    let stdout = run_against_quota(tokens);
     for part in [
-        "No recommendation (rate_limited)",
-        "failures are HTTP 429: a quota is the limit, not concurrency",
-        "Keep to that rate (or ask for a higher quota) instead of tuning the concurrency",
+        "failures are HTTP 429: a token quota is the limit, not concurrency",
+        "tokens, prompts included) passed at level",
+        "the server states 300000 tokens a minute",
     ] {
         assert!(stdout.contains(part), "{part}: {stdout}");
     }
-    assert!(stderr.ends_with("config.yaml is left as it was: status rate_limited\n"), "{stderr}");
-    assert_eq!(std::fs::read_to_string(folder.path().join("config.yaml")).unwrap(), config);
 }
 
 /// The whole program with all faults at once: the sidecars on disk against the server's log.
@@ -234,8 +245,8 @@ fn the_sidecars_of_a_run_equal_the_log_of_a_server_with_all_faults() {
     assert_eq!(output.status.code(), Some(3), "{said}");
     let mut ours: Vec<RequestOutcome> = Vec::new();
     for run in std::fs::read_dir(folder.path().join("target/concurrency")).unwrap() {
-        for level in ["level-2.jsonl", "level-16.jsonl"] {
-            let lines = std::fs::read_to_string(run.as_ref().unwrap().path().join(level)).unwrap();
+        for name in ["preflight.jsonl", "level-2.jsonl", "level-16.jsonl"] {
+            let lines = std::fs::read_to_string(run.as_ref().unwrap().path().join(name)).unwrap();
             ours.extend(lines.lines().map(|line| serde_json::from_str::<RequestOutcome>(line).unwrap()));
         }
     }

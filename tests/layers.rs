@@ -7,8 +7,10 @@ use std::fs;
 use std::path::Path;
 
 /// All modules from the bottom to the top. A module imports only what stands above it in this list.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 27] = [
+    "redact",
     "outcome",
+    "reasons",
     "stats",
     "usl",
     "recommend",
@@ -22,10 +24,11 @@ const ORDER: [&str; 24] = [
     "monitor",
     "simulator",
     "config",
-    "snippets",
+    "prompts",
     "client",
     "server_load",
     "target",
+    "preflight",
     "plan",
     "results",
     "report",
@@ -35,13 +38,15 @@ const ORDER: [&str; 24] = [
 ];
 
 /// Modules that may import these of the crate's modules and no other.
-const ONLY: [(&str, &[&str]); 13] = [
+const ONLY: [(&str, &[&str]); 15] = [
+    ("redact", &[]),
     ("outcome", &[]),
-    ("stats", &["outcome"]),
+    ("reasons", &["outcome"]),
+    ("stats", &["outcome", "reasons"]),
     ("usl", &[]),
     ("recommend", &["outcome", "stats", "usl"]),
     ("compare", &["outcome", "stats", "recommend"]),
-    ("report", &["outcome", "stats", "usl", "recommend", "compare", "config"]),
+    ("report", &["outcome", "reasons", "stats", "usl", "recommend", "compare", "config", "preflight"]),
     ("search", &["stats", "recommend", "compare"]),
     ("self_check", &["stats"]),
     ("open_files", &[]),
@@ -49,7 +54,7 @@ const ONLY: [(&str, &[&str]); 13] = [
     ("sse", &[]),
     // It shares no type with the client, so that a mistake in the protocol cannot cancel out.
     ("simulator", &[]),
-    ("client", &["outcome", "sse", "config"]),
+    ("client", &["redact", "outcome", "sse", "config"]),
 ];
 
 /// What a module's code must not name.

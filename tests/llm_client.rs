@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use llm_concurrency::LlmClient;
 use llm_concurrency::client::{ChatRequest, LlmError};
-use llm_concurrency::config::{Config, Llm};
+use llm_concurrency::config::Llm;
 use llm_concurrency::outcome::Failure;
 use llm_concurrency::simulator::{RequestEnd, Simulator, SimulatorConfig};
 use servers::RawServer;
@@ -23,7 +23,7 @@ const GOOD: &str = r#"{"choices": [{"message": {"content": "Hello"}, "finish_rea
 
 fn client(base_url: &str, llm: Llm) -> LlmClient {
     let endpoint = base_url.parse().expect("a URL");
-    LlmClient::from_config(Config { llm: Llm { endpoint, ..llm }, ..Config::default() }).expect("a client")
+    LlmClient::from_config(Llm { endpoint: Some(endpoint), ..llm }, None).expect("a client")
 }
 
 fn runtime() -> Runtime {
@@ -130,8 +130,11 @@ fn a_call_that_waits_for_its_next_attempt_leaves_its_place_to_others() {
 
 #[test]
 fn the_simulator_of_the_suite_is_no_endpoint_for_a_client() {
-    let error = LlmClient::from_config(Config::default()).err().expect("no URL").to_string();
+    let endpoint = Some("simulator".parse().unwrap());
+    let error = LlmClient::from_config(Llm { endpoint, ..Llm::default() }, None).err().expect("no URL").to_string();
     assert!(error.contains("llm-concurrency simulate") && error.contains("LLM_ENDPOINT"), "{error}");
+    let error = LlmClient::from_config(Llm::default(), None).err().expect("no endpoint").to_string();
+    assert!(error.contains("llm.endpoint is missing"), "{error}");
 }
 
 /// README's program, as it stands there, in a crate of its own with README's dependencies. Compiles them anew.

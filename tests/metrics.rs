@@ -4,13 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use llm_concurrency::monitor::MetricsServer;
 use serde_json::Value;
 
 const CONFIG: &str = "llm: {endpoint: simulator, model: m}\nbenchmark: {seed: 7}\n\
@@ -29,8 +31,14 @@ impl Drop for Process {
 
 /// A run that serves its metrics, and where.
 fn run(folder: &Path) -> (Process, String, BufReader<impl Read>) {
+    run_with(folder, &["env"])
+}
+
+/// The same, begun by another command.
+fn run_with(folder: &Path, by: &[&str]) -> (Process, String, BufReader<impl Read>) {
     fs::write(folder.join("config.yaml"), CONFIG).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-concurrency"));
+    let mut command = Command::new(by[0]);
+    command.args(&by[1..]).arg(env!("CARGO_BIN_EXE_llm-concurrency"));
     command.args(["run", "--levels", "5,40", "--total-requests", "200", "--metrics-addr", "127.0.0.1:0"]);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("LLM_")) {
         command.env_remove(name);
@@ -109,6 +117,50 @@ fn series_of(query: &str, server: &str, from: u64, to: u64) -> usize {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Connections that send nothing, and how many of them are held.
+struct Idle(Vec<TcpStream>);
+
+impl Idle {
+    fn open(count: usize, address: &str) -> Self {
+        Idle((0..count).map(|_| TcpStream::connect(address).unwrap()).collect())
+    }
+
+    fn held(&self) -> usize {
+        let held = |mut stream: &TcpStream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        };
+        self.0.iter().filter(|stream| held(stream)).count()
+    }
+}
+
+#[test]
+fn few_idle_scrapers_are_held_and_none_of_them_for_long() {
+    let server = MetricsServer::start("127.0.0.1:0".parse().unwrap(), Arc::default()).unwrap();
+    let address = server.address().to_string();
+    let idle = Idle::open(100, &address);
+    for most in [16, 0] {
+        let start = Instant::now();
+        while idle.held() > most && start.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(idle.held() <= most, "{} are held", idle.held());
+    }
+    assert!(get(&address, "*/*").0.starts_with("http/1.1 200"));
+}
+
+/// Of a process that may have little more than the files that it needs.
+#[cfg(unix)]
+#[test]
+fn idle_scrapers_do_not_end_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut run, address, stderr) = run_with(folder.path(), &["sh", "-c", "ulimit -n 200; exec \"$0\" \"$@\""]);
+    let _idle = Idle::open(301, &address);
+    let said: Vec<String> = stderr.lines().map(|line| line.unwrap()).collect();
+    let code = run.0.wait().unwrap().code();
+    assert!(code == Some(0) || code == Some(3), "{said:?}");
 }
 
 #[test]

@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
 use axum::routing::post;
 use llm_concurrency::closed_loop::LoopPlan;
 use llm_concurrency::config::{Llm, RequestSettings};
-use llm_concurrency::outcome::{Failure, Reply};
+use llm_concurrency::outcome::{Counted, Failure, Period, Quota, RateLimit, Reply};
 use servers::{GOOD, RawServer, ok};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -303,29 +304,183 @@ fn ssl_cert_file_is_honoured() {
     assert!(server.versions.lock().unwrap().len() >= 30);
 }
 
-// ---- proxies ----
+// ---- quotas ----
+
+/// One 429 of a server whose token quota is used up while its request quota is not.
+#[test]
+fn a_429_tells_which_quota_and_how_long_to_wait() {
+    let text = "Rate limit reached for m on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000.";
+    let body = serde_json::json!({"error": {"message": text, "type": "tokens"}}).to_string();
+    let head = "429 X\r\nx-ratelimit-limit-requests: 100000\r\nx-ratelimit-remaining-requests: 99999\r\n\
+                x-ratelimit-limit-tokens: 30000\r\nx-ratelimit-reset-tokens: 2s\r\n\
+                date: Sun, 06 Nov 1994 08:49:37 GMT\r\nretry-after: Sun, 06 Nov 1994 08:49:57 GMT";
+    let answer = ok("application/json", &body).replacen("200 OK", head, 1);
+    let server = RawServer::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok());
+    let reply = servers::send_once(&server.base_url(), &Llm::default(), &whole());
+    assert_eq!(failure(&reply), (Some(Failure::RateLimited), format!("HTTP 429: {text}")));
+    assert_eq!(reply.retry_after, Some(Duration::from_secs(20)));
+    let said = RateLimit {
+        limit_requests: Some(100_000),
+        remaining_requests: Some(99_999),
+        limit_tokens: Some(30_000),
+        reset_tokens_s: Some(2.0),
+        exceeded: Some(Quota { counts: Counted::Tokens, limit: Some(30_000), per: Some(Period::Minute) }),
+        ..RateLimit::default()
+    };
+    assert_eq!(reply.rate_limit, Some(said));
+}
+
+// ---- counts and answers without content ----
+
+/// One answer, as a stream and in one piece.
+fn both_ways(content: &str, finish_reason: &str, usage: &str) -> [Reply; 2] {
+    let end = format!(r#""finish_reason":{finish_reason}}}],"usage":{usage}}}"#);
+    let whole_body = format!(r#"{{"choices":[{{"message":{{"content":"{content}"}},{end}"#);
+    let stream = format!(
+        "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{content}\"}}}}]}}\n\ndata: {{\"choices\":[{{\"delta\":{{}},{end}\n\ndata: [DONE]\n\n"
+    );
+    [(false, "application/json", whole_body), (true, "text/event-stream", stream)].map(|(stream, kind, body)| {
+        let answer = ok(kind, &body);
+        let server = RawServer::start(move |_, connection| connection.write_all(answer.as_bytes()).is_ok());
+        let request = RequestSettings { stream, ..RequestSettings::default() };
+        servers::send_once(&server.base_url(), &Llm::default(), &request)
+    })
+}
+
+/// A model may end its answer with its first token. An engine that has crashed answers without tokens, and no less fast.
+#[test]
+fn an_answer_that_its_first_token_ends_is_told_from_none() {
+    let ended = |reply: &Reply| (failure(reply).0, reply.chunks, reply.ttft.is_some(), reply.tokens.output);
+    for reply in both_ways("", r#""stop""#, r#"{"prompt_tokens":9,"completion_tokens":1}"#) {
+        assert_eq!(ended(&reply), (None, 0, false, Some(1)));
+    }
+    let nothing = Some(Failure::EmptyOutput);
+    for (finish_reason, usage, output) in [
+        (r#""stop""#, "null", None),
+        (r#""stop""#, r#"{"prompt_tokens":9,"completion_tokens":0}"#, Some(0)),
+        (r#""stop""#, r#"{"prompt_tokens":9}"#, None),
+        ("null", r#"{"completion_tokens":1}"#, Some(1)),
+    ] {
+        for reply in both_ways("", finish_reason, usage) {
+            assert_eq!(ended(&reply), (nothing, 0, false, output), "{finish_reason} {usage}");
+        }
+    }
+}
 
 #[test]
-fn the_proxy_variables_are_honoured_and_so_is_no_proxy() {
-    let folder = servers::folder("llm: {}\n");
+fn counts_are_read_however_they_are_written_and_nonsense_fails_no_answer() {
+    for (written, count) in [
+        ("5", Some(5)),
+        ("5.0", Some(5)),
+        (r#""5""#, Some(5)),
+        (r#"" 5.0 ""#, Some(5)),
+        ("-5", None),
+        ("5.5", None),
+        ("1e300", None),
+        ("99999999999", None),
+        (r#""NaN""#, None),
+        (r#""many""#, None),
+        ("null", None),
+        ("[5]", None),
+        ("{}", None),
+        ("true", None),
+    ] {
+        let usage = format!(r#"{{"prompt_tokens":7,"completion_tokens":{written},"prompt_tokens_details":{written}}}"#);
+        for reply in both_ways("x", r#""stop""#, &usage) {
+            assert_eq!(failure(&reply), (None, String::new()), "{written}");
+            assert_eq!(
+                (reply.tokens.input, reply.tokens.output, reply.tokens.cached),
+                (Some(7), count, None),
+                "{written}"
+            );
+        }
+    }
+    for usage in ["7", "[]", r#""none""#, r#"{"completion_tokens":1e999}"#] {
+        for reply in both_ways("x", r#""stop""#, usage) {
+            assert_eq!((failure(&reply).0, reply.tokens.output), (None, None), "{usage}");
+        }
+    }
+}
+
+// ---- what may not be sent ----
+
+#[test]
+fn what_would_replace_the_prompts_or_break_the_counts_is_refused_before_anything_is_sent() {
+    let server = RawServer::start(|_, stream| stream.write_all(ok("application/json", GOOD).as_bytes()).is_ok());
+    let check = |request: &str| {
+        let config =
+            format!("llm: {{endpoint: '{}', model: m}}\nbenchmark: {{request: {request}}}\n", server.base_url());
+        let output = servers::binary(servers::folder(&config).path()).arg("check").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (request, key, mend) in [
+        ("{extra_body: {messages: [{role: user, content: hi}]}}", "messages", "benchmark.request.prompts"),
+        ("{kind: completion, extra_body: {prompt: hi}}", "prompt", "benchmark.request.prompts"),
+        ("{kind: embedding, extra_body: {input: hi}}", "input", "benchmark.request.prompts"),
+        ("{extra_body: {model: other}}", "model", "llm.model"),
+        ("{extra_body: {stream: false}}", "stream", "benchmark.request.stream"),
+        ("{extra_body: {stream_options: {include_usage: false}}}", "stream_options", "include_usage: true"),
+        ("{extra_body: {max_tokens: 4096}}", "max_tokens", "benchmark.request.max_tokens"),
+        ("{extra_body: {max_tokens: null}}", "max_tokens", "benchmark.request.max_tokens"),
+        (
+            "{extra_body: {max_tokens: null, max_completion_tokens: 4096}}",
+            "max_completion_tokens",
+            "benchmark.request.max_tokens",
+        ),
+    ] {
+        let (code, said) = check(request);
+        assert_eq!(code, Some(1), "{request}: {said}");
+        assert!(said.contains(&format!("benchmark.request.extra_body.{key}: ")) && said.contains(mend), "{said}");
+    }
+    assert!(server.requests.lock().unwrap().is_empty());
+    let fine = [
+        "temperature: 0",
+        "stream_options: null",
+        "stream_options: {include_usage: true, x: 1}",
+        "max_tokens: null, max_completion_tokens: 64",
+    ];
+    for extra in fine {
+        let (code, said) = check(&format!("{{extra_body: {{{extra}}}}}"));
+        assert_eq!(code, Some(0), "{extra}: {said}");
+    }
+}
+
+// ---- proxies ----
+
+/// A proxy's own loopback is another machine's, or leads nowhere. 0.0.0.0 is this machine too, and no loopback.
+#[test]
+fn the_proxy_variables_are_honoured_but_for_this_machine_and_it_is_said() {
     let good =
         |_: &str, stream: &mut std::net::TcpStream| stream.write_all(ok("application/json", GOOD).as_bytes()).is_ok();
     let (proxy, server) = (RawServer::start(good), RawServer::start(good));
-    let run = |endpoint: &str, no_proxy: &str| {
-        let output = servers::binary(folder.path())
-            .args(["run", "--levels", "1", "--total-requests", "30", "--llm-endpoint", endpoint])
-            .env("HTTP_PROXY", format!("http://{}", proxy.address))
-            .env("NO_PROXY", no_proxy)
-            .output()
-            .unwrap();
+    let asked = |server: &RawServer| std::mem::take(&mut *server.requests.lock().unwrap());
+    let folder = servers::folder("llm: {endpoint: simulator}\n");
+    let by_proxy = format!("http://{}/", proxy.address);
+    let door = |args: &[&str], variable: &str, endpoint: &str, no_proxy: &str| {
+        let mut command = servers::binary(folder.path());
+        command.args(args).args(["--llm-endpoint", endpoint]).env(variable, &by_proxy).env("NO_PROXY", no_proxy);
+        let output = command.output().unwrap();
         assert!(matches!(output.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&output.stderr));
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat()
     };
-    run("http://llm.example/v1", "");
-    let through = proxy.requests.lock().unwrap().len();
-    assert!(through >= 30);
-    let first = proxy.requests.lock().unwrap()[0].clone();
-    assert!(first.starts_with("POST http://llm.example/v1/chat/completions HTTP/1.1"), "{first}");
-    run(&server.base_url(), "127.0.0.1");
-    assert!(server.requests.lock().unwrap().len() >= 30);
-    assert_eq!(proxy.requests.lock().unwrap().len(), through);
+    let run = ["run", "--levels", "1", "--total-requests", "30"];
+    let local = server.base_url();
+    let far = local.replace("127.0.0.1", "0.0.0.0");
+    let said = door(&run, "HTTP_PROXY", "http://llm.example/v1", "");
+    assert!(said.contains(&format!("against http://llm.example/v1 (through the proxy {by_proxy})")), "{said}");
+    let through = asked(&proxy);
+    assert!(through.len() >= 30);
+    assert!(through[0].starts_with("POST http://llm.example/v1/chat/completions HTTP/1.1"), "{}", through[0]);
+    for variable in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        let said = door(&["check"], variable, &far, "");
+        assert!(said.contains(&format!("proxy     {by_proxy} (")), "{said}");
+        assert!(!asked(&proxy).is_empty() && asked(&server).is_empty());
+        let here = local.replace("127.0.0.1", "localhost");
+        for (endpoint, no_proxy) in [("simulator", ""), (&local, ""), (&here, ""), (&far, "0.0.0.0")] {
+            let said = door(&["check"], variable, endpoint, no_proxy);
+            assert!(!said.contains("proxy"), "{endpoint}: {said}");
+            assert_eq!(asked(&proxy).len(), 0, "{endpoint}");
+            assert_eq!(asked(&server).is_empty(), endpoint == "simulator", "{endpoint}");
+        }
+    }
 }

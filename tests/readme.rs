@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use llm_concurrency::config::{Config, Env, Overrides, Settings};
 use llm_concurrency::outcome::Failure;
+use llm_concurrency::prompts::PromptError;
 use llm_concurrency::report::text::endpoint_problem;
-use llm_concurrency::snippets::SnippetError;
 use serde_json::{Value, json};
 
 fn read(path: &str) -> String {
@@ -23,7 +23,7 @@ fn troubleshooting_uses_the_words_of_the_errors() {
         .expect("the shipped settings");
     let problem = |kind| endpoint_problem(kind, "what was said", &settings);
     let errors = [
-        SnippetError::NotFound { path: PathBuf::from("prompts.json") }.to_string(),
+        PromptError::NotFound(PathBuf::from("prompts.json")).to_string(),
         problem(Failure::Connect),
         problem(Failure::Timeout),
         problem(Failure::ServerError),

@@ -2,7 +2,7 @@
 
 #![cfg(feature = "suite")]
 
-use llm_concurrency::outcome::RateLimit;
+use llm_concurrency::outcome::{Counted, Period, Quota, RateLimit};
 use llm_concurrency::recommend::{DriftCheck, Gate, Objective, Policy, Recommendation, Status, Verdict, recommend};
 use llm_concurrency::report::text;
 use llm_concurrency::stats::{
@@ -420,10 +420,81 @@ fn mainly_429_is_a_quota() {
     all[3] = failing(all[3].clone(), "RateLimited", 70);
     case("rate_limited", &all, &Policy::default(), Status::RateLimited, None);
     // The server may say how much it allows.
-    all[3].rate_limit = Some(RateLimit { limit_requests: Some(600), remaining_requests: Some(0), reset_s: Some(21.5) });
+    all[3].rate_limit = Some(RateLimit {
+        limit_requests: Some(600),
+        remaining_requests: Some(0),
+        reset_s: Some(21.5),
+        ..RateLimit::default()
+    });
     let reason = recommend(&all, &Policy::default()).reason;
     let stated = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
     assert!(reason.contains(stated), "{reason}");
+}
+
+/// A limit that was not the one in the way is not told as the cause.
+#[test]
+fn the_quota_that_was_used_up_is_named() {
+    let mut all = levels(&[(1, 5.0), (2, 9.5), (5, 10.0)]);
+    all[2] = failing(all[2].clone(), "RateLimited", 40);
+    (all[2].mean_output_tokens, all[2].mean_input_tokens) = (Some(50.0), Some(150.0));
+    let headers = RateLimit {
+        limit_requests: Some(100_000),
+        remaining_requests: Some(99_999),
+        limit_tokens: Some(30_000),
+        reset_tokens_s: Some(2.0),
+        ..RateLimit::default()
+    };
+    let quota = |counts, limit, per| Some(Quota { counts, limit, per });
+    let by_header = "the server states 30000 tokens (x-ratelimit-limit-tokens, full again in 2.00 s). Keep";
+    for (exceeded, what, stated) in [
+        (quota(Counted::Tokens, None, None), "a token quota is the limit", by_header),
+        (
+            quota(Counted::Tokens, Some(30_000), Some(Period::Minute)),
+            "a token quota is the limit, not concurrency; about 10.00 requests per second (600 a minute, 120000 tokens, prompts included) passed",
+            "the server states 30000 tokens a minute. Keep",
+        ),
+        (
+            quota(Counted::Requests, Some(200), Some(Period::Day)),
+            "a request quota is the limit, not concurrency; keep to what is granted; ",
+            "the server states 200 requests a day (or ask",
+        ),
+        (
+            None,
+            "a quota is the limit",
+            "the server states 100000 requests (x-ratelimit-limit-requests) and 30000 tokens (x-ratelimit-limit-tokens",
+        ),
+    ] {
+        all[2].rate_limit = Some(RateLimit { exceeded, ..headers });
+        let reason = recommend(&all, &Policy::default()).reason;
+        assert!(reason.contains(what) && reason.contains(stated), "{reason}");
+        assert_eq!(reason.contains("100000 requests"), exceeded.is_none(), "{reason}");
+    }
+    // A later success says what is granted, and not what was in the way.
+    let refused = RateLimit { exceeded: quota(Counted::Tokens, None, None), ..headers };
+    assert_eq!(refused.updated(headers).exceeded, refused.exceeded);
+}
+
+/// All levels alike, so that none has fewer tokens than the others.
+#[test]
+fn answers_that_their_first_token_ends_are_said_and_too_many_of_them_fail_a_level() {
+    let mut all = levels(&[(1, 10.0), (2, 20.0), (4, 20.5)]);
+    let with = |level: &LevelSummary, count| LevelSummary { ended_at_once: Some(count), ..level.clone() };
+    let few: Vec<_> = all.iter().map(|level| with(level, 5)).collect();
+    let recommendation = recommend(&few, &Policy::default());
+    assert_eq!(recommendation.recommended_concurrency, Some(2));
+    assert!(
+        recommendation
+            .notes
+            .contains(&"level 1: 5 answers have no content, since their first token ended them".to_owned())
+    );
+    all = all.iter().map(|level| with(level, level.succeeded.unwrap())).collect();
+    let recommendation = recommend(&all, &Policy::default());
+    assert_eq!(recommendation.status, Status::NoQualifyingLevel);
+    assert!(
+        recommendation.reason.contains("answers ended with their first token (output_shrank)"),
+        "{}",
+        recommendation.reason
+    );
 }
 
 /// A burst passes first and makes a low level look fast; what is granted shows at the highest.
@@ -434,11 +505,9 @@ fn the_rate_of_a_quota_is_that_after_the_burst() {
     all[2] = failing(all[2].clone(), "RateLimited", 60);
     let recommendation = recommend(&all, &Policy::default());
     assert_eq!(recommendation.status, Status::RateLimited);
-    assert!(
-        recommendation
-            .reason
-            .contains("about 10.30 requests per second (618 a minute) passed at level 10. Keep to that rate")
-    );
+    assert!(recommendation.reason.contains(
+        "about 10.30 requests per second (618 a minute, 30900 output tokens) passed at level 10. Keep to that rate"
+    ));
     all[1].throughput_rps = None;
     all[2].throughput_rps = None;
     let reason = recommend(&all, &Policy::default()).reason;

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use llm_concurrency::config::{Config, Env, Overrides, Settings};
 use llm_concurrency::outcome::{Phase, RequestOutcome};
+use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::results::{
     Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, RunSettings,
     criterion_id, load_measured,
 };
 use llm_concurrency::search::{Stage, Step};
-use llm_concurrency::snippets::{self, Prompt};
 use llm_concurrency::stats::{LevelState, Reach, Sample};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -24,8 +24,14 @@ fn prompts() -> Vec<Prompt> {
     vec![Prompt { id: "a".to_owned(), size: "small".to_owned(), text: "Say hello".to_owned() }]
 }
 
+fn settings(yaml: &str) -> Settings {
+    let path = Path::new("config.yaml");
+    let config = Config::parse(yaml, path).unwrap();
+    Settings::resolve(path.to_owned(), config, &Env::default(), Overrides::default()).unwrap()
+}
+
 fn identity(yaml: &str) -> Identity {
-    Identity::of(&Config::parse(yaml, Path::new("config.yaml")).unwrap(), &prompts())
+    Identity::of(&settings(yaml), &prompts())
 }
 
 /// A target folder in the making: Criterion's files and run folders.
@@ -306,9 +312,8 @@ fn other_prompts_are_another_target() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
-    let config = Config::parse(CONFIG, Path::new("config.yaml")).unwrap();
     let other = [Prompt { text: "Say goodbye".to_owned(), ..prompts()[0].clone() }];
-    let error = load_measured(&disk.places(), &Identity::of(&config, &other)).unwrap_err();
+    let error = load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other)).unwrap_err();
     let text = message(&error, &disk);
     assert!(text.contains("prompts (hash): measured with ") && text.contains("not mixed"), "{text}");
 }
@@ -499,20 +504,20 @@ fn without_a_prompts_file_the_same_snippets_come_from_memory() {
         Settings::resolve(path, config, &Env::default(), Overrides::default()).unwrap()
     };
     let unset = settings(CONFIG);
-    let from_memory = snippets::of_run(&unset).unwrap();
-    let shipped = snippets::load(Path::new(env!("CARGO_MANIFEST_DIR")).join(snippets::DEFAULT_PATH)).unwrap();
+    let from_memory = prompts::of_run(&unset).unwrap();
+    let shipped = prompts::load(Path::new(env!("CARGO_MANIFEST_DIR")).join(prompts::DEFAULT_PATH)).unwrap();
     assert_eq!(from_memory, shipped);
 
     // A file at the default place is taken.
-    let file = folder.path().join(snippets::DEFAULT_PATH);
+    let file = folder.path().join(prompts::DEFAULT_PATH);
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, "[\"mine\"]").unwrap();
-    assert_eq!(snippets::of_run(&unset).unwrap()[0].text, "mine");
+    assert_eq!(prompts::of_run(&unset).unwrap()[0].text, "mine");
     // One that is there but broken is not passed over.
     fs::write(&file, "").unwrap();
-    assert!(snippets::of_run(&unset).unwrap_err().to_string().contains("is empty"));
+    assert!(prompts::of_run(&unset).unwrap_err().to_string().contains("is empty"));
 
     let named = settings(&format!("{CONFIG}benchmark: {{request: {{prompts: gone.json}}}}"));
-    let error = snippets::of_run(&named).unwrap_err().to_string();
+    let error = prompts::of_run(&named).unwrap_err().to_string();
     assert!(error.starts_with("Test data file not found: ") && error.contains("gone.json"), "{error}");
 }

@@ -24,6 +24,9 @@ const KEY: &str = "zqxj-key-0123456789abcdefghij";
 const USERINFO: &str = "zqxjuser:zqxj%2Fp+ss";
 const BASIC: &str = "enF4anVzZXI6enF4ai9wK3Nz";
 const QUERY: &str = "token=zqxj%20query%2B1&zqxj-second=zqxj-2";
+/// What `extra_body` holds.
+const IN_BODY: &str = r#"{temperature: 0.5, gateway: {x-api-key: zqxj-body-"1"/2, password: 76543210}}"#;
+const PIN: &str = "76543210";
 
 /// Kinds of failing answers.
 const BAD_ANSWERS: usize = 13;
@@ -35,7 +38,10 @@ fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
     let line = format!("{first} {}", rest.replace("\r\n", " "));
     // Also decoded, as a server's log shows it; and at changing places, so that quotes end in the midst of a secret.
     let decoded = line.replace("%2F", "/").replace("%20", " ").replace("%2B", "+");
-    let said = format!("{}{line} {decoded} zqxjuser zqxj/p+ss", "x ".repeat(number * 7 % 120));
+    // With characters in it that are not seen once they are printed, or not to be printed at all.
+    let split: Vec<String> =
+        ["\u{1}", "\u{202e}", "\u{200b}"].iter().map(|hidden| split_at_all(&decoded, hidden)).collect();
+    let said = format!("{}{line} {decoded} zqxjuser zqxj/p+ss {}", "x ".repeat(number * 7 % 120), split.join(" "));
     let quoted = serde_json::json!(said).to_string();
     let header = request.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization:")).unwrap_or("a: x");
     let header = header.split_once(": ").unwrap().1;
@@ -65,11 +71,16 @@ fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
     stream.write_all(answer.as_bytes()).is_ok() && kind != 13
 }
 
-/// The number of the next answer can be set.
-fn echoing_server(next: &Arc<AtomicUsize>) -> RawServer {
+/// Every secret in it, split by such a character.
+fn split_at_all(text: &str, hidden: &str) -> String {
+    text.replace(MARK, &format!("zq{hidden}xj")).replace("body", &format!("bo{hidden}dy"))
+}
+
+/// The number of the next answer can be set; each request takes `step` of them.
+fn echoing_server(next: &Arc<AtomicUsize>, step: usize) -> RawServer {
     let next = next.clone();
     RawServer::start(move |request, stream| {
-        let number = if request.starts_with("POST ") { next.fetch_add(1, Relaxed) } else { next.load(Relaxed) };
+        let number = next.fetch_add(if request.starts_with("POST ") { step } else { 0 }, Relaxed);
         echo(number, request, stream)
     })
 }
@@ -87,7 +98,7 @@ fn assert_silent(what: &str, output: &Output) {
 fn shows_secret(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
     // Of the base64 a part is enough, too.
-    text.contains(MARK) || text.contains(&BASIC[..8].to_ascii_lowercase())
+    text.contains(MARK) || text.contains(PIN) || text.contains(&BASIC[..8].to_ascii_lowercase())
 }
 
 /// Reads all files below; returns how many.
@@ -132,13 +143,19 @@ fn doors(folder: &Path) -> Vec<(&'static str, Command)> {
 fn no_door_shows_a_secret_that_the_server_echoes() {
     for (userinfo, sent) in [(format!("{USERINFO}@"), BASIC), (String::new(), KEY)] {
         let next = Arc::new(AtomicUsize::new(0));
-        let server = echoing_server(&next);
+        let server = echoing_server(&next, 1);
         let endpoint = format!("http://{userinfo}{}/v1?{QUERY}", server.address);
-        let folder = servers::folder(&format!("llm: {{endpoint: '{endpoint}', model: m}}\n"));
+        let folder = servers::folder(&format!(
+            "llm: {{endpoint: '{endpoint}', model: m}}\nbenchmark: {{request: {{extra_body: {IN_BODY}}}}}\n"
+        ));
         std::fs::write(folder.path().join(".env"), format!("LLM_API_KEY={KEY}\n")).unwrap();
+        // A refusal may pass the second time, so that this one always says the same.
+        let stubborn = echoing_server(&next, 0);
+        let always_bad = endpoint.replace(&server.address.to_string(), &stubborn.address.to_string());
         for bad in 0..BAD_ANSWERS {
             next.store(3 * bad + 2, Relaxed);
-            let output = servers::binary(folder.path()).arg("check").output().unwrap();
+            let check = ["check", "--llm-endpoint", &always_bad];
+            let output = servers::binary(folder.path()).args(check).output().unwrap();
             assert_eq!(output.status.code(), Some(1), "answer {bad} is bad");
             assert_silent("check", &output);
         }
@@ -161,6 +178,10 @@ fn no_door_shows_a_secret_that_the_server_echoes() {
         assert!(assert_files_silent(folder.path()) > 20);
         let sidecars = sidecar_text(&target.join("concurrency"));
         assert!(sidecars.contains("[redacted]"), "the echoes were quoted, without the secrets");
+        assert!(requests.iter().filter(|request| request.starts_with("POST")).all(|request| request.contains(PIN)));
+        // What is no secret is kept, and that there was one.
+        let run = sidecars.lines().find(|line| line.contains("x-api-key")).unwrap();
+        assert!(run.contains("[redacted ") && sidecars.contains(r#""temperature": 0.5"#), "{run}");
     }
 }
 
@@ -211,5 +232,102 @@ fn no_message_about_the_env_file_shows_a_secret() {
         let output = servers::binary(folder.path()).arg("check").output().unwrap();
         assert!(!output.status.success(), "{text}");
         assert_silent(&text, &output);
+    }
+}
+
+/// A proxy that refuses, and says whom.
+#[test]
+fn no_door_shows_a_secret_of_the_proxy() {
+    let proxy = RawServer::start(|request, stream| {
+        let header = request.lines().find_map(|line| line.split_once("roxy-authorization: Basic ")).unwrap().1;
+        let body = format!("{header} of zqxjuser:zqxj/p+ss is not known");
+        stream.write_all(ok("text/plain", &body).replacen("200 OK", "407 X", 1).as_bytes()).is_ok()
+    });
+    let folder = servers::folder("llm: {endpoint: 'http://llm.example/v1', model: m}\n");
+    for args in [&["check"][..], &["run", "--levels", "1", "--total-requests", "30"]] {
+        let url = format!("http://{USERINFO}@{}/", proxy.address);
+        let output = servers::binary(folder.path()).args(args).env("HTTP_PROXY", url).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert_silent("a door", &output);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains("HTTP 407: [redacted]") && said.contains(&format!("http://{}/", proxy.address)),
+            "{said}"
+        );
+    }
+}
+
+// ---- what would act on a terminal ----
+
+/// Characters that no output may hold: they act on a terminal, turn text around, or are not seen.
+#[track_caller]
+fn assert_plain(what: &str, output: &Output) {
+    for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+        let text = String::from_utf8_lossy(bytes);
+        let found =
+            text.chars().find(|c| c.is_control() && !matches!(c, '\r' | '\n') || matches!(c, '\u{200b}' | '\u{202e}'));
+        assert_eq!(found, None, "{name} of {what}: {text:?}");
+    }
+}
+
+const ODD: &str = "m\u{1b}]0;title\u{7}\u{202e}x\u{200b}";
+
+#[test]
+fn a_model_with_characters_that_are_not_seen_is_refused_and_not_printed() {
+    let folder = servers::folder("llm: {endpoint: 'http://127.0.0.1:9/v1'}\n");
+    for args in [&["check"][..], &["run", "--levels", "1"], &["run", "--llm-model", ODD]] {
+        let output = servers::binary(folder.path()).args(args).env("LLM_MODEL", ODD).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("llm.model: holds a character"), "{args:?}");
+        assert_plain("LLM_MODEL", &output);
+    }
+}
+
+#[test]
+fn nothing_in_a_file_acts_on_a_terminal() {
+    let level = |level: usize| {
+        serde_json::json!({
+            "concurrency": level, "requests": 100, "succeeded": 90, "failures": {ODD: 10}, "notes": [ODD],
+            "throughput_rps": {"estimate": 5.0}, "state": "hopeless", "reason": ODD, "by_size": [{"size": ODD}],
+        })
+    };
+    let results = serde_json::json!({
+        "schema": "llm-concurrency/results/v1", "model": ODD, "endpoint": ODD, "started_at": ODD, "run_id": ODD,
+        "levels": [level(1), level(2)],
+    });
+    let cases = [
+        ("results.json", results.to_string(), vec!["recommend", "--results", "results.json"], "measured: m]0;titlex"),
+        ("results.json", results.to_string(), vec!["report", "results.json", "--format", "csv"], "5"),
+        (
+            "broken.json",
+            serde_json::json!({"schema": ODD}).to_string(),
+            vec!["recommend", "--results", "broken.json"],
+            "schema",
+        ),
+        (
+            "prompts.json",
+            serde_json::json!([{"size": ODD, "text": "x"}, {"size": "y", "text": "y"}]).to_string(),
+            vec!["run", "--levels", "1", "--total-requests", "30"],
+            "",
+        ),
+        (
+            "config.yaml",
+            format!("llm: {{endpoint: simulator}}\nbenchmark: {{{}: 1}}\n", serde_json::json!(ODD)),
+            vec!["check"],
+            "unknown field",
+        ),
+    ];
+    for (file, text, args, part) in cases {
+        let folder = servers::folder("llm: {endpoint: simulator}\nbenchmark: {request: {prompts: prompts.json}}\n");
+        std::fs::write(folder.path().join("prompts.json"), r#"["x"]"#).unwrap();
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let output = servers::binary(folder.path()).args(&args).output().unwrap();
+        let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+        assert!(said.contains(part), "{args:?}: {said}");
+        assert_plain(&format!("{args:?}"), &output);
+        for report in std::fs::read_dir(folder.path().join("results")).into_iter().flatten() {
+            let text = std::fs::read_to_string(report.unwrap().path()).unwrap();
+            assert!(!text.contains(['\u{1b}', '\u{202e}', '\u{200b}']), "{args:?}: a file in results");
+        }
     }
 }

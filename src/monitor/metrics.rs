@@ -7,10 +7,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderMap, header};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -18,7 +22,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::histogram::Times;
 use super::{Live, PhaseCounts, PhaseLook};
@@ -34,6 +38,11 @@ const BOUNDS_S: [f64; 22] = [
 ];
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Connections to `/metrics` at a time; one more is closed at once.
+const MOST_SCRAPERS: usize = 16;
+/// From the connection to the last byte of the answer.
+const LONGEST_SCRAPE: Duration = Duration::from_secs(5);
 
 /// Why there are no metrics.
 #[derive(Debug, Error)]
@@ -69,18 +78,19 @@ impl MetricsServer {
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let serve = async move {
+            let serving = async move {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let registry = Arc::new(registry(live));
                 let app = Router::new().route("/metrics", get(move |headers| scrape(registry.clone(), headers)));
                 tokio::select! {
-                    served = axum::serve(listener, app) => served,
-                    _ = dropped => Ok(()),
+                    () = serve(listener, app) => {}
+                    _ = dropped => {}
                 }
+                Ok::<_, io::Error>(())
             };
             // The address is bound, so that all that can go wrong later are single connections.
-            let serve = move || drop(runtime.block_on(serve));
-            std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;
+            let serving = move || drop(runtime.block_on(serving));
+            std::thread::Builder::new().name("metrics".to_owned()).spawn(serving)?;
             Ok(address)
         };
         let address = start().map_err(|cause| MetricsError::Listen { address, cause })?;
@@ -90,6 +100,26 @@ impl MetricsServer {
     /// Where it serves.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+}
+
+/// Each connection is for one scrape, and none for long: those who only hold one must not use up the open files that the
+/// measurement needs.
+async fn serve(listener: tokio::net::TcpListener, app: Router) {
+    let places = Arc::new(Semaphore::new(MOST_SCRAPERS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Too many open files, perhaps; it may pass.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let service = TowerToHyperService::new(app.clone());
+        tokio::spawn(async move {
+            let scrape = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(LONGEST_SCRAPE, scrape).await;
+            drop(place);
+        });
     }
 }
 
@@ -250,6 +280,7 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
     let latency = family("final_latency_seconds", "Percentiles of a level's latency");
     let ttft = family("final_time_to_first_token_seconds", "Percentiles of a level's time to first token");
     let recommended = family("final_recommended_level", "The recommended number of requests in parallel");
+    let simulated = family("final_simulated", "1 where the embedded simulator was measured, and no server");
     let ended = family("final_timestamp_seconds", "When the run ended, seconds since 1970");
     for level in &recommendation.levels {
         let summary = &level.summary;
@@ -269,6 +300,7 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
         }
     }
     set(&recommended, &Vec::new(), recommendation.recommended_concurrency.map(|level| level as f64));
+    set(&simulated, &Vec::new(), Some(f64::from(recommendation.simulated)));
     set(&ended, &Vec::new(), Some(ended_s));
     plain(&openmetrics(&registry))
 }

@@ -70,6 +70,7 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     let charts: Vec<&Chart> =
         sections.iter().flat_map(|section| &section.figures).filter_map(|figure| figure.chart.as_ref().ok()).collect();
     let title = match runs {
+        [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),
         [run] => format!("Concurrency of {}", run.about.model.as_deref().unwrap_or("an LLM endpoint")),
         _ => "Two runs compared".to_owned(),
     };
@@ -223,7 +224,7 @@ impl Answer {
         let recommendation = &run.recommendation;
         let status = recommendation.status;
         let mut notes = Vec::new();
-        if recommendation.provisional && recommendation.recommended_concurrency.is_some() {
+        if is_provisional(recommendation) {
             notes.push(
                 "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
             );
@@ -234,7 +235,7 @@ impl Answer {
         Answer {
             label: title(run),
             sentence: sentence(recommendation),
-            status: status.name(),
+            status: if is_provisional(recommendation) { "provisional" } else { status.name() },
             meaning: meaning(status),
             mood: match status {
                 _ if recommendation.recommended_concurrency.is_none() => "none",
@@ -292,11 +293,20 @@ fn sentence(recommendation: &Recommendation) -> String {
         Some([low, high]) => format!("95\u{a0}%\u{a0}interval {low} to {high}"),
         None => "interval unknown".to_owned(),
     };
-    match recommendation.recommended_concurrency {
+    let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
+    let sentence = match recommendation.recommended_concurrency {
+        Some(pick) if recommendation.provisional => {
+            format!("First look: about {pick} in parallel, not confirmed ({interval}, status {status}).")
+        }
         Some(1) => format!("Send 1 request at a time ({interval}, status {status})."),
         Some(pick) => format!("Send {pick} requests in parallel ({interval}, status {status})."),
         None => format!("There is no number to recommend (status {status})."),
-    }
+    };
+    format!("{simulated}{sentence}")
+}
+
+fn is_provisional(recommendation: &Recommendation) -> bool {
+    recommendation.provisional && recommendation.recommended_concurrency.is_some()
 }
 
 fn meaning(status: Status) -> &'static str {
@@ -654,7 +664,7 @@ mod tests {
     fn a_bare_run_renders_and_says_what_is_missing() {
         let page = page(&[run(&[level(1, 5.0), level(10, 40.0), level(20, 41.0)])]).expect("it renders");
         for part in [
-            "Send 10 requests in parallel",
+            "First look: about 10 in parallel, not confirmed",
             "interval unknown",
             "Provisional",
             "The error rate of every level",

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::outcome::{Failure, Phase, RequestOutcome};
+use crate::reasons::Reasons;
 use crate::stats::quantile;
 
 /// Bins of the requests in flight, all measurements together; each has at least [`FEWEST`] beside that.
@@ -14,8 +15,6 @@ const PER_RATE_BIN: f64 = 10.0;
 const FEWEST: f64 = 4.0;
 /// Different reasons that are kept.
 const REASONS: usize = 12;
-/// Characters of a reason that are kept.
-const REASON_LENGTH: usize = 240;
 
 /// The requests of one measurement of one level, as they are read: in columns, of 9 bytes each, since there may be
 /// millions.
@@ -28,7 +27,7 @@ pub struct Measurement {
     /// Seconds from there to the end; NaN if it was cut off.
     lengths: Vec<f32>,
     ends: Vec<End>,
-    reasons: BTreeMap<(Failure, String), u64>,
+    reasons: Reasons,
 }
 
 /// How a request ended, as far as the curves want to know.
@@ -57,9 +56,7 @@ impl Measurement {
             (None, _) => End::Uncounted,
         });
         if let (Some(kind), Phase::Measured) = (outcome.failure, outcome.phase) {
-            let text = outcome.error.unwrap_or_default();
-            let text: String = text.chars().take(REASON_LENGTH).collect();
-            *self.reasons.entry((kind, text)).or_default() += 1;
+            self.reasons.add(kind, outcome.error.as_deref().unwrap_or_default());
         }
     }
 
@@ -163,10 +160,10 @@ impl Curves {
 fn reasons(measurements: &[Measurement]) -> (Vec<Reason>, usize) {
     let mut all: BTreeMap<(Failure, &str), Reason> = BTreeMap::new();
     for measurement in measurements {
-        for ((kind, text), &count) in &measurement.reasons {
-            let new = || Reason { kind: *kind, text: text.clone(), count: 0, levels: Vec::new() };
-            let reason = all.entry((*kind, text)).or_insert_with(new);
-            reason.count += count;
+        for ((kind, common), of_level) in measurement.reasons.groups() {
+            let new = || Reason { kind: *kind, text: of_level.text.clone(), count: 0, levels: Vec::new() };
+            let reason = all.entry((*kind, common)).or_insert_with(new);
+            reason.count += of_level.count;
             reason.levels.push(measurement.level);
         }
     }

@@ -4,7 +4,8 @@ use std::fmt::{self, Write as _};
 
 use crate::compare::{Change, Comparison, Doubt, Moved, Regression};
 use crate::config::{Endpoint, Settings};
-use crate::outcome::Failure;
+use crate::outcome::{Failed, Failure};
+use crate::preflight::{Probe, Which};
 use crate::recommend::{JudgedLevel, Recommendation, Verdict, passing, percent, seconds};
 use crate::stats::{Distribution, Estimate, LevelSummary, SizeSummary};
 
@@ -146,10 +147,24 @@ fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
 
 /// Why a level got its verdict, and its failures by kind; empty for a plain pass without any.
 pub(super) fn why(level: &JudgedLevel) -> String {
-    let failures: Vec<String> = level.summary.failures.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let mut failures: Vec<String> =
+        level.summary.failures.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let main = level.summary.main_failure.as_ref().filter(|_| level.verdict == Verdict::Fail);
+    failures.extend(main.map(|reason| format!("mostly \"{}\"", cut(&reason.text, LONGEST_QUOTE))));
     let failures = if failures.is_empty() { String::new() } else { format!("({})", failures.join(", ")) };
     let parts = [level.why.as_str(), failures.as_str()];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Characters of a server's own words in the table.
+const LONGEST_QUOTE: usize = 100;
+
+/// The beginning of a text.
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// The answer as a user would want it.
@@ -158,9 +173,13 @@ pub fn answer(recommendation: &Recommendation) -> String {
     match chosen(recommendation) {
         Some(level) => describe_choice(&mut text, recommendation, level),
         None => {
-            let _ = writeln!(text, "No recommendation ({})", recommendation.status.name());
+            let simulated = if recommendation.simulated { "SIMULATED, " } else { "" };
+            let _ = writeln!(text, "No recommendation ({simulated}{})", recommendation.status.name());
             let _ = writeln!(text, "  {}", recommendation.reason);
         }
+    }
+    if recommendation.simulated {
+        let _ = writeln!(text, "  SIMULATED: the embedded simulator was measured, no server of yours");
     }
     for note in recommendation.notes.iter().chain(&advice(recommendation)) {
         let _ = writeln!(text, "  note: {note}");
@@ -180,13 +199,13 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
         Some([low, high]) => format!(", interval {low} to {high}"),
         None => String::new(),
     };
-    let provisional = if recommendation.provisional { ", provisional" } else { "" };
-    let _ = writeln!(
-        text,
-        "Optimal concurrency: {}  (status {}{interval}{provisional})",
-        summary.concurrency,
-        recommendation.status.name()
-    );
+    let simulated = if recommendation.simulated { "SIMULATED, " } else { "" };
+    let (answer, provisional) = match recommendation.provisional {
+        true => (format!("First look: about {}, not confirmed", summary.concurrency), "provisional, "),
+        false => (format!("Optimal concurrency: {}", summary.concurrency), ""),
+    };
+    let status = recommendation.status.name();
+    let _ = writeln!(text, "{answer}  ({simulated}{provisional}status {status}{interval})");
     let _ = writeln!(text, "  {}", recommendation.reason);
     let latency = summary.latency_s.unwrap_or_default();
     let time = |value: Option<f64>| value.map_or_else(dash, seconds);
@@ -372,9 +391,26 @@ fn moved(moved: Moved) -> &'static str {
     }
 }
 
+/// What to say when one of the run's own prompts was refused before anything was measured.
+pub fn refused_prompt(probe: &Probe, settings: &Settings) -> String {
+    let Some(Failed { kind, message }) = &probe.reply.failure else { return String::new() };
+    if probe.which == Which::Typical {
+        return endpoint_problem(*kind, message, settings);
+    }
+    format!(
+        "High error rates: {} takes a typical prompt and refuses the longest ({}, {} characters), so a share of the requests \
+         would fail at every level\n  {kind}: {message}\n\nIf it does not fit the model's context, take shorter prompts \
+         (benchmark.request.prompts) or shorter answers (benchmark.request.max_tokens), or start the server with a longer \
+         context.",
+        settings.endpoint.redacted(),
+        probe.id,
+        probe.characters,
+    )
+}
+
 /// What to say when every request of the first level failed.
 pub fn endpoint_problem(kind: Failure, message: &str, settings: &Settings) -> String {
-    let endpoint = settings.config.llm.endpoint.redacted();
+    let endpoint = settings.endpoint.redacted();
     let (what, mend) = match kind {
         Failure::Connect => (
             format!("LLM connection error: no request reached {endpoint}"),
@@ -402,9 +438,9 @@ fn hint(message: &str) -> &'static str {
 /// The same request by hand.
 pub fn curl(settings: &Settings) -> String {
     let llm = &settings.config.llm;
-    let url = match &llm.endpoint {
+    let url = match &settings.endpoint {
         Endpoint::Simulator => "http://127.0.0.1:8000/v1".to_owned(),
-        Endpoint::Url(_) => llm.endpoint.redacted(),
+        endpoint => endpoint.redacted(),
     };
     let key = if settings.api_key.is_some() { " -H \"Authorization: Bearer $LLM_API_KEY\"" } else { "" };
     let body = serde_json::json!({

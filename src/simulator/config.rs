@@ -32,7 +32,10 @@ pub struct SimulatorConfig {
     pub seed: u64,
     /// Requests that are let through per minute; one more is answered with 429. More than 0; `None`: no limit.
     pub requests_per_minute: Option<f64>,
-    /// Requests that may come at once before that limit bites; `None`: a tenth of a minute's. 1 or more.
+    /// Tokens that are let through per minute, by each request's prompt and `max_tokens`, a tenth of them at once; `None`:
+    /// no limit.
+    pub tokens_per_minute: Option<f64>,
+    /// Requests that may come at once before `requests_per_minute` bites; `None`: a tenth of a minute's. 1 or more.
     pub burst: Option<u32>,
     /// What a 429 asks for in `Retry-After`, in whole seconds; `None`: the time until the limit lets one through.
     pub retry_after_s: Option<u32>,
@@ -54,6 +57,7 @@ impl Default for SimulatorConfig {
             output_tokens: OutputTokens::LogNormal { median: 50.0, sigma: 0.35 },
             seed: 42,
             requests_per_minute: None,
+            tokens_per_minute: None,
             burst: None,
             retry_after_s: None,
             prefix_cache: false,
@@ -79,9 +83,10 @@ impl SimulatorConfig {
             require((0.0..=LONGEST_MS).contains(&value), key, value, range)?;
         }
         validate_output_tokens(&self.output_tokens)?;
-        if let Some(limit) = self.requests_per_minute {
+        let limits = [("requests_per_minute", self.requests_per_minute), ("tokens_per_minute", self.tokens_per_minute)];
+        for (key, limit) in limits.iter().filter_map(|(key, limit)| Some((key, (*limit)?))) {
             let range = "a number from 0.001 to 1000000000, or null for no limit";
-            require((0.001..=1e9).contains(&limit), "requests_per_minute", limit, range)?;
+            require((0.001..=1e9).contains(&limit), key, limit, range)?;
         }
         require(self.burst != Some(0), "burst", 0, "1 or more, or null for a tenth of requests_per_minute")?;
         self.faults.validate()

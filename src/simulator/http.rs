@@ -43,26 +43,23 @@ pub(super) struct App {
     engine: EngineHandle,
     lengths: Arc<OutputLengths>,
     log: Arc<RequestLog>,
-    limit: Option<Arc<Mutex<TokenBucket>>>,
+    request_limit: Option<Arc<Mutex<TokenBucket>>>,
+    token_limit: Option<Arc<Mutex<TokenBucket>>>,
     cache: Option<Arc<Mutex<PrefixCache>>>,
 }
 
 impl App {
     pub(super) fn new(config: SimulatorConfig, engine: EngineHandle, log: Arc<RequestLog>) -> Self {
-        let limit = config.requests_per_minute.map(|limit| TokenBucket::new(limit, config.burst(), Instant::now()));
+        let bucket = |limit, burst| Arc::new(Mutex::new(TokenBucket::new(limit, burst, Instant::now())));
         App {
             engine,
             lengths: Arc::new(OutputLengths::new(config.seed, config.output_tokens.clone())),
             log,
-            limit: limit.map(|bucket| Arc::new(Mutex::new(bucket))),
+            request_limit: config.requests_per_minute.map(|limit| bucket(limit, config.burst().into())),
+            token_limit: config.tokens_per_minute.map(|limit| bucket(limit, limit / 10.0)),
             cache: config.prefix_cache.then(Arc::default),
             config: Arc::new(config),
         }
-    }
-
-    fn take_from_limit(&self) -> Result<(), Duration> {
-        let Some(limit) = &self.limit else { return Ok(()) };
-        limit.lock().expect("no thread panics while it holds the limit").take(Instant::now())
     }
 
     /// Tokens of the prompt that need no prefill; `None` where there is no prefix cache.
@@ -70,6 +67,11 @@ impl App {
         let mut cache = self.cache.as_ref()?.lock().expect("no thread panics while it holds the cache");
         Some((cache.look_up(prompt) / CHARS_PER_TOKEN) as u32)
     }
+}
+
+fn take(limit: &Option<Arc<Mutex<TokenBucket>>>, amount: f64) -> Result<(), Duration> {
+    let Some(limit) = limit else { return Ok(()) };
+    limit.lock().expect("no thread panics while it holds the limit").take(amount, Instant::now())
 }
 
 /// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
@@ -164,8 +166,8 @@ fn router(app: App) -> Router {
 
 async fn generate(app: App, route: Route, request: Request) -> Response {
     let mut open = app.log.arrive(route.path());
-    if let Err(wait) = app.take_from_limit() {
-        return too_many(&app, open, RequestEnd::RateLimited, wait);
+    if let Err(wait) = take(&app.request_limit, 1.0) {
+        return too_many(&app, open, RequestEnd::RateLimited, wait, "too many requests");
     }
     let connection = request.extensions().get::<ConnectInfo<ResetSwitch>>().cloned();
     let asked = match read_request(route, request).await {
@@ -176,6 +178,10 @@ async fn generate(app: App, route: Route, request: Request) -> Response {
             return error_response(status, "invalid_request_error", &message);
         }
     };
+    let requested = prompt_tokens(&asked.prompt).saturating_add(asked.max_tokens.unwrap_or_default());
+    if let Err(wait) = take(&app.token_limit, requested.into()) {
+        return too_many_tokens(&app, open, wait, requested);
+    }
     let fault = app.config.faults.of(app.config.seed, open.id());
     open.fault(fault);
     let prompt_tokens = prompt_tokens(&asked.prompt);
@@ -186,7 +192,9 @@ async fn generate(app: App, route: Route, request: Request) -> Response {
     let spoil = match fault {
         Some(Fault::Reset) => return reset(open, connection),
         Some(Fault::Error500) => return internal_error(open),
-        Some(Fault::Rate429) => return too_many(&app, open, RequestEnd::Faulted, Duration::from_secs(1)),
+        Some(Fault::Rate429) => {
+            return too_many(&app, open, RequestEnd::Faulted, Duration::from_secs(1), "too many requests");
+        }
         Some(Fault::EmptyOutput) => {
             let usage = Usage::new(prompt_tokens, cached_tokens, 0);
             return answering::empty(open, &answer, asked.stream, asked.inputs, usage);
@@ -248,11 +256,20 @@ fn internal_error(mut open: OpenRequest) -> Response {
     error_response(status, "internal_server_error", "an error was injected (simulator.faults.error_500)")
 }
 
-fn too_many(app: &App, mut open: OpenRequest, end: RequestEnd, wait: Duration) -> Response {
+/// As OpenAI says it.
+fn too_many_tokens(app: &App, open: OpenRequest, wait: Duration, requested: u32) -> Response {
+    let limit = app.config.tokens_per_minute.unwrap_or_default() as u64;
+    let what = format!("Rate limit reached on tokens per min (TPM): Limit {limit}, Requested {requested}");
+    let mut response = too_many(app, open, RequestEnd::RateLimited, wait, &what);
+    response.headers_mut().insert("x-ratelimit-limit-tokens", limit.into());
+    response
+}
+
+fn too_many(app: &App, mut open: OpenRequest, end: RequestEnd, wait: Duration, what: &str) -> Response {
     let status = StatusCode::TOO_MANY_REQUESTS;
     open.finish(status.as_u16(), end);
     let seconds = app.config.retry_after_s.map_or(wait.as_secs_f64().ceil() as u64, u64::from);
-    let message = format!("too many requests; try again in {seconds} s");
+    let message = format!("{what}; try again in {seconds} s");
     let mut response = error_response(status, "rate_limit_exceeded", &message);
     response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     response

@@ -1,11 +1,11 @@
-//! A limit on requests per minute, and a cache of prompts that were seen before.
+//! Limits on requests and tokens per minute, and a cache of prompts that were seen before.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::lengths::fnv1a;
 
-/// A token bucket: requests per minute, with a burst that is let through at once.
+/// A token bucket: so much per minute, with a burst that is let through at once.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     per_second: f64,
@@ -16,24 +16,23 @@ pub(super) struct TokenBucket {
 
 impl TokenBucket {
     /// A bucket that is full at `now`.
-    pub(super) fn new(per_minute: f64, burst: u32, now: Instant) -> Self {
-        let burst = f64::from(burst);
+    pub(super) fn new(per_minute: f64, burst: f64, now: Instant) -> Self {
         TokenBucket { per_second: per_minute / 60.0, burst, left: burst, last: now }
     }
 
-    /// Takes a token.
+    /// Takes `amount`.
     ///
     /// # Errors
     ///
-    /// How long it takes until there is one.
-    pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
+    /// How long it takes until there is as much.
+    pub(super) fn take(&mut self, amount: f64, now: Instant) -> Result<(), Duration> {
         let since = now.saturating_duration_since(self.last).as_secs_f64();
         self.left = (self.left + since * self.per_second).min(self.burst);
         self.last = now;
-        if self.left < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - self.left) / self.per_second));
+        if self.left < amount {
+            return Err(Duration::from_secs_f64((amount - self.left) / self.per_second));
         }
-        self.left -= 1.0;
+        self.left -= amount;
         Ok(())
     }
 }
@@ -78,15 +77,15 @@ mod tests {
     fn the_burst_goes_through_and_then_the_rate() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
-        let mut bucket = TokenBucket::new(120.0, 3, start);
-        let passed = (0..10).filter(|_| bucket.take(start).is_ok()).count();
+        let mut bucket = TokenBucket::new(120.0, 3.0, start);
+        let passed = (0..10).filter(|_| bucket.take(1.0, start).is_ok()).count();
         assert_eq!(passed, 3);
-        assert_eq!(bucket.take(start), Err(Duration::from_millis(500)));
-        assert_eq!(bucket.take(at(0.25)), Err(Duration::from_millis(250)));
-        assert_eq!(bucket.take(at(0.5)), Ok(()));
-        assert!(bucket.take(at(0.5)).is_err());
+        assert_eq!(bucket.take(1.0, start), Err(Duration::from_millis(500)));
+        assert_eq!(bucket.take(1.0, at(0.25)), Err(Duration::from_millis(250)));
+        assert_eq!(bucket.take(1.0, at(0.5)), Ok(()));
+        assert!(bucket.take(1.0, at(0.5)).is_err());
         // A long rest fills it no higher than the burst.
-        assert_eq!((0..10).filter(|_| bucket.take(at(100.0)).is_ok()).count(), 3);
+        assert_eq!((0..10).filter(|_| bucket.take(1.0, at(100.0)).is_ok()).count(), 3);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
 use llm_concurrency::config::{Llm, RequestSettings};
 use llm_concurrency::outcome::RequestOutcome;
 use llm_concurrency::plan::SAMPLES;
+use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
-use llm_concurrency::snippets::{self, Prompt};
 use llm_concurrency::stats::{self, LevelFacts, LevelSummary};
 use llm_concurrency::sweep;
 use llm_concurrency::target::Target;
@@ -20,7 +20,7 @@ const TIMEOUT_S: f64 = 30.0;
 
 /// The simulator's texts, each different.
 pub fn prompts(count: usize) -> Vec<Prompt> {
-    let snippets = snippets::generate(42, count).snippets.into_iter();
+    let snippets = prompts::generate(42, count).snippets.into_iter();
     snippets
         .map(|snippet| Prompt { text: snippet.prompt(), id: snippet.id, size: snippet.size.as_str().to_owned() })
         .collect()

@@ -1,0 +1,105 @@
+//! Two of a run's own prompts, sent one after the other before anything is measured: what is wrong with the key, the
+//! model or a prompt that is too long shows here, for two requests instead of a sweep.
+
+use tokio::time::Instant;
+
+use crate::closed_loop::{self, Ticket};
+use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
+use crate::prompts::Prompt;
+use crate::target::Target;
+
+/// Requests that a preflight sends at most: two prompts, each once more if it was refused.
+pub const AT_MOST: u64 = 4;
+
+/// Which prompt was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// One of median length.
+    Typical,
+    /// The longest.
+    Longest,
+}
+
+/// A prompt and what the server made of it.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Which one.
+    pub which: Which,
+    /// The prompt's own name.
+    pub id: String,
+    /// Its length.
+    pub characters: usize,
+    /// Seconds from sending it to the answer's last byte.
+    pub latency_s: f64,
+    /// The last answer.
+    pub reply: Reply,
+}
+
+impl Probe {
+    /// Whether the server does not want this request, however often and however slowly it is sent.
+    pub fn is_refused(&self) -> bool {
+        is_refused(&self.reply)
+    }
+}
+
+fn is_refused(reply: &Reply) -> bool {
+    reply.failure.as_ref().is_some_and(|failed| failed.kind == Failure::ClientError)
+}
+
+/// Sends a typical and the longest of `prompts`, and a refused one again, since a single refusal may be chance. Stops at
+/// the first that stays refused. `record` takes the record of each request.
+pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnMut(RequestOutcome)) -> Vec<Probe> {
+    let began = Instant::now();
+    let mut probes: Vec<Probe> = Vec::new();
+    let mut seq = 0;
+    for (which, at) in chosen(prompts) {
+        let mut reply = Reply::default();
+        let mut latency_s = 0.0;
+        for _ in 0..2 {
+            let start = Instant::now();
+            reply = target.send_before(at, seq).await;
+            latency_s = start.elapsed().as_secs_f64();
+            let start_s = (start - began).as_secs_f64();
+            let ticket = Ticket { seq, phase: Phase::Warmup };
+            record(closed_loop::record(ticket, None, start_s, Some(start_s + latency_s), &reply));
+            seq += 1;
+            if !is_refused(&reply) {
+                break;
+            }
+        }
+        let prompt = &prompts[at];
+        let characters = prompt.text.chars().count();
+        probes.push(Probe { which, id: prompt.id.clone(), characters, latency_s, reply });
+        if probes.last().is_some_and(Probe::is_refused) {
+            break;
+        }
+    }
+    probes
+}
+
+/// The numbers of a prompt of median length and of the longest; one where they are the same.
+fn chosen(prompts: &[Prompt]) -> Vec<(Which, usize)> {
+    let mut by_length: Vec<usize> = (0..prompts.len()).collect();
+    by_length.sort_by_key(|&at| prompts[at].text.len());
+    let typical = by_length.get(by_length.len() / 2).map(|&at| (Which::Typical, at));
+    let longest = by_length.last().map(|&at| (Which::Longest, at));
+    let mut chosen: Vec<_> = typical.into_iter().chain(longest).collect();
+    chosen.dedup_by_key(|(_, at)| *at);
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typical_and_the_longest_prompt_are_chosen() {
+        let prompts = |lengths: &[usize]| -> Vec<Prompt> {
+            let prompt = |&n: &usize| Prompt { id: n.to_string(), size: String::new(), text: "x".repeat(n) };
+            lengths.iter().map(prompt).collect()
+        };
+        assert_eq!(chosen(&prompts(&[9, 1, 5])), [(Which::Typical, 2), (Which::Longest, 0)]);
+        assert_eq!(chosen(&prompts(&[4])), [(Which::Typical, 0)]);
+        assert_eq!(chosen(&[]), []);
+    }
+}

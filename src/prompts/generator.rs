@@ -1,0 +1,419 @@
+//! Seeded code snippets out of `templates/` and `words.json`. It runs for `generate-test-data` only.
+//!
+//! A `.j2` file has the templates of one language, each below its name (`==== name`); `«word»` is a word of the
+//! snippet's domain in the case that the name shows (see `Generator::words`), `«pick(a, b)»` one of these by chance,
+//! `‹if …›` a statement. Import lines come first, a blank line after them, and are merged. Within a language no two
+//! templates may define the same name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Rest;
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+const WORDS: &str = include_str!("words.json");
+
+const SCHEMA: &str = "llm-concurrency/snippets/v1";
+
+pub(super) struct Language {
+    /// As in the file.
+    pub name: &'static str,
+    /// As in a sentence.
+    pub noun: &'static str,
+    /// The tag of a Markdown fence.
+    pub fence: &'static str,
+    percent: usize,
+    templates: &'static str,
+}
+
+pub(super) const LANGUAGES: [Language; 4] = [
+    Language::new(["javascript", "JavaScript", "js"], 30, include_str!("templates/javascript.j2")),
+    Language::new(["typescript", "TypeScript", "ts"], 30, include_str!("templates/typescript.j2")),
+    Language::new(["python", "Python", "python"], 20, include_str!("templates/python.j2")),
+    Language::new(["react", "React", "tsx"], 20, include_str!("templates/react.j2")),
+];
+
+impl Language {
+    const fn new([name, noun, fence]: [&'static str; 3], percent: usize, templates: &'static str) -> Self {
+        Self { name, noun, fence, percent, templates }
+    }
+
+    /// Names and sources.
+    fn templates(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.templates.split("==== ").filter_map(|template| template.split_once('\n'))
+    }
+
+    fn is_python(&self) -> bool {
+        self.name == "python"
+    }
+}
+
+struct Size {
+    name: &'static str,
+    percent: usize,
+    /// Lines of a snippet, and where the number it aims at is drawn from.
+    lines: RangeInclusive<usize>,
+    target: RangeInclusive<usize>,
+}
+
+const SIZES: [Size; 3] = [
+    Size { name: "small", percent: 50, lines: 8..=22, target: 8..=17 },
+    Size { name: "medium", percent: 35, lines: 30..=60, target: 32..=54 },
+    Size { name: "large", percent: 15, lines: 90..=180, target: 95..=165 },
+];
+
+/// One piece of code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Snippet {
+    /// Its name within the file, for example `snippet-0001`.
+    pub id: String,
+    /// `javascript`, `typescript`, `python` or `react`.
+    pub language: String,
+    /// `small`, `medium` or `large`.
+    pub size: String,
+    /// The code, with a final newline.
+    pub code: String,
+}
+
+impl Snippet {
+    /// The text to send, as [`load`](super::load) makes it.
+    #[must_use]
+    pub fn prompt(&self) -> String {
+        super::ask_about(&self.code, &self.language)
+    }
+}
+
+/// The content of a generated file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SnippetFile {
+    schema: &'static str,
+    seed: u64,
+    /// In the order in which they are sent.
+    pub snippets: Vec<Snippet>,
+}
+
+impl SnippetFile {
+    pub(super) fn to_json(&self) -> serde_json::Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+/// Makes `count` snippets, no two alike: 60 % JavaScript and TypeScript (half each), 20 % Python, 20 % React, and in
+/// each of them 50 % small, 35 % medium, 15 % large, rounded by largest remainder so that the parts always add up.
+/// Languages and sizes are mixed in the order, so that a short run sees them all.
+///
+/// The same seed gives the same bytes on every platform: xoshiro256++ is one of rand's *named portable generators*,
+/// and rand changes what its functions make of the stream in a breaking release only.
+#[must_use]
+pub fn generate(seed: u64, count: usize) -> SnippetFile {
+    let mut generator = Generator::new(seed);
+    let mut plan = plan(count);
+    plan.shuffle(&mut *generator.dice());
+    let snippet = |(index, (language, size)): (usize, (&'static Language, &'static Size))| Snippet {
+        id: format!("snippet-{:04}", index + 1),
+        language: language.name.to_owned(),
+        size: size.name.to_owned(),
+        code: generator.unseen(language, size),
+    };
+    SnippetFile { schema: SCHEMA, seed, snippets: plan.into_iter().enumerate().map(snippet).collect() }
+}
+
+/// The language and size of every snippet, not yet mixed.
+fn plan(count: usize) -> Vec<(&'static Language, &'static Size)> {
+    let mut plan = Vec::with_capacity(count);
+    for (language, share) in LANGUAGES.iter().zip(largest_remainder(count, LANGUAGES.each_ref().map(|l| l.percent))) {
+        for (size, n) in SIZES.iter().zip(largest_remainder(share, SIZES.each_ref().map(|s| s.percent))) {
+            plan.extend(std::iter::repeat_n((language, size), n));
+        }
+    }
+    plan
+}
+
+/// Splits `total` by percentages that add up to 100 (Hare quota; at equal remainders the earlier part wins).
+fn largest_remainder<const N: usize>(total: usize, percent: [usize; N]) -> [usize; N] {
+    let mut parts = percent.map(|p| total / 100 * p + total % 100 * p / 100);
+    let mut order: Vec<usize> = (0..N).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(total % 100 * percent[i] % 100));
+    let missing = total - parts.iter().sum::<usize>();
+    order[..missing].iter().for_each(|&i| parts[i] += 1);
+    parts
+}
+
+/// A subject area, in names of one word or more.
+#[derive(Deserialize)]
+struct Domain {
+    entity: &'static str,
+    entities: &'static str,
+    numbers: [&'static str; 3],
+    texts: [&'static str; 3],
+    date: &'static str,
+    states: [&'static str; 3],
+}
+
+/// What the generator remembers from one snippet to the next.
+struct Generator {
+    dice: Arc<Mutex<Xoshiro256PlusPlus>>,
+    domains: Vec<Domain>,
+    environment: Environment<'static>,
+    /// How often a template has been used for a size.
+    uses: HashMap<(&'static str, &'static str), usize>,
+    seen: HashSet<String>,
+}
+
+impl Generator {
+    fn new(seed: u64) -> Self {
+        let dice = Arc::new(Mutex::new(Xoshiro256PlusPlus::seed_from_u64(seed)));
+        let environment = environment(Arc::clone(&dice)).expect("the templates are tested");
+        let domains = serde_json::from_str(WORDS).expect("the words are tested");
+        Self { dice, domains, environment, uses: HashMap::new(), seen: HashSet::new() }
+    }
+
+    fn dice(&self) -> MutexGuard<'_, Xoshiro256PlusPlus> {
+        self.dice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A snippet unlike those so far. The templates have far more outcomes than anyone asks for, so the number at
+    /// the end is a safeguard that lets any count terminate.
+    fn unseen(&mut self, language: &'static Language, size: &'static Size) -> String {
+        for attempt in 0.. {
+            let mut code = self.compose(language, size);
+            if attempt >= 50 {
+                let mark = if language.is_python() { "#" } else { "//" };
+                code = format!("{mark} Revision {}.\n{code}", self.seen.len() + 1);
+            }
+            if self.seen.insert(code.clone()) {
+                return code;
+            }
+        }
+        unreachable!("every revision has a number of its own")
+    }
+
+    /// Puts templates of one domain together until the snippet is long enough: in random order, those used least so
+    /// far first, so that even a short list of snippets shows them all.
+    fn compose(&mut self, language: &'static Language, size: &'static Size) -> String {
+        let target = self.dice().random_range(size.target.clone());
+        let words = self.words(language);
+        let mut order: Vec<_> = language.templates().map(|(name, _)| name).collect();
+        order.shuffle(&mut *self.dice());
+        order.sort_by_key(|&name| self.uses.get(&(name, size.name)).copied().unwrap_or(0));
+        let mut file = SourceFile::default();
+        for name in order {
+            let mut longer = file.clone();
+            let template = self.environment.get_template(name).expect("listed above");
+            longer.add(&template.render(&words).expect("the templates are tested"));
+            if longer.text(language).lines().count() <= *size.lines.end() {
+                file = longer;
+                *self.uses.entry((name, size.name)).or_default() += 1;
+            }
+            if file.text(language).lines().count() >= target {
+                break;
+            }
+        }
+        file.text(language)
+    }
+
+    /// The words of one snippet: a domain, and the fields and states that it uses. A name's case is the word's:
+    /// `unitPrice`, `UnitPrice`, `UNIT_PRICE`; besides `…_words` (`unit price`, `Unit price`), `…_column`
+    /// (`unit_price`) and `…_path` (`unit-price`).
+    fn words(&self, language: &Language) -> BTreeMap<String, String> {
+        let mut dice = self.dice();
+        let domain = self.domains.choose(&mut *dice).expect("there are words");
+        let [mut numbers, mut texts, mut states] = [domain.numbers, domain.texts, domain.states];
+        [&mut numbers, &mut texts, &mut states].into_iter().for_each(|list| list.shuffle(&mut *dice));
+        let names = ["entity", "entities", "date", "num", "num2", "text", "text2", "s1", "s2", "s3"];
+        let phrases = [domain.entity, domain.entities, domain.date, numbers[0], numbers[1], texts[0], texts[1]];
+        let mut words = BTreeMap::new();
+        for (name, phrase) in names.into_iter().zip(phrases.into_iter().chain(states)) {
+            let snake = phrase.replace(' ', "_");
+            let pascal: String = phrase.split(' ').map(capitalised).collect();
+            let camel = format!("{}{}", &phrase[..1], &pascal[1..]);
+            words.insert(name.to_owned(), if language.is_python() { snake.clone() } else { camel });
+            words.insert(capitalised(name), pascal);
+            words.insert(name.to_uppercase(), snake.to_uppercase());
+            words.insert(format!("{name}_words"), phrase.to_owned());
+            words.insert(format!("{}_words", capitalised(name)), capitalised(phrase));
+            words.insert(format!("{name}_column"), snake);
+            words.insert(format!("{name}_path"), phrase.replace(' ', "-"));
+        }
+        words
+    }
+}
+
+fn capitalised(phrase: &str) -> String {
+    format!("{}{}", phrase[..1].to_uppercase(), &phrase[1..])
+}
+
+fn environment(dice: Arc<Mutex<Xoshiro256PlusPlus>>) -> Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .variable_delimiters("«", "»")
+            .block_delimiters("‹", "›")
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.add_function("pick", move |options: Rest<Value>| {
+        options.choose(&mut *dice.lock().unwrap_or_else(PoisonError::into_inner)).cloned()
+    });
+    for (name, source) in LANGUAGES.iter().flat_map(Language::templates) {
+        environment.add_template(name, source)?;
+    }
+    Ok(environment)
+}
+
+/// A file in the making.
+#[derive(Clone, Default)]
+struct SourceFile {
+    /// The names imported, by what stands before and after them; none where a whole module is.
+    imports: BTreeMap<(bool, String, String), BTreeSet<String>>,
+    blocks: Vec<String>,
+}
+
+impl SourceFile {
+    fn add(&mut self, rendered: &str) {
+        let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
+        let (imports, block) =
+            rendered.split_once("\n\n").filter(|(head, _)| is_import(head)).unwrap_or(("", rendered));
+        for line in imports.lines() {
+            // `import { a, b } from "m";`, `from m import a, b` or `import m`.
+            let (before, rest) = line.split_once(" { ").or(line.split_once(" import ")).unwrap_or((line, ""));
+            let (names, after) = rest.split_once(" } ").unwrap_or((rest, ""));
+            // By module, whole modules before names, as isort does.
+            let key = (line.starts_with("from "), after.to_owned(), before.to_owned());
+            let names = names.split(", ").filter(|name| !name.is_empty()).map(str::to_owned);
+            self.imports.entry(key).or_default().extend(names);
+        }
+        self.blocks.push(block.trim_end().to_owned());
+    }
+
+    fn text(&self, language: &Language) -> String {
+        let mut imports = String::new();
+        for ((_, after, before), names) in &self.imports {
+            let names = names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            imports += &match (names.is_empty(), after.is_empty()) {
+                (true, _) => format!("{before}\n"),
+                (false, true) => format!("{before} import {names}\n"),
+                (false, false) => format!("{before} {{ {names} }} {after}\n"),
+            };
+        }
+        let mut parts = self.blocks.clone();
+        if !imports.is_empty() {
+            parts.insert(0, imports.trim_end().to_owned());
+        }
+        parts.join(if language.is_python() { "\n\n\n" } else { "\n\n" }) + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DEFAULT_COUNT, DEFAULT_PATH, DEFAULT_SEED, SHIPPED};
+    use super::*;
+
+    #[test]
+    fn the_shipped_file_is_the_generated_one() {
+        let file = generate(DEFAULT_SEED, DEFAULT_COUNT);
+        assert!(file.to_json().unwrap() == SHIPPED, "make {DEFAULT_PATH} anew with `generate-test-data`");
+        assert_ne!(file.snippets, generate(DEFAULT_SEED + 1, DEFAULT_COUNT).snippets);
+        let count = |of: &dyn Fn(&Snippet) -> bool| file.snippets.iter().filter(|snippet| of(snippet)).count();
+        let languages = LANGUAGES.each_ref().map(|language| count(&|snippet| snippet.language == language.name));
+        let sizes = SIZES.each_ref().map(|size| count(&|snippet| snippet.size == size.name));
+        assert_eq!((languages, sizes), ([30, 30, 20, 20], [50, 36, 14]));
+    }
+
+    #[test]
+    fn shares_are_within_one_at_any_count() {
+        for total in 0..=250 {
+            let plan = plan(total);
+            assert_eq!(plan.len(), total);
+            for (names, percent) in [(&["javascript", "typescript"][..], 60), (&["python"], 20), (&["react"], 20)] {
+                let got = plan.iter().filter(|(language, _)| names.contains(&language.name)).count();
+                assert!((got * 100).abs_diff(percent * total) < 100, "{got} of {total} for {percent} %");
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_alike_at_1000_and_all_well_formed() {
+        let snippets = generate(7, 1000).snippets;
+        assert_eq!(snippets.iter().map(|s| &s.code).collect::<HashSet<_>>().len(), 1000);
+        assert_eq!(snippets.iter().map(|s| &s.id).collect::<HashSet<_>>().len(), 1000);
+        for Snippet { id, language, size, code } in &snippets {
+            let size = SIZES.iter().find(|s| s.name == size).unwrap();
+            assert!(size.lines.contains(&code.lines().count()), "{id}\n{code}");
+            assert!(!code.contains(['«', '»', '‹', '›', '\r']) && !code.contains("===="), "{code}");
+            assert!(!code.contains("```") && code.ends_with('\n') && !code.ends_with("\n\n"), "{code}");
+            assert!(!code.contains("Revision"), "the safeguard should not be needed at this count");
+            for pair in ["()", "{}", "[]"] {
+                let of = |c: &str| code.matches(c).count();
+                assert_eq!(of(&pair[..1]), of(&pair[1..]), "{pair} in\n{code}");
+            }
+            assert!(code.lines().all(|line| line == line.trim_end()), "blanks at the end of a line:\n{code}");
+            let looks_right = match language.as_str() {
+                "javascript" => !code.contains(": string") && !code.contains("interface "),
+                "typescript" => code.contains("export ") && code.contains(": "),
+                "python" => code.contains("def ") || code.contains("class "),
+                _ => code.contains("</") && code.contains("return"),
+            };
+            assert!(looks_right, "no {language}:\n{code}");
+            let defined = code.lines().filter(|line| {
+                ["def ", "class ", "function ", "const "]
+                    .iter()
+                    .any(|word| line.trim_start_matches("export ").trim_start_matches("async ").starts_with(word))
+            });
+            let mut names = HashSet::new();
+            assert!(defined.map(|line| line.split(['(', ':', '=']).next()).all(|name| names.insert(name)), "{code}");
+        }
+    }
+
+    #[test]
+    fn prompts_ask_about_the_code() {
+        let mut instructions = HashSet::new();
+        for snippet in generate(42, 100).snippets {
+            let prompt = snippet.prompt();
+            let language = LANGUAGES.iter().find(|language| language.name == snippet.language).unwrap();
+            let (instruction, fenced) = prompt.split_once("\n\n").unwrap();
+            assert!(instruction.contains(&format!("this {} code", language.noun)), "{instruction}");
+            assert_eq!(fenced, format!("```{}\n{}\n```", language.fence, snippet.code.trim_end()));
+            instructions.insert(instruction.to_owned());
+        }
+        assert!(instructions.len() > 20, "{instructions:?}");
+    }
+
+    #[test]
+    fn imports_are_merged_and_sorted() {
+        let mut file = SourceFile::default();
+        file.add("import { b } from \"n\";\nimport type { T } from \"m\";\n\nlet x;\n");
+        file.add("import { c, a } from \"n\";\nimport { b } from \"n\";\n\nlet y;");
+        file.add("let z;");
+        let text = "import type { T } from \"m\";\nimport { a, b, c } from \"n\";\n\nlet x;\n\nlet y;\n\nlet z;\n";
+        assert_eq!(file.text(&LANGUAGES[0]), text);
+
+        let mut file = SourceFile::default();
+        file.add("from a import y\nimport time\n\npass");
+        file.add("from a import x, y\nimport csv\n\npass");
+        assert_eq!(file.text(&LANGUAGES[2]), "import csv\nimport time\nfrom a import x, y\n\n\npass\n\n\npass\n");
+    }
+
+    #[test]
+    fn words_are_distinct_within_a_domain_and_cased() {
+        let generator = Generator::new(0);
+        for domain in &generator.domains {
+            let fields: Vec<_> =
+                domain.numbers.iter().chain(&domain.texts).chain([&domain.date, &"status", &"id"]).collect();
+            assert_eq!(fields.iter().collect::<HashSet<_>>().len(), fields.len(), "{}", domain.entity);
+        }
+        let drawn = || generator.words(&LANGUAGES[2]);
+        let words = std::iter::repeat_with(drawn).find(|words| words["num_words"] == "unit price").unwrap();
+        let cases = ["num", "Num", "NUM", "Num_words", "num_column", "num_path"].map(|name| words[name].as_str());
+        assert_eq!(cases, ["unit_price", "UnitPrice", "UNIT_PRICE", "Unit price", "unit_price", "unit-price"]);
+    }
+}

@@ -1,0 +1,92 @@
+//! Why requests failed, in the server's own words, grouped: ids and token counts differ from one to the next.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::Failure;
+
+/// Different reasons that are kept; a server that never says the same twice is not to fill the memory.
+const MOST: usize = 1_000;
+/// Characters of a reason that are kept.
+const LENGTH: usize = 240;
+/// Words with digits of at least this length are ids or counts; shorter ones (`503`, `30s`) tell reasons apart.
+const ID_LENGTH: usize = 4;
+
+/// A failure's kind and words, and how often it came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// The kind.
+    pub kind: Failure,
+    /// What the server or the network said of one of them, short and redacted.
+    pub text: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// Counts reasons.
+#[derive(Clone, Debug, Default)]
+pub struct Reasons(BTreeMap<(Failure, String), Reason>);
+
+impl Reasons {
+    /// Counts a failure.
+    pub fn add(&mut self, kind: Failure, text: &str) {
+        let key = (kind, without_ids(text));
+        if self.0.len() < MOST || self.0.contains_key(&key) {
+            let text = || text.chars().take(LENGTH).collect();
+            self.0.entry(key).or_insert_with(|| Reason { kind, text: text(), count: 0 }).count += 1;
+        }
+    }
+
+    /// The groups, each with what its members have in common.
+    pub fn groups(&self) -> impl Iterator<Item = (&(Failure, String), &Reason)> {
+        self.0.iter()
+    }
+
+    /// The most frequent one.
+    pub fn most_frequent(self) -> Option<Reason> {
+        self.0.into_values().max_by_key(|reason| reason.count)
+    }
+}
+
+/// The text with `#` for every word that is an id or a count.
+fn without_ids(text: &str) -> String {
+    let id = |word: &str| word.len() >= ID_LENGTH && word.contains(|c: char| c.is_ascii_digit());
+    let mut plain = String::new();
+    for part in text.split_inclusive(|c: char| !c.is_alphanumeric()).take(LENGTH) {
+        let word = part.trim_end_matches(|c: char| !c.is_alphanumeric());
+        plain.push_str(if id(word) { "#" } else { word });
+        plain.push_str(&part[word.len()..]);
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_that_differ_by_ids_are_one() {
+        let mut reasons = Reasons::default();
+        for n in 0..5 {
+            reasons
+                .add(Failure::ClientError, &format!("HTTP 400: {} tokens exceed 1024 (request ab{n}cd{n})", 1700 + n));
+        }
+        reasons.add(Failure::ServerError, "HTTP 503: busy");
+        reasons.add(Failure::ServerError, "HTTP 500: busy");
+        assert_eq!(reasons.groups().count(), 3);
+        let most = reasons.most_frequent().expect("there are some");
+        assert_eq!((most.kind, most.count), (Failure::ClientError, 5));
+        assert_eq!(most.text, "HTTP 400: 1700 tokens exceed 1024 (request ab0cd0)");
+    }
+
+    #[test]
+    fn a_server_that_never_says_the_same_twice_fills_no_memory() {
+        let mut reasons = Reasons::default();
+        (0..5_000_u32).for_each(|n| {
+            let letters: String = n.to_string().bytes().map(|digit| char::from(digit + 49)).collect();
+            reasons.add(Failure::ServerError, &letters);
+        });
+        assert_eq!(reasons.groups().count(), MOST);
+    }
+}

@@ -1,0 +1,233 @@
+//! Reading config.yaml and the environment: what is refused, and what is left to its owner.
+
+#![cfg(feature = "suite")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use llm_concurrency::config::{Config, Env, Overrides, Settings};
+use serde_yaml::{Mapping, Value};
+
+fn settings(yaml: &str, env: &Env) -> Result<Settings, String> {
+    let path = Path::new("config.yaml");
+    let config = Config::parse(yaml, path).map_err(|error| error.to_string())?;
+    Settings::resolve(path.to_owned(), config, env, Overrides::default()).map_err(|error| error.to_string())
+}
+
+/// The name with one letter dropped, doubled, swapped with the next or changed, at every place.
+fn slips(name: &str) -> BTreeSet<String> {
+    let letters: Vec<char> = name.chars().collect();
+    let mut slips = BTreeSet::new();
+    for at in (0..letters.len()).filter(|&at| letters[at].is_alphabetic()) {
+        let mut with = |edit: &dyn Fn(&mut Vec<char>)| {
+            let mut changed = letters.clone();
+            edit(&mut changed);
+            slips.insert(changed.into_iter().collect::<String>());
+        };
+        with(&|name| {
+            name.remove(at);
+        });
+        with(&|name| name.insert(at, name[at]));
+        with(&|name| name[at] = if name[at].is_uppercase() { 'X' } else { 'x' });
+        if at + 1 < letters.len() {
+            with(&|name| name.swap(at, at + 1));
+        }
+    }
+    slips.remove(name);
+    slips.retain(|slip| !slip.is_empty());
+    slips
+}
+
+/// All sections with all their keys, as the program itself writes them.
+fn whole_config() -> Value {
+    let settings = settings("llm: {endpoint: simulator}", &Env::default()).unwrap();
+    serde_yaml::to_value(&settings.config).unwrap()
+}
+
+/// Each mapping of ours with its path; those that hold the caller's own keys (`extra_body`) are empty.
+fn sections(value: &Value, path: &[String], found: &mut Vec<(Vec<String>, Vec<String>)>) {
+    let Some(mapping) = value.as_mapping() else { return };
+    let names: Vec<String> = mapping.keys().filter_map(|key| key.as_str().map(str::to_owned)).collect();
+    for name in &names {
+        sections(&value[name.as_str()], &[path, std::slice::from_ref(name)].concat(), found);
+    }
+    found.push((path.to_vec(), names));
+}
+
+/// The whole config with one key renamed.
+fn renamed(whole: &Value, section: &[String], from: &str, to: &str) -> String {
+    let mut config = whole.clone();
+    let mut place = &mut config;
+    for name in section {
+        place = place.get_mut(name.as_str()).unwrap();
+    }
+    let mapping: &Mapping = place.as_mapping().unwrap();
+    let changed: Mapping = mapping
+        .iter()
+        .map(
+            |(key, value)| {
+                if key.as_str() == Some(from) { (to.into(), value.clone()) } else { (key.clone(), value.clone()) }
+            },
+        )
+        .collect();
+    *place = Value::Mapping(changed);
+    serde_yaml::to_string(&config).unwrap()
+}
+
+#[test]
+fn every_key_with_a_slip_of_the_pen_is_refused() {
+    let whole = whole_config();
+    let mut found = Vec::new();
+    sections(&whole, &[], &mut found);
+    let mut tried = 0;
+    for (section, names) in &found {
+        for name in names {
+            for slip in slips(name).into_iter().filter(|slip| !names.contains(slip)) {
+                let text = renamed(&whole, section, name, &slip);
+                let error = settings(&text, &Env::default()).err();
+                let error = error.unwrap_or_else(|| panic!("{}.{slip} was taken", section.join(".")));
+                // The simulator tells a distribution by its key, so there the right one is missed.
+                assert!(error.contains(&format!("`{slip}`")) || error.contains(&format!("`{name}`")), "{error}");
+                tried += 1;
+            }
+        }
+    }
+    println!("{tried} keys with one letter dropped, doubled, swapped or changed, all refused");
+    assert!(tried > 1_000);
+}
+
+#[test]
+fn every_variable_with_a_slip_of_the_pen_is_refused() {
+    let refused = settings("llm: {endpoint: simulator}", &Env::of([("LLM_BENCH_", "1")])).unwrap_err();
+    let bench = refused.split("one of ").nth(1).unwrap().split(", ").map(|name| format!("LLM_BENCH_{name}"));
+    let others = ["LLM_CONFIG", "LLM_ENDPOINT", "LLM_MODEL", "LLM_API_KEY", "OPENAI_API_KEY"].map(str::to_owned);
+    let ours: Vec<String> = bench.chain(others).collect();
+    assert_eq!(ours.len(), 19);
+    let mut tried = 0;
+    for name in &ours {
+        for slip in slips(name).into_iter().filter(|slip| !ours.contains(slip)) {
+            let error = settings("llm: {endpoint: simulator}", &Env::of([(&slip, "1")])).expect_err(&slip);
+            assert!(error.contains(&slip), "{error}");
+            tried += 1;
+        }
+    }
+    println!("{tried} variables with one letter dropped, doubled, swapped or changed, all refused");
+    assert!(tried > 500);
+}
+
+#[test]
+fn keys_and_variables_of_other_programs_are_left_alone() {
+    let keys = [
+        "temperature",
+        "top_p",
+        "top_k",
+        "stop",
+        "stream",
+        "timeout",
+        "max_tokens",
+        "api_key_env",
+        "api_base",
+        "base_url",
+        "provider",
+        "deployment",
+        "organization",
+        "project",
+        "system_prompt",
+        "embedding_model",
+        "fallback_model",
+        "cache_dir",
+        "log_level",
+        "retry_delay",
+        "backoff",
+        "rate_limit",
+        "headers",
+        "proxy",
+        "verify_ssl",
+        "keep_alive",
+        "batch_size",
+        "context_length",
+        "presence_penalty",
+        "frequency_penalty",
+        "max_retries",
+        "user_agent",
+        "region",
+        "name",
+        "model_name",
+        "read_timeout",
+        "concurrency",
+        "log_file",
+        "key_file",
+        "seed",
+    ];
+    assert!(keys.len() >= 30);
+    for key in keys {
+        settings(&format!("llm: {{endpoint: simulator, {key}: 1}}"), &Env::default()).unwrap();
+    }
+    for section in ["logging", "database", "server", "app", "log", "cache", "auth", "metrics", "db", "rag", "tools"] {
+        settings(&format!("llm: {{endpoint: simulator}}\n{section}: {{a: 1}}"), &Env::default()).unwrap();
+    }
+    for name in
+        ["VLLM_API_KEY", "VLLM_MODEL", "GLM_API_KEY", "LLM_TEMPERATURE", "LLM_PROVIDER", "OPENAI_BASE_URL", "PATH"]
+    {
+        settings("llm: {endpoint: simulator}", &Env::of([(name, "1")])).unwrap();
+    }
+}
+
+#[test]
+fn an_endpoint_is_asked_for_and_may_come_from_anywhere() {
+    let error = settings("llm: {model: m}", &Env::default()).unwrap_err();
+    assert!(error.contains("llm.endpoint is missing") && error.contains("LLM_ENDPOINT"), "{error}");
+    let env = Env::of([("LLM_ENDPOINT", "http://h:1/v1")]);
+    assert_eq!(settings("llm: {model: m}", &env).unwrap().endpoint.redacted(), "http://h:1/v1");
+    // Nobody may take the simulator's figures for those of a real model.
+    let simulated = settings("llm: {endpoint: simulator, model: Q3-30B}", &Env::default()).unwrap();
+    assert_eq!(simulated.config.llm.model, "simulated");
+}
+
+#[test]
+fn what_the_patcher_can_fill_can_be_read() {
+    let limit = |text: &str| {
+        let yaml = format!("llm: {{endpoint: simulator, max_concurrent_requests: {text}}}");
+        settings(&yaml, &Env::default()).map(|settings| settings.config.llm.max_concurrent_requests)
+    };
+    assert_eq!(limit("null"), Ok(10));
+    assert_eq!(limit(""), Ok(10));
+    assert_eq!(limit("\"12\""), Ok(12));
+    for wrong in ["\"many\"", "0", "-1", "1.5", "[]", "18446744073709551615"] {
+        assert!(limit(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_merge_key_is_followed() {
+    let yaml =
+        "base: &b {endpoint: 'http://h:1/v1', model: merged, max_concurrent_requests: 7}\nllm: {<<: *b, model: own}\n";
+    let merged = settings(yaml, &Env::default()).unwrap();
+    assert_eq!(merged.endpoint.redacted(), "http://h:1/v1");
+    assert_eq!((merged.config.llm.model.as_str(), merged.config.llm.max_concurrent_requests), ("own", 7));
+    let slip = settings("base: &b {endpont: 'http://h:1/v1'}\nllm: {<<: *b}\n", &Env::default()).unwrap_err();
+    assert!(slip.contains("`endpont`"), "{slip}");
+}
+
+#[test]
+fn what_is_too_deep_is_refused_at_once() {
+    for deep in
+        ["[".repeat(100_000) + &"]".repeat(100_000), format!("\n  {}1", "- ".repeat(100_000)), "{? ".repeat(50_000)]
+    {
+        let error = settings(&format!("llm: {{endpoint: simulator}}\nx: {deep}\n"), &Env::default()).unwrap_err();
+        assert!(error.contains("nested deeper"), "{error}");
+    }
+}
+
+#[test]
+fn numbers_that_would_overflow_are_refused() {
+    for (key, value) in [
+        ("total_requests", "18446744073709551615"),
+        ("warmup_requests", "9000000000"),
+        ("max_concurrency", "9000000000"),
+    ] {
+        let error = settings(&format!("llm: {{endpoint: simulator}}\nbenchmark: {{{key}: {value}}}"), &Env::default())
+            .unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+}
