@@ -1,7 +1,8 @@
 //! Does the decision hold up? Thousands of sweeps in virtual time, against servers whose throughput is known.
 //!
 //! `cargo bench --bench replicates` replays 100 sweeps per server and noise; `cargo bench --bench replicates -- 30` is
-//! a quick look. It measures with the closed loop of the real sweep, under a clock that jumps from timer to timer, so a
+//! a quick look. `-- regression` holds pairs of sweeps against each other instead, as `--fail-on-regression` does. It
+//! measures with the closed loop of the real sweep, under a clock that jumps from timer to timer, so a
 //! busy machine changes nothing but the time it takes. It prints the tables of METHOD.md, and ends with exit code 1
 //! if a bar is missed.
 
@@ -15,8 +16,9 @@ use std::thread;
 use std::time::Instant;
 
 use llm_concurrency::closed_loop::LoopPlan;
+use llm_concurrency::compare::{Baseline, Comparison, compare};
 use llm_concurrency::plan::SAMPLES;
-use llm_concurrency::recommend::{Policy, recommend};
+use llm_concurrency::recommend::{Policy, Recommendation, recommend};
 use llm_concurrency::search::Search;
 use llm_concurrency::stats::{Estimate, LevelSummary, Sample, quantile};
 use rand::rngs::StdRng;
@@ -68,18 +70,31 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let words: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with("--")).collect();
-    let sweeps = match words.as_slice() {
-        [] => SWEEPS,
-        [word] if word.parse::<usize>().is_ok_and(|n| n > 0) => word.parse().expect("just tried"),
-        _ => {
-            eprintln!("expected the number of sweeps per server and noise, such as `-- 30`, and not {words:?}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let number = |word: &str| word.parse::<usize>().ok().filter(|&n| n > 0);
     let began = Instant::now();
     let mut bars = Bars::default();
-    study_intervals(&mut bars);
-    study_decisions(sweeps, &mut bars);
+    match words.as_slice() {
+        [] => {
+            study_intervals(&mut bars);
+            study_decisions(SWEEPS, &mut bars);
+        }
+        ["regression"] => study_regressions(PAIRS, FIRST_SEED, &mut bars),
+        // Seeds that no rule was ever looked at with.
+        ["regression", seed] if number(seed).is_some() => {
+            study_regressions(PAIRS, number(seed).unwrap_or_default() as u64, &mut bars);
+        }
+        [word] if number(word).is_some() => {
+            study_intervals(&mut bars);
+            study_decisions(number(word).unwrap_or_default(), &mut bars);
+        }
+        _ => {
+            eprintln!(
+                "expected the number of sweeps per server and noise, such as `-- 30`, or `-- regression` and maybe a \
+                 first seed, and not {words:?}"
+            );
+            return ExitCode::FAILURE;
+        }
+    }
     eprintln!("{:.0} s", began.elapsed().as_secs_f64());
     bars.verdict()
 }
@@ -248,7 +263,25 @@ struct Noisy<'a> {
     runtime: &'a Runtime,
     server: &'a Server,
     cv: f64,
+    /// What all its speeds are multiplied by.
+    speed: f64,
     rng: StdRng,
+}
+
+/// What was measured of it.
+#[derive(Default)]
+struct Sweep {
+    measured: BTreeMap<usize, Vec<Measured>>,
+    summaries: BTreeMap<usize, LevelSummary>,
+    /// The levels as they were measured first.
+    first: Vec<LevelSummary>,
+    requests: u64,
+}
+
+impl Sweep {
+    fn decided(&self) -> Recommendation {
+        recommend(&self.summaries.values().cloned().collect::<Vec<_>>(), &Policy::default())
+    }
 }
 
 impl Noisy<'_> {
@@ -256,7 +289,7 @@ impl Noisy<'_> {
     fn busy(&mut self, level: usize) -> Busy {
         let variance = (1.0 + self.cv * self.cv).ln();
         let speed = (variance.sqrt() * standard_normal(&mut self.rng) - variance / 2.0).exp();
-        Busy::new(self.server, level, speed, self.rng.random())
+        Busy::new(self.server, level, self.speed * speed, self.rng.random())
     }
 
     fn measure(&mut self, plan: &LoopPlan) -> Measured {
@@ -264,29 +297,32 @@ impl Noisy<'_> {
         measure(self.runtime, plan, busy)
     }
 
-    /// Takes a search to its end. Also gives the levels as they were measured first.
-    fn search(&mut self, mut search: Search) -> (Answer, Vec<LevelSummary>) {
-        let mut measured: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
-        let mut summaries: BTreeMap<usize, LevelSummary> = BTreeMap::new();
-        let (mut first, mut requests) = (Vec::new(), 0);
-        while let Some(step) = search.next(&summaries.values().cloned().collect::<Vec<_>>()) {
+    /// Takes a search to its end, from what is in `sweep` on.
+    fn measure_all(&mut self, mut search: Search, sweep: &mut Sweep) {
+        while let Some(step) = search.next(&sweep.summaries.values().cloned().collect::<Vec<_>>()) {
             let level = step.level;
-            let of_level = measured.entry(level).or_default();
+            let of_level = sweep.measured.entry(level).or_default();
             let plan = LoopPlan::new(level, TOTAL, WARMUP, SAMPLES, search.smallest_window(level));
             of_level.push(self.measure(&plan));
-            requests += of_level.last().map_or(0, |measured| measured.record.sent);
+            sweep.requests += of_level.last().map_or(0, |measured| measured.record.sent);
             let summary = pooled(of_level);
             if of_level.len() == 1 {
-                first.push(summary.clone());
+                sweep.first.push(summary.clone());
             }
-            summaries.insert(level, summary);
+            sweep.summaries.insert(level, summary);
         }
-        let decided = recommend(&summaries.values().cloned().collect::<Vec<_>>(), &Policy::default());
+    }
+
+    /// Also gives the levels as they were measured first.
+    fn search(&mut self, search: Search) -> (Answer, Vec<LevelSummary>) {
+        let mut sweep = Sweep::default();
+        self.measure_all(search, &mut sweep);
+        let decided = sweep.decided();
         // What would not be written is no answer.
         let pick = decided.recommended_concurrency.filter(|_| !decided.provisional);
-        let throughput = pick.and_then(|pick| summaries[&pick].throughput_rps);
-        let tested = summaries.into_keys().collect();
-        (Answer { pick, interval: decided.interval, throughput, tested, requests }, first)
+        let throughput = pick.and_then(|pick| sweep.summaries[&pick].throughput_rps);
+        let tested = sweep.summaries.into_keys().collect();
+        (Answer { pick, interval: decided.interval, throughput, tested, requests: sweep.requests }, sweep.first)
     }
 
     fn barrier(&mut self, levels: &[usize]) -> Answer {
@@ -326,7 +362,7 @@ fn argmax(first: &[LevelSummary], requests: u64) -> Answer {
 
 /// One sweep by every method, in the order of [`Method::ALL`].
 fn answers(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Answer; 4] {
-    let mut noisy = Noisy { runtime, server: &scenario.server, cv, rng: StdRng::seed_from_u64(seed) };
+    let mut noisy = Noisy { runtime, server: &scenario.server, cv, speed: 1.0, rng: StdRng::seed_from_u64(seed) };
     let policy = Policy::default();
     let (ours, first) = noisy.search(Search::listed(scenario.levels, &policy, true));
     let once = requests_of(scenario.levels);
@@ -505,6 +541,110 @@ fn study_decisions(sweeps: usize, bars: &mut Bars) {
         &format!("auto (1 to {HIGHEST}) sends less than half the {grid} requests of one measurement of the full grid"),
         format!("{:.0}; the default levels with confirm rounds: {:.0}", requests(auto), requests(ours)),
     );
+}
+
+// ---- regressions ----
+
+/// Pairs of sweeps per noise and fall.
+const PAIRS: usize = 500;
+const FIRST_SEED: u64 = 1_000_000;
+const THRESHOLD: f64 = 0.10;
+/// Noise between measurements.
+const PAIR_NOISE: [f64; 3] = [0.03, 0.05, 0.08];
+/// How much slower the second server of a pair is.
+const FALLS: [f64; 3] = [0.0, 0.2, 0.3];
+/// Share of equal pairs that may be called a regression.
+const FALSE_ALARMS: f64 = 0.01;
+/// Noise, fall, and the share of pairs in which it is found, at least.
+const FOUND: [(f64, f64, f64); 2] = [(0.05, 0.2, 0.95), (0.05, 0.3, 0.99)];
+
+/// What a pair of sweeps came to: as `recommend --baseline` sees it from disk, and as `run --baseline` does, which may
+/// measure again.
+struct Pair {
+    one_look: Comparison,
+    two_looks: Comparison,
+    again: u64,
+}
+
+/// A sweep of the server, and one of each fall against it.
+fn pairs(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Pair; FALLS.len()] {
+    let policy = Policy::default();
+    let at_speed = |speed: f64, seed: u64| {
+        let mut noisy = Noisy { runtime, server: &scenario.server, cv, speed, rng: StdRng::seed_from_u64(seed) };
+        let mut sweep = Sweep::default();
+        noisy.measure_all(Search::listed(scenario.levels, &policy, true), &mut sweep);
+        (noisy, sweep)
+    };
+    let before = at_speed(1.0, seed).1.decided();
+    let mut fall = 0;
+    FALLS.map(|share| {
+        fall += 1;
+        let (mut noisy, mut sweep) = at_speed(1.0 - share, seed + fall * SEEDS_APART);
+        let against = |now: &Recommendation| compare(&before, now, policy.objective, Some(THRESHOLD));
+        let (one_look, so_far) = (against(&sweep.decided()), sweep.requests);
+        let baseline = Baseline { decided: before.clone(), threshold: Some(THRESHOLD) };
+        // The same search would go on like this: its rounds are over.
+        noisy.measure_all(Search::listed(&[], &policy, false).against(Some(baseline)), &mut sweep);
+        Pair { one_look, two_looks: against(&sweep.decided()), again: sweep.requests - so_far }
+    })
+}
+
+/// More than there are jobs.
+const SEEDS_APART: u64 = 10_000_000;
+
+fn study_regressions(count: usize, first_seed: u64, bars: &mut Bars) {
+    let scenarios = scenarios();
+    let results = in_parallel(PAIR_NOISE.len() * count, |runtime, job| {
+        let (noise, pair) = (job / count, job % count);
+        pairs(runtime, &scenarios[pair % scenarios.len()], PAIR_NOISE[noise], first_seed + job as u64)
+    });
+    println!("### Regressions\n");
+    println!(
+        "{count} pairs of sweeps a line, over all {} servers, with `--fail-on-regression {:.0}`:\n",
+        scenarios.len(),
+        100.0 * THRESHOLD
+    );
+    println!(
+        "| noise CV | real fall | regression | cannot tell | at one look: regression | cannot tell | measured again | requests for it |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for (noise, cv) in PAIR_NOISE.into_iter().enumerate() {
+        for (fall, share) in FALLS.into_iter().enumerate() {
+            let pairs: Vec<&Pair> =
+                results[noise * count..(noise + 1) * count].iter().map(|falls| &falls[fall]).collect();
+            let rate = |of: &dyn Fn(&Pair) -> bool| pairs.iter().filter(|pair| of(pair)).count() as f64 / count as f64;
+            let regressed = |found: &Comparison| !found.regressions.is_empty();
+            let doubtful = |found: &Comparison| !regressed(found) && !found.doubts.is_empty();
+            let found = rate(&|pair| regressed(&pair.two_looks));
+            let again: u64 = pairs.iter().map(|pair| pair.again).sum();
+            println!(
+                "| {:.0} % | {:.0} % | {} | {} | {} | {} | {} | {:.0} |",
+                100.0 * cv,
+                100.0 * share,
+                percent(found),
+                percent(rate(&|pair| doubtful(&pair.two_looks))),
+                percent(rate(&|pair| regressed(&pair.one_look))),
+                percent(rate(&|pair| doubtful(&pair.one_look))),
+                percent(rate(&|pair| pair.again > 0)),
+                again as f64 / count as f64,
+            );
+            if share == 0.0 {
+                let bar =
+                    format!("equal servers, noise {:.0} %: at most 1 % of pairs are called a regression", 100.0 * cv);
+                bars.check(found <= FALSE_ALARMS, &bar, percent(found));
+            }
+            for (_, _, least) in FOUND.into_iter().filter(|&(noise, fall, _)| (noise, fall) == (cv, share)) {
+                let bar = format!(
+                    "a fall of {:.0} % at a noise of {:.0} % is found in {:.0} % of pairs",
+                    100.0 * share,
+                    100.0 * cv,
+                    100.0 * least
+                );
+                bars.check(found >= least, &bar, percent(found));
+            }
+        }
+    }
+    println!();
 }
 
 // ---- intervals of a throughput ----

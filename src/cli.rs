@@ -58,6 +58,9 @@ pub struct RunArgs {
     /// Levels such as 1,2,5, or auto
     #[arg(long, visible_alias = "custom-levels", value_name = "LEVELS")]
     pub levels: Option<Levels>,
+    /// What to compare with.
+    #[command(flatten)]
+    pub against: BaselineArgs,
     /// What to measure.
     #[command(flatten)]
     pub target: TargetArgs,
@@ -180,18 +183,26 @@ pub struct RecommendArgs {
     /// Decide from this results file instead of target/criterion
     #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
     pub results: Option<PathBuf>,
-    /// Compare with this results file of an earlier run
-    #[arg(long, value_name = "FILE")]
-    pub baseline: Option<PathBuf>,
-    /// Exit with 4 where throughput fell by more than this, noise allowed for
-    #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percentage)]
-    pub fail_on_regression: Option<f64>,
+    /// What to compare with.
+    #[command(flatten)]
+    pub against: BaselineArgs,
     /// Print one JSON object on stdout instead of the table
     #[arg(long)]
     pub json: bool,
     /// Criterion's folder [default: as Criterion finds it]
     #[arg(long, value_name = "DIR")]
     pub criterion_dir: Option<PathBuf>,
+}
+
+/// An earlier run.
+#[derive(Args, Debug)]
+pub struct BaselineArgs {
+    /// Compare with this results file of an earlier run
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// Exit with 4 where throughput fell by more than this, noise allowed for; with 3 where that cannot be told
+    #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percentage)]
+    pub fail_on_regression: Option<f64>,
 }
 
 fn percentage(text: &str) -> Result<f64, String> {

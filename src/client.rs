@@ -837,8 +837,13 @@ impl Room<'_> {
 }
 
 /// The next bytes of an answer.
-async fn next_chunk(response: &mut Response, idle: Option<Duration>) -> Result<Option<Bytes>, Failed> {
+async fn next_chunk(
+    response: &mut Response,
+    idle: Option<Duration>,
+    reading: &mut Reading,
+) -> Result<Option<Bytes>, Failed> {
     let chunk = within(idle, "nothing more in mid-answer", "llm.idle_timeout", response.chunk()).await?;
+    reading.answer.reply.cut = chunk.is_err();
     chunk.map_err(|error| cut_short(&error))
 }
 
@@ -852,7 +857,7 @@ async fn read_stream(
     let mut bytes = 0;
     let too_long = |error: crate::sse::LineTooLong| Failed { kind: Failure::Malformed, message: error.to_string() };
     while !reading.done && reading.failed.is_none() {
-        let Some(chunk) = next_chunk(response, idle).await? else {
+        let Some(chunk) = next_chunk(response, idle, reading).await? else {
             let now = Instant::now();
             parser.finish(|data| reading.event(data, now)).map_err(too_long)?;
             break;
@@ -870,6 +875,7 @@ async fn read_stream(
         let _ = tokio::time::timeout(AFTER_DONE, async { while let Ok(Some(_)) = response.chunk().await {} }).await;
     }
     if !reading.done && !reading.finished && reading.failed.is_none() {
+        reading.answer.reply.cut = true;
         return Err(Failed {
             kind: Failure::Malformed,
             message: "the stream ended without finish_reason and [DONE]".to_owned(),
@@ -885,7 +891,7 @@ async fn read_whole(
     reading: &mut Reading,
 ) -> Result<(), Failed> {
     let mut whole = Vec::new();
-    while let Some(chunk) = next_chunk(response, idle).await? {
+    while let Some(chunk) = next_chunk(response, idle, reading).await? {
         if whole.len() + chunk.len() > LONGEST_BODY {
             return Err(too_large(LONGEST_BODY));
         }

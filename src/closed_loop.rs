@@ -153,6 +153,8 @@ pub trait Observer {
     fn issued(&mut self, _ticket: Ticket) {}
     /// A request ended (or was given up: `end_s` is null).
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
+    /// So many permits are held back after failures now.
+    fn held(&mut self, _permits: usize) {}
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
 }
@@ -181,6 +183,7 @@ where
 {
     let permits = Arc::new(Semaphore::new(plan.level));
     let mut in_flight: JoinSet<Arrival> = JoinSet::new();
+    let mut holds: JoinSet<OwnedSemaphorePermit> = JoinSet::new();
     let mut state = State::new(plan);
     while state.issuing() || !in_flight.is_empty() {
         tokio::select! {
@@ -191,10 +194,19 @@ where
                 in_flight.abort_all();
             }
             Some(joined) = in_flight.join_next() => match joined {
-                Ok(arrival) => state.arrived(arrival, observer),
+                Ok(arrival) => {
+                    if let Some((permit, until)) = state.arrived(arrival, observer) {
+                        holds.spawn(async move {
+                            tokio::time::sleep_until(until).await;
+                            permit
+                        });
+                        observer.held(holds.len());
+                    }
+                }
                 Err(error) if error.is_cancelled() => {}
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
+            Some(_) = holds.join_next() => observer.held(holds.len()),
             Ok(permit) = permits.clone().acquire_owned(), if state.issuing() => {
                 let start = Instant::now();
                 let ticket = state.next_ticket(start);
@@ -282,22 +294,26 @@ impl<'a> State<'a> {
         ticket
     }
 
-    fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) {
+    /// Of a failure that came too soon, the permit and until when it is to be held back.
+    fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) -> Option<(OwnedSemaphorePermit, Instant)> {
         let Arrival { seq, end, reply, permit } = arrival;
-        let Some((ticket, start)) = self.open_tickets.remove(&seq) else { return };
+        let (ticket, start) = self.open_tickets.remove(&seq)?;
         let (start_s, end_s) = (self.seconds(start), self.seconds(end));
         let latency = end - start;
         let succeeded = reply.failure.is_none();
+        let mut held = Duration::ZERO;
         if succeeded {
             self.typical.add(latency);
             self.last_success = self.last_success.max(end);
         } else {
-            self.hold(permit, end, latency, reply.retry_after);
+            held = self.hold(latency, reply.retry_after);
         }
         let sample = (self.warmed_up && !self.done()).then_some(self.windows.len() as u32);
-        observer.ended(record(ticket, sample, start_s, Some(end_s), &reply), reply);
+        let held_s = (held > Duration::ZERO).then_some(held.as_secs_f64());
+        observer.ended(RequestOutcome { held_s, ..record(ticket, sample, start_s, Some(end_s), &reply) }, reply);
         self.look_at_the_clock(end);
         self.count(end_s, succeeded, observer);
+        held_s.map(|_| (permit, end + held))
     }
 
     /// Gives the level up if it has made no progress for too long. Every request comes to its end in time, so that
@@ -354,17 +370,11 @@ impl<'a> State<'a> {
         self.open.completed >= self.plan.window && (!last || self.issued_measured >= self.plan.measured())
     }
 
-    /// Keeps the permit of a request that failed at once, so that refusals do not turn the loop into a flood.
-    fn hold(&self, permit: OwnedSemaphorePermit, end: Instant, latency: Duration, retry_after: Option<Duration>) {
+    /// For how long the permit of a failed request is held back, so that refusals do not turn the loop into a flood.
+    fn hold(&self, latency: Duration, retry_after: Option<Duration>) -> Duration {
         let typical = self.typical.median().unwrap_or(LONGEST_HOLD).min(LONGEST_HOLD);
         let asked = retry_after.unwrap_or_default().min(self.plan.longest_wait);
-        let wait = typical.saturating_sub(latency).max(asked);
-        if wait > Duration::ZERO {
-            tokio::spawn(async move {
-                tokio::time::sleep_until(end + wait).await;
-                drop(permit);
-            });
-        }
+        typical.saturating_sub(latency).max(asked)
     }
 
     /// Ends the loop; what is still in flight was given up.
@@ -414,6 +424,8 @@ pub(crate) fn record(
         failure: failure.map(|failed| failed.kind),
         error,
         resent: reply.resent,
+        cut: reply.cut,
+        held_s: None,
         // The loop knows no prompts.
         prompt_size: None,
     }
@@ -456,11 +468,15 @@ mod tests {
     struct Log {
         outcomes: Vec<RequestOutcome>,
         windows: Vec<Window>,
+        held: Vec<usize>,
     }
 
     impl Observer for Log {
         fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
             self.outcomes.push(outcome);
+        }
+        fn held(&mut self, permits: usize) {
+            self.held.push(permits);
         }
         fn window(&mut self, window: Window) {
             self.windows.push(window);
@@ -611,6 +627,14 @@ mod tests {
         let failed = log.outcomes.iter().filter(|o| o.failure.is_some()).count() as f64;
         let rate = failed / log.outcomes.len() as f64;
         assert!((0.30..0.37).contains(&rate), "a third is refused, not all but a few: {rate}");
+        // Two permits of six are held back nearly all the time, and what is not held is in flight.
+        let window = record.window_s().expect("complete");
+        let per_second = |of: fn(&RequestOutcome, [f64; 2]) -> f64| {
+            log.outcomes.iter().map(|outcome| of(outcome, window)).sum::<f64>() / (window[1] - window[0])
+        };
+        let (held, in_flight) = (per_second(RequestOutcome::held_back_s), per_second(RequestOutcome::overlap_s));
+        assert!((held - 2.0).abs() < 0.1 && (held + in_flight - 6.0).abs() < 0.1, "{held} held, {in_flight} in flight");
+        assert_eq!(log.held.iter().max(), Some(&2));
         assert!(measured(&log) >= plan.measured());
         assert!(record.sent <= plan.tickets());
     }
@@ -628,6 +652,7 @@ mod tests {
         });
         let gap = log.outcomes[4].start_s - log.outcomes[3].end_s.expect("ended");
         assert!((gap - 5.0).abs() < 0.01, "{gap}");
+        assert_eq!((log.outcomes[3].held_s, log.held), (Some(5.0), vec![1, 0]));
     }
 
     #[test]

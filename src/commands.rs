@@ -10,10 +10,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use crate::cli::{
-    DEFAULT_KEY, GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs, TargetArgs, WriteArgs,
+    BaselineArgs, DEFAULT_KEY, GenerateArgs, RecommendArgs, ReportArgs, ReportFormat, RunArgs, SimulateArgs,
+    TargetArgs, WriteArgs,
 };
 use crate::client;
-use crate::compare::{Comparison, compare};
+use crate::compare::{Baseline, Comparison, compare};
 use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, Settings};
 use crate::config_patch;
 use crate::monitor::textfile;
@@ -72,7 +73,7 @@ pub fn bench() -> Result<ExitCode> {
     let args = CriterionArgs::parse(std::env::args().skip(1))?;
     let settings = Settings::load(None, Overrides::default())?;
     let places = Places::find(None);
-    let swept = sweep::run(&settings, &args, &places)?;
+    let swept = sweep::run(&settings, &args, &places, None)?;
     if args.mode != Mode::Measure {
         return Ok(ExitCode::SUCCESS);
     }
@@ -97,14 +98,20 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     if args.write.update_config {
         can_be_written(&settings, &args.write)?;
     }
-    let swept = sweep::run(&settings, &criterion_args, &places)?;
+    let against = Against::read(&args.against, &places, &settings)?;
+    let swept =
+        sweep::run(&settings, &criterion_args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
     let recommendation = conclude(&settings, &criterion_args, &places, &swept)?;
     if swept.stopped == Some(Stop::Interrupted) {
         return Ok(ExitCode::from(sweep::INTERRUPTED));
     }
-    let written = write_config(&recommendation, &settings, &args.write, false)?;
+    let compared = against.map(|against| against.compare(&recommendation, &settings));
+    if let Some(found) = &compared {
+        say(format!("\n{}", text::comparison(&found.comparison, found.threshold, false)))?;
+    }
+    let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings, &args.write, false)?;
     eprint!("{}", written.text);
-    Ok(exit_code(&recommendation, &settings, &args.write))
+    Ok(code)
 }
 
 /// `recommend`, the bin and the subcommand.
@@ -119,47 +126,77 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         None => from_criterion(&settings, &places)?,
     };
     let recommendation = decide_from(measured, &settings);
-    let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
-    let baseline = args.baseline.as_deref();
-    let comparison = baseline.map(|file| against(file, &places, &recommendation, &settings, threshold)).transpose()?;
+    let against = Against::read(&args.against, &places, &settings)?;
+    let compared = against.map(|against| against.compare(&recommendation, &settings));
     if !args.json {
         say(printed(&recommendation))?;
-        if let Some(found) = &comparison {
-            say(format!("\n{}", text::comparison(found, threshold)))?;
+        if let Some(found) = &compared {
+            say(format!("\n{}", text::comparison(&found.comparison, found.threshold, true)))?;
         }
     }
     if !args.dry_run {
         let page = page_of(recommendation.clone(), settings.config.policy.clone(), source.about, &source.requests);
         eprintln!("{}", write_report(&places.results.join(source.report), &[page]));
     }
-    let regressed = comparison.as_ref().is_some_and(|found| !found.regressions.is_empty());
-    let written = if regressed {
-        left_as_it_was(&settings.path, &args.write, args.dry_run, "throughput has regressed against the baseline")
-    } else {
-        write_config(&recommendation, &settings, &args.write, args.dry_run)?
-    };
+    let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings, &args.write, args.dry_run)?;
     if args.json {
-        say(format!("{}\n", as_json(&recommendation, comparison.as_ref(), &written)))?;
+        let comparison = compared.as_ref().map(|found| &found.comparison);
+        say(format!("{}\n", as_json(&recommendation, comparison, &written)))?;
         eprint!("{}", written.text);
     } else {
         say(written.text)?;
     }
-    Ok(if regressed { ExitCode::from(REGRESSED) } else { exit_code(&recommendation, &settings, &args.write) })
+    Ok(code)
 }
 
-/// Decides the baseline by the same policy as `now`, and compares.
-fn against(
-    file: &Path,
-    places: &Places,
-    now: &Recommendation,
-    settings: &Settings,
+/// A baseline, decided by the policy of now.
+struct Against {
+    title: String,
+    baseline: Baseline,
+}
+
+struct Compared {
+    comparison: Comparison,
     threshold: Option<f64>,
-) -> Result<Comparison> {
-    let (measured, _) = from_results_file(file, places)?;
-    let simulated = if measured.simulated { "SIMULATED, " } else { "" };
-    let title = format!("{} ({simulated}{})", file.display(), measured.notes.join("; "));
-    let before = decide_from(measured, settings);
-    Ok(Comparison { title, ..compare(&before, now, settings.config.policy.objective, threshold) })
+}
+
+impl Against {
+    fn read(args: &BaselineArgs, places: &Places, settings: &Settings) -> Result<Option<Self>> {
+        let Some(file) = &args.baseline else { return Ok(None) };
+        let (measured, _) = from_results_file(file, places)?;
+        let simulated = if measured.simulated { "SIMULATED, " } else { "" };
+        let title = format!("{} ({simulated}{})", file.display(), measured.notes.join("; "));
+        let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
+        Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
+    }
+
+    fn compare(self, now: &Recommendation, settings: &Settings) -> Compared {
+        let Baseline { decided, threshold } = self.baseline;
+        let found = compare(&decided, now, settings.config.policy.objective, threshold);
+        Compared { comparison: Comparison { title: self.title, ..found }, threshold }
+    }
+}
+
+/// Writes the config unless there is a regression, or one cannot be ruled out.
+fn conclude_with(
+    recommendation: &Recommendation,
+    compared: Option<&Compared>,
+    settings: &Settings,
+    wish: &WriteArgs,
+    dry_run: bool,
+) -> Result<(Written, ExitCode)> {
+    let (regressed, doubtful) = compared.map_or((false, false), |Compared { comparison, .. }| {
+        (!comparison.regressions.is_empty(), !comparison.doubts.is_empty())
+    });
+    let left = |reason| left_as_it_was(&settings.path, wish, dry_run, reason);
+    Ok(if regressed {
+        (left("there is a regression against the baseline"), ExitCode::from(REGRESSED))
+    } else if doubtful {
+        let reason = "it cannot be told whether there is a regression against the baseline";
+        (left(reason), ExitCode::from(NOTHING_TO_WRITE))
+    } else {
+        (write_config(recommendation, settings, wish, dry_run)?, exit_code(recommendation, settings, wish))
+    })
 }
 
 /// `report`.

@@ -49,6 +49,8 @@ pub struct Counts {
     round: u32,
     planned: u64,
     over: AtomicBool,
+    /// Permits held back after failures.
+    held: AtomicU64,
     warmup: PhaseCounts,
     measured: PhaseCounts,
 }
@@ -71,7 +73,7 @@ struct PhaseCounts {
 impl Counts {
     fn new(level: usize, round: u32, planned: u64) -> Self {
         let (warmup, measured) = Default::default();
-        Counts { level, round, planned, over: AtomicBool::new(false), warmup, measured }
+        Counts { level, round, planned, over: AtomicBool::new(false), held: AtomicU64::new(0), warmup, measured }
     }
 
     fn of(&self, phase: Phase) -> &PhaseCounts {
@@ -103,6 +105,11 @@ impl Counts {
         };
     }
 
+    /// So many permits are held back after failures now.
+    pub fn held(&self, permits: usize) {
+        self.held.store(permits as u64, Relaxed);
+    }
+
     fn look(&self) -> Look {
         let [warmup, measured] = [&self.warmup, &self.measured].map(PhaseCounts::look);
         let is_warmup = measured.issued == 0;
@@ -113,6 +120,7 @@ impl Counts {
             ended,
             succeeded: warmup.succeeded + measured.succeeded,
             in_flight: (warmup.issued + measured.issued).saturating_sub(ended),
+            held: self.held.load(Relaxed),
             failed: std::array::from_fn(|kind| warmup.failed[kind] + measured.failed[kind]),
             latency: shown.latency.read(),
             ttft: shown.ttft.read(),
@@ -154,6 +162,7 @@ struct Look {
     ended: u64,
     succeeded: u64,
     in_flight: u64,
+    held: u64,
     failed: [u64; Failure::ALL.len()],
     /// Of the measured phase, once it has begun.
     latency: Times,
@@ -306,7 +315,8 @@ impl View {
     /// What it is like now.
     fn now(&self, look: &Look) -> Vec<String> {
         let rate = self.rates().map_or_else(|| "-".to_owned(), |(_, rate)| format!("{rate:.1}"));
-        let mut parts = vec![format!("{} in flight", look.in_flight), format!("{rate} req/s")];
+        let held = if look.held > 0 { format!(", {} held back after failures", look.held) } else { String::new() };
+        let mut parts = vec![format!("{} in flight{held}", look.in_flight), format!("{rate} req/s")];
         parts.extend(times(look));
         parts.extend(failures(look));
         parts
@@ -461,6 +471,10 @@ mod tests {
             view.at_end(&look, 10.0).join(", "),
             "level 50 ended: 100 requests in 10.00 s, P50 395 ms, P95 575 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
         );
+        let refused = counts();
+        refused.held(5);
+        let line = view.in_a_line(&refused.look());
+        assert!(line.contains("10 in flight, 5 held back after failures, 9.0 req/s"), "{line}");
     }
 
     #[test]

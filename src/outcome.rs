@@ -182,6 +182,8 @@ pub struct Reply {
     pub rate_limit: Option<RateLimit>,
     /// How often the request was sent again because a reused connection had died unseen.
     pub resent: u32,
+    /// Whether the connection was lost in mid-answer.
+    pub cut: bool,
 }
 
 impl Reply {
@@ -234,6 +236,12 @@ pub struct RequestOutcome {
     pub error: Option<String>,
     /// How often it was sent again (stale connections).
     pub resent: u32,
+    /// Whether the connection was lost in mid-answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+    /// How long its permit was held back after it had failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_s: Option<f64>,
     /// Size label of the prompt (`small`, `medium`, `large`, or that of the prompts file); null where not known.
     pub prompt_size: Option<Arc<str>>,
 }
@@ -246,10 +254,12 @@ impl RequestOutcome {
 
     /// Seconds of this request's life inside `window` (0 while its end is unknown).
     pub fn overlap_s(&self, window: [f64; 2]) -> f64 {
-        match self.end_s {
-            Some(end) => (end.min(window[1]) - self.start_s.max(window[0])).max(0.0),
-            None => 0.0,
-        }
+        self.end_s.map_or(0.0, |end| overlap([self.start_s, end], window))
+    }
+
+    /// Seconds inside `window` in which its permit was held back after it had failed.
+    pub fn held_back_s(&self, window: [f64; 2]) -> f64 {
+        self.end_s.zip(self.held_s).map_or(0.0, |(end, held)| overlap([end, end + held], window))
     }
 
     /// Share of this request's life inside `window`, between 0 and 1.
@@ -268,6 +278,10 @@ impl RequestOutcome {
         let tokens = self.output_tokens.filter(|&n| n > 1)?;
         Some((self.latency_s? - self.ttft_s?) / f64::from(tokens - 1))
     }
+}
+
+fn overlap([from, to]: [f64; 2], window: [f64; 2]) -> f64 {
+    (to.min(window[1]) - from.max(window[0])).max(0.0)
 }
 
 #[cfg(test)]
@@ -292,6 +306,8 @@ pub(crate) mod tests {
             failure: None,
             error: None,
             resent: 0,
+            cut: false,
+            held_s: None,
             prompt_size: None,
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::client;
 use crate::closed_loop::LoopPlan;
+use crate::compare::Baseline;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
 use crate::preflight;
 use crate::prompts::Prompt;
@@ -31,6 +32,8 @@ pub struct Plan {
     auto: Option<(usize, usize)>,
     /// Whether levels near the best are measured again.
     confirm: bool,
+    /// Whether what has fallen against a baseline is measured once more at the end.
+    last_look: bool,
     input_tokens: f64,
 }
 
@@ -57,6 +60,11 @@ impl Plan {
         plan
     }
 
+    /// The same with what a baseline asks for.
+    pub fn against(self, baseline: Option<&Baseline>) -> Self {
+        Plan { last_look: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
+    }
+
     fn empty(prompts: &[Prompt]) -> Self {
         Plan {
             levels: Vec::new(),
@@ -64,6 +72,7 @@ impl Plan {
             over_budget: None,
             auto: None,
             confirm: false,
+            last_look: false,
             input_tokens: mean_input_tokens(prompts),
         }
     }
@@ -135,11 +144,11 @@ impl Plan {
 
     /// What all confirm rounds may send at most.
     fn requests_to_confirm(&self) -> u64 {
-        if self.confirm { self.of_levels() * u64::from(self.most_rounds()) } else { 0 }
+        self.of_levels() * u64::from(self.most_rounds())
     }
 
     fn most_rounds(&self) -> u32 {
-        most_rounds(self.auto.is_some())
+        u32::from(self.last_look) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
     }
 
     /// US dollars that so many requests cost at most, where prices are known; the input tokens in it are estimated.
@@ -199,7 +208,7 @@ impl Plan {
             self.seconds_per_second(),
             if self.auto.is_some() { ", at most" } else { "" },
         );
-        if self.confirm {
+        if self.most_rounds() > 0 {
             let more = self.requests_to_confirm();
             text.push_str(&format!(
                 "      then, while the answer is not clear, up to {} rounds of the levels near the best: at most {more} requests more{}\n",

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::outcome::{Counted, Failure, Period, Quota, RateLimit};
-use crate::stats::{BLOCKS, LevelState, LevelSummary, wilson};
+use crate::stats::{BLOCKS, LevelState, LevelSummary, Outage, Reach, wilson};
 use crate::usl::{self, Usl};
 
 /// What the decision maximises.
@@ -112,11 +112,28 @@ pub enum Verdict {
     NotUsed,
 }
 
+/// A limit that a level must pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// The error rate, or that the level was given up.
+    Errors,
+    /// The length of its answers beside those of the other levels.
+    Output,
+    /// P95.
+    P95,
+    /// P99.
+    P99,
+}
+
 /// A level with its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLevel {
     /// Pass, fail or not used.
     pub verdict: Verdict,
+    /// The gate it fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
     /// Why; empty for a plain pass.
     pub why: String,
     /// The 95 % Wilson interval of its error rate.
@@ -228,8 +245,9 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
     let mut notes = level_notes(&judged, policy);
     let decision = decide(&judged, policy);
     let pick = decision.pick.and_then(|at| judged.get(at));
-    let missing = pick.map(|pick| missing_checks(&judged, pick, policy)).unwrap_or_default();
-    let provisional = !missing.is_empty();
+    let mut missing = pick.map(|pick| missing_checks(&judged, pick, policy)).unwrap_or_default();
+    missing.extend(open_outages(&judged).map(unexplained));
+    let provisional = pick.is_some() && !missing.is_empty();
     notes.extend(missing);
     let drift = drift_check(&judged);
     if drift == DriftCheck::NotChecked && pick.is_some() && decision.interval.is_some_and(|[low, high]| low < high) {
@@ -257,12 +275,12 @@ pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
 fn judge_all(levels: Vec<LevelSummary>, policy: &Policy) -> Vec<JudgedLevel> {
     let mut judged: Vec<_> = levels.into_iter().map(|level| judge_errors(level, policy)).collect();
     let median_tokens = median(passing(&judged).filter_map(|level| level.summary.mean_output_tokens).collect());
-    fail_where(&mut judged, |summary| Some(Failing::clearly(shrunk_output(summary, median_tokens)?)));
+    fail_where(&mut judged, |summary| Some(Failing::clearly(Gate::Output, shrunk_output(summary, median_tokens)?)));
     // Only now: next to no output comes fast, and would make a reference that nothing else meets.
-    let reference = passing(&judged).find_map(p95_of);
-    fail_where(&mut judged, |summary| failed_latency(summary, policy, reference));
+    let limit = p95_limit(policy, passing(&judged));
+    fail_where(&mut judged, |summary| failed_latency(summary, policy, limit.as_ref()));
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
-        if let Some(why) = uncertain_latency(&level.summary, policy, reference) {
+        if let Some(why) = limit.as_ref().and_then(|limit| uncertain_latency(&level.summary, limit)) {
             level.uncertain = true;
             level.why = if level.why.is_empty() { why } else { format!("{}; {why}", level.why) };
         }
@@ -272,13 +290,14 @@ fn judge_all(levels: Vec<LevelSummary>, policy: &Policy) -> Vec<JudgedLevel> {
 
 /// A gate that was not passed.
 struct Failing {
+    gate: Gate,
     why: String,
     uncertain: bool,
 }
 
 impl Failing {
-    fn clearly(why: String) -> Self {
-        Failing { why, uncertain: false }
+    fn clearly(gate: Gate, why: String) -> Self {
+        Failing { gate, why, uncertain: false }
     }
 }
 
@@ -286,6 +305,7 @@ fn fail_where(judged: &mut [JudgedLevel], failure: impl Fn(&LevelSummary) -> Opt
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
         if let Some(failing) = failure(&level.summary) {
             level.verdict = Verdict::Fail;
+            level.gate = Some(failing.gate);
             level.why = failing.why;
             level.uncertain = failing.uncertain;
         }
@@ -299,9 +319,10 @@ pub(crate) fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLev
 /// Validity and the error gate.
 fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
-    for ours in ["verdict", "why", "error_rate_interval", "uncertain"] {
+    for ours in ["verdict", "gate", "why", "error_rate_interval", "uncertain"] {
         summary.unknown.remove(ours);
     }
+    summary.outage = summary.outage.or_else(|| outage_by_failures(&summary, policy));
     let failed = failed_requests(&summary);
     let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
     let spans = |[low, high]: [f64; 2]| low < policy.max_error_rate && high >= policy.max_error_rate;
@@ -317,7 +338,17 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
         (Verdict::Pass, uncertain_errors(interval.filter(|_| uncertain)))
     };
     uncertain &= verdict != Verdict::NotUsed;
-    JudgedLevel { verdict, why, error_rate_interval: interval, uncertain, summary }
+    let gate = (verdict == Verdict::Fail).then_some(Gate::Errors);
+    JudgedLevel { verdict, gate, why, error_rate_interval: interval, uncertain, summary }
+}
+
+/// Of a results file that counts failures by kind only.
+fn outage_by_failures(summary: &LevelSummary, policy: &Policy) -> Option<Outage> {
+    let lost = *summary.failures.get(Failure::Connect.name())?;
+    let requests = summary.requests?;
+    let measurements = measurements(summary).len().max(1) as u64;
+    let outage = Outage { lost, requests, measurements, of: measurements, is_latest: true };
+    Reach { requests, lost, unavailable: 0 }.is_outage(policy.max_error_rate).then_some(outage)
 }
 
 fn failed_requests(summary: &LevelSummary) -> Option<u64> {
@@ -351,11 +382,15 @@ fn failed_errors(summary: &LevelSummary, interval: Option<[f64; 2]>, policy: &Po
     let limit = policy.max_error_rate;
     if let Some(rate) = error_rate(summary).filter(|&rate| rate >= limit) {
         let uncertain = interval.map(|[low, high]| format!(" (uncertain: {} to {})", percent(low), percent(high)));
+        let outage = summary.outage.filter(|outage| !outage.is_set_aside());
+        let outage =
+            outage.map(|Outage { lost, requests, .. }| format!("; {lost} of {requests} requests found no server"));
         return Some(format!(
-            "error rate {} is not below {}{}",
+            "error rate {} is not below {}{}{}",
             percent(rate),
             percent(limit),
-            uncertain.unwrap_or_default()
+            uncertain.unwrap_or_default(),
+            outage.unwrap_or_default()
         ));
     }
     (summary.state == Some(LevelState::Hopeless))
@@ -396,47 +431,64 @@ fn gate_latency(summary: &LevelSummary) -> (Option<f64>, Option<f64>) {
     (latency.p95, latency.p99)
 }
 
-/// A level with its P95.
-fn p95_of(level: &JudgedLevel) -> Option<(usize, f64)> {
-    Some((level.summary.concurrency, gate_latency(&level.summary).0?))
+/// The limit on P95: the user's own, or five times the P95 of the lowest level, which is no better known than that.
+struct P95Limit {
+    seconds: f64,
+    interval: [f64; 2],
+    name: String,
 }
 
-/// The limit on P95, and how it is called: the user's own, or five times the P95 of the lowest level.
-fn p95_limit(policy: &Policy, reference: Option<(usize, f64)>) -> Option<(f64, String)> {
-    match (policy.max_p95_seconds, reference) {
-        (Some(limit), _) => Some((limit, format!("max_p95_seconds {}", seconds(limit)))),
-        (None, Some((lowest, p95))) => {
-            Some((DEFAULT_P95_FACTOR * p95, format!("{DEFAULT_P95_FACTOR} x the {} of level {lowest}", seconds(p95))))
-        }
-        (None, None) => None,
+fn p95_limit<'a>(policy: &Policy, mut passing: impl Iterator<Item = &'a JudgedLevel>) -> Option<P95Limit> {
+    if let Some(limit) = policy.max_p95_seconds {
+        let name = format!("max_p95_seconds {}", seconds(limit));
+        return Some(P95Limit { seconds: limit, interval: [limit; 2], name });
+    }
+    let (lowest, p95) = passing.find_map(|level| Some((&level.summary, gate_latency(&level.summary).0?)))?;
+    let times = |p95: f64| DEFAULT_P95_FACTOR * p95;
+    let name = format!("{DEFAULT_P95_FACTOR} x the {} of level {}", seconds(p95), lowest.concurrency);
+    Some(P95Limit { seconds: times(p95), interval: lowest.p95_interval_s.unwrap_or([p95; 2]).map(times), name })
+}
+
+impl P95Limit {
+    /// The interval of the P95, in words, if it may lie on the other side of the limit, both being known only so well:
+    /// their intervals add up as those of independent figures do, on the logarithms, since it is their ratio that counts.
+    fn uncertain(&self, summary: &LevelSummary, p95: f64) -> Option<String> {
+        let [low, high] = summary.p95_interval_s?;
+        let [limit_low, limit_high] = self.interval;
+        let [own, of_limit] = if p95 > self.seconds {
+            [p95 / low, limit_high / self.seconds]
+        } else {
+            [high / p95, self.seconds / limit_low]
+        };
+        let apart = (p95 / self.seconds).ln().abs();
+        let range = |[low, high]: [f64; 2]| format!("{} to {}", seconds(low), seconds(high));
+        let against = if limit_low < limit_high { format!(" against {}", range(self.interval)) } else { String::new() };
+        (apart <= own.ln().hypot(of_limit.ln())).then(|| format!("{}{against}", range([low, high])))
     }
 }
 
-fn failed_latency(summary: &LevelSummary, policy: &Policy, reference: Option<(usize, f64)>) -> Option<Failing> {
+fn failed_latency(summary: &LevelSummary, policy: &Policy, p95_limit: Option<&P95Limit>) -> Option<Failing> {
     let (p95, p99) = gate_latency(summary);
-    if let (Some(p95), Some((limit, name))) = (p95, p95_limit(policy, reference))
-        && p95 > limit
-    {
-        let spans = summary.p95_interval_s.filter(|[low, _]| *low <= limit);
-        let interval = spans.map(|[low, high]| format!(" (uncertain: {} to {})", seconds(low), seconds(high)));
-        let why = format!("P95 {} is above {name}{}", seconds(p95), interval.unwrap_or_default());
-        return Some(Failing { why, uncertain: spans.is_some() });
+    if let Some((p95, limit)) = p95.zip(p95_limit).filter(|(p95, limit)| *p95 > limit.seconds) {
+        let uncertain = limit.uncertain(summary, p95);
+        let interval = uncertain.as_ref().map(|interval| format!(" (uncertain: {interval})")).unwrap_or_default();
+        let why = format!("P95 {} is above {}{interval}", seconds(p95), limit.name);
+        return Some(Failing { gate: Gate::P95, why, uncertain: uncertain.is_some() });
     }
     let enough = summary.requests.is_some_and(|n| n >= SMALLEST_N_FOR_P99);
     if let (Some(p99), Some(limit), true) = (p99, policy.max_p99_seconds, enough)
         && p99 > limit
     {
         let why = format!("P99 {} is above max_p99_seconds {}", seconds(p99), seconds(limit));
-        return Some(Failing::clearly(why));
+        return Some(Failing::clearly(Gate::P99, why));
     }
     None
 }
 
-/// A P95 that passes, but whose interval goes beyond the limit.
-fn uncertain_latency(summary: &LevelSummary, policy: &Policy, reference: Option<(usize, f64)>) -> Option<String> {
-    let (limit, name) = p95_limit(policy, reference)?;
-    let [low, high] = summary.p95_interval_s.filter(|[_, high]| *high > limit)?;
-    Some(format!("P95 uncertain: {} to {}, the limit is {name}", seconds(low), seconds(high)))
+/// A P95 that passes, but may be above the limit.
+fn uncertain_latency(summary: &LevelSummary, limit: &P95Limit) -> Option<String> {
+    let interval = limit.uncertain(summary, gate_latency(summary).0?)?;
+    Some(format!("P95 uncertain: {interval}, the limit is {}", limit.name))
 }
 
 fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<String> {
@@ -540,10 +592,14 @@ fn drifted(levels: &[JudgedLevel]) -> Option<String> {
     })
 }
 
-/// The means of a level's confirm rounds: of all its measurements but the first.
+/// The throughputs of a level's measurements, as their blocks have it.
+pub(crate) fn measurements(summary: &LevelSummary) -> Vec<f64> {
+    summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
+}
+
+/// Those of the confirm rounds: of all measurements but the first.
 fn rounds(summary: &LevelSummary) -> Vec<f64> {
-    let measurements = summary.blocks_rps.chunks_exact(BLOCKS);
-    measurements.skip(1).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
+    measurements(summary).into_iter().skip(1).collect()
 }
 
 /// Standard deviation between the confirm rounds of a level, relative to their mean, over all levels that have two or
@@ -616,7 +672,8 @@ fn pick(candidates: &[Candidate], tolerance: f64) -> Option<usize> {
     smallest_good(candidates.iter().map(|c| (c.at, c.value)), tolerance)
 }
 
-fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: f64) -> Option<usize> {
+/// Of ascending levels with what is maximised, the smallest within `tolerance` of the best.
+pub(crate) fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: f64) -> Option<usize> {
     let best = values.clone().map(|(_, value)| value).max_by(f64::total_cmp)?;
     values.filter(|(_, value)| *value >= (1.0 - tolerance) * best).map(|(at, _)| at).next()
 }
@@ -851,7 +908,11 @@ fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<String> {
         let summary = &level.summary;
         let n = summary.concurrency;
         if let Some(reached) = summary.mean_in_flight.filter(|&m| m < REACHED * n as f64) {
-            notes.push(format!("level {n} never ran at its concurrency: {reached:.1} in flight on average"));
+            let held = summary.mean_held.map(|held| format!(", {held:.1} held back after failures"));
+            notes.push(format!(
+                "level {n} never ran at its concurrency: {reached:.1} in flight on average{}",
+                held.unwrap_or_default()
+            ));
         }
         if let Some(by) = client_bound(summary) {
             notes.push(format!(
@@ -864,6 +925,8 @@ fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<String> {
         }
         notes.extend(summary.notes.iter().map(|note| format!("level {n}: {note}")));
     }
+    let explained = |level: &&JudgedLevel| !open_outages(levels).any(|open| open == *level);
+    notes.extend(levels.iter().filter(explained).filter_map(set_aside));
     notes.extend(price_of_default_p95(levels, policy));
     notes
 }
@@ -876,7 +939,7 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
     let (_, best) = best_passing(levels, policy)?;
     let (level, reached) = levels
         .iter()
-        .filter(|level| level.verdict == Verdict::Fail && level.why.starts_with("P95"))
+        .filter(|level| level.gate == Some(Gate::P95))
         .filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy.objective)?)))
         .max_by(|a, b| a.1.total_cmp(&b.1))?;
     let unit = policy.objective.unit();
@@ -892,10 +955,50 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Strin
 /// The P95 limit that holds, seconds: the user's own, else so many times the P95 of the lowest level that passes all
 /// but the latency gates.
 pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
-    let late = |level: &JudgedLevel| level.verdict == Verdict::Fail && level.why.starts_with(['P']);
-    let mut reached_the_gate = levels.iter().filter(|level| level.verdict == Verdict::Pass || late(level));
-    let reference = reached_the_gate.find_map(p95_of);
-    p95_limit(policy, reference).map(|(limit, _)| limit)
+    let late = |level: &JudgedLevel| matches!(level.gate, Some(Gate::P95 | Gate::P99));
+    let reached_the_gate = levels.iter().filter(|level| level.verdict == Verdict::Pass || late(level));
+    p95_limit(policy, reached_the_gate).map(|limit| limit.seconds)
+}
+
+// ---- outages ----
+
+/// Levels of which it is not known whether the server was merely gone for a while. Each is to be measured again; where
+/// that cannot be done, the answer is provisional.
+///
+/// A level that lost its connections while a higher one kept them was not too much for the server. Where no higher one
+/// tells, the server may have died of the level itself. So the lowest such level counts as a failed gate only if it fails
+/// twice, and as served only if it is served more often than not. The levels above it decide nothing.
+pub(crate) fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+    let served = |level: &JudgedLevel| level.verdict != Verdict::NotUsed && level.gate != Some(Gate::Errors);
+    let highest_served = levels.iter().rposition(served);
+    let lowest_beyond = highest_served.map_or(0, |highest| highest + 1);
+    let is_open = move |at: usize, outage: Outage| match (outage.is_set_aside(), highest_served > Some(at)) {
+        (true, true) => outage.is_latest,
+        (true, false) => outage.is_latest || outage.measurements.saturating_mul(2) >= outage.of,
+        (false, true) => true,
+        (false, false) => at == lowest_beyond && outage.of < 2,
+    };
+    let open = levels.iter().enumerate();
+    open.filter(move |(at, level)| level.summary.outage.is_some_and(|outage| is_open(*at, outage)))
+        .map(|(_, level)| level)
+}
+
+fn unexplained(level: &JudgedLevel) -> String {
+    let Outage { lost, requests, measurements, of, .. } = level.summary.outage.unwrap_or_default();
+    let times = match of {
+        0 | 1 => "and it was not measured again".to_owned(),
+        _ => format!("in {measurements} of {of} measurements"),
+    };
+    let n = level.summary.concurrency;
+    format!("level {n}: {lost} of {requests} requests found no server (outage), {times}")
+}
+
+fn set_aside(level: &JudgedLevel) -> Option<String> {
+    let Outage { lost, requests, .. } = level.summary.outage.filter(Outage::is_set_aside)?;
+    let n = level.summary.concurrency;
+    Some(format!(
+        "level {n} was measured again: {lost} of {requests} requests found no server (outage); what it disturbed is set aside"
+    ))
 }
 
 /// Which checks could not be made on the pick, or on the best level it is measured by. Any of them makes the result

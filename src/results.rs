@@ -24,7 +24,7 @@ use crate::prompts::Prompt;
 use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
 use crate::redact;
 use crate::search::{Stage, Step};
-use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Sample, ServerLoad};
+use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
@@ -406,6 +406,9 @@ pub struct LevelRecord {
     /// What the server said of its load in the measured window, where it was asked.
     #[serde(default)]
     pub server: Option<ServerLoad>,
+    /// How many of its requests found no server.
+    #[serde(default)]
+    pub reach: Reach,
 }
 
 impl LevelRecord {
@@ -624,7 +627,9 @@ fn sidecar_name(step: Step) -> String {
 fn without_figures(recommendation: &Recommendation) -> Value {
     let mut value = json!(recommendation);
     for level in value["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-        level.retain(|key, _| matches!(key.as_str(), "concurrency" | "verdict" | "why" | "error_rate_interval"));
+        level.retain(|key, _| {
+            matches!(key.as_str(), "concurrency" | "verdict" | "gate" | "why" | "error_rate_interval" | "uncertain")
+        });
     }
     value
 }
@@ -640,10 +645,13 @@ fn summarize_level(
         records.iter().try_for_each(|record| add_record(&mut pool, folder, settings, record))?;
         Ok(pool.finish())
     };
-    let mut summary = pooled(records)?;
-    let (confirmed, first): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.stage == Stage::Confirm);
-    if !confirmed.is_empty() {
-        summary.drift = Drift::between(&pooled(&first)?, &pooled(&confirmed)?);
+    let (records, outage) = stats::without_outages(records, |record| record.reach, settings.policy.max_error_rate);
+    let mut summary = pooled(&records)?;
+    summary.outage = outage;
+    if let [first, confirmed @ ..] = records.as_slice()
+        && !confirmed.is_empty()
+    {
+        summary.drift = Drift::between(&pooled(&[*first])?, &pooled(confirmed)?);
     }
     // One that was given up is enough to doubt the level.
     let doubted = records.iter().find(|record| record.state != LevelState::Complete).or(records.first());
@@ -960,7 +968,8 @@ fn estimates(places: &Places, level: usize) -> Result<stats::Estimate, ResultsEr
 
 /// Says where Criterion's figure and ours differ.
 fn cross_check(places: &Places, summary: &LevelSummary, records: &[&LevelRecord]) -> Option<String> {
-    if summary.state != Some(LevelState::Complete) {
+    // Criterion knows of no measurement that is set aside.
+    if summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
         return None;
     }
     let ours = summary.throughput_rps?.estimate;

@@ -1,15 +1,17 @@
 //! Which level to measure next. Pure, so that the same rules run against a server and in virtual time.
 //!
 //! First the levels of the list, or an adaptive search for `auto`; then the contenders once more, in interleaved
-//! rounds, until the interval of the pick is one level or three rounds are over.
+//! rounds, until the interval of the pick is one level or three rounds are over. Beside them, what was disturbed by an
+//! outage, and what a gate decided against by chance, perhaps.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use crate::compare::Baseline;
 use crate::recommend::{
-    DriftCheck, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, passing, recommend,
-    value,
+    DriftCheck, Gate, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, measurements,
+    open_outages, passing, recommend, smallest_good, value,
 };
 use crate::stats::LevelSummary;
 
@@ -67,8 +69,12 @@ pub struct Search {
     /// The adaptive search while it runs.
     auto: Option<Auto>,
     adaptive: bool,
-    /// The round that is queued or was measured last; `None` if there are to be none.
-    round: Option<u32>,
+    /// Whether levels may be measured again.
+    confirm: bool,
+    /// The round that is queued or was measured last.
+    round: u32,
+    /// What has fallen against it is measured once more.
+    baseline: Option<Baseline>,
 }
 
 impl Search {
@@ -79,7 +85,9 @@ impl Search {
             queue: levels.iter().map(|&level| Step { level, stage: Stage::Sweep, round: 0 }).collect(),
             auto: None,
             adaptive: false,
-            round: confirm.then_some(0),
+            confirm,
+            round: 0,
+            baseline: None,
         }
     }
 
@@ -91,13 +99,20 @@ impl Search {
             queue: VecDeque::new(),
             auto: Some(Auto { lowest, highest, fill_ins: 0 }),
             adaptive: true,
-            round: Some(0),
+            confirm: true,
+            round: 0,
+            baseline: None,
         }
     }
 
     /// The same without measuring contenders again.
     pub fn without_confirm(self) -> Self {
-        Search { round: None, ..self }
+        Search { confirm: false, ..self }
+    }
+
+    /// The same held against a baseline, if there is one.
+    pub fn against(self, baseline: Option<Baseline>) -> Self {
+        Search { baseline, ..self }
     }
 
     /// How many requests a window of a level takes at least: a wave of the level, and ten of them a full measurement.
@@ -107,9 +122,9 @@ impl Search {
         smallest_window(level, self.adaptive)
     }
 
-    /// How often contenders are measured again at most.
-    pub fn most_rounds(&self) -> u32 {
-        most_rounds(self.adaptive)
+    /// The levels that are to be measured before anything is decided anew.
+    pub fn queued(&self) -> impl Iterator<Item = usize> {
+        self.queue.iter().map(|step| step.level)
     }
 
     /// The next measurement, given the figures so far: one summary per level, all its measurements pooled.
@@ -118,18 +133,30 @@ impl Search {
             return Some(step);
         }
         let decided = recommend(pooled, &self.policy);
-        if let Some(auto) = &mut self.auto {
+        // An adaptive search cannot go on from a level that says nothing.
+        let waits = self.may_confirm() && open_outages(&decided.levels).next().is_some();
+        if let Some(auto) = self.auto.as_mut().filter(|_| !waits) {
             match auto.next(&decided, &self.policy) {
                 Some(level) => return Some(Step { level, stage: Stage::Auto, round: 0 }),
                 None => self.auto = None,
             }
         }
         self.queue_round(&decided);
+        if self.queue.is_empty() {
+            self.queue_suspects(&decided);
+        }
         self.queue.pop_front()
     }
 
+    fn may_confirm(&self) -> bool {
+        self.confirm && self.round < most_rounds(self.adaptive)
+    }
+
     fn queue_round(&mut self, decided: &Recommendation) {
-        let Some(round) = self.round.filter(|&round| round < self.most_rounds()) else { return };
+        if !self.may_confirm() {
+            return;
+        }
+        let round = self.round;
         // However clear it looks, a few requests are no answer: nor where the best is known by so few.
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
         let best = best_passing(&decided.levels, &self.policy).map(|best| best.0);
@@ -139,21 +166,41 @@ impl Search {
         // An adaptive search does not tell levels apart that are closer; nor need its rounds.
         let within = if self.adaptive { CLOSE_BELOW } else { 1.0 };
         let narrow = decided.interval.is_some_and(|[low, high]| high as f64 <= within * low as f64);
-        let settled = narrow && !small && !drift && round >= FEWEST_ROUNDS;
-        // Nor does another round help against a quota, or a server that has changed.
-        let hopeless = decided.status == Status::RateLimited || (drift && round >= FEWEST_TO_DRIFT);
-        let contenders = contenders(decided, &self.policy);
-        if settled || hopeless || contenders.is_empty() || (contenders.len() < 2 && !small) {
-            self.round = None;
-            return;
+        let confirmed = decided.levels.iter().find(picked).is_none_or(is_confirmed);
+        let settled = narrow && !small && !drift && confirmed && round >= FEWEST_ROUNDS;
+        // Nor does another round help against a quota or a server that has changed, or where one level is all there is.
+        let hopeless =
+            decided.status == Status::RateLimited || (drift && round >= FEWEST_TO_DRIFT) || decided.levels.len() < 2;
+        let concurrency = |level: &JudgedLevel| level.summary.concurrency;
+        let mut levels: BTreeSet<usize> = open_outages(&decided.levels).map(concurrency).collect();
+        if !hopeless && self.auto.is_none() {
+            levels.extend(second_looks(decided, &self.policy).into_iter().map(concurrency));
+            levels.extend(contenders(decided, &self.policy).into_iter().filter(|_| !settled));
         }
-        let round = round + 1;
-        self.round = Some(round);
-        self.queue.extend(contenders.into_iter().map(|level| Step { level, stage: Stage::Confirm, round }));
-        if round % 2 == 0 {
+        self.confirm = !levels.is_empty();
+        self.queue_again(levels);
+        if self.round.is_multiple_of(2) {
             // Turned round, so that a drift of the server does not always meet the same level last.
             self.queue.make_contiguous().reverse();
         }
+    }
+
+    fn queue_again(&mut self, levels: BTreeSet<usize>) {
+        self.round += u32::from(!levels.is_empty());
+        let round = self.round;
+        self.queue.extend(levels.into_iter().map(|level| Step { level, stage: Stage::Confirm, round }));
+    }
+
+    /// A fall is not believed at first sight. Asked once, at the end.
+    fn queue_suspects(&mut self, decided: &Recommendation) {
+        let Some(baseline) = self.baseline.take() else { return };
+        let mut suspects = baseline.suspects(decided, self.policy.objective);
+        let measured: BTreeSet<usize> = decided.levels.iter().map(|level| level.summary.concurrency).collect();
+        // What the baseline recommends may not be among the levels.
+        let first = suspects.difference(&measured).filter(|&level| Some(level) < measured.last());
+        self.queue.extend(first.map(|&level| Step { level, stage: Stage::Sweep, round: 0 }));
+        suspects.retain(|level| measured.contains(level));
+        self.queue_again(suspects);
     }
 }
 
@@ -180,6 +227,38 @@ fn contenders(decided: &Recommendation, policy: &Policy) -> Vec<usize> {
     decided.levels.iter().filter(contends).map(|level| level.summary.concurrency).collect()
 }
 
+/// Whether a level has been measured again.
+fn is_confirmed(level: &JudgedLevel) -> bool {
+    measurements(&level.summary).len() > 1
+}
+
+/// Levels that a gate decides against, perhaps by chance, with one measurement, where the answer would be another: what
+/// would be the pick or the best if they passed, and the first one above a pick that is the last to pass. With them the
+/// level that the default limit on P95 is made from.
+fn second_looks<'a>(decided: &'a Recommendation, policy: &Policy) -> Vec<&'a JudgedLevel> {
+    let levels = &decided.levels;
+    let doubtful = |level: &&JudgedLevel| level.verdict == Verdict::Fail && level.uncertain && !is_confirmed(level);
+    let figures = || {
+        let considered = levels.iter().filter(|level| level.verdict == Verdict::Pass || doubtful(level));
+        considered.filter_map(|level| Some((level.summary.concurrency, value(&level.summary, policy.objective)?)))
+    };
+    let would_be = smallest_good(figures(), policy.tolerance);
+    let would_be_best = figures().max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0);
+    let changes = would_be != decided.recommended_concurrency;
+    let last_passing = levels.iter().rposition(|level| level.verdict == Verdict::Pass);
+    let stops_at = last_passing.filter(|&at| Some(levels[at].summary.concurrency) == decided.recommended_concurrency);
+    let first_above = stops_at.and_then(|at| levels[at + 1..].iter().find(|level| level.verdict == Verdict::Fail));
+    let matters = |level: &&JudgedLevel| {
+        let concurrency = Some(level.summary.concurrency);
+        (changes && (concurrency == would_be || concurrency == would_be_best)) || Some(*level) == first_above
+    };
+    let mut looks: Vec<_> = levels.iter().filter(doubtful).filter(matters).collect();
+    if policy.max_p95_seconds.is_none() && looks.iter().any(|level| level.gate == Some(Gate::P95)) {
+        looks.extend(passing(levels).next().filter(|reference| !is_confirmed(reference)));
+    }
+    looks
+}
+
 /// An adaptive search.
 #[derive(Clone, Copy, Debug)]
 struct Auto {
@@ -203,7 +282,7 @@ impl Auto {
     }
 }
 
-/// See [`Search::most_rounds`].
+/// How often contenders are measured again at most.
 pub fn most_rounds(adaptive: bool) -> u32 {
     if adaptive { 2 * CONFIRM_ROUNDS } else { CONFIRM_ROUNDS }
 }
@@ -311,7 +390,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::stats::{Distribution, Drift, Estimate};
+    use crate::stats::{Distribution, Drift, Estimate, Outage};
 
     /// A level measured without noise.
     fn exact(level: usize, rps: f64, error_rate: f64) -> LevelSummary {
@@ -342,7 +421,8 @@ mod tests {
             steps.push(step);
             let (rps, errors) = server(step.level);
             pooled.retain(|summary| summary.concurrency != step.level);
-            pooled.push(exact(step.level, rps, errors));
+            let times = steps.iter().filter(|made| made.level == step.level).count();
+            pooled.push(again(times, exact(step.level, rps, errors)));
         }
         (steps, recommend(&pooled, &Policy::default()))
     }
@@ -352,13 +432,189 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_answer_is_confirmed_once_and_a_lone_contender_not_at_all() {
+    fn a_clear_answer_is_confirmed_once_and_so_is_a_lone_contender() {
         let (confirmed, decided) = steps(Search::listed(&[1, 10, 20, 40], &Policy::default(), true), knee(20));
         assert_eq!(confirmed.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20, 40, 20, 40]);
         assert_eq!(decided.recommended_concurrency, Some(20));
         let (alone, decided) = steps(Search::listed(&[1, 10, 20], &Policy::default(), true), knee(20));
-        assert_eq!(alone.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20]);
+        assert_eq!(alone.iter().map(|step| step.level).collect::<Vec<_>>(), [1, 10, 20, 20]);
         assert_eq!(decided.recommended_concurrency, Some(20));
+        let quick = steps(Search::listed(&[1, 10, 20], &Policy::default(), false), knee(20)).0;
+        assert_eq!(quick.len(), 3);
+    }
+
+    /// Which levels each round measures, on a server that is asked for the next round only.
+    fn rounds(search: &mut Search, pooled: &[LevelSummary]) -> Vec<usize> {
+        let first = search.next(pooled);
+        first
+            .into_iter()
+            .map(|step| step.level)
+            .chain(std::iter::from_fn(|| search.queue.pop_front()).map(|step| step.level))
+            .collect()
+    }
+
+    /// A search that has measured its levels once, or is after this round.
+    fn after(round: u32) -> Search {
+        Search { round, ..Search::listed(&[], &Policy::default(), true) }
+    }
+
+    /// The level measured so often.
+    fn again(times: usize, level: LevelSummary) -> LevelSummary {
+        let n = level.requests.map(|n| n * times as u64);
+        let failed = level.requests.zip(level.succeeded).map(|(n, ok)| (n - ok) * times as u64);
+        LevelSummary {
+            blocks_rps: level.blocks_rps.repeat(times),
+            requests: n,
+            succeeded: n.zip(failed).map(|(n, failed)| n - failed),
+            ..level
+        }
+    }
+
+    fn gone(measurements: u64, of: u64, is_latest: bool, level: LevelSummary) -> LevelSummary {
+        let outage = Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, is_latest };
+        LevelSummary { outage: Some(outage), ..level }
+    }
+
+    /// Level 2 lost its connections, and 10 and 20 did not.
+    #[test]
+    fn a_level_that_lost_its_server_is_measured_again_though_it_does_not_contend() {
+        let served = [exact(1, 1.0, 0.0), exact(10, 10.0, 0.0), exact(20, 20.0, 0.0)];
+        let with = |second: LevelSummary| [&[second][..], &served].concat();
+        let mut search = after(0);
+        assert_eq!(rounds(&mut search, &with(gone(1, 1, true, exact(2, 1.0, 0.43)))), [2, 20]);
+        // It was gone again. Twenty is confirmed.
+        let still = |times, second| [&with(second)[..3], &[again(times, exact(20, 20.0, 0.0))]].concat();
+        assert_eq!(rounds(&mut search, &still(2, gone(2, 2, true, exact(2, 1.0, 0.43)))), [2]);
+        // And it is not any more.
+        assert_eq!(rounds(&mut search, &still(2, gone(2, 3, false, exact(2, 2.0, 0.0)))), [0; 0]);
+    }
+
+    #[test]
+    fn at_the_top_the_server_may_have_died_of_the_level() {
+        let top = |level| [exact(1, 1.0, 0.0), again(2, exact(10, 10.0, 0.0)), level];
+        let failing = || exact(20, 9.0, 0.43);
+        assert_eq!(rounds(&mut after(1), &top(gone(1, 1, true, failing()))), [20]);
+        // It fails twice: so it is the level.
+        let pooled = top(gone(2, 2, true, again(2, failing())));
+        assert_eq!(rounds(&mut after(1), &pooled), [0; 0]);
+        let decided = recommend(&pooled, &Policy::default());
+        assert_eq!(
+            (decided.status, decided.recommended_concurrency, decided.provisional),
+            (Status::LimitedByGate, Some(10), false)
+        );
+        // Served once and lost once, it is not trusted; served twice it is.
+        let pooled = top(gone(1, 2, false, exact(20, 20.0, 0.0)));
+        assert!(recommend(&pooled, &Policy::default()).provisional);
+        assert_eq!(rounds(&mut after(1), &pooled), [20]);
+        let pooled = top(gone(1, 3, false, again(2, exact(20, 20.0, 0.0))));
+        assert_eq!(rounds(&mut after(1), &pooled), [0; 0]);
+        assert!(!recommend(&pooled, &Policy::default()).provisional);
+    }
+
+    /// The pick was served at first, and the server went in its confirm round and did not come back.
+    #[test]
+    fn a_server_that_dies_in_a_confirm_round_leaves_a_provisional_answer() {
+        let pooled = |of| [exact(10, 10.0, 0.0), gone(of - 1, of, true, exact(20, 20.0, 0.0)), exact(40, 20.1, 0.0)];
+        for round in 1..CONFIRM_ROUNDS {
+            assert!(rounds(&mut after(round), &pooled(u64::from(round) + 1)).contains(&20), "{round}");
+        }
+        assert_eq!(rounds(&mut after(CONFIRM_ROUNDS), &pooled(4)), [0; 0]);
+        assert!(recommend(&pooled(4), &Policy::default()).provisional);
+    }
+
+    /// 8 is gone when it is measured first, and nothing beyond it is known.
+    #[test]
+    fn auto_waits_for_a_server_that_is_gone_and_goes_on() {
+        let mut search = Search::adaptive(1, 512, &Policy::default());
+        let mut measured: BTreeMap<usize, LevelSummary> = BTreeMap::new();
+        let mut order = Vec::new();
+        while let Some(step) = search.next(&measured.values().cloned().collect::<Vec<_>>()) {
+            order.push(step.level);
+            let served = again(2, exact(step.level, step.level.min(20) as f64, 0.0));
+            let level = match order.iter().filter(|&&level| level == 8).count() {
+                1 if step.level == 8 => gone(1, 1, true, exact(8, 1.0, 0.43)),
+                2 if step.level == 8 => gone(1, 2, false, served),
+                3 if step.level == 8 => gone(1, 3, false, served),
+                _ => served,
+            };
+            measured.insert(step.level, level);
+        }
+        assert_eq!(order[..5], [1, 2, 4, 8, 8], "{order:?}");
+        let decided = recommend(&measured.into_values().collect::<Vec<_>>(), &Policy::default());
+        assert!((19..=25).contains(&decided.recommended_concurrency.expect("a pick")), "{order:?}");
+        assert!(!decided.provisional);
+    }
+
+    /// 6 of 100 failed at a level that would be the pick, or the best.
+    #[test]
+    fn an_uncertain_gate_that_matters_gets_a_second_look() {
+        let failing = |level, rps| exact(level, rps, 0.06);
+        let looks = |pooled: &[LevelSummary]| {
+            let decided = recommend(pooled, &Policy::default());
+            second_looks(&decided, &Policy::default()).iter().map(|level| level.summary.concurrency).collect::<Vec<_>>()
+        };
+        let below = [exact(1, 1.0, 0.0), failing(10, 19.5), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
+        assert_eq!(looks(&below), [10]);
+        let best =
+            [exact(1, 1.0, 0.0), exact(10, 10.0, 0.0), exact(20, 10.1, 0.0), failing(30, 15.0), exact(40, 10.0, 0.0)];
+        assert_eq!(looks(&best), [30]);
+        let first_above = [exact(1, 1.0, 0.0), exact(10, 10.0, 0.0), failing(20, 10.1), failing(40, 10.1)];
+        assert_eq!(looks(&first_above), [20]);
+        // Neither one that changes nothing, nor one that was looked at again, nor one that clearly fails.
+        let bystander = [failing(1, 1.0), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
+        assert_eq!(looks(&bystander), [0; 0]);
+        let again = [exact(1, 1.0, 0.0), again(2, failing(10, 19.5)), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
+        assert_eq!(looks(&again), [0; 0]);
+        let clear = [exact(1, 1.0, 0.0), exact(10, 19.5, 0.5), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
+        assert_eq!(looks(&clear), [0; 0]);
+        // Nor is one asked for where all fails by chance, maybe, but for what would be the answer.
+        let all: Vec<_> =
+            [(1, 1.0), (10, 10.0), (20, 19.5), (30, 20.0), (40, 19.9)].map(|(n, rps)| failing(n, rps)).into();
+        assert_eq!(looks(&all), [20, 30]);
+    }
+
+    /// 903 against 900 ms, which is five times what level 1 took, give or take a third.
+    #[test]
+    fn the_default_limit_is_measured_again_before_it_decides() {
+        let taking = |p95: f64, interval, level| LevelSummary {
+            latency_s: Some(Distribution { p95: Some(p95), mean: Some(p95), ..Distribution::default() }),
+            p95_interval_s: Some(interval),
+            ..level
+        };
+        let lowest = taking(0.18, [0.14, 0.24], exact(1, 10.0, 0.0));
+        let pooled = |p95: f64| {
+            [
+                lowest.clone(),
+                taking(0.5, [0.49, 0.51], exact(4, 30.0, 0.0)),
+                taking(p95, [0.99 * p95, 1.01 * p95], exact(8, 50.0, 0.0)),
+            ]
+        };
+        assert_eq!(rounds(&mut after(0), &pooled(0.903)), [1, 4, 8]);
+        // Twice the limit is no matter of chance, and a limit of one's own none of level 1.
+        assert_eq!(rounds(&mut after(0), &pooled(1.8)), [4]);
+        let own = Policy { max_p95_seconds: Some(0.9), ..Policy::default() };
+        let mut search = Search::listed(&[], &own, true);
+        assert_eq!(rounds(&mut search, &pooled(0.903)), [4, 8]);
+    }
+
+    #[test]
+    fn what_fell_against_a_baseline_is_measured_once_more_at_the_end() {
+        let before = recommend(&[exact(10, 10.0, 0.0), exact(20, 20.0, 0.0)], &Policy::default());
+        let baseline = || Some(Baseline { decided: before.clone(), threshold: Some(0.1) });
+        let made = |rps: f64| {
+            let server = move |level: usize| (level.min(20) as f64 * rps, 0.0);
+            let (made, _) = steps(Search::listed(&[10, 20], &Policy::default(), true).against(baseline()), server);
+            made.iter().map(|step| (step.round, step.level)).collect::<Vec<_>>()
+        };
+        assert_eq!(made(1.0), [(0, 10), (0, 20), (1, 20)]);
+        assert_eq!(made(0.8), [(0, 10), (0, 20), (1, 20), (2, 20)]);
+        // What the baseline recommends is not in the list, but among its levels.
+        let search = Search::listed(&[10, 40], &Policy::default(), false).against(baseline());
+        let (made, _) = steps(search, knee(30));
+        assert_eq!(
+            made.iter().map(|step| (step.stage, step.level)).collect::<Vec<_>>(),
+            [(Stage::Sweep, 10), (Stage::Sweep, 40), (Stage::Sweep, 20)]
+        );
     }
 
     #[test]

@@ -191,6 +191,12 @@ pub struct LevelSummary {
     pub by_size: Vec<SizeSummary>,
     /// Requests in flight, averaged over the measured window: was the level reached?
     pub mean_in_flight: Option<f64>,
+    /// Permits held back after failures, averaged over the measured window; null without any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_held: Option<f64>,
+    /// Measurements of the level in which the server was gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outage: Option<Outage>,
     /// The first measurement beside the confirm rounds; null without such rounds: then drift was not checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
@@ -244,6 +250,7 @@ impl LevelSummary {
             &mut self.mean_output_tokens,
             &mut self.mean_input_tokens,
             &mut self.mean_in_flight,
+            &mut self.mean_held,
         ];
         figures.into_iter().for_each(keep);
         let times =
@@ -272,6 +279,86 @@ impl LevelSummary {
         }
         self
     }
+}
+
+/// How many requests of a measurement found no server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reach {
+    /// Requests of the cohort.
+    pub requests: u64,
+    /// Those whose connection was refused, reset or cut, and those that a gateway answered without a server (502).
+    pub lost: u64,
+    /// Those that got a 503: of a server that is starting where connections were lost too, else of one that is full.
+    pub unavailable: u64,
+}
+
+impl Reach {
+    /// Counts a request of the cohort.
+    pub fn add(&mut self, outcome: &RequestOutcome) {
+        if outcome.phase != Phase::Measured || outcome.end_s.is_none() {
+            return;
+        }
+        let lost = outcome.failure == Some(Failure::Connect) || outcome.cut || outcome.status == Some(502);
+        self.requests += 1;
+        self.lost += u64::from(lost);
+        self.unavailable += u64::from(outcome.status == Some(503));
+    }
+
+    /// Whether more than `limit` of the requests were lost, and not by chance.
+    pub fn is_outage(&self, limit: f64) -> bool {
+        self.lost > 0 && wilson(self.found_none(), self.requests).is_some_and(|[low, _]| low >= limit)
+    }
+
+    fn found_none(&self) -> u64 {
+        if self.lost > 0 { (self.lost + self.unavailable).min(self.requests) } else { 0 }
+    }
+}
+
+/// Measurements of a level in which the server was gone. They are set aside if it was there in another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Outage {
+    /// Requests in them that found no server,
+    pub lost: u64,
+    /// of so many.
+    pub requests: u64,
+    /// How many such measurements there are,
+    pub measurements: u64,
+    /// of so many.
+    pub of: u64,
+    /// Whether the latest measurement is one of them.
+    pub is_latest: bool,
+}
+
+impl Outage {
+    /// Whether its measurements do not count, since there are others.
+    pub fn is_set_aside(&self) -> bool {
+        self.measurements < self.of
+    }
+}
+
+/// Of a level's measurements those that count: without those in which more than `limit` of the requests found no server,
+/// unless that is all of them.
+pub fn without_outages<T: Copy>(
+    measurements: &[T],
+    reach: impl Fn(T) -> Reach,
+    limit: f64,
+) -> (Vec<T>, Option<Outage>) {
+    let gone = |&measurement: &T| reach(measurement).is_outage(limit);
+    let (out, there): (Vec<T>, Vec<T>) = measurements.iter().partition(|measurement| gone(measurement));
+    if out.is_empty() {
+        return (there, None);
+    }
+    let sum = |of: fn(&Reach) -> u64| out.iter().map(|&measurement| of(&reach(measurement))).sum();
+    let outage = Outage {
+        lost: sum(Reach::found_none),
+        requests: sum(|reach| reach.requests),
+        measurements: out.len() as u64,
+        of: measurements.len() as u64,
+        is_latest: measurements.last().is_some_and(gone),
+    };
+    (if there.is_empty() { out } else { there }, Some(outage))
 }
 
 /// A level's throughput when it was first measured and in its confirm rounds, each with its 99 % interval.
@@ -417,6 +504,7 @@ pub struct Pool {
     input_tokens: Option<u64>,
     ended_at_once: u64,
     in_flight_s: f64,
+    held_back_s: f64,
     cohort: Cohort,
     /// What timeouts count for in the latency gates.
     timeouts: Vec<Micros>,
@@ -428,7 +516,8 @@ pub struct Pool {
     server: Option<ServerLoad>,
 }
 
-/// The requests of the cohort: how long each held its permit, which is its latency, and what else tells them apart.
+/// The requests of the cohort: how long each held its permit, which is its latency and, after a failure, how long it was
+/// held back; and what else tells them apart.
 #[derive(Debug, Default)]
 struct Cohort {
     held: Vec<Micros>,
@@ -578,6 +667,7 @@ impl Pool {
 
     fn add_rates(&mut self, outcome: &RequestOutcome, facts: &LevelFacts) {
         self.in_flight_s += outcome.overlap_s(facts.window_s);
+        self.held_back_s += outcome.held_back_s(facts.window_s);
         if !outcome.is_success() {
             return;
         }
@@ -614,7 +704,8 @@ impl Pool {
             self.ttft.extend(outcome.ttft_s.map(Micros::of));
             self.tpot.extend(outcome.tpot_s().map(Micros::of));
         }
-        (Micros::of(outcome.latency_s.unwrap_or_default()), Mark::of(success, size))
+        let held_s = outcome.latency_s.unwrap_or_default() + outcome.held_s.unwrap_or_default();
+        (Micros::of(held_s), Mark::of(success, size))
     }
 
     fn size_of(&mut self, outcome: &RequestOutcome) -> usize {
@@ -670,6 +761,7 @@ impl Pool {
             ended_at_once: Some(self.ended_at_once).filter(|&count| count > 0),
             by_size,
             mean_in_flight: per_second(self.in_flight_s),
+            mean_held: per_second(self.held_back_s).filter(|&held| held > 0.0),
             client: self.client,
             rate_limit: self.rate_limit,
             server: self.server,
@@ -686,37 +778,19 @@ pub const BLOCKS: usize = 10;
 /// A closed loop holds `level` permits all the time, so a block's throughput is `level` x successes / time its
 /// permits were held (Little's law). Blocks of requests are independent where their latencies are, while windows of
 /// time share the requests that cross their border; and blocks that follow each other show a server that changes
-/// its speed. A permit that a failure left early was held for about the median success (see the closed loop).
+/// its speed.
 fn blocks(level: usize, cohort: &Cohort, from: usize) -> Vec<f64> {
     let n = cohort.len() - from;
     if n < BLOCKS {
         return Vec::new();
     }
-    let of_successes = cohort.range(from..cohort.len()).filter(|(_, mark)| mark.is_success()).map(|(held, _)| held);
-    let succeeded = of_successes.clone().count() as u64;
-    // Failures are rare, and without one there is no need of it.
-    let typical =
-        if succeeded < n as u64 { quantile(succeeded, 0.5, |rank| nth(of_successes.clone(), rank)) } else { None };
-    let typical = Micros::of(typical.unwrap_or(1.0).min(1.0));
     let block = |at: usize| {
         let block = cohort.range(from + at * n / BLOCKS..from + (at + 1) * n / BLOCKS);
-        let held = |(held, mark): (Micros, Mark)| if mark.is_success() { held } else { held.max(typical) };
-        let held: f64 = block.clone().map(|request| held(request).seconds()).sum();
+        let held: f64 = block.clone().map(|(held, _)| held.seconds()).sum();
         let succeeded = block.filter(|(_, mark)| mark.is_success()).count();
         if held > 0.0 { level as f64 * succeeded as f64 / held } else { 0.0 }
     };
     (0..BLOCKS).map(block).collect()
-}
-
-/// The value at a rank (from 0) of values in any order, in seconds: by bisection, which needs no sorted copy of them.
-fn nth(values: impl Iterator<Item = Micros> + Clone, rank: u64) -> f64 {
-    let (mut low, mut high) = (0, u32::MAX);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let up_to = values.clone().filter(|value| value.0 <= middle).count() as u64;
-        if up_to > rank { high = middle } else { low = middle + 1 }
-    }
-    Micros(low).seconds()
 }
 
 /// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
@@ -994,6 +1068,57 @@ mod tests {
         // In flight counts all, successes or not: 1 + 1 + 9 + 0.1 + 0.1 seconds in 10.
         assert_near(summary.mean_in_flight, 1.12);
         assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
+    }
+
+    /// Two permits for ten seconds: one is held back for six of them, of which four lie inside the window.
+    #[test]
+    fn permits_held_back_are_no_requests_in_flight() {
+        let refused = RequestOutcome { held_s: Some(6.0), ..failed(15.9, 16.0, Failure::RateLimited) };
+        let summary = summarize(&facts(), [request(Phase::Measured, 10.0, 20.0, None), refused]);
+        assert_near(summary.mean_in_flight, 1.01);
+        assert_near(summary.mean_held, 0.4);
+        assert_eq!(summarize(&facts(), [request(Phase::Measured, 10.0, 20.0, None)]).mean_held, None);
+    }
+
+    #[test]
+    fn what_found_no_server_is_told_from_what_a_full_one_refused() {
+        let cut = RequestOutcome { cut: true, ..failed(10.0, 11.0, Failure::Malformed) };
+        let answered = |status, failure| RequestOutcome { status: Some(status), ..failed(10.0, 11.0, failure) };
+        let (full, gateway) = (answered(503, Failure::ServerError), answered(502, Failure::ServerError));
+        let garbage = answered(200, Failure::Malformed);
+        let refused = answered(0, Failure::Connect);
+        let reach = |outcomes: &[&RequestOutcome]| {
+            let mut reach = Reach { requests: 50, ..Reach::default() };
+            outcomes.iter().for_each(|outcome| reach.add(outcome));
+            reach
+        };
+        let is_outage = |outcomes: &[&RequestOutcome]| reach(outcomes).is_outage(0.05);
+        assert!(is_outage(&[&cut; 10]) && is_outage(&[&gateway; 10]) && is_outage(&[&refused; 10]));
+        assert!(!is_outage(&[&full; 50]) && !is_outage(&[&garbage; 50]));
+        // Starting takes a while, and says so.
+        assert!(is_outage(&[&[&refused][..], &[&full; 9]].concat()));
+        // 4 of 54 may be chance.
+        assert!(!is_outage(&[&refused; 4]));
+        let warmup = RequestOutcome { phase: Phase::Warmup, ..refused.clone() };
+        assert_eq!(reach(&[&warmup]), reach(&[]));
+    }
+
+    #[test]
+    fn disturbed_measurements_are_set_aside_if_there_are_others() {
+        let (there, gone) =
+            (Reach { requests: 100, ..Reach::default() }, Reach { requests: 56, lost: 24, unavailable: 0 });
+        let kept = |measurements: &[Reach]| {
+            let numbered: Vec<usize> = (0..measurements.len()).collect();
+            without_outages(&numbered, |at| measurements[at], 0.05)
+        };
+        let outage = |measurements, of, is_latest| {
+            Some(Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, is_latest })
+        };
+        assert_eq!(kept(&[there, there]), (vec![0, 1], None));
+        assert_eq!(kept(&[gone]), (vec![0], outage(1, 1, true)));
+        assert_eq!(kept(&[gone, there]), (vec![1], outage(1, 2, false)));
+        assert_eq!(kept(&[there, gone, gone]), (vec![0], outage(2, 3, true)));
+        assert!(!outage(2, 2, true).unwrap().is_set_aside() && outage(2, 3, true).unwrap().is_set_aside());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use crate::compare::Baseline;
 use crate::config::{Config, Endpoint, Settings};
 use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
 use crate::open_files::{self, TooFewFiles};
@@ -29,6 +30,7 @@ use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
 use crate::preflight::{self, Probe};
 use crate::prompts::{self, Prompt, PromptError};
+use crate::recommend::list;
 use crate::redact;
 use crate::report::text;
 use crate::results::{
@@ -38,7 +40,7 @@ use crate::search::{Search, Stage, Step};
 use crate::self_check::SelfCheck;
 use crate::server_load::ServerWatch;
 use crate::simulator::{Simulator, SimulatorError};
-use crate::stats::{ClientLoad, LevelState, Sample};
+use crate::stats::{ClientLoad, LevelState, Reach, Sample};
 use crate::stdio;
 use crate::target::Target;
 
@@ -252,17 +254,23 @@ pub struct Swept {
 }
 
 /// Runs the sweep: each measurement a Criterion benchmark, on disk when it ends. First the levels of the list or of an
-/// adaptive search, then the contenders again while the answer is not clear.
+/// adaptive search, then the contenders again while the answer is not clear, and at last what fell against the baseline.
 ///
 /// # Errors
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
-pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result<Swept, SweepError> {
+pub fn run(
+    settings: &Settings,
+    args: &CriterionArgs,
+    places: &Places,
+    baseline: Option<Baseline>,
+) -> Result<Swept, SweepError> {
     let began = Instant::now();
     let prompts = prompts::of_run(settings)?;
     let plan = match args.mode {
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
         _ => Plan::new(settings, &prompts, |level| args.selects(level)),
     };
+    let plan = plan.against(baseline.as_ref());
     let run = Run::new(places, Identity::of(settings, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
@@ -293,7 +301,7 @@ pub fn run(settings: &Settings, args: &CriterionArgs, places: &Places) -> Result
         Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), began, load_s: 0.0, stdio };
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), swept);
     sweep.preflight(&prompts)?;
-    let mut search = plan.search(&settings.config.policy);
+    let mut search = plan.search(&settings.config.policy).against(baseline);
     let mut next = sweep.next(&mut search);
     while let Some(first) = next {
         let mut group = criterion.benchmark_group(criterion_group(first));
@@ -372,11 +380,9 @@ impl<'a> Sweep<'a> {
         }
         if step.round > self.round {
             self.round = step.round;
-            eprintln!(
-                "Confirm round {} of at most {}: the levels that may be the pick, once more",
-                self.round,
-                search.most_rounds()
-            );
+            let mut levels: Vec<usize> = search.queued().chain([step.level]).collect();
+            levels.sort_unstable();
+            eprintln!("Confirm round {}: level {} once more", self.round, list(&levels));
         }
         Some(step)
     }
@@ -535,6 +541,7 @@ struct LoopEnd {
     itl_histogram: Vec<(u64, u64)>,
     last_failure: Option<(Failure, String)>,
     not_before: Option<Instant>,
+    reach: Reach,
     rate_limit: Option<RateLimit>,
     client: ClientLoad,
     sidecar: SidecarWriter,
@@ -610,6 +617,7 @@ impl LevelInHand {
             reason,
             client: Some(end.client),
             rate_limit: end.rate_limit,
+            reach: end.reach,
             server: end.record.window_s().zip(self.watch).and_then(|(window, watch)| {
                 let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
                 watch.between(from, to)
@@ -772,6 +780,7 @@ impl Load {
             longest_wait: plan.longest_wait,
             last_failure: None,
             not_before: None,
+            reach: Reach::default(),
             rate_limit: None,
             self_check: None,
             events: events.clone(),
@@ -970,6 +979,7 @@ async fn run_level(
             .collect(),
         last_failure: recorder.last_failure,
         not_before: recorder.not_before,
+        reach: recorder.reach,
         rate_limit: recorder.rate_limit,
         client: recorder.self_check.map(|check| check.result()).unwrap_or_default(),
         sidecar: recorder.sidecar,
@@ -987,6 +997,7 @@ struct Recorder {
     longest_wait: Duration,
     last_failure: Option<(Failure, String)>,
     not_before: Option<Instant>,
+    reach: Reach,
     rate_limit: Option<RateLimit>,
     self_check: Option<SelfCheck>,
     events: mpsc::Sender<Event>,
@@ -1001,6 +1012,7 @@ impl Observer for Recorder {
     fn ended(&mut self, mut outcome: RequestOutcome, reply: Reply) {
         outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
         self.counts.ended(&outcome);
+        self.reach.add(&outcome);
         if outcome.is_success() && outcome.phase == Phase::Measured {
             for gap in reply.gaps_us {
                 self.itl.saturating_record(u64::from(gap));
@@ -1014,6 +1026,10 @@ impl Observer for Recorder {
         }
         self.rate_limit = self.rate_limit.into_iter().chain(reply.rate_limit).reduce(RateLimit::updated);
         self.sidecar.push(outcome);
+    }
+
+    fn held(&mut self, permits: usize) {
+        self.counts.held(permits);
     }
 
     fn window(&mut self, window: Window) {

@@ -36,7 +36,7 @@ impl Sweep {
 
     fn run(&mut self, server: &Simulator) -> Swept {
         self.settings.endpoint = server.base_url().parse::<Endpoint>().unwrap();
-        sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places).unwrap()
+        sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places, None).unwrap()
     }
 
     fn plan(&self) -> Plan {
@@ -55,8 +55,10 @@ fn fast() -> SimulatorConfig {
     }
 }
 
-fn sidecar(swept: &Swept, level: usize) -> Vec<RequestOutcome> {
-    lines_of(swept, &format!("level-{level}.jsonl"))
+/// The requests of each measurement of a level.
+fn sidecars(swept: &Swept, level: usize) -> Vec<Vec<RequestOutcome>> {
+    let files = swept.run.manifest.requests(swept.run.folder()).into_iter().filter(|file| file.level == level);
+    files.map(|file| read_sidecar(&file.path).unwrap().collect::<Result<_, _>>().unwrap()).collect()
 }
 
 fn lines_of(swept: &Swept, name: &str) -> Vec<RequestOutcome> {
@@ -70,21 +72,24 @@ fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
     let mut by_status: BTreeMap<u16, u64> = BTreeMap::from([(200, arrived)]);
     assert!(preflight.iter().all(RequestOutcome::is_success) && arrived == 2, "{preflight:?}");
     for (plan, summary) in sweep.plan().levels.iter().zip(&swept.run.summaries) {
-        let lines = sidecar(swept, plan.level);
         let what = format!("level {}", plan.level);
-        assert!(lines.len() as u64 <= plan.tickets(), "{what}: {} lines", lines.len());
-        let mut seqs: Vec<u64> = lines.iter().map(|line| line.seq).collect();
-        seqs.sort_unstable();
-        assert_eq!(seqs, (0..lines.len() as u64).collect::<Vec<_>>(), "{what}");
-        for line in &lines {
-            assert!(line.is_success() != line.failure.is_some(), "{what}: {line:?}");
-            assert_eq!(line.failure.is_some(), line.error.is_some(), "{what}: {line:?}");
-            arrived += 1 + u64::from(line.resent);
-            *by_status.entry(line.status.expect("the server answered")).or_default() += 1;
+        let mut in_cohorts = 0;
+        for lines in sidecars(swept, plan.level) {
+            assert!(lines.len() as u64 <= plan.tickets(), "{what}: {} lines", lines.len());
+            let mut seqs: Vec<u64> = lines.iter().map(|line| line.seq).collect();
+            seqs.sort_unstable();
+            assert_eq!(seqs, (0..lines.len() as u64).collect::<Vec<_>>(), "{what}");
+            for line in &lines {
+                assert!(line.is_success() != line.failure.is_some(), "{what}: {line:?}");
+                assert_eq!(line.failure.is_some(), line.error.is_some(), "{what}: {line:?}");
+                arrived += 1 + u64::from(line.resent);
+                *by_status.entry(line.status.expect("the server answered")).or_default() += 1;
+            }
+            let cohort = lines.iter().filter(|line| line.phase == Phase::Measured).count();
+            assert!(cohort >= plan.measured(), "{what}: {cohort}");
+            in_cohorts += cohort as u64;
         }
-        let cohort: Vec<_> = lines.iter().filter(|line| line.phase == Phase::Measured).collect();
-        assert!(cohort.len() >= plan.measured(), "{what}: {}", cohort.len());
-        assert_eq!(summary.requests, Some(cohort.len() as u64), "{what}");
+        assert_eq!(summary.requests, Some(in_cohorts), "{what}");
         let failed: u64 = summary.failures.values().sum();
         assert_eq!(summary.succeeded.map(|succeeded| succeeded + failed), summary.requests, "{what}");
         assert_eq!(summary.state, Some(LevelState::Complete), "{what}");
@@ -104,7 +109,7 @@ fn the_servers_log_and_the_sidecars_agree_when_all_goes_well() {
         let mut sweep = Sweep::new(&[1, 3, 20], stream);
         let swept = sweep.run(&server);
         assert_accounts(&sweep, &swept, &server);
-        let levels = [1, 3, 20].into_iter().flat_map(|level| sidecar(&swept, level));
+        let levels = [1, 3, 20].into_iter().flat_map(|level| sidecars(&swept, level)).flatten();
         let lines: Vec<_> = levels.chain(lines_of(&swept, "preflight.jsonl")).collect();
         assert!(lines.iter().all(RequestOutcome::is_success));
         assert!(lines.iter().all(|line| line.ttft_s.is_some() == stream));
@@ -125,7 +130,7 @@ fn a_full_queue_is_no_flood_and_fails_at_a_steady_rate() {
         let mut sweep = Sweep::new(&[LEVEL], stream);
         let swept = sweep.run(&server);
         assert_accounts(&sweep, &swept, &server);
-        let lines = sidecar(&swept, LEVEL);
+        let lines = sidecars(&swept, LEVEL).remove(0);
         let failures = lines.iter().filter(|line| line.failure.is_some());
         assert!(failures.clone().all(|line| line.failure == Some(Failure::ServerError) && line.status == Some(503)));
         println!("stream {stream}: {} of {}, truth {}", failures.clone().count(), lines.len(), truth.error_rate);

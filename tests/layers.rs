@@ -49,7 +49,7 @@ const ONLY: [(&str, &[&str]); 15] = [
     ("recommend", &["outcome", "stats", "usl"]),
     ("compare", &["outcome", "stats", "recommend"]),
     ("report", &["outcome", "reasons", "stats", "usl", "recommend", "compare", "config", "preflight"]),
-    ("search", &["stats", "recommend"]),
+    ("search", &["stats", "recommend", "compare"]),
     ("self_check", &["stats"]),
     ("open_files", &[]),
     ("closed_loop", &["outcome"]),

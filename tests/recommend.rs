@@ -3,10 +3,10 @@
 #![cfg(feature = "suite")]
 
 use llm_concurrency::outcome::{Counted, Period, Quota, RateLimit};
-use llm_concurrency::recommend::{DriftCheck, Objective, Policy, Recommendation, Status, Verdict, recommend};
+use llm_concurrency::recommend::{DriftCheck, Gate, Objective, Policy, Recommendation, Status, Verdict, recommend};
 use llm_concurrency::report::text;
 use llm_concurrency::stats::{
-    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Sample, SizeSummary,
+    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Outage, Sample, SizeSummary,
 };
 use proptest::prelude::*;
 
@@ -169,7 +169,7 @@ fn fails_everywhere() {
 fn errors_only_at_low_levels() {
     let mut all = levels(&[(1, 10.0), (2, 20.0), (5, 48.0), (10, 95.0), (20, 96.0)]);
     for level in &mut all[..2] {
-        *level = failing(level.clone(), "Connect", 20);
+        *level = failing(level.clone(), "ServerError", 20);
     }
     case("errors_at_low_levels", &all, &Policy::default(), Status::Ok, Some(10));
 }
@@ -240,6 +240,45 @@ fn a_level_that_never_reached_its_concurrency_is_named() {
     let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 81.0)]);
     all[2].mean_in_flight = Some(11.8);
     case("not_reached", &all, &Policy::default(), Status::Ok, Some(10));
+    // Where the permits were held back, that is why.
+    all[2].mean_held = Some(7.94);
+    let notes = recommend(&all, &Policy::default()).notes;
+    let held = "level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
+    assert!(notes.iter().any(|note| note == held), "{notes:?}");
+}
+
+/// A server that was killed in the middle of level 2 and was back for level 5; measured again, and not.
+#[test]
+fn a_level_that_lost_its_server_is_no_matter_of_concurrency() {
+    let mut all = levels(&[(1, 10.0), (2, 19.0), (5, 40.0), (10, 41.0)]);
+    let outage = |of| Outage { lost: 24, requests: 56, measurements: 1, of, is_latest: of == 1 };
+    all[1] = LevelSummary { outage: Some(outage(1)), ..failing(of_size(56, level(2, 8.0)), "Connect", 24) };
+    let recommendation = case("outage", &all, &Policy::default(), Status::Ok, Some(5));
+    assert!(recommendation.provisional);
+    // An older results file counts failures and no more.
+    all[1].outage = None;
+    assert!(recommend(&all, &Policy::default()).provisional);
+    // So many 500s are the server's own.
+    all[1].failures = [("ServerError".to_owned(), 24)].into();
+    assert!(!recommend(&all, &Policy::default()).provisional);
+    all[1] = LevelSummary { outage: Some(outage(2)), ..level(2, 19.0) };
+    let recommendation = case("outage_set_aside", &all, &Policy::default(), Status::Ok, Some(5));
+    assert!(!recommendation.provisional);
+}
+
+/// With no higher level to tell, it takes a second failure to believe that the level is too much.
+#[test]
+fn a_server_that_dies_at_the_top_once_is_no_limit_yet() {
+    let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 30.0), (40, 30.0)]);
+    let outage = |of| Some(Outage { lost: 90 * of, requests: 200 * of, measurements: of, of, is_latest: true });
+    for (at, n) in [(2, 200), (3, 400)] {
+        all[at] = LevelSummary { outage: outage(1), ..failing(of_size(n, all[at].clone()), "Connect", 90 * n / 200) };
+    }
+    let once = case("outage_at_top", &all, &Policy::default(), Status::LimitedByGate, Some(10));
+    assert!(once.provisional);
+    all[2].outage = outage(2);
+    let twice = recommend(&all, &Policy::default());
+    assert_eq!((twice.status, twice.provisional), (Status::LimitedByGate, false), "{:?}", twice.notes);
 }
 
 /// An engine that has crashed answers 200 with next to nothing, fast.
@@ -365,6 +404,13 @@ fn p95_is_shown_with_its_interval_where_that_spans_the_limit() {
     let recommendation = case("p95_uncertain", &all, &Policy::default(), Status::LimitedByGate, Some(10));
     let uncertain: Vec<bool> = recommendation.levels.iter().map(|level| level.uncertain).collect();
     assert_eq!(uncertain, [false, true, true, false]);
+    let gates: Vec<_> = recommendation.levels.iter().map(|level| level.gate).collect();
+    assert_eq!(gates, [None, None, Some(Gate::P95), Some(Gate::P95)]);
+    // 5.2 to 5.9 s are clearly above a limit of 5 s of one's own, but five times level 1 may as well be 5.5 s.
+    let near = [all[0].clone(), all[1].clone(), with([5.2, 5.9], slow(5.5, level(40, 130.0)))];
+    let own = Policy { max_p95_seconds: Some(5.0), ..Policy::default() };
+    let doubted = |policy: &Policy| recommend(&near, policy).levels[2].uncertain;
+    assert!(doubted(&Policy::default()) && !doubted(&own));
 }
 
 #[test]

@@ -40,6 +40,8 @@ fn outcomes(level: usize, n: usize, failing: usize) -> impl Iterator<Item = Requ
             failure: failed.then_some(Failure::ServerError),
             error: failed.then(|| format!("HTTP 503: {EVIL}")),
             resent: 0,
+            cut: false,
+            held_s: None,
             prompt_size: None,
         }
     })

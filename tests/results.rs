@@ -14,7 +14,7 @@ use llm_concurrency::results::{
     criterion_id, load_measured, read_sidecar,
 };
 use llm_concurrency::search::{Stage, Step};
-use llm_concurrency::stats::{LevelState, Sample};
+use llm_concurrency::stats::{LevelState, Reach, Sample};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -147,6 +147,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         client: None,
         rate_limit: None,
         server: None,
+        reach: Reach::default(),
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }
@@ -168,6 +169,8 @@ fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
         failure: None,
         error: None,
         resent: 0,
+        cut: false,
+        held_s: None,
         prompt_size: None,
     }
 }

@@ -1,5 +1,5 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGKILL against the real binary: what is on disk stays whole, finished levels stay usable,
-//! and config.yaml is the old file or the patched one, to the byte.
+//! and config.yaml is the old file or the patched one, to the byte. And a server that goes away in the middle of a run.
 //!
 //! Tests wait for something to happen (a level on disk, a request at the server), never for a time; only the random
 //! moments are times, and there anything may be hit.
@@ -121,6 +121,10 @@ fn is_json(path: &Path) -> bool {
 
 /// Two at a time, 20 ms each: level 50 takes many seconds.
 fn server() -> Simulator {
+    server_at(0)
+}
+
+fn server_at(port: u16) -> Simulator {
     let config = SimulatorConfig {
         slots: 2,
         queue_limit: 100,
@@ -129,7 +133,7 @@ fn server() -> Simulator {
         output_tokens: OutputTokens::Fixed { tokens: 5 },
         ..SimulatorConfig::default()
     };
-    Simulator::start(config, 0).unwrap()
+    Simulator::start(config, port).unwrap()
 }
 
 fn config(endpoint: &str, benchmark: &str) -> String {
@@ -506,4 +510,47 @@ fn signals_at_random_moments_of_a_patch_leave_the_old_or_the_new_config() {
         }
         println!("{signal:?}: {MOMENTS} moments of {duration:?}, {patched} came after the patch");
     }
+}
+
+// ---- a server that goes away ----
+
+/// Runs these levels, of which the server is gone in the second, and comes back or not when that one has ended.
+fn run_with_an_outage(levels: &str, comes_back: bool) -> (Running, ExitStatus) {
+    let simulator = server();
+    let url = simulator.base_url();
+    let benchmark = format!("levels: [{levels}], total_requests: 100");
+    let mut running = Running::start(&config(&url, &benchmark), &["run", "--update-config"]);
+    running.wait_for_mid_level(1, &simulator);
+    drop(simulator);
+    wait_until("the end of the second level", || running.results().is_some_and(|file| file.levels.len() > 1));
+    let port = url.rsplit_once(':').and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
+    let _back = comes_back.then(|| server_at(port.unwrap()));
+    let status = running.wait();
+    (running, status)
+}
+
+#[test]
+fn a_level_whose_server_was_gone_is_measured_again_and_the_outage_set_aside() {
+    let (running, _) = run_with_an_outage("1, 2, 4, 8", true);
+    let results = running.results().unwrap();
+    let second = &results.levels[1];
+    let outage = second.outage.expect("an outage");
+    assert!(outage.is_set_aside() && !outage.is_latest && outage.measurements == 1, "{outage:?}");
+    assert!(outage.lost > 5 && second.requests.is_some_and(|n| n >= 100), "{second:?}");
+    assert_eq!((second.error_rate, second.failures.len()), (Some(0.0), 0));
+    let printed = fs::read_to_string(running.path("stdout")).unwrap();
+    let note = format!("level 2 was measured again: {} of {} requests found no server", outage.lost, outage.requests);
+    assert!(printed.contains(&note), "{printed}");
+    assert!(running.stderr().contains("once more"), "{}", running.stderr());
+}
+
+#[test]
+fn a_server_that_does_not_come_back_leaves_a_provisional_answer_and_the_config_as_it_was() {
+    let (running, status) = run_with_an_outage("1, 2", false);
+    let recommendation = running.results().unwrap().recommendation.unwrap();
+    assert_eq!(status.code(), Some(3), "{}", running.stderr());
+    assert!(recommendation["provisional"] == true || recommendation["recommended_concurrency"].is_null());
+    assert!(fs::read_to_string(running.path("config.yaml")).unwrap().contains(OLD));
+    let printed = fs::read_to_string(running.path("stdout")).unwrap();
+    assert!(printed.contains("requests found no server"), "{printed}");
 }

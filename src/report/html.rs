@@ -452,7 +452,7 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
     let row = |level: usize| {
         let (a, b) = (figures(before, level), figures(after, level));
         let change = found.iter().find(|change| change.concurrency_now == level);
-        let interval = change.and_then(|change| change.interval);
+        let interval = change.map(|change| change.interval);
         let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate);
         let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|d| d.p95);
         let mut cells = compared(rps(&a), rps(&b), |rps| format!("{rps:.2}"));

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::compare::{Change, Comparison, Moved};
+use crate::compare::{Change, Comparison, Doubt, Moved, Regression};
 use crate::config::{Endpoint, Settings};
 use crate::outcome::{Failed, Failure};
 use crate::preflight::{Probe, Which};
@@ -312,8 +312,8 @@ pub(super) fn advice(recommendation: &Recommendation) -> Vec<String> {
     lines
 }
 
-/// What moved against a baseline, and what of it is a regression.
-pub fn comparison(comparison: &Comparison, threshold: Option<f64>) -> String {
+/// What moved against a baseline, and what of it is a regression. `one_look` where nothing was measured again for it.
+pub fn comparison(comparison: &Comparison, threshold: Option<f64>, one_look: bool) -> String {
     let header = ["level", "before", "now", "change", "interval"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(comparison.levels.iter().map(|change| change_row(change.concurrency_before.to_string(), change)));
@@ -330,24 +330,56 @@ pub fn comparison(comparison: &Comparison, threshold: Option<f64>) -> String {
     text.push_str(&aligned(&rows, std::iter::once(String::new()).chain(words)));
     // Lines end where their last word does.
     let mut text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    match (threshold, comparison.regressions.as_slice()) {
-        (None, _) => {}
-        (Some(limit), []) => {
-            let _ = writeln!(text, "No regression: nothing fell by more than {} beyond its noise", percent(limit));
-        }
-        (Some(limit), found) => {
-            let _ = writeln!(text, "Regression (more than {}, beyond the noise):", percent(limit));
-            found.iter().for_each(|line| {
-                let _ = writeln!(text, "  {line}");
-            });
-        }
+    let Some(limit) = threshold.map(percent) else { return text };
+    let regressions = comparison.regressions.iter().map(regression);
+    let doubts = comparison.doubts.iter().map(doubt);
+    let head = match (comparison.regressions.as_slice(), comparison.doubts.as_slice()) {
+        ([], []) => format!("No regression: nothing that decides fell by more than {limit} beyond the noise"),
+        ([], _) => "Cannot tell whether there is a regression:".to_owned(),
+        _ => format!("Regression (more than {limit}, beyond the noise between measurements):"),
+    };
+    let again = "this is one look: `llm-concurrency run --baseline FILE` measures again what has fallen";
+    let again = (one_look && regressions.len() + doubts.len() > 0).then(|| again.to_owned());
+    for line in [head].into_iter().chain(regressions.chain(doubts).chain(again).map(|line| format!("  {line}"))) {
+        let _ = writeln!(text, "{line}");
     }
     text
 }
 
+fn regression(found: &Regression) -> String {
+    let fell = |change: &Change| format!("fell by {}", percent(-change.change));
+    match found {
+        Regression::Best(change) => format!("the best throughput {}", fell(change)),
+        Regression::Recommended(change) => {
+            format!("the throughput at level {}, recommended before, {}", change.concurrency_before, fell(change))
+        }
+        Regression::Fails { concurrency, why, .. } => {
+            format!("level {concurrency}, recommended before, fails now: {why}")
+        }
+        Regression::NothingQualifies { concurrency, why } => {
+            format!("{concurrency} was recommended before, and now no level passes: {why}")
+        }
+    }
+}
+
+fn doubt(found: &Doubt) -> String {
+    match found {
+        Doubt::Gate { concurrency, why, .. } => {
+            format!("level {concurrency}, recommended before, fails now, maybe by chance: {why}")
+        }
+        Doubt::Outage { concurrency } => {
+            format!("the server was gone while level {concurrency}, recommended before, was measured")
+        }
+        Doubt::Undecided { concurrency, status, why } => {
+            format!("{concurrency} was recommended before, now nothing is ({}): {why}", status.name())
+        }
+        Doubt::NothingInCommon => "no level that could be used is in both".to_owned(),
+    }
+}
+
 fn change_row(name: String, change: &Change) -> Vec<String> {
     let signed = |share: f64| format!("{:+.1} %", share * 100.0);
-    let interval = change.interval.map_or_else(dash, |[low, high]| format!("{} to {}", signed(low), signed(high)));
+    let interval = change.interval.map(signed).join(" to ");
     vec![name, format!("{:.2}", change.before), format!("{:.2}", change.now), signed(change.change), interval]
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
 use llm_concurrency::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::stats::{Drift, LevelFacts, LevelSummary, Pool, Sample};
+use llm_concurrency::recommend::Policy;
+use llm_concurrency::stats::{Drift, LevelFacts, LevelSummary, Pool, Reach, Sample, without_outages};
 use llm_concurrency::sweep;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -179,9 +180,17 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
     })
 }
 
-/// All measurements of one level, pooled; with the first one held against the others, as after confirm rounds.
+/// All measurements of one level, pooled, as the sweep does it: without those in which the server was gone, and with the
+/// first one held against the others.
 pub fn pooled(measurements: &[Measured]) -> LevelSummary {
-    let pool = |measurements: &[Measured]| {
+    let reach = |measured: &Measured| {
+        let mut reach = Reach::default();
+        measured.outcomes.iter().for_each(|outcome| reach.add(outcome));
+        reach
+    };
+    let all: Vec<&Measured> = measurements.iter().collect();
+    let (measurements, outage) = without_outages(&all, reach, Policy::default().max_error_rate);
+    let pool = |measurements: &[&Measured]| {
         let mut pool = Pool::new(measurements[0].facts.concurrency);
         for measured in measurements {
             pool.add(&measured.facts, measured.outcomes.iter().cloned());
@@ -190,5 +199,5 @@ pub fn pooled(measurements: &[Measured]) -> LevelSummary {
     };
     let (first, confirmed) = measurements.split_at(1);
     let drift = if confirmed.is_empty() { None } else { Drift::between(&pool(first), &pool(confirmed)) };
-    LevelSummary { drift, ..pool(measurements) }
+    LevelSummary { drift, outage, ..pool(&measurements) }
 }
