@@ -292,7 +292,7 @@ fn nothing_in_a_file_acts_on_a_terminal() {
         })
     };
     let results = serde_json::json!({
-        "schema": "llm-concurrency/results/v1", "model": ODD, "endpoint": ODD, "started_at": ODD, "run_id": ODD,
+        "schema": "llm-concurrency/results/v1", "model": ODD, "endpoint": ODD, "started_at": ODD, "run_id": "m",
         "levels": [level(1), level(2)],
     });
     let cases = [
