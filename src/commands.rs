@@ -14,13 +14,13 @@ use crate::cli::{
     TargetArgs, WriteArgs,
 };
 use crate::client;
-use crate::compare::{Baseline, Comparison, compare};
 use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, Settings};
 use crate::config_patch;
+use crate::decide::compare::{Baseline, Comparison, compare};
+use crate::decide::{Note, Policy, Recommendation, Status, recommend};
 use crate::monitor::textfile;
 use crate::preflight::{Probe, Which, preflight};
 use crate::prompts;
-use crate::recommend::{Policy, Recommendation, Status, recommend};
 use crate::redact;
 use crate::report::export;
 use crate::report::html::{self, About};
@@ -33,6 +33,7 @@ use crate::self_check::cpu_of_this_process;
 use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 use crate::target::Target;
+use crate::words;
 
 /// As those of std, but that it cannot be said ends nothing.
 macro_rules! eprint {
@@ -396,7 +397,7 @@ fn printed(recommendation: &Recommendation) -> String {
 }
 
 fn as_json(recommendation: &Recommendation, comparison: Option<&Comparison>, written: &Written) -> serde_json::Value {
-    let mut value = json!(recommendation);
+    let mut value = words::with_words(recommendation);
     if let Some(comparison) = comparison {
         value["comparison"] = json!(comparison);
     }
@@ -409,17 +410,13 @@ fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     let mut recommendation = recommend(&measured.levels, &settings.config.policy);
     recommendation.simulated = measured.simulated;
     if measured.quick {
-        recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
+        recommendation.notes.push(Note::Quick);
     }
     if measured.unlisted_model {
-        recommendation.notes.push(
-            "the server lists other models and not llm.model, so it may be another that answered: see `llm-concurrency \
-             check`"
-                .to_owned(),
-        );
+        recommendation.notes.push(Note::UnlistedModel);
     }
     recommendation.provisional |= measured.quick || measured.incomplete;
-    recommendation.notes.extend(measured.notes);
+    recommendation.notes.extend(measured.notes.into_iter().map(Note::of_run));
     recommendation
 }
 
@@ -614,7 +611,8 @@ fn can_be_written(settings: &Settings, wish: &WriteArgs) -> Result<()> {
     }
     // Any number will do to find out; the one that stands there is named in what is said.
     let number = settings.config.llm.max_concurrent_requests as u64;
-    let patch = patch(&settings.path, &wish.config_key, number).context("--update-config could not write in the end")?;
+    let patch =
+        patch(&settings.path, &wish.config_key, number).context("--update-config could not write in the end")?;
     patch.check_writable().context("--update-config could not write in the end")
 }
 

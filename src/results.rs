@@ -18,13 +18,14 @@ use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
+use crate::decide::{JudgedLevel, Policy, Recommendation};
 use crate::files;
 use crate::outcome::{RateLimit, RequestOutcome};
 use crate::prompts::Prompt;
-use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
 use crate::redact;
 use crate::search::{Stage, Step};
 use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
+use crate::words::{self, list, percent};
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
@@ -625,10 +626,13 @@ fn sidecar_name(step: Step) -> String {
 
 /// The figures stand beside it already.
 fn without_figures(recommendation: &Recommendation) -> Value {
-    let mut value = json!(recommendation);
+    let mut value = words::with_words(recommendation);
     for level in value["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         level.retain(|key, _| {
-            matches!(key.as_str(), "concurrency" | "verdict" | "gate" | "why" | "error_rate_interval" | "uncertain")
+            matches!(
+                key.as_str(),
+                "concurrency" | "verdict" | "gate" | "causes" | "why" | "error_rate_interval" | "uncertain"
+            )
         });
     }
     value

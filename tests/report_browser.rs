@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::slice;
 
+use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
-use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::report::figures::sections;
 use llm_concurrency::report::html::{About, Run, page};
 use llm_concurrency::report::requests::{Curves, Measurement};

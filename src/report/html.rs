@@ -11,9 +11,10 @@ use super::chart::Chart;
 use super::figures::{self, Section};
 use super::requests::{Curves, Reason};
 use super::text;
-use crate::compare::{Moved, compare};
-use crate::recommend::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict, list, percent, seconds};
+use crate::decide::compare::{Moved, compare};
+use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict};
 use crate::stats::{Estimate, LevelSummary};
+use crate::words::{self, list, percent, seconds};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -229,7 +230,7 @@ impl Answer {
                 "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
             );
         }
-        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().cloned());
+        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().map(words::note));
         notes.extend(told.chain(text::advice(recommendation)).map(sentence_case));
         let curves = run.curves.as_ref();
         Answer {
@@ -242,7 +243,7 @@ impl Answer {
                 Status::Ok if !recommendation.provisional => "good",
                 _ => "careful",
             },
-            reason: sentence_case(recommendation.reason.clone()),
+            reason: sentence_case(words::reason(recommendation)),
             tiles: tiles(recommendation),
             notes,
             rows: rows(recommendation),
@@ -620,7 +621,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::recommend::recommend;
+    use crate::decide::recommend;
     use crate::stats::SizeSummary;
 
     fn level(concurrency: usize, rps: f64) -> LevelSummary {

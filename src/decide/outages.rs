@@ -1,0 +1,25 @@
+//! Levels that lost their server for a while.
+
+use super::{Gate, JudgedLevel, Verdict};
+use crate::stats::Outage;
+
+/// Levels of which it is not known whether the server was merely gone for a while. Each is to be measured again; where
+/// that cannot be done, the answer is provisional.
+///
+/// A level that lost its connections while a higher one kept them was not too much for the server. Where no higher one
+/// tells, the server may have died of the level itself. So the lowest such level counts as a failed gate only if it fails
+/// twice, and as served only if it is served more often than not. The levels above it decide nothing.
+pub(crate) fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+    let served = |level: &JudgedLevel| level.verdict != Verdict::NotUsed && level.gate != Some(Gate::Errors);
+    let highest_served = levels.iter().rposition(served);
+    let lowest_beyond = highest_served.map_or(0, |highest| highest + 1);
+    let is_open = move |at: usize, outage: Outage| match (outage.is_set_aside(), highest_served > Some(at)) {
+        (true, true) => outage.is_latest,
+        (true, false) => outage.is_latest || outage.measurements.saturating_mul(2) >= outage.of,
+        (false, true) => true,
+        (false, false) => at == lowest_beyond && outage.of < 2,
+    };
+    let open = levels.iter().enumerate();
+    open.filter(move |(at, level)| level.summary.outage.is_some_and(|outage| is_open(*at, outage)))
+        .map(|(_, level)| level)
+}
