@@ -224,7 +224,7 @@ fn slowed(level: u64, factor: f64) -> String {
 #[test]
 fn a_regression_exits_4_says_what_moved_and_writes_nothing() {
     let folder = Folder::with(OWN_CONFIG);
-    folder.write("slower.json", &slowed(15, 0.7));
+    folder.write("slower.json", &slowed(15, 0.6));
     let args = ["--results", "slower.json", "--baseline", "knee.json", "--fail-on-regression", "10"];
     let ran = folder.recommend(&[&args[..], &["--update-config"]].concat());
     assert_eq!((ran.code, folder.config().as_str()), (4, OWN_CONFIG), "{}", ran.shown());
