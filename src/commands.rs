@@ -612,7 +612,10 @@ fn can_be_written(settings: &Settings, wish: &WriteArgs) -> Result<()> {
     if settings.endpoint == Endpoint::Simulator && !settings.config_is_simulated {
         bail!("--update-config: {}\n\nNothing was measured.", foreign_simulation(settings));
     }
-    Ok(patch(&settings.path, &wish.config_key, 1)?.check_writable()?)
+    // Any number will do to find out; the one that stands there is named in what is said.
+    let number = settings.config.llm.max_concurrent_requests as u64;
+    let patch = patch(&settings.path, &wish.config_key, number).context("--update-config could not write in the end")?;
+    patch.check_writable().context("--update-config could not write in the end")
 }
 
 /// A patch after which we can still read the file.
