@@ -470,8 +470,8 @@ mod tests {
         }
     }
 
-    fn gone(measurements: u64, of: u64, is_latest: bool, level: LevelSummary) -> LevelSummary {
-        let outage = Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, is_latest };
+    fn gone(measurements: u64, of: u64, since: u64, level: LevelSummary) -> LevelSummary {
+        let outage = Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, since };
         LevelSummary { outage: Some(outage), ..level }
     }
 
@@ -481,21 +481,21 @@ mod tests {
         let served = [exact(1, 1.0, 0.0), exact(10, 10.0, 0.0), exact(20, 20.0, 0.0)];
         let with = |second: LevelSummary| [&[second][..], &served].concat();
         let mut search = after(0);
-        assert_eq!(rounds(&mut search, &with(gone(1, 1, true, exact(2, 1.0, 0.43)))), [2, 20]);
+        assert_eq!(rounds(&mut search, &with(gone(1, 1, 0, exact(2, 1.0, 0.43)))), [2, 20]);
         // It was gone again. Twenty is confirmed.
         let still = |times, second| [&with(second)[..3], &[again(times, exact(20, 20.0, 0.0))]].concat();
-        assert_eq!(rounds(&mut search, &still(2, gone(2, 2, true, exact(2, 1.0, 0.43)))), [2]);
+        assert_eq!(rounds(&mut search, &still(2, gone(2, 2, 0, exact(2, 1.0, 0.43)))), [2]);
         // And it is not any more.
-        assert_eq!(rounds(&mut search, &still(2, gone(2, 3, false, exact(2, 2.0, 0.0)))), [0; 0]);
+        assert_eq!(rounds(&mut search, &still(2, gone(2, 3, 1, exact(2, 2.0, 0.0)))), [0; 0]);
     }
 
     #[test]
     fn at_the_top_the_server_may_have_died_of_the_level() {
         let top = |level| [exact(1, 1.0, 0.0), again(2, exact(10, 10.0, 0.0)), level];
         let failing = || exact(20, 9.0, 0.43);
-        assert_eq!(rounds(&mut after(1), &top(gone(1, 1, true, failing()))), [20]);
+        assert_eq!(rounds(&mut after(1), &top(gone(1, 1, 0, failing()))), [20]);
         // It fails twice: so it is the level.
-        let pooled = top(gone(2, 2, true, again(2, failing())));
+        let pooled = top(gone(2, 2, 0, again(2, failing())));
         assert_eq!(rounds(&mut after(1), &pooled), [0; 0]);
         let decided = recommend(&pooled, &Policy::default());
         assert_eq!(
@@ -503,18 +503,35 @@ mod tests {
             (Status::LimitedByGate, Some(10), false)
         );
         // Served once and lost once, it is not trusted; served twice it is.
-        let pooled = top(gone(1, 2, false, exact(20, 20.0, 0.0)));
+        let pooled = top(gone(1, 2, 1, exact(20, 20.0, 0.0)));
         assert!(recommend(&pooled, &Policy::default()).provisional);
         assert_eq!(rounds(&mut after(1), &pooled), [20]);
-        let pooled = top(gone(1, 3, false, again(2, exact(20, 20.0, 0.0))));
+        let pooled = top(gone(1, 3, 2, again(2, exact(20, 20.0, 0.0))));
         assert_eq!(rounds(&mut after(1), &pooled), [0; 0]);
         assert!(!recommend(&pooled, &Policy::default()).provisional);
+    }
+
+    /// The server went at the top, and was not back when the round began.
+    #[test]
+    fn one_outage_that_meets_two_measurements_of_the_top_is_one_outage() {
+        let failing = || again(2, exact(20, 9.0, 0.43));
+        let pooled = |tenth, top| [exact(1, 1.0, 0.0), tenth, top];
+        let tenth = || exact(10, 10.0, 0.0);
+        assert_eq!(rounds(&mut after(1), &pooled(gone(1, 2, 0, tenth()), gone(2, 2, 0, failing()))), [20, 10]);
+        let back = pooled(again(2, gone(1, 3, 2, tenth())), gone(2, 3, 1, exact(20, 20.0, 0.0)));
+        assert_eq!(rounds(&mut after(2), &back), [20]);
+        let served = pooled(again(2, gone(1, 3, 2, tenth())), gone(2, 4, 2, again(2, exact(20, 20.0, 0.0))));
+        let decided = recommend(&served, &Policy::default());
+        assert_eq!((decided.recommended_concurrency, decided.provisional), (Some(20), false));
+        // It does not come back.
+        let dead = pooled(gone(3, 4, 0, tenth()), gone(4, 4, 0, failing()));
+        assert!(recommend(&dead, &Policy::default()).provisional);
     }
 
     /// The pick was served at first, and the server went in its confirm round and did not come back.
     #[test]
     fn a_server_that_dies_in_a_confirm_round_leaves_a_provisional_answer() {
-        let pooled = |of| [exact(10, 10.0, 0.0), gone(of - 1, of, true, exact(20, 20.0, 0.0)), exact(40, 20.1, 0.0)];
+        let pooled = |of| [exact(10, 10.0, 0.0), gone(of - 1, of, 0, exact(20, 20.0, 0.0)), exact(40, 20.1, 0.0)];
         for round in 1..CONFIRM_ROUNDS {
             assert!(rounds(&mut after(round), &pooled(u64::from(round) + 1)).contains(&20), "{round}");
         }
@@ -532,9 +549,9 @@ mod tests {
             order.push(step.level);
             let served = again(2, exact(step.level, step.level.min(20) as f64, 0.0));
             let level = match order.iter().filter(|&&level| level == 8).count() {
-                1 if step.level == 8 => gone(1, 1, true, exact(8, 1.0, 0.43)),
-                2 if step.level == 8 => gone(1, 2, false, served),
-                3 if step.level == 8 => gone(1, 3, false, served),
+                1 if step.level == 8 => gone(1, 1, 0, exact(8, 1.0, 0.43)),
+                2 if step.level == 8 => gone(1, 2, 1, served),
+                3 if step.level == 8 => gone(1, 3, 2, served),
                 _ => served,
             };
             measured.insert(step.level, level);

@@ -285,7 +285,7 @@ impl LevelSummary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Reach {
-    /// Requests of the cohort.
+    /// Requests that came to an end, those of the warm-up included: it may be where the server is gone.
     pub requests: u64,
     /// Those whose connection was refused, reset or cut, and those that a gateway answered without a server (502).
     pub lost: u64,
@@ -294,9 +294,9 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Counts a request of the cohort.
+    /// Counts a request.
     pub fn add(&mut self, outcome: &RequestOutcome) {
-        if outcome.phase != Phase::Measured || outcome.end_s.is_none() {
+        if outcome.end_s.is_none() {
             return;
         }
         let lost = outcome.failure == Some(Failure::Connect) || outcome.cut || outcome.status == Some(502);
@@ -327,8 +327,8 @@ pub struct Outage {
     pub measurements: u64,
     /// of so many.
     pub of: u64,
-    /// Whether the latest measurement is one of them.
-    pub is_latest: bool,
+    /// How many measurements there are since the latest of them.
+    pub since: u64,
 }
 
 impl Outage {
@@ -356,7 +356,7 @@ pub fn without_outages<T: Copy>(
         requests: sum(|reach| reach.requests),
         measurements: out.len() as u64,
         of: measurements.len() as u64,
-        is_latest: measurements.last().is_some_and(gone),
+        since: measurements.iter().rev().take_while(|measurement| !gone(measurement)).count() as u64,
     };
     (if there.is_empty() { out } else { there }, Some(outage))
 }
@@ -1099,8 +1099,11 @@ mod tests {
         assert!(is_outage(&[&[&refused][..], &[&full; 9]].concat()));
         // 4 of 54 may be chance.
         assert!(!is_outage(&[&refused; 4]));
+        // It may be gone in the warm-up, of which all must have failed for the level to be given up.
         let warmup = RequestOutcome { phase: Phase::Warmup, ..refused.clone() };
-        assert_eq!(reach(&[&warmup]), reach(&[]));
+        assert!(is_outage(&[&warmup; 10]));
+        let given_up = RequestOutcome { end_s: None, ..refused.clone() };
+        assert_eq!(reach(&[&given_up]), reach(&[]));
     }
 
     #[test]
@@ -1111,14 +1114,14 @@ mod tests {
             let numbered: Vec<usize> = (0..measurements.len()).collect();
             without_outages(&numbered, |at| measurements[at], 0.05)
         };
-        let outage = |measurements, of, is_latest| {
-            Some(Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, is_latest })
+        let outage = |measurements, of, since| {
+            Some(Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, since })
         };
         assert_eq!(kept(&[there, there]), (vec![0, 1], None));
-        assert_eq!(kept(&[gone]), (vec![0], outage(1, 1, true)));
-        assert_eq!(kept(&[gone, there]), (vec![1], outage(1, 2, false)));
-        assert_eq!(kept(&[there, gone, gone]), (vec![0], outage(2, 3, true)));
-        assert!(!outage(2, 2, true).unwrap().is_set_aside() && outage(2, 3, true).unwrap().is_set_aside());
+        assert_eq!(kept(&[gone]), (vec![0], outage(1, 1, 0)));
+        assert_eq!(kept(&[gone, there]), (vec![1], outage(1, 2, 1)));
+        assert_eq!(kept(&[there, gone, gone]), (vec![0], outage(2, 3, 0)));
+        assert!(!outage(2, 2, 0).unwrap().is_set_aside() && outage(2, 3, 0).unwrap().is_set_aside());
     }
 
     #[test]

@@ -252,7 +252,7 @@ fn a_level_that_never_reached_its_concurrency_is_named() {
 #[test]
 fn a_level_that_lost_its_server_is_no_matter_of_concurrency() {
     let mut all = levels(&[(1, 10.0), (2, 19.0), (5, 40.0), (10, 41.0)]);
-    let outage = |of| Outage { lost: 24, requests: 56, measurements: 1, of, is_latest: of == 1 };
+    let outage = |of| Outage { lost: 24, requests: 56, measurements: 1, of, since: of - 1 };
     all[1] = LevelSummary { outage: Some(outage(1)), ..failing(of_size(56, level(2, 8.0)), "Connect", 24) };
     let recommendation = case("outage", &all, &Policy::default(), Status::Ok, Some(5));
     assert!(recommendation.provisional);
@@ -271,7 +271,7 @@ fn a_level_that_lost_its_server_is_no_matter_of_concurrency() {
 #[test]
 fn a_server_that_dies_at_the_top_once_is_no_limit_yet() {
     let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 30.0), (40, 30.0)]);
-    let outage = |of| Some(Outage { lost: 90 * of, requests: 200 * of, measurements: of, of, is_latest: true });
+    let outage = |of| Some(Outage { lost: 90 * of, requests: 200 * of, measurements: of, of, since: 0 });
     for (at, n) in [(2, 200), (3, 400)] {
         all[at] = LevelSummary { outage: outage(1), ..failing(of_size(n, all[at].clone()), "Connect", 90 * n / 200) };
     }

@@ -421,7 +421,7 @@ mod tests {
             "{found:?}"
         );
 
-        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, is_latest: true };
+        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
         now[2] = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
         let found = against(&now);
         assert!(found.regressions.is_empty(), "{found:?}");

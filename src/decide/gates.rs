@@ -89,7 +89,7 @@ fn outage_by_failures(summary: &LevelSummary, policy: &Policy) -> Option<Outage>
     let lost = *summary.failures.get(Failure::Connect.name())?;
     let requests = summary.requests?;
     let measurements = measurements(summary).len().max(1) as u64;
-    let outage = Outage { lost, requests, measurements, of: measurements, is_latest: true };
+    let outage = Outage { lost, requests, measurements, of: measurements, since: 0 };
     Reach { requests, lost, unavailable: 0 }.is_outage(policy.max_error_rate).then_some(outage)
 }
 
