@@ -16,6 +16,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use once_cell::sync::OnceCell;
 use rand::RngExt;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
@@ -1279,6 +1280,16 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 impl LlmClient {
+    /// The one client of this process and its one limit, made as [`new`](Self::new) makes it when it is first asked for.
+    /// Callers that each made a client of their own would together exceed the limit that was measured.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); the next call tries again.
+    pub fn shared() -> Result<&'static Self, LlmError> {
+        static SHARED: OnceCell<LlmClient> = OnceCell::new();
+        SHARED.get_or_try_init(Self::new)
+    }
+
     /// From `config.yaml` in the working folder (or `LLM_CONFIG`) and the environment.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! `LlmClient` as another program uses it: its limit, its retries, and what it gives back.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use llm_concurrency::LlmClient;
@@ -68,6 +68,51 @@ fn a_hundred_calls_from_many_clones_never_exceed_the_limit() {
     });
     assert!(answers.iter().all(|answer| !answer.content.is_empty() && answer.attempts == 1));
     assert_eq!((answers.len(), simulator.log().len(), simulator.peak_in_flight()), (100, 100, 5));
+}
+
+/// Of a static there is one a process, so the calls are made by this test in a process of its own, which inherits
+/// where the simulator is.
+#[test]
+fn callers_all_over_a_process_share_one_client_and_its_limit() {
+    const ENDPOINT: &str = "TEST_SHARED_ENDPOINT";
+    if let Ok(endpoint) = std::env::var(ENDPOINT) {
+        return ask_from_all_over(&endpoint);
+    }
+    let simulator = Simulator::start(SimulatorConfig::default(), 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    servers::clean(&mut child, folder.path());
+    child.args(["--exact", "callers_all_over_a_process_share_one_client_and_its_limit"]);
+    let ran = child.env(ENDPOINT, simulator.base_url()).output().unwrap();
+    assert!(ran.status.success(), "{}{}", text(&ran.stdout), text(&ran.stderr));
+    assert_eq!((simulator.log().len(), simulator.peak_in_flight()), (60, 3));
+}
+
+fn ask_from_all_over(endpoint: &str) {
+    let error = LlmClient::shared().err().expect("there is no config.yaml yet").to_string();
+    assert!(error.contains("config.yaml"), "{error}");
+    std::fs::write("config.yaml", format!("llm: {{endpoint: '{endpoint}', max_concurrent_requests: 3}}\n")).unwrap();
+    let first_asked = Barrier::new(8);
+    let from_a_thread = || {
+        first_asked.wait();
+        std::ptr::from_ref(LlmClient::shared().unwrap()) as usize
+    };
+    let found: HashSet<usize> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(from_a_thread)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(found.len(), 1, "one client, whoever is first");
+    runtime().block_on(async {
+        let ask = async |n| {
+            let question = ChatRequest { max_tokens: Some(4), ..ChatRequest::user(format!("{n}?")) };
+            LlmClient::shared().unwrap().chat(&question).await.unwrap()
+        };
+        futures_util::future::join_all((0..60).map(ask)).await;
+    });
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[test]
