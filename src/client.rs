@@ -17,6 +17,7 @@ use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use once_cell::sync::OnceCell;
+use percent_encoding::percent_decode_str;
 use rand::RngExt;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
@@ -466,10 +467,7 @@ fn unescaped(text: &str) -> String {
 
 /// Percent-decoded, as a server that echoes it may.
 fn decoded(text: &str) -> String {
-    // The only public decoder at hand is that of queries, where a plus would be a space.
-    let query = format!("http://x/?x={}", text.replace('+', "%2B").replace('&', "%26"));
-    let url = Url::parse(&query).ok();
-    url.and_then(|url| url.query_pairs().next().map(|(_, value)| value.into_owned())).unwrap_or_default()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// The first error of type `E` in the chain of causes.
