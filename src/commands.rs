@@ -83,9 +83,20 @@ pub fn bench() -> Result<ExitCode> {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }
     if recommendation.status.may_patch() && !recommendation.provisional {
-        eprintln!("To write it into {}: cargo run --bin recommend -- --update-config", settings.path.display());
+        eprintln!("To write it into {}: {} --update-config", settings.path.display(), recommend_from_here(&places));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command that decides anew. The bench of another package has no `recommend` beside it, and one that cargo did not
+/// start would not know that package's target folder.
+fn recommend_from_here(places: &Places) -> String {
+    match std::env::var("CARGO_PKG_NAME") {
+        Ok(package) if package != env!("CARGO_PKG_NAME") => {
+            format!("llm-concurrency recommend --criterion-dir '{}'", places.criterion.display())
+        }
+        _ => "cargo run --bin recommend --".to_owned(),
+    }
 }
 
 /// `llm-concurrency run`.

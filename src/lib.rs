@@ -69,3 +69,16 @@ pub mod usl;
 pub mod words;
 
 pub use client::LlmClient;
+
+/// `cargo bench` of any package with a `config.yaml`: the whole suite. Its `benches/concurrency.rs` is this, and its
+/// `[[bench]]` has `harness = false`.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     llm_concurrency::bench()
+/// }
+/// ```
+#[cfg(feature = "suite")]
+pub fn bench() -> std::process::ExitCode {
+    commands::exit(commands::bench())
+}
