@@ -45,6 +45,7 @@
       const last = xs.length - 1;
       const next = place === null ? (step < 0 ? last : 0) : Math.min(last, Math.max(0, place + step));
       together(at[next]);
+      // Neighbours may stand at the same thousandth.
       show(next);
       const told = key.flatMap((item, i) => (item.classList.contains("hidden") ? [] : `${item.dataset.name} ${values[i][next]}`));
       const level = figure.querySelector(".key .x").textContent;
