@@ -652,11 +652,10 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
     }
     let rates =
         chart("completions", "Requests that ended per second over the time of the run", y, rate_xs, ended, Vec::new());
-    let zoom = "Drag across the chart to look closer, double-click to see all of it.";
     vec![
         Figure {
             title: title("Requests in flight"),
-            caption: format!("The numbers name the levels. {zoom}"),
+            caption: "The numbers name the levels.".to_owned(),
             chart: Ok(flight),
         },
         Figure { title: title("Requests that ended"), caption: String::new(), chart: Ok(rates) },
