@@ -614,7 +614,8 @@ fn can_be_written(settings: &Settings, wish: &WriteArgs) -> Result<()> {
     }
     // Any number will do to find out; the one that stands there is named in what is said.
     let number = settings.config.llm.max_concurrent_requests as u64;
-    let patch = patch(&settings.path, &wish.config_key, number).context("--update-config could not write in the end")?;
+    let patch =
+        patch(&settings.path, &wish.config_key, number).context("--update-config could not write in the end")?;
     patch.check_writable().context("--update-config could not write in the end")
 }
 
