@@ -16,9 +16,9 @@ use std::thread;
 use std::time::Instant;
 
 use llm_concurrency::closed_loop::LoopPlan;
-use llm_concurrency::compare::{Baseline, Comparison, compare};
+use llm_concurrency::decide::compare::{Baseline, Comparison, compare};
+use llm_concurrency::decide::{Policy, Recommendation, recommend};
 use llm_concurrency::plan::SAMPLES;
-use llm_concurrency::recommend::{Policy, Recommendation, recommend};
 use llm_concurrency::search::Search;
 use llm_concurrency::stats::{Estimate, LevelSummary, Sample, quantile};
 use rand::rngs::StdRng;

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use common::{Measured, Rig, median, plan};
 use llm_concurrency::config::RequestSettings;
+use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::prompts::Prompt;
-use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
 use tokio::task::JoinSet;
 

@@ -16,6 +16,8 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use once_cell::sync::OnceCell;
+use percent_encoding::percent_decode_str;
 use rand::RngExt;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
@@ -465,10 +467,7 @@ fn unescaped(text: &str) -> String {
 
 /// Percent-decoded, as a server that echoes it may.
 fn decoded(text: &str) -> String {
-    // The only public decoder at hand is that of queries, where a plus would be a space.
-    let query = format!("http://x/?x={}", text.replace('+', "%2B").replace('&', "%26"));
-    let url = Url::parse(&query).ok();
-    url.and_then(|url| url.query_pairs().next().map(|(_, value)| value.into_owned())).unwrap_or_default()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// The first error of type `E` in the chain of causes.
@@ -1279,6 +1278,16 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 impl LlmClient {
+    /// The one client of this process and its one limit, made as [`new`](Self::new) makes it when it is first asked for.
+    /// Callers that each made a client of their own would together exceed the limit that was measured.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); the next call tries again.
+    pub fn shared() -> Result<&'static Self, LlmError> {
+        static SHARED: OnceCell<LlmClient> = OnceCell::new();
+        SHARED.get_or_try_init(Self::new)
+    }
+
     /// From `config.yaml` in the working folder (or `LLM_CONFIG`) and the environment.
     ///
     /// # Errors

@@ -14,13 +14,13 @@ use crate::cli::{
     TargetArgs, WriteArgs,
 };
 use crate::client;
-use crate::compare::{Baseline, Comparison, compare};
 use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, Settings};
 use crate::config_patch;
+use crate::decide::compare::{Baseline, Comparison, compare};
+use crate::decide::{Note, Policy, Recommendation, Status, recommend};
 use crate::monitor::textfile;
 use crate::preflight::{Probe, Which, preflight};
 use crate::prompts;
-use crate::recommend::{Policy, Recommendation, Status, recommend};
 use crate::redact;
 use crate::report::export;
 use crate::report::html::{self, About};
@@ -33,6 +33,7 @@ use crate::self_check::cpu_of_this_process;
 use crate::simulator::{self, Simulator, SimulatorConfig};
 use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 use crate::target::Target;
+use crate::words;
 
 /// As those of std, but that it cannot be said ends nothing.
 macro_rules! eprint {
@@ -82,9 +83,20 @@ pub fn bench() -> Result<ExitCode> {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }
     if recommendation.status.may_patch() && !recommendation.provisional {
-        eprintln!("To write it into {}: cargo run --bin recommend -- --update-config", settings.path.display());
+        eprintln!("To write it into {}: {} --update-config", settings.path.display(), recommend_from_here(&places));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command that decides anew. The bench of another package has no `recommend` beside it, and one that cargo did not
+/// start would not know that package's target folder.
+fn recommend_from_here(places: &Places) -> String {
+    match std::env::var("CARGO_PKG_NAME") {
+        Ok(package) if package != env!("CARGO_PKG_NAME") => {
+            format!("llm-concurrency recommend --criterion-dir '{}'", places.criterion.display())
+        }
+        _ => "cargo run --bin recommend --".to_owned(),
+    }
 }
 
 /// `llm-concurrency run`.
@@ -396,7 +408,7 @@ fn printed(recommendation: &Recommendation) -> String {
 }
 
 fn as_json(recommendation: &Recommendation, comparison: Option<&Comparison>, written: &Written) -> serde_json::Value {
-    let mut value = json!(recommendation);
+    let mut value = words::with_words(recommendation);
     if let Some(comparison) = comparison {
         value["comparison"] = json!(comparison);
     }
@@ -409,17 +421,13 @@ fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
     let mut recommendation = recommend(&measured.levels, &settings.config.policy);
     recommendation.simulated = measured.simulated;
     if measured.quick {
-        recommendation.notes.push("a quick run: fewer levels and requests than a full one".to_owned());
+        recommendation.notes.push(Note::Quick);
     }
     if measured.unlisted_model {
-        recommendation.notes.push(
-            "the server lists other models and not llm.model, so it may be another that answered: see `llm-concurrency \
-             check`"
-                .to_owned(),
-        );
+        recommendation.notes.push(Note::UnlistedModel);
     }
     recommendation.provisional |= measured.quick || measured.incomplete;
-    recommendation.notes.extend(measured.notes);
+    recommendation.notes.extend(measured.notes.into_iter().map(Note::of_run));
     recommendation
 }
 

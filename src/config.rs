@@ -110,7 +110,7 @@ pub struct Config {
     /// How the level is chosen.
     #[cfg(feature = "suite")]
     #[serde(default)]
-    pub policy: crate::recommend::Policy,
+    pub policy: crate::decide::Policy,
     /// The embedded simulator, used while `llm.endpoint` is the word `simulator`.
     #[cfg(feature = "suite")]
     #[serde(default)]

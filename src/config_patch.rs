@@ -36,8 +36,6 @@ use thiserror::Error;
 const MAX_BYTES: u64 = 10 * 1024 * 1024;
 /// Values in the file, counting those of an alias each time it is used: an alias bomb ends here, in linear time.
 const MAX_VALUES: u64 = 1_000_000;
-/// Unchanged lines shown around the change.
-const CONTEXT_LINES: usize = 2;
 
 /// Why nothing was written. The text says what, where, and what to write by hand instead.
 #[derive(Debug, Error)]
@@ -220,7 +218,6 @@ pub struct Patch {
     edit: Edit,
     before: String,
     after: String,
-    secrets: Vec<Range<usize>>,
 }
 
 /// Works out how to set `key` (names joined by dots) to `value` in the file at `path`, without writing anything.
@@ -241,9 +238,8 @@ pub fn plan(path: &Path, key: &str, value: u64) -> Result<Patch, PatchError> {
     let edit = job.find_edit(&tree)?;
     // Read once as the program itself reads it: a file it cannot read needs another remedy than a patch.
     parse_value(&before).map_err(|error| job.yaml_error(&error))?;
-    let secrets = secret_ranges(&tree, &before);
     let after = edit.apply_to(&before, value);
-    let patch = Patch { request, target, edit, before, after, secrets };
+    let patch = Patch { request, target, edit, before, after };
     match patch.check_result(&patch.after) {
         Ok(()) => Ok(patch),
         Err(error) => Err(patch.odd_line_break().unwrap_or(error)),
@@ -287,18 +283,23 @@ impl Patch {
         self.before == self.after
     }
 
-    /// The change as a unified diff with a few lines of context; empty when there is nothing to change.
+    /// The change in the manner of a unified diff; empty when there is nothing to change.
     ///
-    /// It is meant to be read: what looks like a key, a token or a password is shown as `***`.
+    /// Only the key and its number are shown. What else is on the line stays as it is, and may hold secrets.
     #[must_use]
     pub fn diff(&self) -> String {
-        let masked = |text: &str| mask(text, &self.edit.shift(&self.secrets, self.before.len(), text.len()));
-        let name = self.path().display().to_string();
-        similar::TextDiff::from_lines(masked(&self.before), masked(&self.after))
-            .unified_diff()
-            .context_radius(CONTEXT_LINES)
-            .header(&name, &name)
-            .to_string()
+        if self.is_noop() {
+            return String::new();
+        }
+        let old_end = self.edit.range.end + usize::from(self.edit.quoted);
+        let new_end = self.after.len() - (self.before.len() - old_end) - self.edit.tail.len();
+        let [old, new] = [(&self.before, old_end), (&self.after, new_end)].map(|(text, end)| {
+            let start = line_start(text, end).max(self.edit.shown);
+            text[start..end].trim_start_matches([BYTE_ORDER_MARK, ',']).trim_end()
+        });
+        let (name, line) = (self.path().display(), position(&self.after, new_end).0);
+        let removed = if old.is_empty() { String::new() } else { format!("-{old}\n") };
+        format!("--- {name}\n+++ {name}\n@@ line {line} @@\n{removed}+{new}\n")
     }
 
     /// Whether [`Patch::apply`] may write, as far as can be told without writing.
@@ -835,6 +836,8 @@ impl Builder {
 /// The bytes to replace, and by what.
 struct Edit {
     range: Range<usize>,
+    /// Where the key begins, with the blanks before it; the place itself for an addition.
+    shown: usize,
     /// What goes before and after the digits: nothing for a replacement, the key and a line break for an addition.
     lead: String,
     tail: &'static str,
@@ -855,21 +858,6 @@ impl Edit {
 
     fn expected(&self, value: u64) -> Value {
         if self.quoted { Value::String(value.to_string()) } else { Value::Number(value.into()) }
-    }
-
-    /// Which of these ranges of the old text neither hold nor are the number itself.
-    fn spare(&self, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
-        let apart = |range: &&Range<usize>| range.end <= self.range.start || range.start >= self.range.end;
-        ranges.iter().filter(apart).cloned().collect()
-    }
-
-    /// Where they lie in the new one.
-    fn shift(&self, ranges: &[Range<usize>], before: usize, after: usize) -> Vec<Range<usize>> {
-        let mut spared = self.spare(ranges);
-        for range in spared.iter_mut().filter(|range| range.start >= self.range.end) {
-            *range = (range.start + after) - before..(range.end + after) - before;
-        }
-        spared
     }
 }
 
@@ -1013,6 +1001,12 @@ impl Job<'_> {
         prefix.bytes().all(|byte| byte == b' ').then_some(prefix)
     }
 
+    fn shown_from(&self, tree: &Tree, entry: &Entry) -> usize {
+        let key = &tree.nodes[entry.key];
+        let before = self.before_on_line(key);
+        key.span.start - (before.len() - before.trim_end_matches([' ', '\t']).len())
+    }
+
     fn before_on_line(&self, key: &Node) -> &str {
         &self.text[line_start(self.text, key.span.start)..key.span.start]
     }
@@ -1084,7 +1078,7 @@ impl Job<'_> {
         if own_line && self.text[line..value.span.start].contains('\t') && !self.is_flow(tree, mapping) {
             return refuse(Reason::Tab);
         }
-        Ok(Edit { range: inner, lead: String::new(), tail: "", previous, quoted })
+        Ok(Edit { range: inner, shown: self.shown_from(tree, entry), lead: String::new(), tail: "", previous, quoted })
     }
 
     /// `key:` with nothing after it: the value goes right behind the colon, before any blanks and comment.
@@ -1099,7 +1093,8 @@ impl Job<'_> {
         if !ends && !only_comment_follows(self.text, at) {
             return Err(unclear());
         }
-        Ok(Edit { range: at..at, lead: " ".to_owned(), tail: "", previous: None, quoted: false })
+        let shown = self.shown_from(tree, entry);
+        Ok(Edit { range: at..at, shown, lead: " ".to_owned(), tail: "", previous: None, quoted: false })
     }
 
     fn add(&self, tree: &Tree, mapping: usize, entries: &[Entry], parent: Option<&Entry>) -> Result<Edit, PatchError> {
@@ -1142,7 +1137,7 @@ impl Job<'_> {
             let at = key.span.start - indentation.len();
             let lead = format!("{indentation}{}: ", quoted_like(&self.key().last, first.style));
             let tail = line_break(self.text, line_end(self.text, at));
-            return Ok(Edit { range: at..at, lead, tail, previous: None, quoted: false });
+            return Ok(Edit { range: at..at, shown: at, lead, tail, previous: None, quoted: false });
         };
         let after_colon = self.colon(tree, parent).ok_or_else(unclear)? + 1;
         if !only_comment_follows(self.text, after_colon) {
@@ -1156,7 +1151,7 @@ impl Job<'_> {
     fn line_at_end(&self, at: usize, indentation: &str, style: ScalarStyle) -> Edit {
         let eol = line_break(self.text, at);
         let lead = format!("{eol}{indentation}{}: ", quoted_like(&self.key().last, style));
-        Edit { range: at..at, lead, tail: "", previous: None, quoted: false }
+        Edit { range: at..at, shown: at, lead, tail: "", previous: None, quoted: false }
     }
 
     /// The end of the line on which an entry ends, if it is certain that the entry ends there.
@@ -1181,7 +1176,7 @@ impl Job<'_> {
     ) -> Result<Edit, PatchError> {
         let span = &tree.nodes[mapping].span;
         let unclear = |at| self.refuse(at, Reason::Unclear, self.under(tree, mapping, self.key().depth()));
-        let insert = |at, lead| Edit { range: at..at, lead, tail: "", previous: None, quoted: false };
+        let insert = |at, lead| Edit { range: at..at, shown: at, lead, tail: "", previous: None, quoted: false };
         let inside = self
             .text
             .get(span.clone())
@@ -1361,76 +1356,6 @@ fn compare(before: &str, after: &str, key: &Key, wanted: &Value) -> Result<(), S
     let mapping = parent.and_then(Value::as_mapping_mut).ok_or("the parent cannot be found")?;
     mapping.insert(Value::String(key.last.clone()), wanted.clone());
     if expected == actual { Ok(()) } else { Err("more than the one value would change".to_owned()) }
-}
-
-// ---- Secrets in the diff ------------------------------------------------------------------------------------
-
-/// The source ranges of all values under a key that sounds like a secret, and of addresses with a password.
-fn secret_ranges(tree: &Tree, text: &str) -> Vec<Range<usize>> {
-    let mut ranges = Vec::new();
-    let mut queue: Vec<(usize, bool)> = tree.root.map(|root| (root, false)).into_iter().collect();
-    while let Some((index, secret)) = queue.pop() {
-        let node = &tree.nodes[index];
-        match &node.kind {
-            Kind::Mapping { .. } => queue.extend(node.children.chunks_exact(2).map(|pair| {
-                let named = matches!(&tree.nodes[pair[0]].kind, Kind::Scalar { text, .. } if is_secret_name(text));
-                (pair[1], secret || named)
-            })),
-            Kind::Sequence { .. } => queue.extend(node.children.iter().map(|child| (*child, secret))),
-            Kind::Scalar { text: value, .. } => {
-                let address = value.contains("://") && value.contains('@');
-                if (secret || address || is_secret_text(value)) && text.get(node.span.clone()).is_some() {
-                    ranges.push(node.span.clone());
-                }
-            }
-            Kind::Alias => {}
-        }
-    }
-    ranges.sort_by_key(|range| range.start);
-    ranges
-}
-
-fn is_secret_name(name: &str) -> bool {
-    let name = name.to_lowercase().replace('-', "_");
-    let name = name.trim_end_matches('s');
-    ["key", "secret", "password", "passwd", "token", "authorization", "credential", "cookie"]
-        .iter()
-        .any(|word| name.ends_with(word) && name != "max_token")
-}
-
-fn is_secret_text(text: &str) -> bool {
-    let text = text.to_lowercase();
-    ["sk-", "bearer ", "api_key", "apikey", "api-key", "secret", "password"].iter().any(|mark| text.contains(mark))
-}
-
-/// The text with `***` for each range and for comments that sound like a secret; lines stay lines.
-fn mask(text: &str, ranges: &[Range<usize>]) -> String {
-    let mut masked = String::with_capacity(text.len());
-    let mut done = 0;
-    for range in ranges.iter() {
-        if range.start < done {
-            continue;
-        }
-        masked.push_str(&text[done..range.start]);
-        for line in text[range.clone()].split_inclusive(['\n', '\r']) {
-            let content = line.trim();
-            if content.is_empty() { masked.push_str(line) } else { masked.push_str(&line.replace(content, "***")) }
-        }
-        done = range.end;
-    }
-    masked.push_str(&text[done..]);
-    mask_comments(&masked)
-}
-
-fn mask_comments(text: &str) -> String {
-    text.split_inclusive(['\n', '\r'])
-        .map(|line| match line.find('#') {
-            Some(at) if is_secret_text(&line[at..]) => {
-                format!("{}# ***{}", &line[..at], &line[line.trim_end_matches(['\n', '\r']).len()..])
-            }
-            _ => line.to_owned(),
-        })
-        .collect()
 }
 
 #[cfg(test)]

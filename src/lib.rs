@@ -6,8 +6,8 @@
 //! config -> sweep: per level  closed_loop -> client (sse) -> RequestOutcome (outcome)
 //!                             windows -> Criterion          outcomes -> sidecar (results)
 //!           stats: outcomes -> LevelSummary
-//!           recommend: summaries + Policy -> Recommendation (usl beside it)
-//!           compare: against a baseline
+//!           decide: summaries + Policy -> Recommendation (usl beside it), and against a baseline
+//!           words: causes, reasons and notes in English
 //!           report: what is printed and shown          config_patch: the number into config.yaml
 //! ```
 //!
@@ -28,9 +28,9 @@ pub mod closed_loop;
 #[cfg(feature = "suite")]
 pub mod commands;
 #[cfg(feature = "suite")]
-pub mod compare;
-#[cfg(feature = "suite")]
 pub mod config_patch;
+#[cfg(feature = "suite")]
+pub mod decide;
 #[cfg(feature = "suite")]
 pub mod monitor;
 #[cfg(feature = "suite")]
@@ -43,8 +43,6 @@ pub mod preflight;
 pub mod prompts;
 #[cfg(feature = "suite")]
 pub mod reasons;
-#[cfg(feature = "suite")]
-pub mod recommend;
 #[cfg(feature = "suite")]
 pub mod report;
 #[cfg(feature = "suite")]
@@ -67,5 +65,20 @@ pub mod sweep;
 pub mod target;
 #[cfg(feature = "suite")]
 pub mod usl;
+#[cfg(feature = "suite")]
+pub mod words;
 
 pub use client::LlmClient;
+
+/// `cargo bench` of any package with a `config.yaml`: the whole suite. Its `benches/concurrency.rs` is this, and its
+/// `[[bench]]` has `harness = false`.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     llm_concurrency::bench()
+/// }
+/// ```
+#[cfg(feature = "suite")]
+pub fn bench() -> std::process::ExitCode {
+    commands::exit(commands::bench())
+}

@@ -14,7 +14,7 @@ use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::outcome::{Failure, Phase, RequestOutcome};
-use crate::recommend::seconds;
+use crate::words::seconds;
 
 mod histogram;
 mod metrics;

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use crate::client;
 use crate::closed_loop::LoopPlan;
-use crate::compare::Baseline;
 use crate::config::{Budget, Config, Endpoint, Levels, Settings};
+use crate::decide::Policy;
+use crate::decide::compare::Baseline;
 use crate::preflight;
 use crate::prompts::Prompt;
-use crate::recommend::{Policy, list};
 use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
+use crate::words::list;
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;

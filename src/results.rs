@@ -18,13 +18,14 @@ use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
+use crate::decide::{JudgedLevel, Policy, Recommendation};
 use crate::files;
 use crate::outcome::{RateLimit, RequestOutcome};
 use crate::prompts::Prompt;
-use crate::recommend::{JudgedLevel, Policy, Recommendation, list, percent};
 use crate::redact;
 use crate::search::{Stage, Step};
 use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
+use crate::words::{self, list, percent};
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
@@ -147,14 +148,9 @@ fn cargo_target() -> Option<PathBuf> {
     Some(metadata["target_directory"].as_str()?.into())
 }
 
-/// Writes a file so that a reader sees the old or the new one, never a torn one.
+/// [`files::replace`], with an error that says what to do.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
-    let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let file = temporary_with(folder, bytes).map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
+    files::replace(path, bytes).map_err(|cause| ResultsError::Write { path: path.to_owned(), cause })
 }
 
 /// Writes a file where there is none: at `path`, or where its name with the next number leads. Returns where.
@@ -162,7 +158,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<PathBuf, ResultsError> {
     let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let numbered = (2_u32..).map(|n| path.with_file_name(format!("{stem}_{n}.json")));
-    let mut file = temporary_with(path.parent().unwrap_or(Path::new(".")), bytes).map_err(failed)?;
+    let mut file = files::temporary_with(path.parent().unwrap_or(Path::new(".")), bytes).map_err(failed)?;
     for free in std::iter::once(path.to_owned()).chain(numbered) {
         match file.persist_noclobber(&free) {
             Ok(_) => return Ok(free),
@@ -173,37 +169,13 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<PathBuf, ResultsError> {
     Err(failed(io::ErrorKind::AlreadyExists.into()))
 }
 
-fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-    let mut file = temporary_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_data()?;
-    Ok(file)
-}
-
-/// Begins the name of a file that is not complete, and locked for as long as somebody writes to it.
-const TEMPORARY: &str = ".llm-concurrency-";
 /// A file as young as this may not be locked yet.
 const YOUNG: Duration = Duration::from_secs(60);
-
-/// A temporary file with the mode of an ordinary one (tempfile's own default is 0600).
-fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o644));
-    }
-    let file = builder.tempfile_in(folder)?;
-    // Where files cannot be locked, nobody will take it for one that was left behind either.
-    let _ = file.as_file().try_lock();
-    Ok(file)
-}
 
 /// Removes what processes that were killed have left half-written.
 fn remove_left_behind(folder: &Path) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY)) {
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(files::TEMPORARY)) {
         if is_left_behind(&entry.path()).unwrap_or(false) {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -537,7 +509,7 @@ impl Run {
         let runs = self.folder.parent().unwrap_or(Path::new("."));
         for folder in [runs, results] {
             std::fs::create_dir_all(folder)
-                .and_then(|()| temporary_with(folder, b"\n"))
+                .and_then(|()| files::temporary_with(folder, b"\n"))
                 .map_err(|cause| ResultsError::Write { path: folder.to_owned(), cause })?;
             remove_left_behind(folder);
         }
@@ -625,10 +597,13 @@ fn sidecar_name(step: Step) -> String {
 
 /// The figures stand beside it already.
 fn without_figures(recommendation: &Recommendation) -> Value {
-    let mut value = json!(recommendation);
+    let mut value = words::with_words(recommendation);
     for level in value["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         level.retain(|key, _| {
-            matches!(key.as_str(), "concurrency" | "verdict" | "gate" | "why" | "error_rate_interval" | "uncertain")
+            matches!(
+                key.as_str(),
+                "concurrency" | "verdict" | "gate" | "causes" | "why" | "error_rate_interval" | "uncertain"
+            )
         });
     }
     value
@@ -728,7 +703,7 @@ impl SidecarWriter {
         let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
         std::fs::create_dir_all(&folder).map_err(failed)?;
-        let file = temporary_in(&folder).map_err(failed)?;
+        let file = files::temporary_in(&folder).map_err(failed)?;
         let (batches, incoming) = mpsc::sync_channel(WAITING_BATCHES);
         let target = path.clone();
         let thread = std::thread::Builder::new()

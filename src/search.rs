@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::compare::Baseline;
-use crate::recommend::{
+use crate::decide::compare::Baseline;
+use crate::decide::{
     DriftCheck, Gate, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, measurements,
     open_outages, passing, recommend, smallest_good, value,
 };

@@ -22,15 +22,14 @@ use tokio::sync::watch;
 
 use crate::client::{LlmError, Transport};
 use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
-use crate::compare::Baseline;
 use crate::config::{Config, Endpoint, Settings};
+use crate::decide::compare::Baseline;
 use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
 use crate::open_files::{self, TooFewFiles};
 use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
 use crate::plan::{Plan, SAMPLES};
 use crate::preflight::{self, Probe};
 use crate::prompts::{self, Prompt, PromptError};
-use crate::recommend::list;
 use crate::redact;
 use crate::report::text;
 use crate::results::{
@@ -43,6 +42,7 @@ use crate::simulator::{Simulator, SimulatorError};
 use crate::stats::{ClientLoad, LevelState, Reach, Sample};
 use crate::stdio;
 use crate::target::Target;
+use crate::words::list;
 
 /// Why a sweep could not be made.
 #[derive(Debug, Error)]

@@ -1,4 +1,5 @@
-//! README says what the program says: the same words for the same trouble, and every key of config.yaml.
+//! The texts say what the program says: the same words for the same trouble, every key of config.yaml, and of figures
+//! only those that were measured.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,12 +39,12 @@ fn troubleshooting_uses_the_words_of_the_errors() {
 #[test]
 fn every_key_of_the_config_has_its_line() {
     let config = json!(shipped());
-    let readme = read("README.md");
+    let table = read("docs/configuration.md");
     let mut keys = Vec::new();
     for section in ["llm", "benchmark", "policy"] {
         collect_keys(section, &config[section], &mut keys);
     }
-    let missing: Vec<_> = keys.iter().filter(|key| !readme.contains(&format!("| `{key}` |"))).collect();
+    let missing: Vec<_> = keys.iter().filter(|key| !table.contains(&format!("| `{key}` |"))).collect();
     assert_eq!(missing, Vec::<&String>::new());
     assert!(keys.contains(&"benchmark.request.max_tokens".to_owned()), "{keys:?}");
 }
@@ -54,6 +55,70 @@ fn collect_keys(prefix: &str, value: &Value, keys: &mut Vec<String>) {
         Some(map) => map.iter().for_each(|(key, value)| collect_keys(&format!("{prefix}.{key}"), value, keys)),
         None => keys.push(prefix.to_owned()),
     }
+}
+
+#[test]
+fn readme_is_no_longer_than_its_reader_has_patience() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 220, "{lines} lines: what only some need belongs into docs/");
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_to_a_heading_of_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("a file").path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let texts: Vec<PathBuf> =
+        ["README.md", "METHOD.md", "CHANGELOG.md"].map(|name| root.join(name)).into_iter().chain(docs).collect();
+    let (mut links, mut broken) = (0, Vec::new());
+    for text in &texts {
+        let content = fs::read_to_string(text).expect("a text");
+        for target in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            if file.contains("://") {
+                continue;
+            }
+            links += 1;
+            let file = if file.is_empty() { text.clone() } else { text.with_file_name(file) };
+            let found = file.is_file() && (heading.is_empty() || anchors(&file).iter().any(|anchor| anchor == heading));
+            if !found {
+                broken.push(format!("{}: {target}", text.display()));
+            }
+        }
+    }
+    assert_eq!(broken, Vec::<String>::new());
+    assert!(links > 10, "{links} links");
+}
+
+/// The headings of a text as links name them.
+fn anchors(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("a text");
+    let headings =
+        text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_matches(['#', ' ']).to_lowercase());
+    let plain = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    headings.map(|heading| heading.chars().filter(plain).collect::<String>().replace(' ', "-")).collect()
+}
+
+/// When the tables are made anew, the verdict is to be written anew.
+#[test]
+fn the_verdict_of_method_has_its_figures_from_the_tables() {
+    let method = read("METHOD.md");
+    let (text, tables) = method.split_once("<!-- made by").expect("tables");
+    let verdict =
+        text.split("## ").nth(1).and_then(|rest| rest.strip_prefix("Verdict\n")).expect("the verdict comes first");
+    let is_figure =
+        |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && (word.contains('.') || word.len() > 3);
+    let words = |text: &str| -> Vec<String> {
+        let bare = text.split_whitespace().map(|word| word.trim_matches(|c: char| !c.is_ascii_digit()));
+        bare.filter(is_figure).map(str::to_owned).collect()
+    };
+    let measured = words(tables);
+    let told = words(verdict);
+    assert!(told.len() > 10, "{told:?}");
+    assert_eq!(told.iter().filter(|figure| !measured.contains(figure)).collect::<Vec<_>>(), Vec::<&String>::new());
+    let missed = tables.matches("**missed** |").count();
+    assert!(verdict.contains(&format!("**Bars missed: {missed}.**")), "the tables have {missed}");
+    assert_eq!(text.lines().filter(|line| line.chars().count() > 100).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[test]
@@ -72,7 +137,8 @@ fn the_package_holds_what_these_tests_read_and_says_where_it_comes_from() {
     let excluded = manifest.split("exclude = [").nth(1).and_then(|rest| rest.split(']').next()).expect("a list");
     let mut excluded =
         excluded.split(',').map(|name| name.trim().trim_matches(['"', '/'])).filter(|name| !name.is_empty());
-    let needed = [".ci/run", "README.md", "config.yaml", "test-data/test_snippets.json"];
+    let needed =
+        [".ci/run", "README.md", "METHOD.md", "CHANGELOG.md", "docs/", "config.yaml", "test-data/test_snippets.json"];
     assert_eq!(excluded.find(|name| needed.iter().any(|path| path.starts_with(name))), None);
     assert!(env!("CARGO_PKG_REPOSITORY").starts_with("https://"));
 }

@@ -2,12 +2,13 @@
 
 #![cfg(feature = "suite")]
 
+use llm_concurrency::decide::{DriftCheck, Gate, Note, Objective, Policy, Recommendation, Status, Verdict, recommend};
 use llm_concurrency::outcome::{Counted, Period, Quota, RateLimit};
-use llm_concurrency::recommend::{DriftCheck, Gate, Objective, Policy, Recommendation, Status, Verdict, recommend};
 use llm_concurrency::report::text;
 use llm_concurrency::stats::{
     ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Outage, Sample, SizeSummary,
 };
+use llm_concurrency::words;
 use proptest::prelude::*;
 
 /// A level measured in full, free of errors, known to ±1 %.
@@ -178,7 +179,7 @@ fn errors_only_at_low_levels() {
 fn p95_above_five_times_the_lowest_costs_throughput_and_says_how_much() {
     let all = [level(1, 10.0), level(5, 45.0), slow(5.0, level(10, 80.0)), slow(5.01, level(20, 120.0))];
     let gated = case("p95_default", &all, &Policy::default(), Status::LimitedByGate, Some(10));
-    assert!(gated.notes.iter().any(|note| note.contains("policy.max_p95_seconds")), "{:?}", gated.notes);
+    assert!(gated.notes.iter().any(|note| matches!(note, Note::PriceOfP95 { .. })), "{:?}", gated.notes);
     // The user's own limit replaces the rule.
     let own = Policy { max_p95_seconds: Some(6.0), ..Policy::default() };
     case("p95_own_limit", &all, &own, Status::NotSaturated, Some(20));
@@ -244,7 +245,7 @@ fn a_level_that_never_reached_its_concurrency_is_named() {
     all[2].mean_held = Some(7.94);
     let notes = recommend(&all, &Policy::default()).notes;
     let held = "level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
-    assert!(notes.iter().any(|note| note == held), "{notes:?}");
+    assert!(notes.iter().any(|note| words::note(note) == held), "{notes:?}");
 }
 
 /// A server that was killed in the middle of level 2 and was back for level 5; measured again, and not.
@@ -389,7 +390,10 @@ fn a_best_level_that_was_limited_by_the_client_is_no_silent_answer() {
     all[3].client = None;
     all[1].client = client(Some(0.83), None);
     let recommendation = recommend(&all, &Policy::default());
-    assert!(!recommendation.provisional && recommendation.notes.iter().any(|note| note.starts_with("level 10: ")));
+    assert!(
+        !recommendation.provisional
+            && recommendation.notes.iter().any(|note| words::note(note).starts_with("level 10: "))
+    );
 }
 
 #[test]
@@ -426,7 +430,7 @@ fn mainly_429_is_a_quota() {
         reset_s: Some(21.5),
         ..RateLimit::default()
     });
-    let reason = recommend(&all, &Policy::default()).reason;
+    let reason = words::reason(&recommend(&all, &Policy::default()));
     let stated = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
     assert!(reason.contains(stated), "{reason}");
 }
@@ -465,7 +469,7 @@ fn the_quota_that_was_used_up_is_named() {
         ),
     ] {
         all[2].rate_limit = Some(RateLimit { exceeded, ..headers });
-        let reason = recommend(&all, &Policy::default()).reason;
+        let reason = words::reason(&recommend(&all, &Policy::default()));
         assert!(reason.contains(what) && reason.contains(stated), "{reason}");
         assert_eq!(reason.contains("100000 requests"), exceeded.is_none(), "{reason}");
     }
@@ -482,17 +486,13 @@ fn answers_that_their_first_token_ends_are_said_and_too_many_of_them_fail_a_leve
     let few: Vec<_> = all.iter().map(|level| with(level, 5)).collect();
     let recommendation = recommend(&few, &Policy::default());
     assert_eq!(recommendation.recommended_concurrency, Some(2));
-    assert!(
-        recommendation
-            .notes
-            .contains(&"level 1: 5 answers have no content, since their first token ended them".to_owned())
-    );
+    assert!(recommendation.notes.contains(&Note::EndedAtOnce { level: 1, answers: 5 }));
     all = all.iter().map(|level| with(level, level.succeeded.unwrap())).collect();
     let recommendation = recommend(&all, &Policy::default());
     assert_eq!(recommendation.status, Status::NoQualifyingLevel);
     assert!(
-        recommendation.reason.contains("answers ended with their first token (output_shrank)"),
-        "{}",
+        words::reason(&recommendation).contains("answers ended with their first token (output_shrank)"),
+        "{:?}",
         recommendation.reason
     );
 }
@@ -505,12 +505,12 @@ fn the_rate_of_a_quota_is_that_after_the_burst() {
     all[2] = failing(all[2].clone(), "RateLimited", 60);
     let recommendation = recommend(&all, &Policy::default());
     assert_eq!(recommendation.status, Status::RateLimited);
-    assert!(recommendation.reason.contains(
+    assert!(words::reason(&recommendation).contains(
         "about 10.30 requests per second (618 a minute, 30900 output tokens) passed at level 10. Keep to that rate"
     ));
     all[1].throughput_rps = None;
     all[2].throughput_rps = None;
-    let reason = recommend(&all, &Policy::default()).reason;
+    let reason = words::reason(&recommend(&all, &Policy::default()));
     assert!(reason.contains("; keep to what is granted (or ask for a higher quota)"), "{reason}");
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::slice;
 
+use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
-use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::report::figures::sections;
 use llm_concurrency::report::html::{About, Run, page};
 use llm_concurrency::report::requests::{Curves, Measurement};
@@ -128,14 +128,38 @@ fn data(dom: &str, name: &str) -> Option<String> {
     Some(pattern.captures(dom)?[1].to_owned())
 }
 
+/// Counts what can be seen of each chart, from the drawing itself, and what lies outside of its plot.
+const COUNT: &str = r##"
+    const number = (part, pattern) => (part.getAttribute("d").match(pattern) ?? []).length;
+    const outside = [];
+    for (const figure of document.querySelectorAll("figure")) {
+        const seen = (within, name) => [...within.querySelectorAll(name)].filter((part) => getComputedStyle(part).display !== "none");
+        const sum = (parts, pattern) => parts.reduce((sum, part) => sum + number(part, pattern), 0);
+        const frame = figure.querySelector(".frame").getBoundingClientRect();
+        let points = sum(seen(figure, ".dot"), /M/g) + sum(seen(figure, ".curve"), /[a-z]/gi) + seen(figure, ".cross").length;
+        for (const series of seen(figure, "g[data-series]")) {
+            const [dots, bars, steps] = [".point", ".bar", ".thin"].map((name) => seen(series, name));
+            points += dots.length ? sum(dots, /M/g)
+                : bars.length ? bars.length
+                : steps.length ? sum(steps, /[a-z]/gi) / 2
+                : sum(seen(series, ".line"), /[a-z]/gi);
+            const box = series.getBoundingClientRect();
+            const fits = box.left > frame.left - 6 && box.right < frame.right + 6 && box.top > frame.top - 6 && box.bottom < frame.bottom + 6;
+            if (!fits || box.width < 20) outside.push(`${figure.id} ${series.dataset.series}: ${JSON.stringify(box)} in ${JSON.stringify(frame)}`);
+        }
+        figure.dataset.points = points;
+    }
+    document.documentElement.dataset.outside = outside.join("; ");"##;
+
 #[test]
 #[ignore = "needs chromium"]
 fn ci_every_chart_is_drawn_with_all_its_points_and_without_a_word_on_the_console() {
     let two =
         [Run { label: "A".to_owned(), ..small() }, Run { label: "B".to_owned(), ..run(&[1, 5, 20, 50], 500, 99) }];
     for runs in [&[small()][..], &two] {
-        let (dom, console) = opened(&page(runs).expect("it renders"), &[]);
+        let (dom, console) = opened(&with_script(&page(runs).expect("it renders"), COUNT), &[]);
         assert_eq!(console, "");
+        assert_eq!(data(&dom, "outside").as_deref(), Some(""));
         let charts: Vec<_> = sections(runs)
             .into_iter()
             .flat_map(|section| section.figures)
@@ -156,28 +180,43 @@ fn ci_hovering_and_arrow_keys_show_the_values() {
     let run = small();
     let level = run.recommendation.levels.iter().find(|level| level.summary.concurrency == 20).expect("level 20");
     let rps = level.summary.throughput_rps.expect("it is known").estimate;
+    let chart = sections(slice::from_ref(&run)).remove(0).figures.remove(0).chart.expect("throughput");
+    let [low, high] = chart.x.range;
     let script = r##"
-        const chart = JSON.parse(document.getElementById("data").textContent)[0];
-        const over = document.querySelector("#figure-throughput .u-over");
-        const box = over.getBoundingClientRect();
-        const [low, high] = chart.x.range;
-        const at = { clientX: box.left + box.width * (20 - low) / (high - low), clientY: box.top + box.height / 2 };
-        over.dispatchEvent(new MouseEvent("mouseenter", at));
-        over.dispatchEvent(new MouseEvent("mousemove", { ...at, movementX: 1, bubbles: true }));
-        const plot = document.querySelector("#figure-latency .plot");
-        for (let i = 0; i < 4; i++) plot.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-        setTimeout(() => {
-            const root = document.documentElement.dataset;
-            root.hover = [...document.querySelectorAll("#figure-throughput .u-value")].map((cell) => cell.textContent).join(" ");
-            root.said = document.querySelector("#figure-latency [aria-live]").textContent;
-        }, 100);"##;
-    let page = with_script(&page(slice::from_ref(&run)).expect("it renders"), script);
-    let (dom, console) = opened(&page, &["--virtual-time-budget=2000"]);
+        const root = document.documentElement.dataset;
+        const figure = document.getElementById("figure-throughput");
+        const over = figure.querySelector(".plot");
+        const box = figure.querySelector(".frame").getBoundingClientRect();
+        const at = { clientX: box.left + box.width * SHARE, clientY: box.top + box.height / 2 };
+        const values = () => [...figure.querySelectorAll(".key b")].map((cell) => cell.textContent).join(" ").trim();
+        over.dispatchEvent(new PointerEvent("pointermove", { ...at, pointerType: "mouse" }));
+        root.hover = values();
+        root.line = figure.querySelector(".cursor").getBoundingClientRect().left - at.clientX;
+        over.dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
+        root.left = values();
+        over.dispatchEvent(new PointerEvent("pointerdown", { ...at, pointerType: "touch" }));
+        over.dispatchEvent(new PointerEvent("pointerleave", { pointerType: "touch" }));
+        root.touched = values();
+        const latency = document.querySelector("#figure-latency .plot");
+        for (let i = 0; i < 4; i++) latency.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+        root.said = document.querySelector("#figure-latency [aria-live]").textContent;
+        const levels = document.getElementById("figure-run0-distribution");
+        const drawn = () => [...levels.querySelectorAll("g[data-series]")].filter((part) => part.getBoundingClientRect().width > 0).length;
+        const before = drawn();
+        levels.querySelector(".chooser input:not(:checked)").click();
+        root.chosen = drawn() - before;"##
+        .replace("SHARE", &((20.0 - low) / (high - low)).to_string());
+    let page = with_script(&page(slice::from_ref(&run)).expect("it renders"), &script);
+    let (dom, console) = opened(&page, &[]);
     assert_eq!(console, "");
     let hover = data(&dom, "hover").expect("the script ran");
     let shown: Vec<f64> = hover.split(' ').map(|figure| figure.parse().expect("a figure")).collect();
     assert_eq!(shown[0], 20.0);
     assert!((shown[1] - rps).abs() < 0.06, "{hover} is not {rps}");
+    let line: f64 = data(&dom, "line").expect("the script ran").parse().expect("pixels");
+    assert!(line.abs() < 1.5, "the line stands {line} pixels beside the level");
+    assert_eq!((data(&dom, "left").as_deref(), data(&dom, "touched")), (Some(""), Some(hover)));
+    assert_eq!(data(&dom, "chosen").as_deref(), Some("1"));
     let said = data(&dom, "said").expect("the script ran");
     assert!(said.starts_with("level 20: P50 ") && said.contains(" ms, P99 "), "{said}");
 }
@@ -200,12 +239,42 @@ fn ci_without_the_pages_script_there_are_still_pictures() {
     let own = page.rfind("<script>").expect("it has a script");
     let script = r##"
         const seen = (name) => [...document.querySelectorAll(name)].filter((e) => e.getBoundingClientRect().height > 100);
-        document.documentElement.dataset.seen = seen(".still svg").length;
-        document.documentElement.dataset.empty = seen(".plot").length;"##;
+        document.documentElement.dataset.seen = seen(".frame").length;
+        const idle = [...document.querySelectorAll("button, .chooser, .key .x, [tabindex]:not(.scroll)")];
+        document.documentElement.dataset.idle = idle.filter((e) => e.checkVisibility()).length;"##;
     let (dom, console) = opened(&with_script(&format!("{}</body></html>", &page[..own]), script), &[]);
     assert_eq!((console.as_str(), data(&dom, "ready")), ("", None));
     assert_eq!(data(&dom, "seen"), Some(page.matches("<figure").count().to_string()));
-    assert_eq!(data(&dom, "empty").as_deref(), Some("0"));
+    assert_eq!(data(&dom, "idle").as_deref(), Some("0"), "what does nothing without the script is not shown");
+}
+
+/// On a phone and on a screen.
+#[test]
+#[ignore = "needs chromium"]
+fn ci_labels_stand_apart_and_nothing_is_wider_than_the_page() {
+    let script = r##"
+        const root = parent.document.documentElement;
+        const overlaps = [];
+        for (const figure of document.querySelectorAll("figure")) {
+            const texts = [...figure.querySelectorAll(".frame text")].filter((text) => text.getBoundingClientRect().width > 0);
+            const boxes = texts.map((text) => [text.textContent, text.getBoundingClientRect()]);
+            for (const [i, [a, one]] of boxes.entries()) for (const [b, other] of boxes.slice(i + 1))
+                if (one.left < other.right && other.left < one.right && one.top + 3 < other.bottom && other.top + 3 < one.bottom)
+                    overlaps.push(`${figure.id}: ${a} on ${b}`);
+        }
+        root.dataset.overlaps = overlaps.join("; ");
+        root.dataset.wide = `${document.documentElement.scrollWidth - document.documentElement.clientWidth} of ${innerWidth}`;"##;
+    let page = with_script(&page(&[small()]).expect("it renders"), script);
+    let page = page.replace('&', "&amp;").replace('"', "&quot;");
+    for width in [390, 1200] {
+        // In a frame, since a window of chromium is at least 500 wide.
+        let frame =
+            format!("<html><body><iframe width=\"{width}\" height=\"900\" srcdoc=\"{page}\"></iframe></body></html>");
+        let (dom, console) = opened(&frame, &[]);
+        assert_eq!(console, "");
+        assert_eq!(data(&dom, "overlaps").as_deref(), Some(""), "{width}");
+        assert_eq!(data(&dom, "wide"), Some(format!("0 of {width}")));
+    }
 }
 
 /// 200 levels and 1,000,000 requests.

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llm_concurrency::config::{Config, Env, Overrides, Settings};
+use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::outcome::{Phase, RequestOutcome};
 use llm_concurrency::prompts::{self, Prompt};
-use llm_concurrency::recommend::{Policy, recommend};
 use llm_concurrency::results::{
     Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
     criterion_id, load_measured, read_sidecar,

@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use common::{Measured, Rig, median, plan};
 use llm_concurrency::closed_loop::Ending;
 use llm_concurrency::config::{Cache, RequestSettings};
+use llm_concurrency::decide::{Policy, Status, recommend};
 use llm_concurrency::outcome::Phase;
-use llm_concurrency::recommend::{Policy, Status, recommend};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, SimulatorConfig, explain};
 
 const SLOTS: usize = 8;
@@ -54,7 +54,7 @@ fn levels_around_the_slots_are_measured_as_they_are_and_the_best_is_recommended(
         }
         let summaries: Vec<_> = round.into_iter().map(|measured| measured.summary).collect();
         let decided = recommend(&summaries, &Policy::default());
-        assert_eq!(decided.recommended_concurrency, truth.optimum, "{}", decided.reason);
+        assert_eq!(decided.recommended_concurrency, truth.optimum, "{:?}", decided.reason);
         assert_eq!(decided.status, Status::Ok);
         assert!(!decided.provisional);
     }

@@ -26,8 +26,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::histogram::Times;
 use super::{Live, PhaseCounts, PhaseLook};
+use crate::decide::{Recommendation, Verdict};
 use crate::outcome::Failure;
-use crate::recommend::{Recommendation, Verdict};
 use crate::stats::Distribution;
 
 const PREFIX: &str = "llm_concurrency";
@@ -314,9 +314,9 @@ fn set(family: &Figures, labels: &Vec<(&'static str, String)>, value: Option<f64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::{Policy, recommend};
     use crate::outcome::tests::outcome;
     use crate::outcome::{Phase, RequestOutcome};
-    use crate::recommend::{Policy, recommend};
     use crate::stats::{Estimate, LevelSummary};
 
     /// Level 2 twice, the second time in a confirm round that is still running.

@@ -13,9 +13,8 @@
 
 mod generator;
 
-use std::io::Write;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde_json::Value;
 
@@ -233,24 +232,15 @@ fn ask_about(code: &str, language: &str) -> String {
 /// [`PromptError::Write`] with the path and the system's reason.
 pub fn save(path: impl AsRef<Path>, file: &SnippetFile) -> Result<(), PromptError> {
     let path = path.as_ref();
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let beside = target.with_added_extension(format!("{}.tmp", std::process::id()));
-    let write = || {
-        fs::create_dir_all(target.parent().unwrap_or(Path::new("")))?;
-        let mut new = fs::File::create(&beside)?;
-        new.write_all(file.to_json()?.as_bytes())?;
-        new.sync_all()?;
-        fs::rename(&beside, &target)
-    };
-    write().map_err(|error| {
-        // Best effort: the first error is the one to report.
-        let _ = fs::remove_file(&beside);
-        PromptError::Write(path.to_owned(), error)
-    })
+    let json = file.to_json().map_err(io::Error::from);
+    json.and_then(|json| files::replace(path, json.as_bytes()))
+        .map_err(|error| PromptError::Write(path.to_owned(), error))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn load_text(text: &str) -> Result<Vec<Prompt>, PromptError> {

@@ -1,12 +1,9 @@
-//! A chart as data. [`Chart::svg`] draws it here, and `page.js` draws the same data where there is JavaScript.
+//! A chart as data, and its drawing as SVG. `page.js` only reads out what [`Chart::html`] has written down.
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
-
 /// How figures of an axis are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
     /// A plain number.
     #[default]
@@ -41,7 +38,7 @@ fn number(value: f64) -> String {
 }
 
 /// One of a chart's two axes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axis {
     /// What it shows, with its unit where `unit` does not write it.
     pub label: String,
@@ -85,8 +82,8 @@ impl Axis {
         self.names.get(tick as usize).cloned().unwrap_or_else(|| self.unit.format(tick))
     }
 
-    /// Ticks that are at least `apart` (a share of the axis) from each other.
-    fn ticks(&self, apart: f64) -> Vec<f64> {
+    /// Ticks with room for `label` pixels each on an axis of so many pixels, and whether also on one of `NARROW`.
+    fn ticks(&self, pixels: f64, label: impl Fn(&str) -> f64) -> Vec<(f64, bool)> {
         let wanted = if !self.ticks.is_empty() {
             self.ticks.clone()
         } else if !self.names.is_empty() {
@@ -95,11 +92,15 @@ impl Axis {
             round_numbers(self.range, 5)
         };
         let inside: Vec<f64> = wanted.into_iter().filter(|&tick| (0.0..=1.0).contains(&self.place(tick))).collect();
-        let mut taken: Vec<f64> = inside.first().copied().into_iter().collect();
-        for &tick in inside.iter().skip(1).rev() {
-            // The first and the last say most.
-            if taken.iter().all(|other| (self.place(*other) - self.place(tick)).abs() >= apart) {
-                taken.push(tick);
+        let longest = inside.iter().map(|&tick| label(&self.name(tick))).fold(1.0, f64::max);
+        let mut taken: Vec<(f64, bool)> = inside.first().map(|&tick| (tick, true)).into_iter().collect();
+        for (pixels, narrow) in [(NARROW.min(pixels), true), (pixels, false)] {
+            for &tick in inside.iter().skip(1).rev() {
+                // The first and the last say most.
+                let apart = |other: f64| (self.place(other) - self.place(tick)).abs() * pixels;
+                if taken.iter().all(|(other, _)| apart(*other) >= longest) {
+                    taken.push((tick, narrow));
+                }
             }
         }
         taken
@@ -119,8 +120,7 @@ fn round_numbers([low, high]: [f64; 2], n: usize) -> Vec<f64> {
 }
 
 /// How a series is drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Style {
     /// A line with a point at each value.
     #[default]
@@ -138,7 +138,7 @@ pub enum Style {
 }
 
 /// Values over the chart's `xs`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
     /// Its name in the key.
     pub name: String,
@@ -151,14 +151,13 @@ pub struct Series {
     /// A value for each of `xs`, or none.
     pub ys: Vec<Option<f64>>,
     /// Ends of an interval around each value, drawn as a band.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub band: Vec<Option<[f64; 2]>>,
     /// Drawn from the start; the reader may choose others.
     pub shown: bool,
 }
 
 /// Places that belong to no series: single measurements, a fitted curve, levels that failed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Extra {
     /// Its name in the key.
     pub name: String,
@@ -171,8 +170,7 @@ pub struct Extra {
 }
 
 /// See [`Extra`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
     /// A small dot each.
     #[default]
@@ -184,7 +182,7 @@ pub enum Shape {
 }
 
 /// A line across the chart.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mark {
     /// Upright, at a place of the x axis; else level, at a place of the y axis.
     pub upright: bool,
@@ -197,7 +195,7 @@ pub struct Mark {
 }
 
 /// A shaded part of the x axis.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Span {
     /// From here.
     pub from: f64,
@@ -206,7 +204,7 @@ pub struct Span {
 }
 
 /// A chart.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {
     /// Unique on the page.
     pub id: String,
@@ -230,200 +228,223 @@ pub struct Chart {
     pub marks: Vec<Mark>,
     /// Shaded parts.
     pub spans: Vec<Span>,
-    /// Charts with the same name show their values together.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Charts with the same name are read at the same place.
     pub sync: Option<String>,
 }
 
-/// Where a chart is drawn: size and margins, in the SVG's units.
-struct Frame<'a> {
-    chart: &'a Chart,
-    width: f64,
-    height: f64,
-}
+/// The plot's own units, which the page stretches to its width. Whole numbers keep the paths short.
+const WIDTH: f64 = 4000.0;
+const HEIGHT: f64 = 1000.0;
+/// Pixels between the axes on a phone, where labels marked `spare` are hidden.
+const NARROW: f64 = 230.0;
 
-const LEFT: f64 = 62.0;
-const RIGHT: f64 = 16.0;
-const TOP: f64 = 18.0;
-const BOTTOM: f64 = 46.0;
-
-impl Frame<'_> {
-    fn across(&self, share: f64) -> f64 {
-        LEFT + share * (self.width - LEFT - RIGHT)
-    }
-
-    fn up(&self, share: f64) -> f64 {
-        self.height - BOTTOM - share * (self.height - TOP - BOTTOM)
-    }
-
-    /// Of a value on `x` and one on `y`.
-    fn point(&self, x: f64, y: f64) -> (f64, f64) {
-        let (x, y) = (self.chart.x.place(x), self.chart.y.place(y));
-        if self.chart.flipped { (self.across(y), self.up(x)) } else { (self.across(x), self.up(y)) }
-    }
-
-    fn path(&self, points: impl Iterator<Item = [f64; 2]>) -> String {
-        let mut path = String::new();
-        for [x, y] in points {
-            let (x, y) = self.point(x, y);
-            let _ = write!(path, "{}{x:.1} {y:.1}", if path.is_empty() { "M" } else { "L" });
-        }
-        path
-    }
+/// About how wide a label is, pixels.
+fn width_of(label: &str) -> f64 {
+    7.0 * label.chars().count() as f64 + 8.0
 }
 
 impl Chart {
-    /// The chart as an SVG picture that stands alone on the page, with a key of its series.
-    pub fn svg(&self) -> String {
-        let (width, height) = if self.wide { (760.0, 320.0) } else { (372.0, 250.0) };
-        let frame = Frame { chart: self, width, height };
-        let mut svg = format!(
-            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\"><title>{}</title>",
-            escape(&self.label),
-            escape(&self.label)
-        );
-        for span in &self.spans {
-            let (from, _) = frame.point(span.from, self.y.range[0]);
-            let (to, _) = frame.point(span.to, self.y.range[0]);
-            let _ = write!(
-                svg,
-                "<rect class=\"span\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"/>",
-                (to - from).max(0.0),
-                height - TOP - BOTTOM
-            );
-        }
-        self.draw_axes(&frame, &mut svg);
-        self.draw_bands(&frame, &mut svg);
-        self.draw_extras(&frame, &mut svg);
-        self.draw_series(&frame, &mut svg);
-        self.draw_marks(&frame, &mut svg);
-        svg.push_str("</svg>");
-        svg + &self.key()
+    /// Pixels between the axes on a larger screen.
+    fn pixels(&self) -> f64 {
+        if self.wide { 560.0 } else { 310.0 }
     }
 
-    fn draw_axes(&self, frame: &Frame<'_>, svg: &mut String) {
+    /// Of a value on `x` and one on `y`, from the top left.
+    fn point(&self, x: f64, y: f64) -> [i64; 2] {
+        let (x, y) = (self.x.place(x), self.y.place(y));
+        let (across, up) = if self.flipped { (y, x) } else { (x, y) };
+        [(across * WIDTH).round() as i64, ((1.0 - up) * HEIGHT).round() as i64]
+    }
+
+    /// A command for each point.
+    fn path(&self, points: impl IntoIterator<Item = [f64; 2]>) -> String {
+        let (mut path, mut last) = (String::new(), None);
+        for [x, y] in points {
+            let [x, y] = self.point(x, y);
+            let _ = match last.replace([x, y]).map(|[a, b]: [i64; 2]| [x - a, y - b]) {
+                None => write!(path, "M{x} {y}"),
+                Some([dx, 0]) => write!(path, "h{dx}"),
+                Some([0, dy]) => write!(path, "v{dy}"),
+                Some([dx, dy]) => write!(path, "l{dx}{}{dy}", if dy < 0 { "" } else { " " }),
+            };
+        }
+        path
+    }
+
+    /// A dot each.
+    fn dots(&self, points: &[[f64; 2]]) -> String {
+        points.iter().fold(String::new(), |dots, &[x, y]| {
+            let [x, y] = self.point(x, y);
+            dots + &format!("M{x} {y}h0")
+        })
+    }
+
+    /// The chart with a key of its series. Stretches to any width; lines and text keep their size.
+    pub fn html(&self) -> String {
+        let mut svg =
+            format!("<svg class=\"frame\" aria-hidden=\"true\"{}>", if self.flipped { " data-flipped" } else { "" });
+        self.draw_axes(&mut svg);
+        let _ = write!(svg, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\">");
+        for span in &self.spans {
+            let ([from, _], [to, _]) = (self.point(span.from, 0.0), self.point(span.to, 0.0));
+            let _ = write!(svg, "<path class=\"span\" d=\"M{from} 0H{to}V{HEIGHT}H{from}Z\"/>");
+        }
+        self.draw_bands(&mut svg);
+        self.draw_extras(&mut svg);
+        self.draw_series(&mut svg);
+        svg.push_str("</svg>");
+        self.draw_crosses(&mut svg);
+        self.draw_marks(&mut svg);
+        format!(
+            "<div class=\"plot\" role=\"img\" aria-label=\"{}. The tables below hold the values.\">{svg}</svg></div>{}",
+            escape(&self.label),
+            self.key()
+        )
+    }
+
+    fn draw_axes(&self, svg: &mut String) {
         let (lying, upright) = if self.flipped { (&self.y, &self.x) } else { (&self.x, &self.y) };
-        let (bottom, left, right) = (frame.up(0.0), frame.across(0.0), frame.across(1.0));
-        for tick in upright.ticks(0.08) {
-            let y = frame.up(upright.place(tick));
+        for (tick, _) in upright.ticks(200.0, |_| 20.0) {
+            let (y, name) = (percent(1.0 - upright.place(tick)), escape(&upright.name(tick)));
             let _ = write!(
                 svg,
-                "<path class=\"grid\" d=\"M{left:.1} {y:.1}H{right:.1}\"/><text class=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                left - 8.0,
-                y + 4.0,
-                escape(&upright.name(tick))
+                "<line class=\"grid\" x2=\"100%\" y1=\"{y}\" y2=\"{y}\"/><text class=\"end\" x=\"-8\" y=\"{y}\" dy=\"4\">{name}</text>"
             );
         }
-        let apart = if frame.chart.wide { 0.045 } else { 0.1 };
-        let apart = if lying.unit == Unit::Seconds { 2.0 * apart } else { apart };
-        for tick in lying.ticks(apart) {
-            let x = frame.across(lying.place(tick));
+        for (tick, narrow) in lying.ticks(self.pixels(), width_of) {
+            let (x, name) = (percent(lying.place(tick)), escape(&lying.name(tick)));
+            let spare = if narrow { "" } else { " class=\"spare\"" };
             let _ = write!(
                 svg,
-                "<path class=\"tick\" d=\"M{x:.1} {bottom:.1}v5\"/><text class=\"mid\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
-                bottom + 18.0,
-                escape(&lying.name(tick))
+                "<g{spare}><svg class=\"tick\" x=\"{x}\" y=\"100%\"><path d=\"M0 0v5\"/></svg>\
+                 <text class=\"mid\" x=\"{x}\" y=\"100%\" dy=\"18\">{name}</text></g>"
             );
         }
         let _ = write!(
             svg,
-            "<path class=\"axis\" d=\"M{left:.1} {bottom:.1}H{right:.1}\"/><text class=\"mid label\" x=\"{:.1}\" y=\"{:.1}\">{}</text>\
-             <text class=\"label\" x=\"4\" y=\"11\">{}</text>",
-            frame.across(0.5),
-            frame.height - 8.0,
+            "<line class=\"axis\" x2=\"100%\" y1=\"100%\" y2=\"100%\"/>\
+             <text class=\"mid\" x=\"50%\" y=\"100%\" dy=\"38\">{}</text><text x=\"-58\" y=\"-10\">{}</text>",
             escape(&lying.label),
             escape(&upright.label)
         );
     }
 
-    fn draw_bands(&self, frame: &Frame<'_>, svg: &mut String) {
+    fn draw_bands(&self, svg: &mut String) {
         for series in self.series.iter().filter(|series| series.shown && !series.band.is_empty()) {
             let known = || self.xs.iter().zip(&series.band).filter_map(|(&x, band)| Some((x, (*band)?)));
             let lower = known().map(|(x, [low, _])| [x, low]);
             let upper = known().rev().map(|(x, [_, high])| [x, high]);
-            let path = frame.path(lower.chain(upper));
+            let path = self.path(lower.chain(upper));
             let _ = write!(svg, "<path class=\"band\" style=\"fill:var(--tone-{})\" d=\"{path}Z\"/>", series.tone);
         }
     }
 
-    fn draw_extras(&self, frame: &Frame<'_>, svg: &mut String) {
+    fn draw_extras(&self, svg: &mut String) {
         for Extra { tone, shape, points, .. } in &self.extras {
-            let path = match shape {
-                Shape::Curve => frame.path(points.iter().copied()),
-                Shape::Dot | Shape::Cross => points.iter().fold(String::new(), |path, &[x, y]| {
-                    let (x, y) = frame.point(x, y);
-                    let mark = if *shape == Shape::Dot { "h0" } else { "m-5 -5l10 10m0 -10l-10 10" };
-                    path + &format!("M{x:.1} {y:.1}{mark}")
-                }),
-            };
-            let class = match shape {
-                Shape::Dot => "dot",
-                Shape::Cross => "cross",
-                Shape::Curve => "curve",
+            let (class, path) = match shape {
+                Shape::Curve => ("curve", self.path(points.iter().copied())),
+                Shape::Dot => ("dot", self.dots(points)),
+                Shape::Cross => continue,
             };
             let _ = write!(svg, "<path class=\"{class}\" style=\"stroke:var(--tone-{tone})\" d=\"{path}\"/>");
         }
     }
 
-    fn draw_series(&self, frame: &Frame<'_>, svg: &mut String) {
-        let mut below = vec![0.0; self.xs.len()];
-        for series in self.series.iter().filter(|series| series.shown) {
-            let known: Vec<[f64; 2]> = self.known(series).collect();
-            let style = format!("stroke:var(--tone-{});opacity:{}", series.tone, series.alpha);
-            match series.style {
-                Style::Told => {}
-                Style::Stacked => {
-                    for (at, y) in series.ys.iter().enumerate().filter_map(|(at, y)| Some((at, (*y)?))) {
-                        let (left, top) = frame.point(self.xs[at] - 0.32, below[at] + y);
-                        let (right, bottom) = frame.point(self.xs[at] + 0.32, below[at]);
-                        below[at] += y;
-                        let _ = write!(
-                            svg,
-                            "<rect style=\"fill:var(--tone-{})\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>",
-                            series.tone,
-                            right - left,
-                            bottom - top
-                        );
-                    }
-                }
-                Style::Steps => {
-                    let ends = known.iter().skip(1).map(|p| p[0]).chain(known.last().map(|p| p[0]));
-                    let steps = known.iter().zip(ends).flat_map(|(&[x, y], end)| [[x, y], [end, y]]);
-                    let _ = write!(svg, "<path class=\"line thin\" style=\"{style}\" d=\"{}\"/>", frame.path(steps));
-                }
-                Style::Line | Style::Points | Style::Dashed => {
-                    let class = if series.style == Style::Dashed { "line dashed" } else { "line" };
-                    let path = frame.path(known.iter().copied());
-                    let _ = write!(svg, "<path class=\"{class}\" style=\"{style}\" d=\"{path}\"/>");
-                    if series.style != Style::Line {
-                        let dots = known.iter().fold(String::new(), |dots, &[x, y]| {
-                            let (x, y) = frame.point(x, y);
-                            dots + &format!("M{x:.1} {y:.1}h0")
-                        });
-                        let _ = write!(svg, "<path class=\"point\" style=\"{style}\" d=\"{dots}\"/>");
-                    }
-                }
+    /// Outside of the stretched part, which would make them flat.
+    fn draw_crosses(&self, svg: &mut String) {
+        for Extra { tone, points, .. } in self.extras.iter().filter(|extra| extra.shape == Shape::Cross) {
+            for &[x, y] in points {
+                let (x, y) = (percent(self.x.place(x)), percent(1.0 - self.y.place(y)));
+                let _ = write!(
+                    svg,
+                    "<svg class=\"cross\" x=\"{x}\" y=\"{y}\"><path style=\"stroke:var(--tone-{tone})\" d=\"M-5-5l10 10m0-10l-10 10\"/></svg>"
+                );
             }
         }
     }
 
-    fn draw_marks(&self, frame: &Frame<'_>, svg: &mut String) {
-        for mark in &self.marks {
-            let (x, y, line) = if mark.upright {
-                let (x, _) = frame.point(mark.at, self.y.range[0]);
-                (x + 5.0, TOP + 10.0, format!("M{x:.1} {TOP}V{:.1}", frame.up(0.0)))
-            } else {
-                let (_, y) = frame.point(self.x.range[0], mark.at);
-                (LEFT + 6.0, y - 5.0, format!("M{LEFT} {y:.1}H{:.1}", frame.across(1.0)))
+    fn draw_series(&self, svg: &mut String) {
+        let mut below = vec![0.0; self.xs.len()];
+        for (at, series) in self.series.iter().enumerate().filter(|(_, series)| series.style != Style::Told) {
+            let known: Vec<[f64; 2]> = self.known(series).collect();
+            let hidden = if series.shown { "" } else { " class=\"hidden\"" };
+            let _ = write!(
+                svg,
+                "<g{hidden} data-series=\"{at}\" style=\"color:var(--tone-{});opacity:{:.2}\">",
+                series.tone, series.alpha
+            );
+            match series.style {
+                Style::Told => {}
+                Style::Stacked => {
+                    for (at, y) in series.ys.iter().enumerate().filter_map(|(at, y)| Some((at, (*y)?))) {
+                        let [left, top] = self.point(self.xs[at] - 0.32, below[at] + y);
+                        let [right, bottom] = self.point(self.xs[at] + 0.32, below[at]);
+                        below[at] += y;
+                        let _ = write!(svg, "<path class=\"bar\" d=\"M{left} {top}H{right}V{bottom}H{left}Z\"/>");
+                    }
+                }
+                Style::Steps => {
+                    let ends = known.iter().skip(1).chain(known.last()).map(|p| p[0]);
+                    let steps = known.iter().zip(ends).flat_map(|(&[x, y], end)| [[x, y], [end, y]]);
+                    let _ = write!(svg, "<path class=\"line thin\" d=\"{}\"/>", self.path(steps));
+                }
+                Style::Line | Style::Points | Style::Dashed => {
+                    let class = if series.style == Style::Dashed { "line dashed" } else { "line" };
+                    let _ = write!(svg, "<path class=\"{class}\" d=\"{}\"/>", self.path(known.iter().copied()));
+                    if series.style != Style::Line {
+                        let _ = write!(svg, "<path class=\"point\" d=\"{}\"/>", self.dots(&known));
+                    }
+                }
+            }
+            svg.push_str("</g>");
+        }
+    }
+
+    fn draw_marks(&self, svg: &mut String) {
+        // Up to where names of levels stand, on a phone and on a larger screen.
+        let mut taken = [0.0; 2];
+        for Mark { upright, at, label, tone } in &self.marks {
+            let share = if *upright { self.x.place(*at) } else { 1.0 - self.y.place(*at) };
+            let (at, wide) = (percent(share), width_of(label));
+            let _ = match upright {
+                true => write!(
+                    svg,
+                    "<line class=\"mark\" style=\"stroke:var(--tone-{tone})\" x1=\"{at}\" x2=\"{at}\" y2=\"100%\"/>"
+                ),
+                false => write!(
+                    svg,
+                    "<line class=\"mark\" style=\"stroke:var(--tone-{tone})\" x2=\"100%\" y1=\"{at}\" y2=\"{at}\"/>"
+                ),
+            };
+            let swap = *upright && share * NARROW + wide > NARROW;
+            let starts = [NARROW, self.pixels()].map(|pixels| share * pixels - if swap { wide } else { 0.0 });
+            let fits = [0, 1].map(|size| *tone != "faint" || starts[size] >= taken[size]);
+            if label.is_empty() || !fits[1] {
+                continue;
+            }
+            for size in [0, 1].into_iter().filter(|&size| fits[size]) {
+                taken[size] = starts[size] + wide;
+            }
+            let (class, dx) = if swap { (" end", -6) } else { ("", 6) };
+            let spare = if fits[0] { "" } else { " spare" };
+            let place = match (upright, *tone) {
+                (false, _) => format!("dx=\"6\" y=\"{at}\" dy=\"-5\""),
+                (true, "ink") => format!("x=\"{at}\" dx=\"{dx}\" y=\"25\""),
+                (true, _) => format!("x=\"{at}\" dx=\"{dx}\" y=\"10\""),
             };
             let _ = write!(
                 svg,
-                "<path class=\"mark\" style=\"stroke:var(--tone-{tone})\" d=\"{line}\"/>\
-                 <text class=\"said\" style=\"fill:var(--tone-{tone})\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
-                escape(&mark.label),
-                tone = mark.tone
+                "<text class=\"said{class}{spare}\" style=\"fill:var(--tone-{tone})\" {place}>{}</text>",
+                escape(label)
             );
         }
+    }
+
+    /// Where the values of `xs` stand, in thousandths of the plot, and how they are written.
+    pub fn stops(&self) -> [String; 2] {
+        let at = self.xs.iter().map(|&x| format!("{:.0}", self.x.place(x) * 1000.0));
+        let written = self.xs.iter().map(|&x| self.x.name(x));
+        [at.collect::<Vec<_>>().join(" "), escape(&written.collect::<Vec<_>>().join("|"))]
     }
 
     fn known<'a>(&'a self, series: &'a Series) -> impl Iterator<Item = [f64; 2]> + 'a {
@@ -437,21 +458,56 @@ impl Chart {
         drawn.map(|series| series.ys.iter().flatten().count()).sum::<usize>() + extras
     }
 
+    /// A list of what is drawn, which the script fills with the values at the pointer. Series may be chosen from many.
     fn key(&self) -> String {
-        let series = self.series.iter().filter(|series| series.shown && series.style != Style::Told);
-        let series = series.map(|series| (series.tone, series.alpha, series.style == Style::Dashed, &series.name));
-        let extras = self.extras.iter().filter(|extra| !extra.points.is_empty());
-        let extras = extras.map(|extra| (extra.tone, 1.0, extra.shape != Shape::Cross, &extra.name));
-        let items = series.chain(extras).fold(String::new(), |items, (tone, alpha, dashed, name)| {
+        let choice = self.flipped;
+        let mut key = format!(
+            "<ul class=\"key\"><li class=\"x\">{} <b></b></li>",
+            escape(self.x.label.split(':').next().unwrap_or_default())
+        );
+        let mut chooser = String::new();
+        let mut item = |attributes: &str, tone: &str, alpha: f64, dashed: bool, name: &str| {
             let line = if dashed { "dashed" } else { "solid" };
-            items
-                + &format!(
-                    "<li><i style=\"border-top-style:{line};border-color:var(--tone-{tone});opacity:{alpha}\"></i>{}</li>",
-                    escape(name)
-                )
-        });
-        format!("<ul class=\"key\">{items}</ul>")
+            let value = if attributes.is_empty() { "" } else { " <b></b>" };
+            let _ = write!(
+                key,
+                "<li{attributes}><i style=\"border-top-style:{line};border-color:var(--tone-{tone});opacity:{alpha:.2}\"></i>{}{value}</li>",
+                escape(name)
+            );
+        };
+        for (at, series) in self.series.iter().enumerate() {
+            let values = series.ys.iter().map(|y| y.map_or_else(|| "–".to_owned(), |y| self.y.name(y)));
+            let values = escape(&values.collect::<Vec<_>>().join("|"));
+            let hidden = if series.shown { "" } else { " class=\"hidden\"" };
+            let dashed = matches!(series.style, Style::Dashed | Style::Told);
+            let attributes = format!(
+                "{hidden} data-series=\"{at}\" data-name=\"{}\" data-values=\"{values}\"",
+                escape(&series.name)
+            );
+            item(&attributes, series.tone, series.alpha, dashed, &series.name);
+            if choice {
+                let checked = if series.shown { " checked" } else { "" };
+                let name = escape(series.name.trim_start_matches("level "));
+                let _ = write!(
+                    chooser,
+                    "<label><input type=\"checkbox\" value=\"{at}\"{checked}><span>{name}</span></label>"
+                );
+            }
+        }
+        // A fitted curve stands in the key by its values.
+        for extra in self.extras.iter().filter(|extra| !extra.points.is_empty() && extra.shape != Shape::Curve) {
+            item("", extra.tone, 1.0, extra.shape == Shape::Dot, &extra.name);
+        }
+        let chooser = match choice {
+            true => format!("<fieldset class=\"chooser\"><legend>Levels shown</legend>{chooser}</fieldset>"),
+            false => chooser,
+        };
+        format!("{key}</ul>{chooser}")
     }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2}%", share * 100.0)
 }
 
 /// Text for HTML and SVG, in elements and in quoted attributes.
@@ -503,13 +559,14 @@ mod tests {
     fn ticks_keep_their_distance_and_the_first_and_last_level() {
         let axis = Axis::of_levels(&[1.0, 2.0, 5.0, 10.0, 50.0]);
         assert!(!axis.log);
-        assert_eq!(axis.ticks(0.05), [1.0, 50.0, 10.0, 5.0]);
+        let wide = [(1.0, true), (50.0, true), (10.0, true), (5.0, false)];
+        assert_eq!(axis.ticks(560.0, |_| 30.0), wide, "5 has no room on a phone, 2 nowhere");
         assert!(Axis::of_levels(&[1.0, 64.0]).log);
     }
 
     fn chart() -> Chart {
         Chart {
-            label: "a <b> & \"c\"".to_owned(),
+            label: "a <u> & \"c\"".to_owned(),
             wide: true,
             x: Axis::of_levels(&[1.0, 2.0]),
             y: Axis::from_zero("requests/s", Unit::Number, [4.0]),
@@ -534,14 +591,32 @@ mod tests {
     fn only_what_is_known_and_shown_is_drawn_and_counted() {
         let chart = chart();
         assert_eq!(chart.points(), 1 + 2);
-        let svg = chart.svg();
-        assert!(!svg.contains("hidden") && !svg.contains("NaN"), "{svg}");
+        let html = chart.html();
+        assert!(!html.contains("NaN") && html.contains("<g class=\"hidden\" data-series=\"1\""), "{html}");
+        assert!(html.contains("data-series=\"0\" data-name=\"&lt;s&gt;\" data-values=\"3|–\""), "{html}");
+    }
+
+    #[test]
+    fn a_path_has_a_command_for_each_point_and_does_not_drift() {
+        let chart = Chart {
+            x: Axis { range: [0.0, 300.0], ..Axis::default() },
+            y: Axis { range: [0.0, 3.0], ..Axis::default() },
+            ..Chart::default()
+        };
+        let thirds = (0..=300).map(|x| [f64::from(x), f64::from(x) / 100.0]);
+        let path = chart.path(thirds);
+        let steps = path.split('l').skip(1).map(|step| step.split_once('-').expect("up"));
+        let sum = steps.fold([0, 0], |[x, y], (dx, dy)| {
+            [x + dx.parse::<i64>().expect("whole"), y + dy.parse::<i64>().expect("whole")]
+        });
+        assert_eq!(sum, [4000, 1000]);
+        assert_eq!(path.matches(char::is_alphabetic).count(), 301);
     }
 
     #[test]
     fn text_stays_text() {
-        let svg = chart().svg();
-        assert!(svg.contains("a &lt;b&gt; &amp; &quot;c&quot;") && svg.contains("&lt;s&gt;"), "{svg}");
-        assert!(!svg.contains("<b>") && !svg.contains("<s>"));
+        let svg = chart().html();
+        assert!(svg.contains("a &lt;u&gt; &amp; &quot;c&quot;") && svg.contains("&lt;s&gt;"), "{svg}");
+        assert!(!svg.contains("<u>") && !svg.contains("<s>"));
     }
 }

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::html::Run;
-use crate::recommend::JudgedLevel;
+use crate::decide::JudgedLevel;
 use crate::stats::{Distribution, LevelSummary};
+use crate::words;
 
 /// A column of the CSV file.
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
@@ -60,7 +61,7 @@ pub fn csv(runs: &[Run]) -> String {
             field(run.about.model.as_deref().unwrap_or_default()),
             level.summary.concurrency.to_string(),
             json!(level.verdict).as_str().unwrap_or_default().to_owned(),
-            field(&level.why),
+            field(&words::causes(&level.causes)),
             is_recommended(run, level).to_string(),
         ];
         cells.extend(
@@ -91,7 +92,7 @@ pub fn json_lines(runs: &[Run]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recommend::{Policy, recommend};
+    use crate::decide::{Policy, recommend};
     use crate::report::html::About;
     use crate::stats::Estimate;
 

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use super::chart::{Axis, Chart, Extra, Mark, Series, Shape, Span, Style, Unit};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
+use crate::decide::{JudgedLevel, Objective, Verdict, p95_limit_s};
 use crate::outcome::Failure;
-use crate::recommend::{JudgedLevel, Objective, Verdict, p95_limit_s, percent, seconds};
 use crate::stats::{Distribution, LevelSummary};
 use crate::usl::Usl;
+use crate::words::{self, percent, seconds};
 
 /// A chart with its words.
 #[derive(Clone, Debug, PartialEq)]
@@ -249,7 +250,9 @@ fn throughput_caption(chart: &Chart, runs: &[Run]) -> String {
     }
     let crossed = runs.iter().flat_map(|run| {
         let levels = run.recommendation.levels.iter().filter(|level| level.verdict != Verdict::Pass);
-        levels.map(|level| named(run, runs, &format!("level {} ({})", level.summary.concurrency, level.why)))
+        levels.map(|level| {
+            named(run, runs, &format!("level {} ({})", level.summary.concurrency, words::causes(&level.causes)))
+        })
     });
     let crossed: Vec<String> = crossed.collect();
     if !crossed.is_empty() {
@@ -649,11 +652,10 @@ fn timeline(run: &Run, names: &Names) -> Vec<Figure> {
     }
     let rates =
         chart("completions", "Requests that ended per second over the time of the run", y, rate_xs, ended, Vec::new());
-    let zoom = "Drag across the chart to look closer, double-click to see all of it.";
     vec![
         Figure {
             title: title("Requests in flight"),
-            caption: format!("The numbers name the levels. {zoom}"),
+            caption: "The numbers name the levels.".to_owned(),
             chart: Ok(flight),
         },
         Figure { title: title("Requests that ended"), caption: String::new(), chart: Ok(rates) },

@@ -11,16 +11,14 @@ use super::chart::Chart;
 use super::figures::{self, Section};
 use super::requests::{Curves, Reason};
 use super::text;
-use crate::compare::{Moved, compare};
-use crate::recommend::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict, list, percent, seconds};
+use crate::decide::compare::{Moved, compare};
+use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict};
 use crate::stats::{Estimate, LevelSummary};
+use crate::words::{self, list, percent, seconds};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-const UPLOT: &str = include_str!("vendor/uPlot.iife.min.js");
-const UPLOT_STYLE: &str = include_str!("vendor/uPlot.min.css");
-const UPLOT_LICENCE: &str = include_str!("vendor/LICENSE-uPlot");
 
 /// Why there is no page: the template, which is ours, does not render.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +65,6 @@ pub struct Run {
 /// If the template does not render.
 pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     let sections = figures::sections(runs);
-    let charts: Vec<&Chart> =
-        sections.iter().flat_map(|section| &section.figures).filter_map(|figure| figure.chart.as_ref().ok()).collect();
     let title = match runs {
         [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),
         [run] => format!("Concurrency of {}", run.about.model.as_deref().unwrap_or("an LLM endpoint")),
@@ -83,9 +79,8 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
         answers: runs.iter().map(Answer::of).collect(),
         changes: changes(runs),
         sections: sections.iter().map(SectionView::of).collect(),
-        style: format!("{UPLOT_STYLE}\n{STYLE}"),
-        data: as_script(&charts),
-        script: format!("/*\nuPlot\n{UPLOT_LICENCE}*/\n{UPLOT}\n{SCRIPT}"),
+        style: STYLE,
+        script: SCRIPT,
     };
     Ok(environment.get_template("page.html")?.render(Serde(&page))?)
 }
@@ -99,10 +94,9 @@ struct Page<'a> {
     answers: Vec<Answer>,
     changes: Vec<ChangeRow>,
     sections: Vec<SectionView<'a>>,
-    /// These three go into the page as they are.
-    style: String,
-    data: String,
-    script: String,
+    /// These two go into the page as they are.
+    style: &'static str,
+    script: &'static str,
 }
 
 #[derive(Serialize)]
@@ -125,21 +119,21 @@ struct FigureView<'a> {
 #[derive(Serialize)]
 struct ChartView<'a> {
     id: &'a str,
-    label: &'a str,
     wide: bool,
-    points: usize,
-    /// Goes into the page as it is.
-    svg: String,
+    sync: Option<&'a str>,
+    /// These go into the page as they are.
+    stops: [String; 2],
+    html: String,
 }
 
 impl<'a> SectionView<'a> {
     fn of(section: &'a Section) -> Self {
         let chart = |chart: &'a Chart| ChartView {
             id: &chart.id,
-            label: &chart.label,
             wide: chart.wide,
-            points: chart.points(),
-            svg: chart.svg(),
+            sync: chart.sync.as_deref(),
+            stops: chart.stops(),
+            html: chart.html(),
         };
         let figure = |figure: &'a figures::Figure| FigureView {
             title: &figure.title,
@@ -154,37 +148,6 @@ impl<'a> SectionView<'a> {
             figures: section.figures.iter().map(figure).collect(),
         }
     }
-}
-
-/// JSON that may stand inside a `<script>`: nothing in it can end the element, or a line of JavaScript.
-fn as_script(value: &impl Serialize) -> String {
-    let json = serde_json::to_string(&rounded(serde_json::json!(value))).unwrap_or_default();
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => text.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => text.push(c),
-        }
-    }
-    text
-}
-
-/// With five significant digits, which is more than can be seen, and half the size.
-fn rounded(mut value: Value) -> Value {
-    match &mut value {
-        Value::Number(number) if number.is_f64() => {
-            let short = number.as_f64().and_then(|x| format!("{x:.4e}").parse::<f64>().ok());
-            // 20.0 is written as 20.
-            return match short {
-                Some(x) if x.fract() == 0.0 && x.abs() < 1e9 => Value::from(x as i64),
-                x => Value::from(x),
-            };
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| *item = rounded(item.take())),
-        Value::Object(object) => object.values_mut().for_each(|item| *item = rounded(item.take())),
-        _ => {}
-    }
-    value
 }
 
 // ---- the answer ----
@@ -229,7 +192,7 @@ impl Answer {
                 "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
             );
         }
-        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().cloned());
+        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().map(words::note));
         notes.extend(told.chain(text::advice(recommendation)).map(sentence_case));
         let curves = run.curves.as_ref();
         Answer {
@@ -242,7 +205,7 @@ impl Answer {
                 Status::Ok if !recommendation.provisional => "good",
                 _ => "careful",
             },
-            reason: sentence_case(recommendation.reason.clone()),
+            reason: sentence_case(words::reason(recommendation)),
             tiles: tiles(recommendation),
             notes,
             rows: rows(recommendation),
@@ -620,7 +583,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::recommend::recommend;
+    use crate::decide::recommend;
     use crate::stats::SizeSummary;
 
     fn level(concurrency: usize, rps: f64) -> LevelSummary {
@@ -706,20 +669,12 @@ mod tests {
         let mut other = hostile.clone();
         (hostile.label, other.label) = (evil.to_owned(), "B".to_owned());
         let page = page(&[hostile, other]).expect("it renders");
-        assert_eq!(page.matches("<script").count(), 2);
-        assert_eq!(page.matches("</script").count(), 2);
+        assert_eq!(page.matches("<script").count(), 1);
+        assert_eq!(page.matches("</script").count(), 1);
         assert!(!page.contains("<!--"));
         let scripts = page.find("<script").expect("it has scripts");
         assert!(!page[scripts..].contains('\u{2028}'), "it ends a line of JavaScript");
         assert!(page.contains("&lt;script&gt;"));
-    }
-
-    #[test]
-    fn json_in_a_script_is_escaped_and_short() {
-        let text = as_script(&json!({"a": "<>&\u{2028}\u{2029}", "b": [0.123_456_789, 20.0, null, 7]}));
-        assert_eq!(text, r#"{"a":"\u003c\u003e\u0026\u2028\u2029","b":[0.12346,20,null,7]}"#);
-        let back: Value = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(back["a"], "<>&\u{2028}\u{2029}");
     }
 
     #[test]
@@ -729,7 +684,6 @@ mod tests {
             assert!(!page.contains(loads), "{loads}");
         }
         assert!(page.contains("default-src 'none'"));
-        assert!(page.contains("Copyright (c) 2022 Leon Sorokin"), "the licence of uPlot travels with it");
     }
 
     #[test]

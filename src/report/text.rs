@@ -2,12 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::compare::{Change, Comparison, Doubt, Moved, Regression};
 use crate::config::{Endpoint, Settings};
+use crate::decide::compare::{Change, Comparison, Doubt, Moved, Regression};
+use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
 use crate::outcome::{Failed, Failure};
 use crate::preflight::{Probe, Which};
-use crate::recommend::{JudgedLevel, Recommendation, Verdict, passing, percent, seconds};
 use crate::stats::{Distribution, Estimate, LevelSummary, SizeSummary};
+use crate::words::{self, percent, seconds};
 
 /// The table of all levels with their verdicts, and that of the recommended level by prompt size.
 pub fn table(recommendation: &Recommendation) -> String {
@@ -140,7 +141,7 @@ fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
     };
     match why(level) {
         why if why.is_empty() => word.to_owned(),
-        why if level.why.is_empty() => format!("{word} {why}"),
+        why if level.causes.is_empty() => format!("{word} {why}"),
         why => format!("{word}: {why}"),
     }
 }
@@ -152,7 +153,7 @@ pub(super) fn why(level: &JudgedLevel) -> String {
     let main = level.summary.main_failure.as_ref().filter(|_| level.verdict == Verdict::Fail);
     failures.extend(main.map(|reason| format!("mostly \"{}\"", cut(&reason.text, LONGEST_QUOTE))));
     let failures = if failures.is_empty() { String::new() } else { format!("({})", failures.join(", ")) };
-    let parts = [level.why.as_str(), failures.as_str()];
+    let parts = [words::causes(&level.causes), failures];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
@@ -175,13 +176,13 @@ pub fn answer(recommendation: &Recommendation) -> String {
         None => {
             let simulated = if recommendation.simulated { "SIMULATED, " } else { "" };
             let _ = writeln!(text, "No recommendation ({simulated}{})", recommendation.status.name());
-            let _ = writeln!(text, "  {}", recommendation.reason);
+            let _ = writeln!(text, "  {}", words::reason(recommendation));
         }
     }
     if recommendation.simulated {
         let _ = writeln!(text, "  SIMULATED: the embedded simulator was measured, no server of yours");
     }
-    for note in recommendation.notes.iter().chain(&advice(recommendation)) {
+    for note in recommendation.notes.iter().map(words::note).chain(advice(recommendation)) {
         let _ = writeln!(text, "  note: {note}");
     }
     text
@@ -206,7 +207,7 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
     };
     let status = recommendation.status.name();
     let _ = writeln!(text, "{answer}  ({simulated}{provisional}status {status}{interval})");
-    let _ = writeln!(text, "  {}", recommendation.reason);
+    let _ = writeln!(text, "  {}", words::reason(recommendation));
     let latency = summary.latency_s.unwrap_or_default();
     let time = |value: Option<f64>| value.map_or_else(dash, seconds);
     let _ = writeln!(
@@ -353,25 +354,26 @@ fn regression(found: &Regression) -> String {
         Regression::Recommended(change) => {
             format!("the throughput at level {}, recommended before, {}", change.concurrency_before, fell(change))
         }
-        Regression::Fails { concurrency, why, .. } => {
-            format!("level {concurrency}, recommended before, fails now: {why}")
+        Regression::Fails { concurrency, causes, .. } => {
+            format!("level {concurrency}, recommended before, fails now: {}", words::causes(causes))
         }
-        Regression::NothingQualifies { concurrency, why } => {
-            format!("{concurrency} was recommended before, and now no level passes: {why}")
+        Regression::NothingQualifies { concurrency, reason } => {
+            format!("{concurrency} was recommended before, and now no level passes: {}", words::why(reason))
         }
     }
 }
 
 fn doubt(found: &Doubt) -> String {
     match found {
-        Doubt::Gate { concurrency, why, .. } => {
-            format!("level {concurrency}, recommended before, fails now, maybe by chance: {why}")
+        Doubt::Gate { concurrency, causes, .. } => {
+            format!("level {concurrency}, recommended before, fails now, maybe by chance: {}", words::causes(causes))
         }
         Doubt::Outage { concurrency } => {
             format!("the server was gone while level {concurrency}, recommended before, was measured")
         }
-        Doubt::Undecided { concurrency, status, why } => {
-            format!("{concurrency} was recommended before, now nothing is ({}): {why}", status.name())
+        Doubt::Undecided { concurrency, status, reason } => {
+            let (status, why) = (status.name(), words::why(reason));
+            format!("{concurrency} was recommended before, now nothing is ({status}): {why}")
         }
         Doubt::NothingInCommon => "no level that could be used is in both".to_owned(),
     }
@@ -458,7 +460,7 @@ pub fn curl(settings: &Settings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recommend::{Policy, recommend};
+    use crate::decide::{Policy, recommend};
 
     fn level(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
         LevelSummary {

@@ -15,8 +15,8 @@ use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
 use super::limits::PrefixCache;
 use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
 use crate::closed_loop::{self, LoopPlan, LoopRecord};
+use crate::decide::{Policy, recommend};
 use crate::outcome::{Failure, Reply, RequestOutcome};
-use crate::recommend::{Policy, recommend};
 use crate::search::Search;
 use crate::stats::{self, LevelFacts, LevelSummary, Pool};
 

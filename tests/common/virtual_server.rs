@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
+use llm_concurrency::decide::Policy;
 use llm_concurrency::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::recommend::Policy;
 use llm_concurrency::stats::{Drift, LevelFacts, LevelSummary, Pool, Reach, Sample, without_outages};
 use llm_concurrency::sweep;
 use rand::rngs::StdRng;

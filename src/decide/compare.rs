@@ -15,9 +15,9 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use crate::recommend::{
-    Gate, JudgedLevel, Objective, Recommendation, Status, Verdict, half_width, measurements, open_outages, passing,
-    value,
+use crate::decide::{
+    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, half_width, measurements,
+    open_outages, passing, value,
 };
 
 /// How a figure moved.
@@ -85,14 +85,14 @@ pub enum Regression {
         /// The gate.
         gate: Gate,
         /// By what figures.
-        why: String,
+        causes: Vec<Cause>,
     },
     /// A level was recommended, and now no level passes the gates.
     NothingQualifies {
         /// The level.
         concurrency: usize,
         /// Why none does.
-        why: String,
+        reason: Reason,
     },
 }
 
@@ -107,7 +107,7 @@ pub enum Doubt {
         /// The gate.
         gate: Gate,
         /// By what figures.
-        why: String,
+        causes: Vec<Cause>,
     },
     /// The server was gone while the recommended level was measured.
     Outage {
@@ -121,7 +121,7 @@ pub enum Doubt {
         /// The status now.
         status: Status,
         /// Why.
-        why: String,
+        reason: Reason,
     },
     /// No level that could be used is in both.
     NothingInCommon,
@@ -256,19 +256,19 @@ impl Comparison {
         if let Some(level) = in_outage {
             self.doubts.push(Doubt::Outage { concurrency: concurrency(level) });
         } else if let Some((level, gate)) = then.and_then(|level| Some((level, level.gate?))) {
-            let (concurrency, why) = (concurrency(level), level.why.clone());
+            let (concurrency, causes) = (concurrency(level), level.causes.clone());
             match level.uncertain {
-                true => self.doubts.push(Doubt::Gate { concurrency, gate, why }),
-                false => self.regressions.push(Regression::Fails { concurrency, gate, why }),
+                true => self.doubts.push(Doubt::Gate { concurrency, gate, causes }),
+                false => self.regressions.push(Regression::Fails { concurrency, gate, causes }),
             }
         }
         if let Some(concurrency) = picked.map(concurrency).filter(|_| now.recommended_concurrency.is_none()) {
-            let why = now.reason.clone();
+            let reason = now.reason.clone();
             let clearly =
                 now.status == Status::NoQualifyingLevel && used(now).all(|level| !level.uncertain && !is_gone(level));
             match clearly {
-                true => self.regressions.push(Regression::NothingQualifies { concurrency, why }),
-                false => self.doubts.push(Doubt::Undecided { concurrency, status: now.status, why }),
+                true => self.regressions.push(Regression::NothingQualifies { concurrency, reason }),
+                false => self.doubts.push(Doubt::Undecided { concurrency, status: now.status, reason }),
             }
         }
         if self.best.is_none() && self.recommended.is_none() && self.regressions.is_empty() && self.doubts.is_empty() {
@@ -295,7 +295,7 @@ impl Baseline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recommend::{DriftCheck, Policy, recommend};
+    use crate::decide::{DriftCheck, Policy, recommend};
     use crate::stats::{BLOCKS, Distribution, Estimate, LevelSummary, Outage};
 
     /// A level that was measured as often as there are factors, each by so much faster, and errors.
@@ -404,10 +404,10 @@ mod tests {
         let mut now = levels(1.0);
         now[2] = measured(20, 80.0, 0.2, &ROUNDS);
         let found = against(&now);
-        let [Regression::Fails { concurrency: 20, gate: Gate::Errors, why }] = found.regressions.as_slice() else {
+        let [Regression::Fails { concurrency: 20, gate: Gate::Errors, causes }] = found.regressions.as_slice() else {
             panic!("{found:?}")
         };
-        assert!(why.starts_with("error rate 20.00 %"), "{why}");
+        assert!(matches!(causes[..], [Cause::ErrorRate { rate: 0.2, .. }]), "{causes:?}");
     }
 
     #[test]

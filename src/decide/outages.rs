@@ -1,0 +1,27 @@
+//! Levels that lost their server for a while.
+
+use super::{Gate, JudgedLevel, Verdict};
+use crate::stats::Outage;
+
+/// Levels of which it is not known whether the server was merely gone for a while. Each is to be measured again; where
+/// that cannot be done, the answer is provisional.
+///
+/// A level that lost its connections while a higher one kept them was not too much for the server. Where no higher one
+/// tells, the server may have died of the level itself. So the lowest such level counts as a failed gate only if it fails
+/// twice while others are served, and as served only if it is served twice in a row. The levels above it decide nothing.
+pub(crate) fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+    let served = |level: &JudgedLevel| level.verdict != Verdict::NotUsed && level.gate != Some(Gate::Errors);
+    let highest_served = levels.iter().rposition(served);
+    let lowest_beyond = highest_served.map_or(0, |highest| highest + 1);
+    let mut outages = levels.iter().filter_map(|level| level.summary.outage);
+    let is_gone = outages.any(|outage| outage.is_set_aside() && outage.since < 1);
+    let is_open = move |at: usize, outage: Outage| match (outage.is_set_aside(), highest_served > Some(at)) {
+        (true, true) => outage.since < 1,
+        (true, false) => outage.since < 2,
+        (false, true) => true,
+        (false, false) => at == lowest_beyond && (outage.of < 2 || is_gone),
+    };
+    let open = levels.iter().enumerate();
+    open.filter(move |(at, level)| level.summary.outage.is_some_and(|outage| is_open(*at, outage)))
+        .map(|(_, level)| level)
+}

@@ -1,0 +1,255 @@
+//! The pick: the smallest passing level within the tolerance of the best, how sure that is, and why it is none.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::causes::{ClientLimit, Drifted, Reason};
+use super::gates::value;
+use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, measurements, passing, quota};
+use crate::stats::{BLOCKS, LevelSummary};
+
+/// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
+/// busy with itself, and what is measured is the client.
+const BUSY_CPU: f64 = 0.5;
+const LATE_TIMER_S: f64 = 0.001;
+const LATE_TIMER_SHARE: f64 = 0.05;
+/// A change of the server's speed is drift if it is beyond this many standard deviations of what its rounds show anyway.
+const BEYOND_NOISE: f64 = 3.0;
+const RESAMPLES: usize = 2_000;
+/// Wider than this many levels, and with a half-width above the second, the pick is too noisy.
+const WIDEST_INTERVAL: usize = 3;
+const NOISY_HALF_WIDTH: f64 = 0.10;
+
+pub(super) struct Decision {
+    pub(super) status: Status,
+    /// The position of the level.
+    pub(super) pick: Option<usize>,
+    pub(super) interval: Option<[usize; 2]>,
+    pub(super) reason: Reason,
+}
+
+impl Decision {
+    fn none(status: Status, reason: Reason) -> Self {
+        Decision { status, pick: None, interval: None, reason }
+    }
+}
+
+pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
+    let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
+    if used.is_empty() {
+        let lowest = levels.first().map(|level| (level.summary.concurrency, level.causes.clone()));
+        return Decision::none(Status::Unresolved, Reason::NothingUsable { lowest });
+    }
+    if let Some(reached) = quota::reached(levels, policy) {
+        return Decision::none(Status::RateLimited, Reason::Quota(reached));
+    }
+    let candidates: Vec<Candidate> = levels
+        .iter()
+        .enumerate()
+        .filter(|(_, level)| level.verdict == Verdict::Pass)
+        .filter_map(|(at, level)| Candidate::new(at, level, policy))
+        .collect();
+    let Some(pick) = pick(&candidates, policy.tolerance) else {
+        let lowest = Some(&levels[used[0]]).filter(|level| level.verdict == Verdict::Fail);
+        let lowest = lowest.map(|level| (level.summary.concurrency, level.causes.clone()));
+        return Decision::none(Status::NoQualifyingLevel, Reason::NothingQualifies { lowest });
+    };
+    if used.len() < 2 {
+        return Decision::none(Status::Unresolved, Reason::OneLevel);
+    }
+    let picks = resampled_picks(&candidates, pick, policy.tolerance);
+    let interval = picks.map(|ends| ends.map(|at| levels[at].summary.concurrency));
+    if let Some(reason) = drifted(levels).or_else(|| too_noisy(picks, levels, pick)) {
+        return Decision { interval, ..Decision::none(Status::Unresolved, reason) };
+    }
+    let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
+    Decision { status, pick: Some(pick), interval, reason }
+}
+
+pub(super) fn drift_check(levels: &[JudgedLevel]) -> DriftCheck {
+    if drifted(levels).is_some() {
+        DriftCheck::Found
+    } else if levels.iter().any(|level| level.summary.drift.is_some()) {
+        DriftCheck::None
+    } else {
+        DriftCheck::NotChecked
+    }
+}
+
+/// Which levels were not as fast when measured again, by more than their rounds differ among themselves.
+fn drifted(levels: &[JudgedLevel]) -> Option<Reason> {
+    let spread = spread_of_rounds(levels);
+    let changes: Vec<Drifted> = levels
+        .iter()
+        .filter(|level| level.verdict != Verdict::NotUsed)
+        .filter_map(|level| {
+            let drift = level.summary.drift?;
+            let rounds = rounds(&level.summary).len().max(1) as f64;
+            let noise = BEYOND_NOISE * spread * (1.0 + 1.0 / rounds).sqrt();
+            let change = drift.change().filter(|change| change.abs() > noise)?;
+            let (first, confirmed) = (drift.first.estimate, drift.confirmed.estimate);
+            Some(Drifted { level: level.summary.concurrency, first, confirmed, change })
+        })
+        .collect();
+    (!changes.is_empty()).then_some(Reason::Drifted { changes })
+}
+
+/// Those of the confirm rounds: of all measurements but the first.
+fn rounds(summary: &LevelSummary) -> Vec<f64> {
+    measurements(summary).into_iter().skip(1).collect()
+}
+
+/// Standard deviation between the confirm rounds of a level, relative to their mean, over all levels that have two or
+/// more; 0 where none has.
+///
+/// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
+/// where the interval of a throughput comes from.
+fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
+    let (mut squares, mut freedom) = (0.0, 0);
+    for rounds in levels.iter().map(|level| rounds(&level.summary)).filter(|rounds| rounds.len() > 1) {
+        let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
+        if mean > 0.0 {
+            squares += rounds.iter().map(|round| (round / mean - 1.0).powi(2)).sum::<f64>();
+            freedom += rounds.len() - 1;
+        }
+    }
+    if freedom > 0 { (squares / freedom as f64).sqrt() } else { 0.0 }
+}
+
+/// By what this client, not the server, was the limit at a level.
+pub(super) fn client_bound(summary: &LevelSummary) -> Option<ClientLimit> {
+    let client = summary.client?;
+    if let Some(cores) = client.cpu.filter(|&cpu| cpu > BUSY_CPU) {
+        return Some(ClientLimit::Cpu { cores, most: BUSY_CPU });
+    }
+    let latency = summary.latency_s.and_then(|latency| latency.mean).unwrap_or_default();
+    let most_s = LATE_TIMER_S.max(LATE_TIMER_SHARE * latency);
+    let late_s = client.timer_lag_p95_s.filter(|&lag| lag > most_s)?;
+    Some(ClientLimit::Timers { late_s, most_s })
+}
+
+fn too_noisy(picks: Option<[usize; 2]>, levels: &[JudgedLevel], pick: usize) -> Option<Reason> {
+    let [low, high] = picks.filter(|[low, high]| high - low + 1 > WIDEST_INTERVAL)?;
+    let half_width = half_width(&levels[pick].summary).filter(|&noise| noise > NOISY_HALF_WIDTH)?;
+    Some(Reason::TooNoisy { interval: [low, high].map(|at| levels[at].summary.concurrency), half_width })
+}
+
+/// A passing level, as the pick sees it.
+struct Candidate {
+    at: usize,
+    value: f64,
+    /// Rates of parts of the measurement.
+    blocks: Vec<f64>,
+}
+
+impl Candidate {
+    fn new(at: usize, level: &JudgedLevel, policy: &Policy) -> Option<Self> {
+        let value = value(&level.summary, policy.objective)?;
+        Some(Candidate { at, value, blocks: block_rates(&level.summary) })
+    }
+}
+
+/// The cohort's blocks; of a file without them, its windows.
+pub(super) fn block_rates(summary: &LevelSummary) -> Vec<f64> {
+    if !summary.blocks_rps.is_empty() {
+        return summary.blocks_rps.clone();
+    }
+    let windows = summary.samples.iter().flatten().filter(|window| window.duration_s > 0.0);
+    windows.map(|window| window.succeeded as f64 / window.duration_s).collect()
+}
+
+/// The smallest level within `tolerance` of the best.
+fn pick(candidates: &[Candidate], tolerance: f64) -> Option<usize> {
+    smallest_good(candidates.iter().map(|c| (c.at, c.value)), tolerance)
+}
+
+/// Of ascending levels with what is maximised, the smallest within `tolerance` of the best.
+pub(crate) fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: f64) -> Option<usize> {
+    let best = values.clone().map(|(_, value)| value).max_by(f64::total_cmp)?;
+    values.filter(|(_, value)| *value >= (1.0 - tolerance) * best).map(|(at, _)| at).next()
+}
+
+/// Ends of the central 95 % of the picks when each level's blocks are resampled with replacement (the percentile
+/// bootstrap of Efron 1979), widened where needed to hold the pick itself.
+///
+/// The gates are held fixed. `None` where a level has no blocks: it would look free of noise.
+fn resampled_picks(candidates: &[Candidate], pick: usize, tolerance: f64) -> Option<[usize; 2]> {
+    if candidates.iter().any(|candidate| candidate.blocks.len() < 2) {
+        return None;
+    }
+    let mut rng = StdRng::seed_from_u64(42);
+    let mut picks: Vec<usize> = (0..RESAMPLES)
+        .filter_map(|_| {
+            let values: Vec<_> = candidates.iter().map(|c| (c.at, resample(c, &mut rng))).collect();
+            smallest_good(values.into_iter(), tolerance)
+        })
+        .collect();
+    picks.sort_unstable();
+    let tail = RESAMPLES / 40;
+    let (low, high) = (picks.get(tail)?, picks.get(RESAMPLES - 1 - tail)?);
+    Some([pick.min(*low), pick.max(*high)])
+}
+
+/// The candidate's value with its measurements drawn anew, and in each its blocks: scaled by the ratio of the drawn mean
+/// to the original mean.
+///
+/// In two stages, because a server may be faster or slower for the whole of a measurement: its blocks then are too high
+/// or too low together, and show nothing of that (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
+fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
+    let blocks = &candidate.blocks;
+    let original = blocks.iter().sum::<f64>() / blocks.len() as f64;
+    if original <= 0.0 {
+        return candidate.value;
+    }
+    let measurements: Vec<&[f64]> = blocks.chunks(BLOCKS).collect();
+    let (mut drawn, mut n) = (0.0, 0);
+    for _ in 0..measurements.len() {
+        let measurement = measurements[rng.random_range(0..measurements.len())];
+        drawn += measurement.iter().map(|_| measurement[rng.random_range(0..measurement.len())]).sum::<f64>();
+        n += measurement.len();
+    }
+    let ratio = drawn / n as f64 / original;
+    // k values drawn from k spread by (k - 1) / k too little: for two measurements that is half.
+    let k = if measurements.len() > 1 { measurements.len() } else { blocks.len() } as f64;
+    candidate.value * (1.0 + (ratio - 1.0) * (k / (k - 1.0)).sqrt())
+}
+
+/// Relative half-width of the level's throughput interval.
+pub(crate) fn half_width(summary: &LevelSummary) -> Option<f64> {
+    let throughput = summary.throughput_rps?;
+    let (lower, upper) = (throughput.lower?, throughput.upper?);
+    (throughput.estimate > 0.0).then(|| (upper - lower) / 2.0 / throughput.estimate)
+}
+
+fn explain_pick(
+    levels: &[JudgedLevel],
+    used: &[usize],
+    candidates: &[Candidate],
+    pick: usize,
+    policy: &Policy,
+) -> (Status, Reason) {
+    let level = levels[pick].summary.concurrency;
+    let (lowest, highest) = (used[0], used[used.len() - 1]);
+    if pick == highest {
+        return (Status::NotSaturated, Reason::StillRising { level, is_highest: highest + 1 == levels.len() });
+    }
+    let last_passing = candidates.iter().map(|c| c.at).max();
+    if let Some(above) = used.iter().find(|&&at| at > pick).filter(|_| last_passing == Some(pick)) {
+        let (failed, causes) = (levels[*above].summary.concurrency, levels[*above].causes.clone());
+        return (Status::LimitedByGate, Reason::LastPassing { level, failed, causes });
+    }
+    if pick == lowest && level > 1 {
+        return (Status::AtOrBelowLowest, Reason::LowestTested { level });
+    }
+    let Policy { objective, tolerance, .. } = *policy;
+    let best = value(&levels[pick].summary, objective).zip(best_passing(levels, policy));
+    let of_best = best.filter(|(own, (_, highest))| own < highest);
+    let of_best = of_best.map(|(own, (best, highest))| (own / highest, best.summary.concurrency));
+    (Status::Ok, Reason::WithinTolerance { objective, tolerance, of_best })
+}
+
+/// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
+pub(crate) fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
+    let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy.objective)?)));
+    values.reduce(|best, next| if next.1 > best.1 { next } else { best })
+}

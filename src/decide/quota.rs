@@ -1,0 +1,55 @@
+//! A quota as the limit, in place of concurrency.
+
+use super::causes::{Passed, QuotaReached};
+use super::gates::error_rate;
+use super::{JudgedLevel, Policy, Verdict, passing};
+use crate::outcome::{Failure, Period, RateLimit};
+use crate::stats::LevelSummary;
+
+/// A quota is the limit if 429s are most of the failures of the levels that fail on errors.
+pub(super) fn reached(levels: &[JudgedLevel], policy: &Policy) -> Option<QuotaReached> {
+    let (mut limited, mut failed) = (0_u64, 0_u64);
+    let by_errors = |level: &&JudgedLevel| error_rate(&level.summary).is_some_and(|rate| rate >= policy.max_error_rate);
+    for level in levels.iter().filter(|level| level.verdict == Verdict::Fail).filter(by_errors) {
+        let failures = &level.summary.failures;
+        let of_level = failures.get(Failure::RateLimited.name()).copied().unwrap_or_default();
+        limited = limited.saturating_add(of_level);
+        failed = failures.values().fold(failed, |sum, &count| sum.saturating_add(count));
+    }
+    if limited <= failed / 2 {
+        return None;
+    }
+    let said = levels.iter().filter_map(|level| level.summary.rate_limit).reduce(RateLimit::updated);
+    let said = said.unwrap_or_default();
+    // Most quotas let a burst through first: at the highest level that was limited it is long used up. What a day's
+    // quota let through before it was used up is no rate.
+    let of_a_day = said.exceeded.is_some_and(|quota| quota.per == Some(Period::Day));
+    let passed = levels.iter().rev().find_map(|level| passed(level, levels)).filter(|_| !of_a_day);
+    Some(QuotaReached { limited, failed, said, passed })
+}
+
+fn passed(level: &JudgedLevel, levels: &[JudgedLevel]) -> Option<Passed> {
+    let summary = &level.summary;
+    let limited = summary.failures.contains_key(Failure::RateLimited.name());
+    let rps = summary.throughput_rps?.estimate;
+    (limited && rps > 0.0).then(|| Passed {
+        level: summary.concurrency,
+        rps,
+        tokens_per_minute: tokens(summary).map(|tokens| 60.0 * rps * tokens),
+        with_prompts: summary.mean_input_tokens.is_some(),
+        enough: enough_for(rps, levels),
+    })
+}
+
+/// Tokens of a request, as far as the server counts them.
+fn tokens(summary: &LevelSummary) -> Option<f64> {
+    Some(summary.mean_output_tokens? + summary.mean_input_tokens.unwrap_or_default())
+}
+
+/// How many in parallel that rate takes: rate x latency (Little's law), the latency being that of the lowest level that
+/// passes.
+fn enough_for(rate: f64, levels: &[JudgedLevel]) -> Option<(usize, f64, usize)> {
+    let lowest = &passing(levels).next()?.summary;
+    let latency = lowest.latency_s?.mean?;
+    Some(((rate * latency).ceil().max(1.0) as usize, latency, lowest.concurrency))
+}
