@@ -28,8 +28,9 @@ fn config() -> SimulatorConfig {
     SimulatorConfig {
         slots: SLOTS,
         queue_limit: 100,
-        base_step_ms: 2.0,
-        per_sequence_ms: 1.0,
+        // Long against what a busy machine adds to a step.
+        base_step_ms: 8.0,
+        per_sequence_ms: 4.0,
         prefill_ms_per_token: 0.0,
         output_tokens: OutputTokens::Fixed { tokens: 6 },
         ..SimulatorConfig::default()
