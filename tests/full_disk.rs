@@ -161,9 +161,14 @@ fn ci_a_run_on_a_full_disk_says_so() {
 fn ci_a_run_on_a_read_only_disk_says_so() {
     let Some(disk) = Disk::mount("a run on a read-only disk") else { return };
     disk.make_read_only();
-    let output = servers::binary(disk.at.path()).args(["run", "--update-config"]).output().unwrap();
-    disk.assert_refused(&output, "Read-only file system", "CARGO_TARGET_DIR", &["config.yaml"]);
-    assert!(!String::from_utf8_lossy(&output.stdout).contains("concurrency/level/1"));
+    for (args, reason, mend) in [
+        (&["run"][..], "Read-only file system", "CARGO_TARGET_DIR"),
+        (&["run", "--update-config"], "the file is read-only", "make the file writable"),
+    ] {
+        let output = servers::binary(disk.at.path()).args(args).output().unwrap();
+        disk.assert_refused(&output, reason, mend, &["config.yaml"]);
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("concurrency/level/1"));
+    }
 }
 
 // ---- stdout and stderr ----
