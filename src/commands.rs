@@ -176,7 +176,7 @@ impl Against {
     fn read(args: &BaselineArgs, places: &Places, settings: &Settings) -> Result<Option<Self>> {
         let Some(file) = &args.baseline else { return Ok(None) };
         let (measured, _) = from_results_file(file, places)?;
-        let simulated = if measured.simulated { "SIMULATED, " } else { "" };
+        let simulated = words::simulated(measured.simulated);
         let title = format!("{} ({simulated}{})", file.display(), measured.notes.join("; "));
         let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
         Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))

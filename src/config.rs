@@ -16,7 +16,6 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use crate::files;
-
 use crate::redact;
 
 /// What is wrong with the settings, where, and how to mend it.

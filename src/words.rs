@@ -28,6 +28,11 @@ fn range([low, high]: [f64; 2], write: fn(f64) -> String) -> String {
     format!("{} to {}", write(low), write(high))
 }
 
+/// Before the status wherever a number of the embedded simulator stands.
+pub fn simulated(is_simulated: bool) -> &'static str {
+    if is_simulated { "SIMULATED, " } else { "" }
+}
+
 // ---- levels ----
 
 /// Why a level has its verdict; empty for a plain pass.

@@ -174,7 +174,7 @@ pub fn answer(recommendation: &Recommendation) -> String {
     match chosen(recommendation) {
         Some(level) => describe_choice(&mut text, recommendation, level),
         None => {
-            let simulated = if recommendation.simulated { "SIMULATED, " } else { "" };
+            let simulated = words::simulated(recommendation.simulated);
             let _ = writeln!(text, "No recommendation ({simulated}{})", recommendation.status.name());
             let _ = writeln!(text, "  {}", words::reason(recommendation));
         }
@@ -200,7 +200,7 @@ fn describe_choice(text: &mut String, recommendation: &Recommendation, level: &J
         Some([low, high]) => format!(", interval {low} to {high}"),
         None => String::new(),
     };
-    let simulated = if recommendation.simulated { "SIMULATED, " } else { "" };
+    let simulated = words::simulated(recommendation.simulated);
     let (answer, provisional) = match recommendation.provisional {
         true => (format!("First look: about {}, not confirmed", summary.concurrency), "provisional, "),
         false => (format!("Optimal concurrency: {}", summary.concurrency), ""),
