@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Instant;
 
-use llm_concurrency::closed_loop::LoopPlan;
 use llm_concurrency::decide::compare::{Baseline, Comparison, compare};
 use llm_concurrency::decide::{Policy, Recommendation, recommend};
-use llm_concurrency::plan::SAMPLES;
-use llm_concurrency::search::Search;
-use llm_concurrency::stats::{Estimate, LevelSummary, Sample, quantile};
+use llm_concurrency::figures::{Estimate, LevelSummary, Sample, quantile};
+use llm_concurrency::load::closed_loop::LoopPlan;
+use llm_concurrency::measure::plan::SAMPLES;
+use llm_concurrency::measure::search::Search;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Runtime;

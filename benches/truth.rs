@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use common::{Measured, Rig, median, plan};
-use llm_concurrency::config::RequestSettings;
+use llm_concurrency::client::RequestSettings;
 use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::prompts::Prompt;
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{ConfigError, Endpoint, Levels, Overrides};
+use crate::client::{ConfigError, Endpoint};
+use crate::settings::{Levels, Overrides};
 use crate::simulator::FaultRate;
 
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.

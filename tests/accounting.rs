@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use llm_concurrency::config::{Config, Endpoint, Env, Levels, Overrides, Settings};
-use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
-use llm_concurrency::plan::Plan;
+use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
+use llm_concurrency::client::{Endpoint, Env};
+use llm_concurrency::figures::LevelState;
+use llm_concurrency::measure::plan::Plan;
+use llm_concurrency::measure::sweep::{self, CriterionArgs, Swept};
 use llm_concurrency::prompts;
-use llm_concurrency::results::{Places, read_sidecar};
+use llm_concurrency::record::{Places, read_sidecar};
+use llm_concurrency::settings::{Config, Levels, Overrides, Settings};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, Simulator, SimulatorConfig, explain};
-use llm_concurrency::stats::LevelState;
-use llm_concurrency::sweep::{self, CriterionArgs, Swept};
 use tempfile::TempDir;
 
 /// A whole sweep, files included, against a server whose log is at hand.

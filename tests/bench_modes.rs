@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use llm_concurrency::sweep::{CriterionArgs, Mode};
+use llm_concurrency::measure::sweep::{CriterionArgs, Mode};
 use tempfile::TempDir;
 
 const LEVELS: [usize; 10] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50];

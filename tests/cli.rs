@@ -822,6 +822,6 @@ fn run_against_a_web_page() {
 #[test]
 fn the_fixture_is_what_the_reader_takes() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("test-data/results/knee_at_20.json");
-    let file = llm_concurrency::results::ResultsFile::read(&path).unwrap();
+    let file = llm_concurrency::record::ResultsFile::read(&path).unwrap();
     assert!(file.unknown.is_empty() && file.levels.iter().all(|level| level.unknown.is_empty()), "{file:?}");
 }

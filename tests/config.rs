@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use llm_concurrency::config::{Config, Env, Overrides, Settings};
+use llm_concurrency::client::Env;
+use llm_concurrency::settings::{Config, Overrides, Settings};
 use serde_yaml::{Mapping, Value};
 
 fn settings(yaml: &str, env: &Env) -> Result<Settings, String> {

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use llm_concurrency::closed_loop::LoopPlan;
-use llm_concurrency::config::{Llm, RequestKind, RequestSettings};
-use llm_concurrency::outcome::{Failure, RequestOutcome};
+use llm_concurrency::client::outcome::{Failure, RequestOutcome};
+use llm_concurrency::client::{Llm, RequestKind, RequestSettings};
+use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::simulator::{
     Fault, FaultRate, Faults, OutputTokens, RequestEnd, RequestRecord, Simulator, SimulatorConfig,
 };

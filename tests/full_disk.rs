@@ -13,7 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use llm_concurrency::results::ResultsFile;
+use llm_concurrency::record::ResultsFile;
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use tempfile::TempDir;
 

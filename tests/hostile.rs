@@ -9,8 +9,8 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use llm_concurrency::config::{Llm, RequestSettings};
-use llm_concurrency::outcome::Failure;
+use llm_concurrency::client::outcome::Failure;
+use llm_concurrency::client::{Llm, RequestSettings};
 use servers::{GOOD, RawServer, ok};
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";

@@ -9,9 +9,9 @@ use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use llm_concurrency::LlmClient;
+use llm_concurrency::client::Llm;
+use llm_concurrency::client::outcome::Failure;
 use llm_concurrency::client::{ChatRequest, LlmError};
-use llm_concurrency::config::Llm;
-use llm_concurrency::outcome::Failure;
 use llm_concurrency::simulator::{RequestEnd, Simulator, SimulatorConfig};
 use servers::RawServer;
 use tokio::runtime::{Builder, Runtime};

@@ -7,7 +7,7 @@ mod servers;
 
 use std::process::{Command, Output};
 
-use llm_concurrency::results::ResultsFile;
+use llm_concurrency::record::ResultsFile;
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 
 /// A quick run of level 150 after the shell's `limits` were set.

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use llm_concurrency::config::{Config, Env, Overrides, Settings};
-use llm_concurrency::outcome::Failure;
+use llm_concurrency::client::Env;
+use llm_concurrency::client::outcome::Failure;
 use llm_concurrency::prompts::PromptError;
 use llm_concurrency::report::text::endpoint_problem;
+use llm_concurrency::settings::{Config, Overrides, Settings};
 use serde_json::{Value, json};
 
 fn read(path: &str) -> String {

@@ -2,13 +2,13 @@
 
 #![cfg(feature = "suite")]
 
+use llm_concurrency::client::outcome::{Counted, Period, Quota, RateLimit};
 use llm_concurrency::decide::{DriftCheck, Gate, Note, Objective, Policy, Recommendation, Status, Verdict, recommend};
-use llm_concurrency::outcome::{Counted, Period, Quota, RateLimit};
-use llm_concurrency::report::text;
-use llm_concurrency::stats::{
+use llm_concurrency::figures::{
     ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Outage, Sample, SizeSummary,
 };
-use llm_concurrency::words;
+use llm_concurrency::report::text;
+use llm_concurrency::report::words;
 use proptest::prelude::*;
 
 /// A level measured in full, free of errors, known to ±1 %.

@@ -4,8 +4,8 @@
 #[path = "common/virtual_server.rs"]
 mod virtual_server;
 
-use llm_concurrency::closed_loop::LoopPlan;
-use llm_concurrency::plan::SAMPLES;
+use llm_concurrency::load::closed_loop::LoopPlan;
+use llm_concurrency::measure::plan::SAMPLES;
 use virtual_server::{Busy, Server, measure, measure_with_barrier, pooled, virtual_time};
 
 const REPLICATES: u64 = 60;

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 use std::slice;
 
+use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::outcome::{Failure, Phase, RequestOutcome};
+use llm_concurrency::figures::{self, LevelFacts, LevelSummary, Sample};
 use llm_concurrency::report::figures::sections;
 use llm_concurrency::report::html::{About, Run, page};
 use llm_concurrency::report::requests::{Curves, Measurement};
-use llm_concurrency::stats::{self, LevelFacts, LevelSummary, Sample};
 use regex::Regex;
 use serde_json::json;
 
@@ -63,7 +63,7 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
             request_timeout_s: 30.0,
             ..LevelFacts::default()
         };
-        summaries.push(stats::summarize(&facts, outcomes(level, n, failing)));
+        summaries.push(figures::summarize(&facts, outcomes(level, n, failing)));
         let mut measurement = Measurement::new(level, Some(window_s));
         outcomes(level, n, failing).for_each(|outcome| measurement.add(outcome));
         measurements.push(measurement);

@@ -5,16 +5,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use llm_concurrency::config::{Config, Env, Overrides, Settings};
+use llm_concurrency::client::Env;
+use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::outcome::{Phase, RequestOutcome};
+use llm_concurrency::figures::{LevelState, Reach, Sample};
+use llm_concurrency::measure::search::{Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
-use llm_concurrency::results::{
+use llm_concurrency::record::{
     Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
     criterion_id, load_measured, read_sidecar,
 };
-use llm_concurrency::search::{Stage, Step};
-use llm_concurrency::stats::{LevelState, Reach, Sample};
+use llm_concurrency::settings::{Config, Overrides, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -177,7 +178,7 @@ fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
 
 /// Level and throughput of what was taken, in whole requests per second.
 fn taken(measured: &Measured) -> Vec<(usize, i64)> {
-    let rps = |throughput: Option<llm_concurrency::stats::Estimate>| throughput.unwrap().estimate.round() as i64;
+    let rps = |throughput: Option<llm_concurrency::figures::Estimate>| throughput.unwrap().estimate.round() as i64;
     measured.levels.iter().map(|level| (level.concurrency, rps(level.throughput_rps))).collect()
 }
 

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use llm_concurrency::config::{Llm, RequestSettings};
-use llm_concurrency::outcome::RequestOutcome;
-use llm_concurrency::results::ResultsFile;
+use llm_concurrency::client::outcome::RequestOutcome;
+use llm_concurrency::client::{Llm, RequestSettings};
+use llm_concurrency::record::ResultsFile;
 use llm_concurrency::simulator::{OutputTokens, Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -11,10 +11,10 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Measured, Rig, median, plan};
-use llm_concurrency::closed_loop::Ending;
-use llm_concurrency::config::{Cache, RequestSettings};
+use llm_concurrency::client::outcome::Phase;
+use llm_concurrency::client::{Cache, RequestSettings};
 use llm_concurrency::decide::{Policy, Status, recommend};
-use llm_concurrency::outcome::Phase;
+use llm_concurrency::load::closed_loop::Ending;
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, SimulatorConfig, explain};
 
 const SLOTS: usize = 8;

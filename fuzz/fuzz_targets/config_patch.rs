@@ -9,7 +9,7 @@ use std::cell::LazyCell;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use llm_concurrency::config_patch::plan;
+use llm_concurrency::patch::plan;
 use serde_yaml::Value;
 
 const KEY: &str = "llm.max_concurrent_requests";

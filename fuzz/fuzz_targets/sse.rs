@@ -8,7 +8,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llm_concurrency::sse::SseParser;
+use llm_concurrency::client::sse::SseParser;
 
 /// Longer than any input.
 const NO_LIMIT: usize = 1 << 30;

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Objective;
-use crate::outcome::RateLimit;
-use crate::stats::Outage;
+use crate::client::outcome::RateLimit;
+use crate::figures::Outage;
 
 /// Why a level has its verdict. Rates are fractions, times seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

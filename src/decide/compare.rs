@@ -296,7 +296,7 @@ impl Baseline {
 mod tests {
     use super::*;
     use crate::decide::{DriftCheck, Policy, recommend};
-    use crate::stats::{BLOCKS, Distribution, Estimate, LevelSummary, Outage};
+    use crate::figures::{BLOCKS, Distribution, Estimate, LevelSummary, Outage};
 
     /// A level that was measured as often as there are factors, each by so much faster, and errors.
     fn measured(level: usize, rps: f64, errors: f64, factors: &[f64]) -> LevelSummary {

@@ -2,8 +2,8 @@
 
 use super::causes::{Cause, P95Limit};
 use super::{Gate, JudgedLevel, Objective, Policy, Verdict, measurements, median, passing, size};
-use crate::outcome::Failure;
-use crate::stats::{LevelState, LevelSummary, Outage, Reach, wilson};
+use crate::client::outcome::Failure;
+use crate::figures::{LevelState, LevelSummary, Outage, Reach, wilson};
 
 /// Requests, fixed and per level: below these a level is not used.
 const USABLE: (u64, u64) = (30, 3);

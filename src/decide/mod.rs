@@ -20,8 +20,8 @@ pub(crate) use gates::{DEFAULT_P95_FACTOR, value};
 pub(crate) use outages::open_outages;
 pub(crate) use pick::{best_passing, half_width, smallest_good};
 
-use crate::stats::{BLOCKS, LevelSummary};
-use crate::usl::{self, Usl};
+use crate::figures::usl::{self, Usl};
+use crate::figures::{BLOCKS, LevelSummary};
 
 /// What the decision maximises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -311,5 +311,5 @@ fn low_latency_alternative(levels: &[JudgedLevel]) -> Option<usize> {
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
-    crate::stats::quantile(values.len() as u64, 0.5, |rank| values[rank as usize])
+    crate::figures::quantile(values.len() as u64, 0.5, |rank| values[rank as usize])
 }

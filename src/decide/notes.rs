@@ -5,7 +5,7 @@ use super::gates::{SMALLEST_N_FOR_P99, error_rate, gate_latency, p95_limit, valu
 use super::outages::open_outages;
 use super::pick::{best_passing, block_rates, client_bound};
 use super::{FULL, Gate, JudgedLevel, Policy, Verdict, passing, size};
-use crate::stats::{LevelSummary, Outage};
+use crate::figures::{LevelSummary, Outage};
 
 /// Below this share of its level it never ran at its concurrency.
 const REACHED: f64 = 0.9;

@@ -1,7 +1,7 @@
 //! Levels that lost their server for a while.
 
 use super::{Gate, JudgedLevel, Verdict};
-use crate::stats::Outage;
+use crate::figures::Outage;
 
 /// Levels of which it is not known whether the server was merely gone for a while. Each is to be measured again; where
 /// that cannot be done, the answer is provisional.

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use super::causes::{ClientLimit, Drifted, Reason};
 use super::gates::value;
 use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, measurements, passing, quota};
-use crate::stats::{BLOCKS, LevelSummary};
+use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
 /// busy with itself, and what is measured is the client.

@@ -3,8 +3,8 @@
 use super::causes::{Passed, QuotaReached};
 use super::gates::error_rate;
 use super::{JudgedLevel, Policy, Verdict, passing};
-use crate::outcome::{Failure, Period, RateLimit};
-use crate::stats::LevelSummary;
+use crate::client::outcome::{Failure, Period, RateLimit};
+use crate::figures::LevelSummary;
 
 /// A quota is the limit if 429s are most of the failures of the levels that fail on errors.
 pub(super) fn reached(levels: &[JudgedLevel], policy: &Policy) -> Option<QuotaReached> {

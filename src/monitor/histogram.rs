@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::stats::quantile;
+use crate::figures::quantile;
 
 /// Buckets end at every number of two digits, from 1 ms to 1000 s: a time is known to 10 % or better, and the round
 /// bounds that are shown elsewhere are among them.

@@ -26,9 +26,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::histogram::Times;
 use super::{Live, PhaseCounts, PhaseLook};
+use crate::client::outcome::Failure;
 use crate::decide::{Recommendation, Verdict};
-use crate::outcome::Failure;
-use crate::stats::Distribution;
+use crate::figures::Distribution;
 
 const PREFIX: &str = "llm_concurrency";
 /// Upper bounds of the buckets, seconds: from the first token of a small model to a long answer in a long queue.
@@ -314,10 +314,10 @@ fn set(family: &Figures, labels: &Vec<(&'static str, String)>, value: Option<f64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::outcome::tests::outcome;
+    use crate::client::outcome::{Phase, RequestOutcome};
     use crate::decide::{Policy, recommend};
-    use crate::outcome::tests::outcome;
-    use crate::outcome::{Phase, RequestOutcome};
-    use crate::stats::{Estimate, LevelSummary};
+    use crate::figures::{Estimate, LevelSummary};
 
     /// Level 2 twice, the second time in a confirm round that is still running.
     fn live() -> Arc<Live> {

@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::config::Settings;
+use crate::client::redact::one_line;
 use crate::files;
-use crate::redact::one_line;
+use crate::settings::Settings;
 
 pub use generator::{Snippet, SnippetFile, generate};
 

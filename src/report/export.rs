@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::html::Run;
 use crate::decide::JudgedLevel;
-use crate::stats::{Distribution, LevelSummary};
-use crate::words;
+use crate::figures::{Distribution, LevelSummary};
+use crate::report::words;
 
 /// A column of the CSV file.
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
@@ -93,8 +93,8 @@ pub fn json_lines(runs: &[Run]) -> String {
 mod tests {
     use super::*;
     use crate::decide::{Policy, recommend};
+    use crate::figures::Estimate;
     use crate::report::html::About;
-    use crate::stats::Estimate;
 
     fn run() -> Run {
         let level = |concurrency, rps| LevelSummary {

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use super::chart::{Axis, Chart, Extra, Mark, Series, Shape, Span, Style, Unit};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
+use crate::client::outcome::Failure;
 use crate::decide::{JudgedLevel, Objective, Verdict, p95_limit_s};
-use crate::outcome::Failure;
-use crate::stats::{Distribution, LevelSummary};
-use crate::usl::Usl;
-use crate::words::{self, percent, seconds};
+use crate::figures::usl::Usl;
+use crate::figures::{Distribution, LevelSummary};
+use crate::report::words::{self, percent, seconds};
 
 /// A chart with its words.
 #[derive(Clone, Debug, PartialEq)]

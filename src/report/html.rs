@@ -13,8 +13,8 @@ use super::requests::{Curves, Reason};
 use super::text;
 use crate::decide::compare::{Moved, compare};
 use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict};
-use crate::stats::{Estimate, LevelSummary};
-use crate::words::{self, list, percent, seconds};
+use crate::figures::{Estimate, LevelSummary};
+use crate::report::words::{self, list, percent, seconds};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -584,7 +584,7 @@ mod tests {
 
     use super::*;
     use crate::decide::recommend;
-    use crate::stats::SizeSummary;
+    use crate::figures::SizeSummary;
 
     fn level(concurrency: usize, rps: f64) -> LevelSummary {
         LevelSummary {

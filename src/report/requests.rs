@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::outcome::{Failure, Phase, RequestOutcome};
-use crate::reasons::Reasons;
-use crate::stats::quantile;
+use crate::client::outcome::{Failure, Phase, RequestOutcome};
+use crate::figures::quantile;
+use crate::figures::reasons::Reasons;
 
 /// Bins of the requests in flight, all measurements together; each has at least [`FEWEST`] beside that.
 const BINS: f64 = 2_400.0;
@@ -249,7 +249,7 @@ fn segment(measurement: &Measurement, begin_s: f64, length_s: f64, share: f64) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::tests::outcome;
+    use crate::client::outcome::tests::outcome;
 
     fn measurement(level: usize, outcomes: impl IntoIterator<Item = RequestOutcome>) -> Measurement {
         let mut measurement = Measurement::new(level, Some([1.0, 2.0]));

@@ -2,13 +2,14 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::config::{Endpoint, Settings};
+use crate::client::Endpoint;
+use crate::client::outcome::{Failed, Failure};
 use crate::decide::compare::{Change, Comparison, Doubt, Moved, Regression};
 use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
-use crate::outcome::{Failed, Failure};
-use crate::preflight::{Probe, Which};
-use crate::stats::{Distribution, Estimate, LevelSummary, SizeSummary};
-use crate::words::{self, percent, seconds};
+use crate::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
+use crate::load::preflight::{Probe, Which};
+use crate::report::words::{self, percent, seconds};
+use crate::settings::Settings;
 
 /// The table of all levels with their verdicts, and that of the recommended level by prompt size.
 pub fn table(recommendation: &Recommendation) -> String {

@@ -14,11 +14,11 @@ use super::engine::{Engine, Token};
 use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
 use super::limits::PrefixCache;
 use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
-use crate::closed_loop::{self, LoopPlan, LoopRecord};
+use crate::client::outcome::{Failure, Reply, RequestOutcome};
 use crate::decide::{Policy, recommend};
-use crate::outcome::{Failure, Reply, RequestOutcome};
-use crate::search::Search;
-use crate::stats::{self, LevelFacts, LevelSummary, Pool};
+use crate::figures::{self, LevelFacts, LevelSummary, Pool};
+use crate::load::closed_loop::{self, LoopPlan, LoopRecord};
+use crate::measure::search::Search;
 
 const SAMPLES: usize = 10;
 const MAX_TOKENS: u32 = 64;
@@ -76,7 +76,7 @@ impl Server {
 /// Measures one level in virtual time.
 fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> LevelSummary {
     let (_, facts, outcomes) = run(config, prompts, &full_plan(level, total));
-    stats::summarize(&facts, outcomes)
+    figures::summarize(&facts, outcomes)
 }
 
 fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
@@ -205,7 +205,7 @@ impl Prompts {
                 cached_tokens += cached;
                 (prompt_tokens(&prompt) - cached, 12)
             });
-            let rps = stats::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
+            let rps = figures::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
             Seen { sent: record.sent, cached_tokens, rps }
         })
     }

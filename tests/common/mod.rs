@@ -3,15 +3,15 @@
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
 use llm_concurrency::client::Transport;
-use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
-use llm_concurrency::config::{Llm, RequestSettings};
-use llm_concurrency::outcome::RequestOutcome;
-use llm_concurrency::plan::SAMPLES;
+use llm_concurrency::client::outcome::RequestOutcome;
+use llm_concurrency::client::{Llm, RequestSettings};
+use llm_concurrency::figures::{self, LevelFacts, LevelSummary};
+use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord};
+use llm_concurrency::load::target::Target;
+use llm_concurrency::measure::plan::SAMPLES;
+use llm_concurrency::measure::sweep;
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
-use llm_concurrency::stats::{self, LevelFacts, LevelSummary};
-use llm_concurrency::sweep;
-use llm_concurrency::target::Target;
 use reqwest::Url;
 use tokio::runtime::{Builder, Runtime};
 
@@ -68,7 +68,7 @@ impl Rig {
             request_timeout_s: TIMEOUT_S,
             ..LevelFacts::default()
         };
-        let summary = stats::summarize(&facts, outcomes.clone());
+        let summary = figures::summarize(&facts, outcomes.clone());
         Measured { record, outcomes, summary }
     }
 }

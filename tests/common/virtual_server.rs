@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use llm_concurrency::closed_loop::{self, LoopPlan, LoopRecord};
+use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
 use llm_concurrency::decide::Policy;
-use llm_concurrency::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::stats::{Drift, LevelFacts, LevelSummary, Pool, Reach, Sample, without_outages};
-use llm_concurrency::sweep;
+use llm_concurrency::figures::{Drift, LevelFacts, LevelSummary, Pool, Reach, Sample, without_outages};
+use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord};
+use llm_concurrency::measure::sweep;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};

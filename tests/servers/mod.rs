@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use llm_concurrency::client::outcome::{Reply, RequestOutcome};
 use llm_concurrency::client::{BodyTemplate, Transport};
-use llm_concurrency::closed_loop::{self, LoopPlan};
-use llm_concurrency::config::{Llm, RequestSettings};
-use llm_concurrency::outcome::{Reply, RequestOutcome};
+use llm_concurrency::client::{Llm, RequestSettings};
+use llm_concurrency::load::closed_loop::{self, LoopPlan};
 use reqwest::Url;
 
 /// Measures one level and returns a record for each request, as it would stand in the sidecar.

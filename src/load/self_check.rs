@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use tokio::task::AbortHandle;
 
-use crate::stats::{ClientLoad, Distribution};
+use crate::figures::{ClientLoad, Distribution};
 
 /// How often the ticker looks.
 const TICK: Duration = Duration::from_millis(20);

@@ -3,10 +3,10 @@
 
 use tokio::time::Instant;
 
-use crate::closed_loop::{self, Ticket};
-use crate::outcome::{Failure, Phase, Reply, RequestOutcome};
+use crate::client::outcome::{Failure, Phase, Reply, RequestOutcome};
+use crate::load::closed_loop::{self, Ticket};
+use crate::load::target::Target;
 use crate::prompts::Prompt;
-use crate::target::Target;
 
 /// Requests that a preflight sends at most: two prompts, each once more if it was refused.
 pub const AT_MOST: u64 = 4;

@@ -20,29 +20,30 @@ use regex::Regex;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::client::Endpoint;
+use crate::client::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
+use crate::client::redact;
 use crate::client::{LlmError, Transport};
-use crate::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
-use crate::config::{Config, Endpoint, Settings};
 use crate::decide::compare::Baseline;
+use crate::figures::{ClientLoad, LevelState, Reach, Sample};
+use crate::load::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use crate::load::open_files::{self, TooFewFiles};
+use crate::load::preflight::{self, Probe};
+use crate::load::self_check::SelfCheck;
+use crate::load::server_load::ServerWatch;
+use crate::load::target::Target;
+use crate::measure::plan::{Plan, SAMPLES};
+use crate::measure::search::{Search, Stage, Step};
 use crate::monitor::{Counts, LevelMonitor, Live, MetricsError, MetricsServer};
-use crate::open_files::{self, TooFewFiles};
-use crate::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
-use crate::plan::{Plan, SAMPLES};
-use crate::preflight::{self, Probe};
 use crate::prompts::{self, Prompt, PromptError};
-use crate::redact;
-use crate::report::text;
-use crate::results::{
+use crate::record::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
 };
-use crate::search::{Search, Stage, Step};
-use crate::self_check::SelfCheck;
-use crate::server_load::ServerWatch;
+use crate::report::text;
+use crate::report::words::list;
+use crate::settings::{Config, Settings};
 use crate::simulator::{Simulator, SimulatorError};
-use crate::stats::{ClientLoad, LevelState, Reach, Sample};
 use crate::stdio;
-use crate::target::Target;
-use crate::words::list;
 
 /// Why a sweep could not be made.
 #[derive(Debug, Error)]

@@ -6,3 +6,4 @@ pub mod figures;
 pub mod html;
 pub mod requests;
 pub mod text;
+pub mod words;

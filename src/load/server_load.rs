@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::client::Transport;
-use crate::stats::ServerLoad;
+use crate::figures::ServerLoad;
 
 const EVERY: Duration = Duration::from_secs(1);
 

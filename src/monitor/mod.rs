@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::outcome::{Failure, Phase, RequestOutcome};
-use crate::words::seconds;
+use crate::client::outcome::{Failure, Phase, RequestOutcome};
+use crate::report::words::seconds;
 
 mod histogram;
 mod metrics;
@@ -397,7 +397,7 @@ fn whole_seconds(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::tests::outcome;
+    use crate::client::outcome::tests::outcome;
 
     fn failed(kind: Failure) -> RequestOutcome {
         RequestOutcome { failure: Some(kind), ..outcome(0.0, 1.0) }

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
+use crate::client::outcome::{Counted, Period, Quota, RateLimit};
 use crate::decide::causes::{ClientLimit, Drifted, P95Limit, Passed, QuotaReached};
 use crate::decide::{Cause, DEFAULT_P95_FACTOR, Note, Objective, Reason, Recommendation};
-use crate::outcome::{Counted, Period, Quota, RateLimit};
-use crate::stats::Outage;
+use crate::figures::Outage;
 
 // ---- numbers ----
 

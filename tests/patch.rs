@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use llm_concurrency::config_patch::{self, Patch, PatchError};
+use llm_concurrency::patch::{self, Patch, PatchError};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -492,7 +492,7 @@ impl Fixture {
     }
 
     fn plan(&self) -> Result<Patch, PatchError> {
-        config_patch::plan(&self.path, KEY, 20)
+        patch::plan(&self.path, KEY, 20)
     }
 
     fn read(&self) -> String {
@@ -555,7 +555,7 @@ fn awkward_files() {
     for Case(name, content, key, expected) in CASES {
         let fixture = Fixture::new(content);
         let before = State::of(&fixture.path);
-        let result = config_patch::plan(&fixture.path, key, 20).and_then(|patch| patch.apply());
+        let result = patch::plan(&fixture.path, key, 20).and_then(|patch| patch.apply());
         let wrong = match (expected, &result) {
             (Exact(after), Ok(())) if fixture.read() == *after => continue,
             (Exact(_), Ok(())) => format!("wrote {:?}", fixture.read()),
@@ -579,9 +579,9 @@ fn a_second_time_is_a_noop() {
     for Case(name, content, key, expected) in CASES {
         let Exact(after) = expected else { continue };
         let fixture = Fixture::new(content);
-        config_patch::plan(&fixture.path, key, 20).unwrap().apply().unwrap();
+        patch::plan(&fixture.path, key, 20).unwrap().apply().unwrap();
         let before = State::of(&fixture.path);
-        let again = config_patch::plan(&fixture.path, key, 20).unwrap();
+        let again = patch::plan(&fixture.path, key, 20).unwrap();
         assert!(again.is_noop() && again.previous() == Some(20) && again.diff().is_empty(), "{name}");
         again.apply().unwrap();
         assert_eq!(State::of(&fixture.path), before, "{name}");
@@ -636,7 +636,7 @@ fn the_diff_shows_the_key_its_number_and_nothing_else_that_may_be_secret() {
     }
     // A key that sounds like one is shown, since it is what changes.
     let fixture = Fixture::new("llm:\n  key: 1000\n");
-    let patch = config_patch::plan(&fixture.path, "llm.key", 5).unwrap();
+    let patch = patch::plan(&fixture.path, "llm.key", 5).unwrap();
     assert!(patch.diff().contains("-  key: 1000\n+  key: 5\n"), "{}", patch.diff());
     // Nor does a message.
     let fixture = Fixture::new("llm:\n  max_concurrent_requests: hunter2\n");
@@ -717,7 +717,7 @@ fn messages_in_full() {
 #[test]
 fn keys_that_are_none() {
     let fixture = Fixture::new("llm: 1\n");
-    let message = |key: &str| config_patch::plan(&fixture.path, key, 20).unwrap_err().to_string();
+    let message = |key: &str| patch::plan(&fixture.path, key, 20).unwrap_err().to_string();
     assert_eq!(
         message("llm..x"),
         "`llm..x` is not a key that can be looked up: a name between the dots is empty\n\n\
@@ -739,8 +739,7 @@ fn keys_that_are_none() {
 #[test]
 fn not_a_file() {
     let fixture = Fixture::new("");
-    let message =
-        |name: &str| fixture.short(&config_patch::plan(&fixture.folder.path().join(name), KEY, 20).unwrap_err());
+    let message = |name: &str| fixture.short(&patch::plan(&fixture.folder.path().join(name), KEY, 20).unwrap_err());
     assert_eq!(
         message("other.yaml"),
         "other.yaml: `llm.max_concurrent_requests` was not changed: there is no such file\n\n\
@@ -867,7 +866,7 @@ mod unix {
         for (value, name) in [(1, "links/relative"), (2, "links/chain"), (3, "absolute"), (4, "folder/chain")] {
             let link = folder.join(name);
             let leads_to = fs::read_link(&link).unwrap();
-            let patch = config_patch::plan(&link, KEY, value).unwrap();
+            let patch = patch::plan(&link, KEY, value).unwrap();
             assert_eq!(patch.path(), link);
             patch.apply().unwrap();
             assert_eq!(fs::read_link(&link).unwrap(), leads_to);
@@ -882,14 +881,14 @@ mod unix {
         let fixture = Fixture::new(BEFORE);
         let link = fixture.folder.path().join("link");
         symlink("gone", &link).unwrap();
-        assert!(config_patch::plan(&link, KEY, 20).unwrap_err().to_string().contains("no such file"));
+        assert!(patch::plan(&link, KEY, 20).unwrap_err().to_string().contains("no such file"));
         fs::remove_file(&link).unwrap();
         symlink("link", &link).unwrap();
-        assert!(config_patch::plan(&link, KEY, 20).unwrap_err().to_string().contains("cannot find the file"));
+        assert!(patch::plan(&link, KEY, 20).unwrap_err().to_string().contains("cannot find the file"));
         // Turned to another file, of the same content, between plan and apply.
         fs::remove_file(&link).unwrap();
         symlink("config.yaml", &link).unwrap();
-        let patch = config_patch::plan(&link, KEY, 20).unwrap();
+        let patch = patch::plan(&link, KEY, 20).unwrap();
         fs::write(fixture.folder.path().join("other"), BEFORE).unwrap();
         fs::remove_file(&link).unwrap();
         symlink("other", &link).unwrap();
@@ -909,7 +908,7 @@ mod unix {
         );
         // Looking at what would change is no offence, nor is finding that nothing would.
         assert!(!fixture.plan().unwrap().diff().is_empty());
-        config_patch::plan(&fixture.path, KEY, 10).unwrap().apply().unwrap();
+        patch::plan(&fixture.path, KEY, 10).unwrap().apply().unwrap();
         assert_eq!(fixture.names(), ["config.yaml"]);
     }
 
@@ -936,7 +935,7 @@ mod unix {
 
     #[test]
     fn a_device_is_not_a_file() {
-        let message = config_patch::plan(Path::new("/dev/null"), KEY, 20).unwrap_err().to_string();
+        let message = patch::plan(Path::new("/dev/null"), KEY, 20).unwrap_err().to_string();
         assert!(message.contains("not a regular file"), "{message}");
     }
 
@@ -946,7 +945,7 @@ mod unix {
         let pipe = fixture.folder.path().join("pipe");
         // Made by the system's own tool; where there is none, the device above has to do.
         if std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()) {
-            assert!(config_patch::plan(&pipe, KEY, 20).unwrap_err().to_string().contains("not a regular file"));
+            assert!(patch::plan(&pipe, KEY, 20).unwrap_err().to_string().contains("not a regular file"));
         }
     }
 }
@@ -978,7 +977,7 @@ fn check(content: &str, key: &str, patch: &Patch) {
 
 fn patch_anything(content: &str, key: &str, number: u64) -> Result<(), String> {
     let fixture = Fixture::new(content);
-    match config_patch::plan(&fixture.path, key, number) {
+    match patch::plan(&fixture.path, key, number) {
         Ok(patch) => {
             patch.apply().unwrap();
             check(content, key, &patch);

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use crate::client;
-use crate::closed_loop::LoopPlan;
-use crate::config::{Budget, Config, Endpoint, Levels, Settings};
+use crate::client::Endpoint;
 use crate::decide::Policy;
 use crate::decide::compare::Baseline;
-use crate::preflight;
+use crate::load::closed_loop::LoopPlan;
+use crate::load::preflight;
+use crate::measure::search::{Search, adaptive_at_most, most_rounds, smallest_window};
 use crate::prompts::Prompt;
-use crate::search::{Search, adaptive_at_most, most_rounds, smallest_window};
-use crate::words::list;
+use crate::report::words::list;
+use crate::settings::{Budget, Config, Levels, Settings};
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;
@@ -263,7 +264,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{Env, Overrides};
+    use crate::client::Env;
+    use crate::settings::Overrides;
 
     fn settings(yaml: &str) -> Settings {
         let config = Config::parse(yaml, Path::new("config.yaml")).expect("valid");

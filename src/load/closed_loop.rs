@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::outcome::{Phase, Reply, RequestOutcome};
+use crate::client::outcome::{Phase, Reply, RequestOutcome};
 
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
@@ -462,7 +462,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
-    use crate::outcome::Failure;
+    use crate::client::outcome::Failure;
 
     #[derive(Default)]
     struct Log {

@@ -17,15 +17,16 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use crate::config::{Endpoint, RequestSettings, SIMULATOR, Settings};
+use crate::client::outcome::{RateLimit, RequestOutcome};
+use crate::client::redact;
+use crate::client::{Endpoint, RequestSettings, SIMULATOR};
 use crate::decide::{JudgedLevel, Policy, Recommendation};
+use crate::figures::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
 use crate::files;
-use crate::outcome::{RateLimit, RequestOutcome};
+use crate::measure::search::{Stage, Step};
 use crate::prompts::Prompt;
-use crate::redact;
-use crate::search::{Stage, Step};
-use crate::stats::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
-use crate::words::{self, list, percent};
+use crate::report::words::{self, list, percent};
+use crate::settings::Settings;
 
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
@@ -620,7 +621,7 @@ fn summarize_level(
         records.iter().try_for_each(|record| add_record(&mut pool, folder, settings, record))?;
         Ok(pool.finish())
     };
-    let (records, outage) = stats::without_outages(records, |record| record.reach, settings.policy.max_error_rate);
+    let (records, outage) = figures::without_outages(records, |record| record.reach, settings.policy.max_error_rate);
     let mut summary = pooled(&records)?;
     summary.outage = outage;
     if let [first, confirmed @ ..] = records.as_slice()
@@ -920,10 +921,10 @@ struct CriterionInterval {
 
 impl CriterionMean {
     /// Nanoseconds per wave of `level` successes, as successes per second.
-    fn throughput(&self, level: usize) -> stats::Estimate {
+    fn throughput(&self, level: usize) -> figures::Estimate {
         let per_second = |ns: f64| level as f64 * 1e9 / ns;
         let interval = &self.confidence_interval;
-        stats::Estimate {
+        figures::Estimate {
             estimate: per_second(self.point_estimate),
             lower: Some(per_second(interval.upper_bound)),
             upper: Some(per_second(interval.lower_bound)),
@@ -937,7 +938,7 @@ fn criterion_mean(places: &Places, step: Step) -> Result<CriterionMean, ResultsE
     Ok(file.mean)
 }
 
-fn estimates(places: &Places, level: usize) -> Result<stats::Estimate, ResultsError> {
+fn estimates(places: &Places, level: usize) -> Result<figures::Estimate, ResultsError> {
     Ok(criterion_mean(places, first_of(level))?.throughput(level))
 }
 

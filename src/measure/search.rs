@@ -13,7 +13,7 @@ use crate::decide::{
     DriftCheck, Gate, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, measurements,
     open_outages, passing, recommend, smallest_good, value,
 };
-use crate::stats::LevelSummary;
+use crate::figures::LevelSummary;
 
 /// Which part of a run a measurement belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -390,7 +390,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::stats::{Distribution, Drift, Estimate, Outage};
+    use crate::figures::{Distribution, Drift, Estimate, Outage};
 
     /// A level measured without noise.
     fn exact(level: usize, rps: f64, error_rate: f64) -> LevelSummary {

@@ -11,12 +11,12 @@
 //!
 //! ```no_run
 //! # use std::path::Path;
-//! use llm_concurrency::config_patch;
+//! use llm_concurrency::patch;
 //!
-//! let patch = config_patch::plan(Path::new("config.yaml"), "llm.max_concurrent_requests", 20)?;
+//! let patch = patch::plan(Path::new("config.yaml"), "llm.max_concurrent_requests", 20)?;
 //! eprint!("{}", patch.diff());
 //! patch.apply()?;
-//! # Ok::<(), config_patch::PatchError>(())
+//! # Ok::<(), patch::PatchError>(())
 //! ```
 
 use std::collections::HashMap;

@@ -2,6 +2,18 @@
 //!
 //! Both send through the same path: one request, one [`Reply`] with everything that can be known of it.
 
+pub mod config;
+pub(crate) mod config_file;
+pub mod endpoint;
+pub mod outcome;
+pub mod redact;
+pub mod request;
+pub mod sse;
+
+pub use config::{ConfigError, Env, Llm};
+pub use endpoint::{Endpoint, SIMULATOR};
+pub use request::{Cache, RequestKind, RequestSettings};
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::error::Error as _;
@@ -30,10 +42,9 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::config::{ConfigError, Endpoint, Llm, RequestKind, RequestSettings};
-use crate::outcome::{Counted, Failed, Failure, Period, Quota, RateLimit, Reply, TokenCounts};
-use crate::redact::one_line;
-use crate::sse::SseParser;
+use crate::client::outcome::{Counted, Failed, Failure, Period, Quota, RateLimit, Reply, TokenCounts};
+use crate::client::redact::one_line;
+use crate::client::sse::SseParser;
 
 /// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
 const LONGEST_STREAM: usize = 32 << 20;
@@ -229,7 +240,7 @@ impl Transport {
 
     /// The URL requests go to, redacted.
     pub fn url(&self) -> String {
-        crate::config::redacted(self.inner.request.url())
+        crate::client::endpoint::redacted(self.inner.request.url())
     }
 
     async fn exchange(&self, body: &impl Fn() -> Bytes, keep_text: bool) -> Answer {
@@ -387,7 +398,7 @@ fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, LlmError> {
 /// The proxy through which requests to `base` go, redacted.
 pub fn proxy_of(base: &Url) -> Option<String> {
     let uri = proxy(base)?.uri().to_string();
-    Some(Url::parse(&uri).map_or_else(|_| "a proxy".to_owned(), |url| crate::config::redacted(&url)))
+    Some(Url::parse(&uri).map_or_else(|_| "a proxy".to_owned(), |url| crate::client::endpoint::redacted(&url)))
 }
 
 fn proxy(base: &Url) -> Option<Intercept> {
@@ -660,7 +671,7 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failed {
     };
     if status.is_redirection() {
         let to = headers.get(header::LOCATION).and_then(|to| to.to_str().ok()).and_then(|to| Url::parse(to).ok());
-        let to = to.map_or_else(|| "another place".to_owned(), |url| crate::config::redacted(&url));
+        let to = to.map_or_else(|| "another place".to_owned(), |url| crate::client::endpoint::redacted(&url));
         message.push_str(&format!(": redirect to {to} not followed (set llm.endpoint to it)"));
     } else if !said.is_empty() {
         message.push_str(&format!(": {said}"));
@@ -854,7 +865,8 @@ async fn read_stream(
 ) -> Result<(), Failed> {
     let mut parser = SseParser::new(LONGEST_LINE);
     let mut bytes = 0;
-    let too_long = |error: crate::sse::LineTooLong| Failed { kind: Failure::Malformed, message: error.to_string() };
+    let too_long =
+        |error: crate::client::sse::LineTooLong| Failed { kind: Failure::Malformed, message: error.to_string() };
     while !reading.done && reading.failed.is_none() {
         let Some(chunk) = next_chunk(response, idle, reading).await? else {
             let now = Instant::now();
@@ -1247,7 +1259,7 @@ pub struct ChatResponse {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use llm_concurrency::LlmClient;
 /// use llm_concurrency::client::ChatRequest;
-/// use llm_concurrency::config::Llm;
+/// use llm_concurrency::client::Llm;
 /// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 ///
 /// // A server to talk to; yours has a URL already.

@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use crate::client::outcome::Reply;
+use crate::client::redact::fnv1a;
 use crate::client::{BodyTemplate, Transport};
-use crate::config::{Cache, RequestSettings};
-use crate::outcome::Reply;
+use crate::client::{Cache, RequestSettings};
 use crate::prompts::Prompt;
-use crate::redact::fnv1a;
 
 /// The requests of a run, by level and sequence number.
 pub struct Target {

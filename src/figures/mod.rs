@@ -1,5 +1,8 @@
 //! Outcomes of one level to its [`LevelSummary`]: the one place where figures are computed.
 
+pub mod reasons;
+pub mod usl;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,8 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
-use crate::outcome::{Failure, Phase, RateLimit, RequestOutcome};
-use crate::reasons::{Reason, Reasons};
+use crate::client::outcome::{Failure, Phase, RateLimit, RequestOutcome};
+use crate::figures::reasons::{Reason, Reasons};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -839,7 +842,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::outcome::tests::outcome;
+    use crate::client::outcome::tests::outcome;
 
     fn assert_near(got: Option<f64>, want: f64) {
         let got = got.unwrap_or(f64::NAN);

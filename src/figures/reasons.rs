@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::Failure;
+use crate::client::outcome::Failure;
 
 /// Different reasons that are kept; a server that never says the same twice is not to fill the memory.
 const MOST: usize = 1_000;

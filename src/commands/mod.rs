@@ -14,26 +14,27 @@ use crate::cli::{
     TargetArgs, WriteArgs,
 };
 use crate::client;
-use crate::config::{Config, ConfigError, Endpoint, Overrides, SIMULATED_MODEL, Settings};
-use crate::config_patch;
+use crate::client::redact;
+use crate::client::{ConfigError, Endpoint};
 use crate::decide::compare::{Baseline, Comparison, compare};
 use crate::decide::{Note, Policy, Recommendation, Status, recommend};
+use crate::load::preflight::{Probe, Which, preflight};
+use crate::load::self_check::cpu_of_this_process;
+use crate::load::target::Target;
+use crate::measure::sweep::{self, CriterionArgs, Mode, Stop, Swept};
 use crate::monitor::textfile;
-use crate::preflight::{Probe, Which, preflight};
+use crate::patch;
 use crate::prompts;
-use crate::redact;
+use crate::record::{
+    Identity, Manifest, Measured, Places, RequestsFile, ResultsFile, load_measured, read_sidecar, write_atomic,
+};
 use crate::report::export;
 use crate::report::html::{self, About};
 use crate::report::requests::{Curves, Measurement};
 use crate::report::text;
-use crate::results::{
-    Identity, Manifest, Measured, Places, RequestsFile, ResultsFile, load_measured, read_sidecar, write_atomic,
-};
-use crate::self_check::cpu_of_this_process;
+use crate::report::words;
+use crate::settings::{Config, Overrides, SIMULATED_MODEL, Settings};
 use crate::simulator::{self, Simulator, SimulatorConfig};
-use crate::sweep::{self, CriterionArgs, Mode, Stop, Swept};
-use crate::target::Target;
-use crate::words;
 
 /// As those of std, but that it cannot be said ends nothing.
 macro_rules! eprint {
@@ -628,12 +629,12 @@ fn can_be_written(settings: &Settings, wish: &WriteArgs) -> Result<()> {
 }
 
 /// A patch after which we can still read the file.
-fn patch(path: &Path, key: &str, value: u64) -> Result<config_patch::Patch> {
+fn patch(path: &Path, key: &str, value: u64) -> Result<patch::Patch> {
     let section = key.split('.').next().unwrap_or_default();
     if key != DEFAULT_KEY && ["benchmark", "policy", "simulator"].contains(&section) {
         bail!("--config-key {key}: the section `{section}` holds the settings of the measurement, not its answer");
     }
-    let patch = config_patch::plan(path, key, value)?;
+    let patch = patch::plan(path, key, value)?;
     Config::parse(patch.after(), path)
         .with_context(|| format!("--config-key {key} would make a file that cannot be read"))?;
     Ok(patch)
@@ -681,5 +682,5 @@ fn left_as_it_was(path: &Path, wish: &WriteArgs, dry_run: bool, reason: &str) ->
 
 /// The number that stands there now, where it can be told.
 fn previous(path: &Path, key: &str) -> Option<u64> {
-    config_patch::plan(path, key, 1).ok()?.previous()
+    patch::plan(path, key, 1).ok()?.previous()
 }

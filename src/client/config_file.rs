@@ -1,0 +1,110 @@
+//! Reads a config file that holds our sections beside anybody's.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_yaml::Value;
+
+use super::config::ConfigError;
+use crate::files;
+
+/// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// Nobody nests deeper; the parser's time grows with the square of the depth.
+const DEEPEST: usize = 64;
+
+pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    files::read_to_string(path, LARGEST_FILE).map_err(|cause| match cause.kind() {
+        ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
+        _ => ConfigError::Unreadable { path: path.to_owned(), cause },
+    })
+}
+
+/// Parses the text of a config file; `path` is for messages. Keys that are nearly ours are refused, those of others are
+/// left alone.
+pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if depth(text) > DEEPEST {
+        let message = format!("it is nested deeper than {DEEPEST} levels, so it is hardly a configuration");
+        return Err(ConfigError::Invalid { place: path.display().to_string(), message });
+    }
+    let invalid = |error: serde_yaml::Error| invalid(&error, path);
+    let mut value: Value = serde_yaml::from_str(text).map_err(invalid)?;
+    if value.is_null() {
+        return Err(ConfigError::Empty(path.to_owned()));
+    }
+    let ours = serde_yaml::to_value(T::default()).map_err(invalid)?;
+    refuse_near_misses(text, path, &value, &ours)?;
+    refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
+    // Read from the text wherever that will do: then an error has its line.
+    let merges = text.contains("<<");
+    if merges {
+        value.apply_merge().map_err(invalid)?;
+        refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
+    }
+    if merges { serde_yaml::from_value(value).map_err(invalid) } else { serde_yaml::from_str(text).map_err(invalid) }
+}
+
+/// Line and column go to the front, where editors look for them.
+fn invalid(error: &serde_yaml::Error, path: &Path) -> ConfigError {
+    let (path, message) = (path.display(), error.to_string());
+    match error.location() {
+        Some(at) => ConfigError::Invalid {
+            place: format!("{path}:{}:{}", at.line(), at.column()),
+            message: message.replacen(&format!(" at line {} column {}", at.line(), at.column()), "", 1),
+        },
+        None => ConfigError::Invalid { place: path.to_string(), message },
+    }
+}
+
+/// How deep brackets and dashes nest at most. Those in quotes and comments count too: a few do no harm.
+fn depth(text: &str) -> usize {
+    let (mut open, mut deepest) = (0_usize, 0);
+    for line in text.lines() {
+        let dashes = line.split_whitespace().take_while(|word| matches!(*word, "-" | "?")).count();
+        deepest = deepest.max(open + dashes);
+        for byte in line.bytes() {
+            match byte {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            deepest = deepest.max(open);
+        }
+    }
+    deepest
+}
+
+fn refuse_near_misses(text: &str, path: &Path, section: &Value, ours: &Value) -> Result<(), ConfigError> {
+    let names = |section: &Value| -> Vec<String> {
+        let keys = section.as_mapping().into_iter().flat_map(|mapping| mapping.keys());
+        keys.filter_map(|key| key.as_str().map(str::to_owned)).collect()
+    };
+    let ours = names(ours);
+    for name in names(section).into_iter().filter(|name| !ours.contains(name)) {
+        if let Some(near) = ours.iter().find(|ours| is_near(&name, ours)) {
+            let line = text.lines().position(|line| names_key(line, &name));
+            let line = line.map_or_else(String::new, |at| format!(":{}", at + 1));
+            let place = format!("{}{line}", path.display());
+            return Err(ConfigError::Unknown { place, kind: "key", name, ours: near.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// At most two letters dropped, added, changed or swapped; one in names as short as `llm`. Case, dashes and underscores
+/// make no difference.
+fn is_near(name: &str, ours: &str) -> bool {
+    let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
+    let most = if ours.len() < 5 { 1 } else { 2 };
+    strsim::osa_distance(name, ours) <= most || plain(name) == plain(ours)
+}
+
+/// Whether `name` stands in this line as a key.
+fn names_key(line: &str, name: &str) -> bool {
+    line.match_indices(name)
+        .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+}

@@ -1,0 +1,8 @@
+//! Makes load, and watches itself and the server meanwhile.
+
+pub mod closed_loop;
+pub mod open_files;
+pub mod preflight;
+pub mod self_check;
+pub mod server_load;
+pub mod target;

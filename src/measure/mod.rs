@@ -1,0 +1,5 @@
+//! Which level comes next, and how it reaches Criterion.
+
+pub mod plan;
+pub mod search;
+pub mod sweep;
