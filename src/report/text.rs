@@ -396,7 +396,7 @@ fn moved(moved: Moved) -> &'static str {
 
 /// What to say when one of the run's own prompts was refused before anything was measured.
 pub fn refused_prompt(probe: &Probe, settings: &Settings) -> String {
-    let Some(Failed { kind, message }) = &probe.reply.failure else { return String::new() };
+    let Some(Failed { kind, message, .. }) = &probe.reply.failure else { return String::new() };
     if probe.which == Which::Typical {
         return endpoint_problem(*kind, message, settings);
     }
