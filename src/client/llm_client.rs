@@ -36,7 +36,7 @@ pub enum LlmError {
     Simulator,
     /// The API key cannot be sent.
     #[error("the API key (LLM_API_KEY or OPENAI_API_KEY) holds characters that an HTTP header cannot carry")]
-    BadKey,
+    Key,
     /// The crate was built without TLS.
     #[error("llm.endpoint is https, and this program was built without the feature `tls` of llm-concurrency")]
     NoTls,

@@ -85,8 +85,8 @@ impl Transport {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // Userinfo in the URL was written for this endpoint; a key in the environment may be for another.
         if let Some(key) = key.filter(|_| base.username().is_empty()) {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim()))
-                .map_err(|_| LlmError::BadKey)?;
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim())).map_err(|_| LlmError::Key)?;
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
