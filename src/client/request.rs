@@ -50,7 +50,7 @@ fn without_secrets<S: Serializer>(
 impl RequestSettings {
     /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
     /// planned and counted.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         let ours = [
             (self.kind.prompt_key(), "it carries the prompts; set benchmark.request.prompts instead"),
             ("model", "set llm.model instead"),

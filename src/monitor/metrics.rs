@@ -17,7 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -150,10 +150,6 @@ fn plain(openmetrics: &str) -> String {
 type Labels = Vec<(&'static str, String)>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-fn seconds() -> Histogram {
-    Histogram::new(BOUNDS_S)
-}
-
 /// The series of a run.
 #[derive(Debug)]
 pub(super) struct Series {
@@ -171,31 +167,34 @@ pub(super) struct Series {
 impl Default for Series {
     fn default() -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        let series = Series {
-            requests: Family::default(),
-            in_flight: Family::default(),
-            output_tokens: Family::default(),
-            latency: Family::new_with_constructor(seconds),
-            ttft: Family::new_with_constructor(seconds),
-            level: Gauge::default(),
-            left: Gauge::default(),
-            registry: Registry::default(),
+        let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
+        let tokens = "Output tokens of the successes, as the server reported them";
+        let level = "Requests that the measurement in hand keeps in flight; 0 between measurements";
+        let left = "Requests that the measurement in hand may still end";
+        let latency = "From sending a request to its last byte, of the successes";
+        let ttft = "From sending a request to its first token, of the successes; only when streaming";
+        let mut histograms = |name: &str, help: &str| {
+            let family = Histograms::new_with_constructor(|| Histogram::new(BOUNDS_S));
+            registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+            family
         };
-        let help = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
-        registry.register("requests", help, series.requests.clone());
-        registry.register("requests_in_flight", "Requests that are in flight", series.in_flight.clone());
-        let help = "Output tokens of the successes, as the server reported them";
-        registry.register("output_tokens", help, series.output_tokens.clone());
-        let help = "From sending a request to its last byte, of the successes";
-        registry.register_with_unit("latency", help, Unit::Seconds, series.latency.clone());
-        let help = "From sending a request to its first token, of the successes; only when streaming";
-        registry.register_with_unit("time_to_first_token", help, Unit::Seconds, series.ttft.clone());
-        let help = "Requests that the measurement in hand keeps in flight; 0 between measurements";
-        registry.register("level", help, series.level.clone());
-        let help = "Requests that the measurement in hand may still end";
-        registry.register("requests_left", help, series.left.clone());
-        Series { registry, ..series }
+        Series {
+            latency: histograms("latency", latency),
+            ttft: histograms("time_to_first_token", ttft),
+            requests: add(&mut registry, "requests", ended),
+            in_flight: add(&mut registry, "requests_in_flight", "Requests that are in flight"),
+            output_tokens: add(&mut registry, "output_tokens", tokens),
+            level: add(&mut registry, "level", level),
+            left: add(&mut registry, "requests_left", left),
+            registry,
+        }
     }
+}
+
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 impl Series {
@@ -242,11 +241,7 @@ type Figures = Family<Labels, Gauge<f64, AtomicU64>>;
 /// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
 pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
-    let mut family = |name: &str, help: &str| {
-        let figures = Figures::default();
-        registry.register(name, help, figures.clone());
-        figures
-    };
+    let mut family = |name: &str, help: &str| add::<Figures>(&mut registry, name, help);
     let requests = family("final_requests", "Requests that the figures of a level are taken over");
     let throughput = family("final_throughput_requests_per_second", "Successful requests per second of a level");
     let tokens = family("final_output_tokens_per_second", "Output tokens per second of a level");
@@ -343,7 +338,7 @@ mod tests {
         // The plain format names a counter as its samples.
         let text = plain(&text);
         assert_has(&text, &["# TYPE llm_concurrency_requests_total counter"]);
-        assert!(text.starts_with("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
+        assert!(text.contains("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
         assert!(!text.contains("# EOF") && !text.contains("# UNIT"));
     }
 

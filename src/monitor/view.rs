@@ -266,11 +266,11 @@ mod tests {
         let (measuring, mut tally) = view(&counts);
         assert_eq!(
             measuring.in_a_line(&tally),
-            "level 50: 100 done, 60 left, ETA 6 s, 10 in flight, 9.0 req/s, P50 395 ms, P95 575 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
+            "level 50: 100 done, 60 left, ETA 6 s, 10 in flight, 9.0 req/s, P50 395 ms, P95 578 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
         );
         assert_eq!(
             measuring.at_end(&tally, 10.0).join(", "),
-            "level 50 ended: 100 requests in 10.00 s, P50 395 ms, P95 575 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
+            "level 50 ended: 100 requests in 10.00 s, P50 395 ms, P95 578 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
         );
         tally.held = 5;
         let line = measuring.in_a_line(&tally);
