@@ -38,11 +38,10 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
             "stdio",
         ],
     ),
-    ("cli", &["client", "prompts", "settings", "simulator"]),
+    ("cli", &["commands"]),
     (
         "commands",
         &[
-            "cli",
             "client",
             "decide",
             "load",

@@ -203,12 +203,6 @@ impl Env {
     {
         self.get(name).map(|text| text.trim().parse().map_err(|error: T::Err| bad(name, error.to_string()))).transpose()
     }
-
-    /// The same; the standard library's "invalid digit found in string" tells nobody what to write.
-    pub(crate) fn number<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, ConfigError> {
-        let parse = |text: &str| text.trim().parse().map_err(|_| bad(name, format!("`{text}` is not {expected}")));
-        self.get(name).map(parse).transpose()
-    }
 }
 
 /// The line itself is left out: it may hold the key.

@@ -50,7 +50,7 @@ fn without_secrets<S: Serializer>(map: &Map<String, Value>, serializer: S) -> Re
 impl RequestSettings {
     /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
     /// planned and counted.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         let body = &self.extra_body;
         let has = |key| body.contains_key(key);
         let prompt_key = self.kind.wire().prompt_key;
