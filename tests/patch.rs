@@ -380,6 +380,12 @@ const CASES: &[Case] = &[
         KEY,
         Refused("a second YAML document"),
     ),
+    Case(
+        "an empty first document",
+        "---\n---\nllm:\n  max_concurrent_requests: 10\n",
+        KEY,
+        Refused("a second YAML document"),
+    ),
     Case("tab", "llm:\n\tmax_concurrent_requests: 10\n", KEY, Refused("indented with a tab")),
     Case("tab after spaces", "llm:\n  \tmax_concurrent_requests: 10\n", KEY, Refused("indented with a tab")),
     Case("tab before the value", "llm:\n  max_concurrent_requests:\n\t\t10\n", KEY, Refused("tab")),
@@ -700,13 +706,13 @@ const JSON: &[Case] = &[
         "duplicate",
         r#"{"llm": {"max_concurrent_requests": 1, "max_concurrent_requests": 2}}"#,
         KEY,
-        Refused("a second time, first on line 1"),
+        Refused("duplicate entry"),
     ),
     Case(
         "duplicate, escaped",
         r#"{"llm": {}, "\u006clm": {"max_concurrent_requests": 2}}"#,
         KEY,
-        Refused("`llm` stands here a second time"),
+        Refused("duplicate entry"),
     ),
     Case(
         "duplicate elsewhere",

@@ -1,9 +1,8 @@
 //! JSON: each object is read as its members' raw texts, whose place in the file is their place in memory.
 
-use std::fmt;
+use std::collections::HashMap;
 use std::ops::Range;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_yaml::Value;
 
@@ -11,8 +10,6 @@ use super::error::{PatchError, Reason};
 use super::format::{Edit, Invalid};
 use super::request::{Key, Request};
 use super::text::{BYTE_ORDER_MARK, line_start, number, position};
-
-const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     serde_json::from_str(text.trim_start_matches(BYTE_ORDER_MARK)).map_err(invalid)
@@ -33,37 +30,12 @@ pub(super) fn members(key: &Key, depth: usize, value: u64) -> String {
     format!("{open}\"{}\": {value}{}", key.last, "}".repeat(names.count()))
 }
 
-struct Raw<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'a> Deserialize<'a> for Raw<'a> {
-    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Members)
-    }
-}
-
-struct Members;
-
-impl<'a> Visitor<'a> for Members {
-    type Value = Raw<'a>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Raw<'a>, A::Error> {
-        let mut members = Vec::new();
-        while let Some(member) = map.next_entry()? {
-            members.push(member);
-        }
-        Ok(Raw(members))
-    }
-}
-
 struct Member {
-    name: String,
     /// With its quotes.
     key: Range<usize>,
     value: Range<usize>,
+    /// Where the member before it ends, or the brace.
+    gap: usize,
 }
 
 pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
@@ -72,50 +44,57 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     if json.trim().is_empty() {
         return Err(request.refuse(None, Reason::Empty, request.by_hand()));
     }
-    let root: &RawValue = serde_json::from_str(json).map_err(|error| request.invalid(invalid(error)))?;
-    let place = |raw: &RawValue| {
-        let start = raw.get().as_ptr().addr() - text.as_ptr().addr();
-        start..start + raw.get().len()
+    // Refuses a key that stands twice, too.
+    parse(text).map_err(|error| request.invalid(error))?;
+    let place = |raw: &str| {
+        let start = raw.as_ptr().addr() - text.as_ptr().addr();
+        start..start + raw.len()
     };
-    let mut object = place(root);
+    let mut object = json.trim();
     for depth in 0..=key.parents.len() {
-        let refuse = |at, reason| {
+        let start = place(object).start;
+        let refuse = |reason| {
             let place = if depth == 0 { String::new() } else { format!(" under {}", key.parent_name(depth)) };
             let hint = format!("set it by hand{place}:\n\n{}", members(key, depth, request.value));
-            Err(request.refuse(Some(position(text, at)), reason, hint))
+            Err(request.refuse(Some(position(text, start)), reason, hint))
         };
-        let found = match text[object.clone()].as_bytes()[0] {
+        let found = match object.as_bytes()[0] {
             b'{' => None,
             b'[' => Some("a list"),
             b'n' => Some("empty"),
             _ => Some("a single value"),
         };
         if let Some(found) = found {
-            return refuse(object.start, Reason::NotAMapping { what: key.parent_name(depth), found });
+            return refuse(Reason::NotAMapping { what: key.parent_name(depth), found });
         }
-        let raw: Raw<'_> = serde_json::from_str(&text[object.clone()]).map_err(|e| request.invalid(invalid(e)))?;
-        let mut read: Vec<Member> = Vec::with_capacity(raw.0.len());
-        for (name, raw) in raw.0 {
-            let value = place(raw);
-            let gap = read.last().map_or(object.start + 1, |before| before.value.end)..value.start;
-            let gap_text = &text[gap.clone()];
-            let from = gap.start + gap_text.find('"').unwrap_or_default();
-            let to = gap.start + gap_text.rfind('"').map_or(0, |quote| quote + 1);
-            if let Some(first) = read.iter().find(|member| member.name == name) {
-                let first_line = position(text, first.key.start).0;
-                return refuse(from, Reason::Duplicate { name, first_line });
-            }
-            read.push(Member { name, key: from..to, value });
-        }
+        let values: HashMap<String, &RawValue> =
+            serde_json::from_str(object).map_err(|error| request.invalid(invalid(error)))?;
         let name = key.parents.get(depth).unwrap_or(&key.last);
-        match read.iter().find(|member| member.name == *name) {
-            Some(member) if depth == key.parents.len() => return replace(request, text, member),
-            Some(member) => object = member.value.clone(),
-            None if depth == key.parents.len() => return Ok(add(request, text, object.start, &read)),
-            None => return refuse(object.start, Reason::NoParent(key.parents[..=depth].join("."))),
+        match values.get(name).map(|value| value.get()) {
+            Some(value) if depth < key.parents.len() => object = value,
+            None if depth < key.parents.len() => {
+                return refuse(Reason::NoParent(key.parents[..=depth].join(".")));
+            }
+            found => {
+                let mut values: Vec<_> = values.values().map(|value| place(value.get())).collect();
+                values.sort_by_key(|value| value.start);
+                return match found {
+                    Some(value) => replace(request, text, &member(text, start, &values, place(value))),
+                    None => Ok(add(request, text, start, &values)),
+                };
+            }
         }
     }
     unreachable!("the last name returns")
+}
+
+/// The member with this value, in the object that begins at `object` and has these values.
+fn member(text: &str, object: usize, values: &[Range<usize>], value: Range<usize>) -> Member {
+    let before = values.iter().rev().find(|other| other.start < value.start);
+    let gap = before.map_or(object + 1, |before| before.end);
+    let quote = |at: Option<usize>| gap + at.unwrap_or_default();
+    let before_value = &text[gap..value.start];
+    Member { key: quote(before_value.find('"'))..quote(before_value.rfind('"')) + 1, value, gap }
 }
 
 fn replace(request: &Request, text: &str, Member { key, value, .. }: &Member) -> Result<Edit, PatchError> {
@@ -145,18 +124,18 @@ fn replace(request: &Request, text: &str, Member { key, value, .. }: &Member) ->
 }
 
 /// After the last member, in the manner of that member.
-fn add(request: &Request, text: &str, object: usize, members: &[Member]) -> Edit {
+fn add(request: &Request, text: &str, object: usize, values: &[Range<usize>]) -> Edit {
     let name = &request.key.last;
-    let Some((last, others)) = members.split_last() else {
+    let Some(last) = values.last().map(|value| member(text, object, values, value.clone())) else {
         return Edit::insert(object + 1, format!("\"{name}\": "));
     };
     let colon = &text[last.key.end..last.value.start];
     let colon = if colon.contains(['\n', '\r']) { ": " } else { colon };
-    let gap = &text[others.last().map_or(object + 1, |before| before.value.end)..last.key.start];
-    let space = match &gap[gap.rfind(',').map_or(0, |comma| comma + 1)..] {
-        "" if others.is_empty() && colon.ends_with(' ') => " ",
-        space => space,
+    let space = match text[last.gap..last.key.start].trim_start_matches([' ', '\t', '\n', '\r']) {
+        // The first one: what follows the brace.
+        "" if last.gap < last.key.start => &text[last.gap..last.key.start],
+        "" if colon.ends_with(' ') => " ",
+        comma => comma.trim_start_matches(','),
     };
-    debug_assert!(space.trim_matches(SPACE).is_empty());
     Edit::insert(last.value.end, format!(",{space}\"{name}\"{colon}"))
 }

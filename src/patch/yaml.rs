@@ -46,6 +46,9 @@ struct Document<'a> {
     text: &'a str,
     /// The root is the first.
     nodes: Vec<Node>,
+    /// While it is read: those that are not complete, and the node of each anchor.
+    open: Vec<usize>,
+    anchors: HashMap<usize, usize>,
 }
 
 struct Node {
@@ -109,69 +112,69 @@ impl<'d> Mapping<'d> {
 
 // ---- Reading ------------------------------------------------------------------------------------------------
 
-#[derive(Default)]
-struct Builder {
-    nodes: Vec<Node>,
-    open: Vec<usize>,
-    anchors: HashMap<usize, usize>,
-    documents: usize,
-}
-
-enum Stop {
-    TooManyValues,
-    SecondDocument(usize),
-    Unclear(usize),
-}
-
-impl Builder {
-    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Stop> {
-        let span = span.byte_range().ok_or(Stop::Unclear(0))?;
-        let at = span.start;
-        let is_flow = |style| style == StructureStyle::Flow;
-        match event {
-            Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
-            Event::DocumentStart(..) => {
-                self.documents += 1;
-                if self.documents > 1 { Err(Stop::SecondDocument(at)) } else { Ok(()) }
+impl<'a> Document<'a> {
+    fn read(request: &'a Request, text: &'a str) -> Result<Self, PatchError> {
+        let mut options = Options::default();
+        // Comments are kept by never touching them; as events they would only run into a limit.
+        options.set_emit_comments(false);
+        let mut document = Document { request, text, nodes: Vec::new(), open: Vec::new(), anchors: HashMap::new() };
+        for next in Parser::new_from_str_with_options(text, options) {
+            let (event, span) = next.map_err(|error| document.scan_error(&error))?;
+            document.take(event, span)?;
+        }
+        // `key: {{ name }}` without quotes is valid YAML, a mapping with a mapping as its key, but never meant so.
+        match document.nodes.iter().find(|node| node.is_flow() && text[node.span.start..].starts_with("{{")) {
+            Some(node) => {
+                let reason = Reason::Placeholder("`{{ … }}`".to_owned());
+                Err(document.refuse(node.span.start, reason, request.hint("change the template, or")))
             }
-            Event::Scalar(text, style, anchor, tag) => {
-                let kind = Kind::Scalar { text: text.into_owned(), style };
-                let node = self.add(kind, span, anchor, tag.is_some())?;
-                self.close(node)
-            }
-            Event::Alias(anchor) => {
-                let weight = self.anchors.get(&anchor).map_or(0, |node| self.nodes[*node].weight);
-                // An alias inside of what it stands for has no end.
-                if weight == 0 {
-                    return Err(Stop::TooManyValues);
-                }
-                let node = self.add(Kind::Alias, span, 0, false)?;
-                self.nodes[node].weight = weight;
-                self.close(node)
-            }
-            Event::MappingStart(style, anchor, tag) => {
-                let node = self.add(Kind::Mapping { flow: is_flow(style) }, span, anchor, tag.is_some())?;
-                self.open.push(node);
-                Ok(())
-            }
-            Event::SequenceStart(style, anchor, tag) => {
-                let node = self.add(Kind::Sequence { flow: is_flow(style) }, span, anchor, tag.is_some())?;
-                self.open.push(node);
-                Ok(())
-            }
-            Event::MappingEnd | Event::SequenceEnd => {
-                let node = self.open.pop().ok_or(Stop::Unclear(at))?;
-                self.nodes[node].span.end = span.end;
-                self.close(node)
-            }
-            _ => Err(Stop::Unclear(at)),
+            None => Ok(document),
         }
     }
 
-    fn add(&mut self, kind: Kind, span: Range<usize>, anchor: usize, tagged: bool) -> Result<usize, Stop> {
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), PatchError> {
+        let span = span.byte_range().unwrap_or_default();
+        let is_flow = |style| style == StructureStyle::Flow;
+        match event {
+            Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
+            Event::DocumentStart(..) if self.nodes.is_empty() => Ok(()),
+            Event::DocumentStart(..) => {
+                Err(self.refuse(span.start, Reason::Documents, self.request.hint("in the document that is meant,")))
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let kind = Kind::Scalar { text: text.into_owned(), style };
+                self.add_node(kind, span, anchor, tag.is_some())?;
+                self.close()
+            }
+            Event::Alias(anchor) => {
+                let weight = self.anchors.get(&anchor).map_or(0, |node| self.nodes[*node].weight);
+                self.add_node(Kind::Alias, span, 0, false)?;
+                if let Some(alias) = self.nodes.last_mut() {
+                    // An alias inside of what it stands for has no end.
+                    alias.weight = if weight == 0 { MAX_VALUES } else { weight };
+                }
+                self.close()
+            }
+            Event::MappingStart(style, anchor, tag) => {
+                self.add_node(Kind::Mapping { flow: is_flow(style) }, span, anchor, tag.is_some())
+            }
+            Event::SequenceStart(style, anchor, tag) => {
+                self.add_node(Kind::Sequence { flow: is_flow(style) }, span, anchor, tag.is_some())
+            }
+            Event::MappingEnd | Event::SequenceEnd => {
+                if let Some(node) = self.open.last() {
+                    self.nodes[*node].span.end = span.end;
+                }
+                self.close()
+            }
+            _ => Err(self.refuse(span.start, Reason::Unclear, self.request.by_hand())),
+        }
+    }
+
+    fn add_node(&mut self, kind: Kind, span: Range<usize>, anchor: usize, tagged: bool) -> Result<(), PatchError> {
         let index = self.nodes.len();
         if index as u64 >= MAX_VALUES {
-            return Err(Stop::TooManyValues);
+            return Err(self.too_many_values());
         }
         if let Some(parent) = self.open.last() {
             self.nodes[*parent].children.push(index);
@@ -179,51 +182,21 @@ impl Builder {
         if anchor != 0 {
             self.anchors.insert(anchor, index);
         }
+        self.open.push(index);
         self.nodes.push(Node { kind, span, anchored: anchor != 0, tagged, children: Vec::new(), weight: 0 });
-        Ok(index)
+        Ok(())
     }
 
-    fn close(&mut self, index: usize) -> Result<(), Stop> {
+    fn close(&mut self) -> Result<(), PatchError> {
+        let Some(index) = self.open.pop() else { return Ok(()) };
         let node = &self.nodes[index];
-        if node.weight == 0 {
-            let inner: u64 = node.children.iter().map(|child| self.nodes[*child].weight).sum();
-            self.nodes[index].weight = inner + 1;
-        }
-        if self.nodes[index].weight > MAX_VALUES { Err(Stop::TooManyValues) } else { Ok(()) }
-    }
-}
-
-impl<'a> Document<'a> {
-    fn read(request: &'a Request, text: &'a str) -> Result<Self, PatchError> {
-        let mut options = Options::default();
-        // Comments are kept by never touching them; as events they would only run into a limit.
-        options.set_emit_comments(false);
-        let mut document = Document { request, text, nodes: Vec::new() };
-        let mut builder = Builder::default();
-        for next in Parser::new_from_str_with_options(text, options) {
-            let (event, span) = next.map_err(|error| document.scan_error(&error))?;
-            builder.take(event, span).map_err(|stop| document.stopped(&stop))?;
-        }
-        document.nodes = builder.nodes;
-        // `key: {{ name }}` without quotes is valid YAML, a mapping with a mapping as its key, but never meant so.
-        match document.nodes.iter().find(|node| node.is_flow() && text[node.span.start..].starts_with("{{")) {
-            Some(node) => {
-                let reason = Reason::Placeholder("`{{ … }}`".to_owned());
-                Err(document.refuse(node, reason, request.hint("change the template, or")))
-            }
-            None => Ok(document),
-        }
+        let inner: u64 = node.children.iter().map(|child| self.nodes[*child].weight).sum();
+        self.nodes[index].weight = node.weight + inner + 1;
+        if self.nodes[index].weight > MAX_VALUES { Err(self.too_many_values()) } else { Ok(()) }
     }
 
-    fn stopped(&self, stop: &Stop) -> PatchError {
-        let (at, reason, hint) = match stop {
-            Stop::TooManyValues => (None, Reason::TooManyValues(MAX_VALUES), self.request.by_hand()),
-            Stop::SecondDocument(at) => {
-                (Some(*at), Reason::Documents, self.request.hint("in the document that is meant,"))
-            }
-            Stop::Unclear(at) => (Some(*at), Reason::Unclear, self.request.by_hand()),
-        };
-        self.request.refuse(at.map(|at| position(self.text, at)), reason, hint)
+    fn too_many_values(&self) -> PatchError {
+        self.request.refuse(None, Reason::TooManyValues(MAX_VALUES), self.request.by_hand())
     }
 
     fn scan_error(&self, error: &ScanError) -> PatchError {
@@ -231,8 +204,7 @@ impl<'a> Document<'a> {
         let start = line_start(self.text, at);
         let line = &self.text[start..line_end(self.text, at)];
         if line[..skip_blanks(line, 0)].contains('\t') {
-            let hint = self.request.hint("indent with spaces, and");
-            return self.request.refuse(Some(position(self.text, start)), Reason::Tab, hint);
+            return self.refuse(start, Reason::Tab, self.request.hint("indent with spaces, and"));
         }
         let (at, why) = (Some(position(self.text, at)), error.info().to_owned());
         if is_placeholder(line) {
@@ -263,30 +235,30 @@ impl<'a> Document<'a> {
 
     /// The entries of a mapping on the way to the key, once it is clear that they are all there is.
     fn mapping<'d>(&'d self, node: &'d Node, depth: usize) -> Result<Mapping<'d>, PatchError> {
-        let what = self.key().parent_name(depth);
-        let refuse =
-            |node, reason| Err(self.refuse(node, reason, self.under(&Mapping { node, depth, entries: vec![] })));
-        let refuse_here = |reason| refuse(node, reason);
-        match &node.kind {
-            Kind::Alias => return refuse_here(Reason::Alias(what)),
-            _ if node.anchored => return refuse_here(Reason::Anchor(what)),
-            _ if node.tagged => return refuse_here(Reason::Tagged(what)),
-            Kind::Scalar { text, .. } if is_placeholder(text) => return refuse_here(Reason::Placeholder(what)),
-            Kind::Mapping { .. } => {}
-            _ => return refuse_here(Reason::NotAMapping { what, found: node.describe() }),
-        }
         let mut mapping = Mapping { node, depth, entries: Vec::with_capacity(node.children.len() / 2) };
+        let what = self.key().parent_name(depth);
+        let reason = match &node.kind {
+            Kind::Alias => Some(Reason::Alias(what)),
+            _ if node.anchored => Some(Reason::Anchor(what)),
+            _ if node.tagged => Some(Reason::Tagged(what)),
+            Kind::Scalar { text, .. } if is_placeholder(text) => Some(Reason::Placeholder(what)),
+            Kind::Mapping { .. } => None,
+            _ => Some(Reason::NotAMapping { what, found: node.describe() }),
+        };
+        if let Some(reason) = reason {
+            return Err(self.refuse(node.span.start, reason, self.under(&mapping)));
+        }
         let mut seen: HashMap<&str, usize> = HashMap::new();
         for pair in node.children.chunks_exact(2) {
             let (key, value) = (&self.nodes[pair[0]], &self.nodes[pair[1]]);
             let (Kind::Scalar { text, style }, false) = (&key.kind, key.has_no_text()) else {
-                return Err(self.refuse(key, Reason::ComplexKey, self.under(&mapping)));
+                return Err(self.refuse(key.span.start, Reason::ComplexKey, self.under(&mapping)));
             };
             if let Some(first) = seen.insert(text, key.span.start) {
                 let first_line = position(self.text, first).0;
                 let reason = Reason::Duplicate { name: text.clone(), first_line };
                 let hint = format!("keep one of the two, and {}", self.under(&mapping));
-                return Err(self.refuse(key, reason, hint));
+                return Err(self.refuse(key.span.start, reason, hint));
             }
             mapping.entries.push(Entry { name: text, style: *style, key, value });
         }
@@ -310,12 +282,12 @@ impl<'a> Document<'a> {
     fn merge_of(&self, mapping: &Mapping<'_>) -> Option<PatchError> {
         let merge = mapping.get("<<").filter(|entry| entry.style == ScalarStyle::Plain)?;
         let reason = Reason::Merge(self.key().parent_name(mapping.depth));
-        Some(self.refuse(merge.key, reason, self.under(mapping)))
+        Some(self.refuse(merge.key.span.start, reason, self.under(mapping)))
     }
 
     /// The key must be written the usual way: `name:` in one line, and in a block as the first thing on its line.
     fn check_key(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<(), PatchError> {
-        let refuse = |reason| Err(self.refuse(entry.key, reason, self.request.by_hand()));
+        let refuse = |reason| Err(self.refuse(entry.key.span.start, reason, self.request.by_hand()));
         if entry.key.anchored {
             return refuse(Reason::Anchor(format!("the key `{}`", entry.name)));
         }
@@ -379,7 +351,7 @@ impl<'a> Document<'a> {
         self.check_key(mapping, entry)?;
         let value = entry.value;
         let its_value = "its value".to_owned();
-        let refuse = |reason| self.refuse(value, reason, self.line_by_hand(mapping, entry));
+        let refuse = |reason| self.refuse(value.span.start, reason, self.line_by_hand(mapping, entry));
         if value.anchored {
             return Err(refuse(Reason::Anchor(its_value)));
         }
@@ -420,7 +392,7 @@ impl<'a> Document<'a> {
         };
         match self.colon(entry).map(|colon| colon + 1).filter(|at| ends(*at)) {
             Some(at) => Ok(Edit { shown: self.shown_from(entry), ..Edit::insert(at, " ".to_owned()) }),
-            None => Err(self.refuse(entry.key, Reason::Unclear, self.line_by_hand(mapping, entry))),
+            None => Err(self.refuse(entry.key.span.start, Reason::Unclear, self.line_by_hand(mapping, entry))),
         }
     }
 
@@ -446,7 +418,7 @@ impl<'a> Document<'a> {
         if let Some(edit) = last {
             return Ok(edit);
         }
-        let refuse = |node, reason| Err(self.refuse(node, reason, self.under(mapping)));
+        let refuse = |node: &Node, reason| Err(self.refuse(node.span.start, reason, self.under(mapping)));
         let Some(first) = mapping.entries.first() else { return refuse(mapping.node, Reason::Unclear) };
         let Some(indentation) = self.indentation(first.key) else {
             return refuse(first.key, self.why_not_indented(first.key));
@@ -476,7 +448,7 @@ impl<'a> Document<'a> {
 
     /// After the last member, in the manner of that member.
     fn add_in_braces(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
-        let unclear = |node| Err(self.refuse(node, Reason::Unclear, self.under(mapping)));
+        let unclear = |node: &Node| Err(self.refuse(node.span.start, Reason::Unclear, self.under(mapping)));
         let braces = self.text.get(mapping.node.span.clone()).unwrap_or_default();
         let Some(inside) = braces.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
             return unclear(mapping.node);
@@ -515,8 +487,8 @@ impl<'a> Document<'a> {
         &self.request.key
     }
 
-    fn refuse(&self, node: &Node, reason: Reason, hint: String) -> PatchError {
-        self.request.refuse(Some(position(self.text, node.span.start)), reason, hint)
+    fn refuse(&self, offset: usize, reason: Reason, hint: String) -> PatchError {
+        self.request.refuse(Some(position(self.text, offset)), reason, hint)
     }
 
     /// For a problem with a mapping: what to write in it, in its own manner.
