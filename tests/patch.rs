@@ -579,6 +579,7 @@ const TOML: &[Case] = &[
         Exact("llm = { m = 'x', max_concurrent_requests = 20 } # c\n"),
     ),
     Case("missing, inline and empty", "llm = {}\n", KEY, Exact("llm = { max_concurrent_requests = 20 }\n")),
+    Case("missing, inline and blank", "llm = {\n}\n", KEY, Exact("llm = { max_concurrent_requests = 20\n}\n")),
     Case("missing at the top", "a = 1\n\n[b]\nc = 1\n", "parallel", Exact("a = 1\nparallel = 20\n\n[b]\nc = 1\n")),
     Case(
         "missing at the top, only tables",

@@ -109,7 +109,8 @@ fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Res
             _ if table.is_dotted() => unclear(here.start),
             Some((key, value)) => Ok(Edit::insert(value.end, format!(", {}", written_like(&key, &value)))),
             None if text[inside.clone()].trim().is_empty() => {
-                Ok(Edit { range: inside, tail: " ", ..Edit::insert(here.start + 1, format!(" {name} = ")) })
+                let tail = if inside.is_empty() { " " } else { "" };
+                Ok(Edit { tail, ..Edit::insert(inside.start, format!(" {name} = ")) })
             }
             None => unclear(here.start),
         };
