@@ -22,7 +22,6 @@ const WORDS: &str = include_str!("words.json");
 const SCHEMA: &str = "llm-concurrency/snippets/v1";
 
 pub(super) struct Language {
-    /// As in the file.
     pub name: &'static str,
     /// As in a sentence.
     pub noun: &'static str,
@@ -33,14 +32,16 @@ pub(super) struct Language {
 }
 
 pub(super) const LANGUAGES: [Language; 4] = [
-    Language::new(["javascript", "JavaScript", "js"], 30, include_str!("templates/javascript.j2")),
-    Language::new(["typescript", "TypeScript", "ts"], 30, include_str!("templates/typescript.j2")),
-    Language::new(["python", "Python", "python"], 20, include_str!("templates/python.j2")),
-    Language::new(["react", "React", "tsx"], 20, include_str!("templates/react.j2")),
+    Language::new("javascript", "JavaScript", "js", 30, include_str!("templates/javascript.j2")),
+    Language::new("typescript", "TypeScript", "ts", 30, include_str!("templates/typescript.j2")),
+    Language::new("python", "Python", "python", 20, include_str!("templates/python.j2")),
+    Language::new("react", "React", "tsx", 20, include_str!("templates/react.j2")),
 ];
 
+type Text = &'static str;
+
 impl Language {
-    const fn new([name, noun, fence]: [&'static str; 3], percent: usize, templates: &'static str) -> Self {
+    const fn new(name: Text, noun: Text, fence: Text, percent: usize, templates: Text) -> Self {
         Self { name, noun, fence, percent, templates }
     }
 
@@ -68,28 +69,23 @@ const SIZES: [Size; 3] = [
     Size { name: "large", percent: 15, lines: 90..=180, target: 95..=165 },
 ];
 
-/// One piece of code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snippet {
-    /// Its name within the file, for example `snippet-0001`.
+    /// `snippet-0001` and so on.
     pub id: String,
-    /// `javascript`, `typescript`, `python` or `react`.
-    pub language: String,
-    /// `small`, `medium` or `large`.
-    pub size: String,
-    /// The code, with a final newline.
+    pub language: &'static str,
+    pub size: &'static str,
+    /// With a final newline.
     pub code: String,
 }
 
 impl Snippet {
     /// The text to send, as [`load`](super::load) makes it.
-    #[must_use]
     pub fn prompt(&self) -> String {
-        super::ask_about(&self.code, &self.language)
+        super::ask_about(&self.code, self.language)
     }
 }
 
-/// The content of a generated file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SnippetFile {
     schema: &'static str,
@@ -110,18 +106,17 @@ impl SnippetFile {
 ///
 /// The same seed gives the same bytes on every platform: xoshiro256++ is one of rand's *named portable generators*,
 /// and rand changes what its functions make of the stream in a breaking release only.
-#[must_use]
 pub fn generate(seed: u64, count: usize) -> SnippetFile {
     let mut generator = Generator::new(seed);
     let mut plan = plan(count);
     plan.shuffle(&mut *generator.dice());
-    let snippet = |(index, (language, size)): (usize, (&'static Language, &'static Size))| Snippet {
-        id: format!("snippet-{:04}", index + 1),
-        language: language.name.to_owned(),
-        size: size.name.to_owned(),
+    let snippet = |((language, size), index): ((&'static Language, &'static Size), usize)| Snippet {
+        id: format!("snippet-{index:04}"),
+        language: language.name,
+        size: size.name,
         code: generator.unseen(language, size),
     };
-    SnippetFile { schema: SCHEMA, seed, snippets: plan.into_iter().enumerate().map(snippet).collect() }
+    SnippetFile { schema: SCHEMA, seed, snippets: plan.into_iter().zip(1..).map(snippet).collect() }
 }
 
 /// The language and size of every snippet, not yet mixed.
@@ -204,8 +199,8 @@ impl Generator {
         order.sort_by_key(|&name| self.uses.get(&(name, size.name)).copied().unwrap_or(0));
         let mut file = SourceFile::default();
         for name in order {
-            let mut longer = file.clone();
             let template = self.environment.get_template(name).expect("listed above");
+            let mut longer = file.clone();
             longer.add(&template.render(&words).expect("the templates are tested"));
             if longer.text(language).lines().count() <= *size.lines.end() {
                 file = longer;
@@ -347,7 +342,7 @@ mod tests {
         assert_eq!(snippets.iter().map(|s| &s.code).collect::<HashSet<_>>().len(), 1000);
         assert_eq!(snippets.iter().map(|s| &s.id).collect::<HashSet<_>>().len(), 1000);
         for Snippet { id, language, size, code } in &snippets {
-            let size = SIZES.iter().find(|s| s.name == size).unwrap();
+            let size = SIZES.iter().find(|s| s.name == *size).unwrap();
             assert!(size.lines.contains(&code.lines().count()), "{id}\n{code}");
             assert!(!code.contains(['«', '»', '‹', '›', '\r']) && !code.contains("===="), "{code}");
             assert!(!code.contains("```") && code.ends_with('\n') && !code.ends_with("\n\n"), "{code}");
@@ -357,13 +352,13 @@ mod tests {
                 assert_eq!(of(&pair[..1]), of(&pair[1..]), "{pair} in\n{code}");
             }
             assert!(code.lines().all(|line| line == line.trim_end()), "blanks at the end of a line:\n{code}");
-            let looks_right = match language.as_str() {
+            let is_in_language = match *language {
                 "javascript" => !code.contains(": string") && !code.contains("interface "),
                 "typescript" => code.contains("export ") && code.contains(": "),
                 "python" => code.contains("def ") || code.contains("class "),
                 _ => code.contains("</") && code.contains("return"),
             };
-            assert!(looks_right, "no {language}:\n{code}");
+            assert!(is_in_language, "no {language}:\n{code}");
             let defined = code.lines().filter(|line| {
                 ["def ", "class ", "function ", "const "]
                     .iter()
