@@ -55,10 +55,10 @@ impl Format {
     /// By the file's name; YAML unless that says otherwise.
     pub(super) fn of(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        match name.rsplit('.').next() {
-            Some("json") => Format::Json,
-            Some("toml") => Format::Toml,
-            Some("env") => Format::Env,
+        match name.rsplit_once('.') {
+            Some((_, "json")) => Format::Json,
+            Some((_, "toml")) => Format::Toml,
+            Some((_, "env")) => Format::Env,
             // `.env.production`
             _ if name.starts_with(".env.") => Format::Env,
             _ => Format::Yaml,

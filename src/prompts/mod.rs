@@ -249,7 +249,8 @@ mod tests {
         // Two bytes a character: it is characters that count.
         let [medium, last_medium] = [800, 2999].map(|length| "é".repeat(length));
         let sizes = format!(r#"["{small}", "{medium}", "{last_medium}", "{large}"]"#);
-        let cases: &[(&str, &[(&str, &str, &str)])] = &[
+        type Fields<'a> = &'a [(&'a str, &'a str, &'a str)];
+        let cases: [(&str, Fields<'_>); 5] = [
             ("\u{feff}[\"one\", \"two\"]", &[("prompt-0001", "small", "one"), ("prompt-0002", "small", "two")]),
             (
                 r#"[{"prompt": "a"}, {"text": "b", "id": 7}, {"content": "c", "id": "x", "size": "huge"}, {"text": null, "content": "d"}]"#,
@@ -275,7 +276,7 @@ mod tests {
         for (text, expected) in cases {
             let prompts = load_text(text).unwrap();
             let read: Vec<_> = prompts.iter().map(|p| (p.id.as_str(), p.size.as_str(), p.text.as_str())).collect();
-            assert_eq!(read, *expected);
+            assert_eq!(read, expected);
         }
     }
 
