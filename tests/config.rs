@@ -19,6 +19,40 @@ fn settings_with(yaml: &str, env: &Env, flags: Overrides) -> Result<Settings, St
     Settings::resolve(path.to_owned(), config, env, flags).map_err(|error| error.to_string())
 }
 
+#[test]
+fn other_formats_say_the_same() {
+    let read = |name: &str, text: &str| Config::parse(text, Path::new(name)).map_err(|error| error.to_string());
+    let yaml =
+        read("c.yaml", "llm: {endpoint: simulator, max_concurrent_requests: 7}\nbenchmark: {levels: [1, 2]}").unwrap();
+    for (name, text) in [
+        ("c.toml", "[llm]\nendpoint = 'simulator'\nmax_concurrent_requests = 7\n[benchmark]\nlevels = [1, 2]\n"),
+        (
+            "c.json",
+            r#"{"llm": {"endpoint": "simulator", "max_concurrent_requests": 7}, "benchmark": {"levels": [1, 2]}}"#,
+        ),
+    ] {
+        let read = serde_yaml::to_value(read(name, text).unwrap()).unwrap();
+        assert_eq!(read, serde_yaml::to_value(&yaml).unwrap(), "{name}");
+    }
+    for (name, text, message) in [
+        ("c.toml", "[llm]\nendpont = 'simulator'\n", "c.toml:2: "),
+        ("c.toml", "[llm]\n\nendpoint =\n", "c.toml:3: "),
+        ("c.json", "{\"llm\": {\"endpoint\": 1,}}", "c.json:1:"),
+        ("c.toml", "[benchmark]\nlevel = [1]\n", "c.toml: "),
+    ] {
+        let error = read(name, text).unwrap_err();
+        assert!(error.starts_with(message), "{error}");
+    }
+    // A file of variables is read as the environment; another `.env` beside it is not.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), "LLM_MODEL=beside\n").unwrap();
+    let prod = folder.path().join("prod.env");
+    std::fs::write(&prod, "LLM_ENDPOINT=http://127.0.0.1:1/v1\nOTHER='# x'\n").unwrap();
+    let settings = Settings::load(Some(&prod), Overrides::default()).unwrap();
+    assert!(format!("{:?}", settings.endpoint).contains("127.0.0.1:1"));
+    assert_eq!(settings.config.llm.model, "default");
+}
+
 /// The name with one letter dropped, doubled, swapped with the next or changed, at every place.
 fn slips(name: &str) -> BTreeSet<String> {
     let letters: Vec<char> = name.chars().collect();

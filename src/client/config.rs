@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-use super::config_file::{parse, read_text};
+use super::config_file::{is_dotenv, parse, read_text};
 use super::endpoint::Endpoint;
 use super::redact;
 
@@ -160,9 +160,9 @@ impl Llm {
 pub struct Env(pub(crate) HashMap<String, String>);
 
 impl Env {
-    /// The process's environment over the `.env` beside the config file, if there is one.
+    /// The process's environment over the `.env` beside the config file, if there is one, or the config file that is one.
     pub fn load(config: &Path) -> Result<Self, ConfigError> {
-        let path = config.with_file_name(".env");
+        let path = if is_dotenv(config) { config.to_owned() } else { config.with_file_name(".env") };
         let mut vars = HashMap::new();
         if path.exists() {
             let broken = |error| bad(format!("cannot read {}", path.display()), dotenv_reason(error));

@@ -32,7 +32,21 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
         return Err(bad(path.display().to_string(), message));
     }
     let invalid = |error: serde_yaml::Error| invalid(&error, path);
-    let mut value: Value = serde_yaml::from_str(text).map_err(invalid)?;
+    let format = path.extension().map(|it| it.to_string_lossy().to_lowercase());
+    let is_yaml = !is_dotenv(path) && !matches!(format.as_deref(), Some("toml" | "json"));
+    let mut value: Value = match format.as_deref() {
+        // All settings in it are variables of the environment.
+        _ if is_dotenv(path) => return Ok(T::default()),
+        Some("toml") => toml_edit::de::from_str(text).map_err(|error| {
+            let at = error.span().map(|span| text[..span.start].lines().count().max(1));
+            let place = at.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
+            bad(place, error.message().trim())
+        })?,
+        Some("json") => serde_json::from_str(text).map_err(|error| {
+            bad(format!("{}:{}:{}", path.display(), error.line(), error.column()), error.to_string())
+        })?,
+        _ => serde_yaml::from_str(text).map_err(invalid)?,
+    };
     if value.is_null() {
         let needed = "it needs at least a section `llm` with `endpoint` and `model`";
         return Err(bad(format!("{} is empty", path.display()), needed));
@@ -41,12 +55,22 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     refuse_near_misses(text, path, &value, &ours)?;
     refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     // Read from the text wherever that will do: then an error has its line.
-    if !text.contains("<<") {
-        return serde_yaml::from_str(text).map_err(invalid);
+    let merges = is_yaml && text.contains("<<");
+    if merges {
+        value.apply_merge().map_err(invalid)?;
+        refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     }
-    value.apply_merge().map_err(invalid)?;
-    refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
-    serde_yaml::from_value(value).map_err(invalid)
+    if merges || !is_yaml {
+        serde_yaml::from_value(value).map_err(invalid)
+    } else {
+        serde_yaml::from_str(text).map_err(invalid)
+    }
+}
+
+/// Whether a config file is one of `NAME=value` lines: `.env`, `prod.env`, `.env.production`.
+pub(crate) fn is_dotenv(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.ends_with(".env") || name.starts_with(".env.")
 }
 
 /// Line and column go to the front, where editors look for them.
@@ -103,5 +127,5 @@ fn is_near(name: &str, ours: &str) -> bool {
 /// Whether `name` stands in this line as a key.
 fn names_key(line: &str, name: &str) -> bool {
     line.match_indices(name)
-        .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+        .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with([':', '=']))
 }
