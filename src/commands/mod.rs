@@ -148,7 +148,8 @@ pub fn decide(args: &RecommendArgs) -> Result<ExitCode> {
         }
     }
     if !args.dry_run {
-        let page = page_of(recommendation.clone(), settings.config.policy.clone(), source.about, &source.requests);
+        let mut page = page_of(recommendation.clone(), settings.config.policy.clone(), source.about, &source.requests);
+        page.present = Some(settings.config.llm.max_concurrent_requests);
         eprintln!("{}", write_report(&places.results.join(source.report), &[page]));
     }
     let (written, code) = conclude_with(&recommendation, compared.as_ref(), &settings, &args.write, args.dry_run)?;
@@ -464,7 +465,8 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     }
     let manifest = &swept.run.manifest;
     let requests = manifest.requests(swept.run.folder());
-    let page = page_of(recommendation.clone(), settings.config.policy.clone(), about_run(manifest), &requests);
+    let mut page = page_of(recommendation.clone(), settings.config.policy.clone(), about_run(manifest), &requests);
+    page.present = Some(settings.config.llm.max_concurrent_requests);
     eprintln!("{}", write_report(&places.results.join(report_name(&swept.run.results_file)), &[page]));
     Ok(recommendation)
 }
@@ -536,7 +538,7 @@ fn about_file(file: &ResultsFile) -> About {
 
 fn page_of(recommendation: Recommendation, policy: Policy, about: About, requests: &[RequestsFile]) -> html::Run {
     let (curves, missing) = curves(requests);
-    html::Run { label: String::new(), recommendation, policy, about, curves, missing }
+    html::Run { label: String::new(), recommendation, policy, about, present: None, curves, missing }
 }
 
 /// The single requests, thinned, and which of them cannot be read.
