@@ -223,7 +223,8 @@ fn ci_hovering_and_arrow_keys_show_the_values() {
         over.dispatchEvent(new PointerEvent("pointerleave", { pointerType: "touch" }));
         root.touched = values();
         const latency = document.querySelector("#chart-latency .plot");
-        for (let i = 0; i < 4; i++) latency.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+        // What was touched on the chart above is read here too, so back to the beginning.
+        for (const key of ["Home", "ArrowRight", "ArrowRight", "ArrowRight"]) latency.dispatchEvent(new KeyboardEvent("keydown", { key }));
         root.said = document.querySelector("#chart-latency [aria-live]").textContent;
         const levels = document.getElementById("chart-run0-distribution");
         const drawn = () => [...levels.querySelectorAll(".frame > svg g[data-series]")].filter((part) => part.getBoundingClientRect().width > 0).length;

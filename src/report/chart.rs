@@ -123,7 +123,7 @@ pub enum Style {
 }
 
 /// What is drawn in one colour under one name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
     /// In the key.
     pub name: String,
@@ -131,32 +131,16 @@ pub struct Series {
     pub label: String,
     /// One of the names in page.css (`--tone-…`).
     pub tone: &'static str,
-    /// Opacity, to tell many series of one tone from each other.
-    pub alpha: f64,
+    /// Share of its strength that is taken away, to tell many series of one tone from each other.
+    pub faint: f64,
     pub style: Style,
     pub points: Vec<[f64; 2]>,
     /// x, lower and upper end.
     pub band: Vec<[f64; 3]>,
     /// What is read out at each of the chart's stops; empty: nothing.
     pub values: Vec<Option<f64>>,
-    /// From the start; the reader may choose others.
-    pub shown: bool,
-}
-
-impl Default for Series {
-    fn default() -> Self {
-        Series {
-            name: String::new(),
-            label: String::new(),
-            tone: "accent",
-            alpha: 1.0,
-            style: Style::Points,
-            points: Vec::new(),
-            band: Vec::new(),
-            values: Vec::new(),
-            shown: true,
-        }
-    }
+    /// Until the reader chooses it.
+    pub hidden: bool,
 }
 
 impl Series {
@@ -272,12 +256,12 @@ impl Chart {
 
     /// Stretches to any width; lines and text keep their size.
     fn svg(&self) -> String {
+        let stretched =
+            |parts: String| format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\">{parts}</svg>");
         let parts = [
+            stretched(self.zones.iter().map(|zone| self.shade(zone)).collect()),
             self.axes(),
-            format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\">"),
-            self.zones.iter().map(|zone| self.shade(zone)).collect(),
-            self.series.iter().enumerate().map(|(at, series)| self.draw(at, series)).collect(),
-            "</svg>".to_owned(),
+            stretched(self.series.iter().enumerate().map(|(at, series)| self.draw(at, series)).collect()),
             self.crosses(),
             self.draw_marks(),
             self.zone_names(),
@@ -342,8 +326,8 @@ impl Chart {
             let upper = series.band.iter().rev().map(|&[x, _, high]| [x, high]);
             format!("<path class=\"band\" d=\"{}Z\"/>", self.path(lower.chain(upper)))
         };
-        let hidden = if series.shown { "" } else { " class=\"hidden\"" };
-        let (tone, alpha) = (series.tone, series.alpha);
+        let hidden = if series.hidden { " class=\"hidden\"" } else { "" };
+        let (tone, alpha) = (series.tone, 1.0 - series.faint);
         format!(
             "<g{hidden} data-series=\"{at}\" style=\"color:var(--tone-{tone});opacity:{alpha:.2}\">{band}{drawn}</g>"
         )
@@ -357,20 +341,24 @@ impl Chart {
     }
 
     fn draw_marks(&self) -> String {
-        // Each upright mark has a line of its own, below the names of zones.
-        let mut y = if self.zones.iter().all(|zone| zone.name.is_empty()) { 10.0 } else { 10.0 + TEXT + 2.0 };
+        // Each label has a line of its own above the axis, or a place of its own along the mark.
+        let (mut up, mut along) = (-6.0, 0.0);
         let mut svg = String::new();
         for Mark { upright, at, label, tone } in &self.marks {
             let share = if *upright { self.x.place(*at) } else { 1.0 - self.y.place(*at) };
             svg += &line(*upright, share, "mark", tone);
-            let ends_there = share * NARROW + width_of(label) > NARROW;
-            svg += &match (label.as_str(), upright) {
-                ("", _) => String::new(),
-                (_, false) => text("halo", [0.0, share], [6.0, -5.0], tone, label),
-                (_, true) if ends_there => text("halo end", [share, 0.0], [-6.0, y], tone, label),
-                (_, true) => text("halo", [share, 0.0], [6.0, y], tone, label),
-            };
-            y += if *upright && !label.is_empty() { TEXT + 2.0 } else { 0.0 };
+            if label.is_empty() {
+                continue;
+            }
+            if *upright {
+                let ends_there = share * NARROW + width_of(label) > NARROW;
+                let (class, dx) = if ends_there { ("halo end", -6.0) } else { ("halo", 6.0) };
+                svg += &text(class, [share, 1.0], [dx, up], tone, label);
+                up -= TEXT + 2.0;
+            } else {
+                svg += &text("halo", [along, share], [6.0, -5.0], tone, label);
+                along += 0.5;
+            }
         }
         svg
     }
@@ -393,13 +381,13 @@ impl Chart {
         let mut ends: Vec<_> = labelled.filter_map(|(at, s)| Some((self.place(*s.points.last()?), at, s))).collect();
         ends.sort_by(|a, b| a.0[1].total_cmp(&b.0[1]));
         // Of the lowest plot, which is that on paper.
-        let height = if self.wide { 160.0 } else { 120.0 };
+        let height = 110.0;
         let (mut free, mut svg) = (f64::NEG_INFINITY, String::new());
-        for (place, at, Series { label, tone, shown, .. }) in ends {
+        for (place, at, Series { label, tone, hidden, .. }) in ends {
             let own = place[1] * height;
-            let moved = if *shown { own.max(free) } else { own };
-            free = if *shown { moved + TEXT } else { free };
-            let hidden = if *shown { "" } else { " class=\"hidden\"" };
+            let moved = if *hidden { own } else { own.max(free) };
+            free = if *hidden { free } else { moved + TEXT };
+            let hidden = if *hidden { " class=\"hidden\"" } else { "" };
             let label = text("halo", place, [8.0, moved - own + 4.0], tone, label);
             svg += &format!("<g{hidden} data-series=\"{at}\">{label}</g>");
         }
@@ -408,7 +396,7 @@ impl Chart {
 
     /// Points that are drawn from the start, a figure that tests compare with what was drawn.
     pub fn points(&self) -> usize {
-        let drawn = self.series.iter().filter(|series| series.shown);
+        let drawn = self.series.iter().filter(|series| !series.hidden);
         drawn.map(|series| series.points.len() + if series.style == Style::Bars { series.band.len() } else { 0 }).sum()
     }
 }
@@ -422,14 +410,14 @@ impl Serialize for Chart {
             json!({
                 "name": series.name,
                 "tone": series.tone,
-                "alpha": (series.alpha * 100.0).round() / 100.0,
+                "alpha": format!("{:.2}", 1.0 - series.faint),
                 "line": match series.style {
                     Style::Dashed | Style::Curve => "dashed",
                     Style::Dots | Style::Crosses => "dotted",
                     _ => "solid",
                 },
                 "values": series.values.iter().map(written).collect::<Vec<_>>().join("|"),
-                "shown": series.shown,
+                "shown": !series.hidden,
             })
         });
         let place = |&x: &f64| format!("{:.0}", self.x.place(x) * 1000.0);
@@ -538,7 +526,7 @@ mod tests {
             stops: xs.to_vec(),
             series: vec![
                 Series::over(&xs, "shown", "accent", Style::Points, vec![Some(3.0), None]),
-                Series { shown: false, ..hidden },
+                Series { hidden: true, ..hidden },
                 dots,
             ],
             ..Chart::default()

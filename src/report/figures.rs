@@ -200,29 +200,19 @@ fn by_level(
 
 /// The present number and the one to set; named where there is room for it.
 fn marks(runs: &[Run], is_named: bool) -> Vec<Mark> {
-    let mark = |at: usize, label: String, tone| Mark {
-        upright: true,
-        at: at as f64,
-        label: if is_named { label } else { String::new() },
-        tone,
-    };
     let last = levels(runs).last().copied().unwrap_or_default();
-    match runs {
-        [run] => {
-            let pick = run.recommendation.recommended_concurrency;
-            let now = run.present.filter(|&now| Some(now) != pick && now as f64 <= last);
-            let kept = if run.present == pick { "now and set" } else { "set" };
-            let now = now.map(|now| mark(now, format!("now: {now}"), "ink"));
-            now.into_iter().chain(pick.map(|pick| mark(pick, format!("{kept}: {pick}"), "accent"))).collect()
-        }
-        _ => {
-            let picked = |(at, run): (usize, &Run)| {
-                let pick = run.recommendation.recommended_concurrency?;
-                Some(mark(pick, named(run, runs, &format!("set {pick}")), tone(runs, at)))
-            };
-            runs.iter().enumerate().filter_map(picked).collect()
-        }
-    }
+    let mark = |run: &Run, at: usize, what: &str, tone| {
+        let label = if is_named { named(run, runs, &format!("{what}: {at}")) } else { String::new() };
+        Mark { upright: true, at: at as f64, label, tone }
+    };
+    let of_run = |(at, run): (usize, &Run)| {
+        let pick = run.recommendation.recommended_concurrency;
+        let set = if run.present == pick { "now and set" } else { "set" };
+        let now = run.present.filter(|&now| Some(now) != pick && now as f64 <= last);
+        let now = now.map(|now| mark(run, now, "now", "ink"));
+        now.into_iter().chain(pick.map(|pick| mark(run, pick, set, tone(runs, at)))).collect::<Vec<_>>()
+    };
+    runs.iter().enumerate().flat_map(of_run).collect()
 }
 
 /// What more requests in parallel bring, below the chosen level, above it, and where a limit is passed.
@@ -266,6 +256,9 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     }
     throughput.series.extend(models);
     throughput.zones = zones(runs, &throughput.x);
+    if throughput.zones.len() > 1 {
+        caption += " Shaded: where only waiting grows, and where a level fails a limit.";
+    }
     let mut charts = vec![throughput];
     match by_level(
         runs,
@@ -455,13 +448,13 @@ fn distribution(run: &Run, figure: Figure, chart: Chart) -> Figure {
         let name = format!("level {level}");
         Series {
             label: level.to_string(),
-            alpha: if chosen { 1.0 } else { 0.4 + 0.6 * at as f64 / (count - 1.0) },
-            shown: shown.contains(level),
+            faint: if chosen { 0.0 } else { 0.6 - 0.6 * at as f64 / (count - 1.0) },
+            hidden: !shown.contains(level),
             ..Series::over(&stops, &name, if chosen { "accent" } else { "ink" }, Style::Line, values)
         }
     };
     let series: Vec<Series> = curves.distributions.iter().enumerate().map(line).collect();
-    let drawn = series.iter().filter(|series| series.shown).flat_map(|series| &series.points);
+    let drawn = series.iter().filter(|series| !series.hidden).flat_map(|series| &series.points);
     let values: Vec<f64> = drawn.map(|point| point[1]).filter(|&latency| latency > 0.0).collect();
     let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
     let mut y = Axis::from_zero("latency", Unit::Seconds, values);

@@ -177,12 +177,8 @@ fn quoted(word: &str) -> String {
 
 // ---- the answer ----
 
-#[derive(Serialize)]
-struct Tile {
-    name: &'static str,
-    value: String,
-    detail: String,
-}
+/// Name, value and detail.
+type Tile = (&'static str, String, String);
 
 fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
     let Some(level) = text::chosen(recommendation) else { return Vec::new() };
@@ -211,10 +207,10 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
             gain.map(|gain| format!("instead of {}", thousand(gain.slow))),
         ),
     ];
-    let tile = |(name, value, detail): (_, Option<_>, Option<_>)| {
-        Some(Tile { name, value: value?, detail: detail.unwrap_or_default() })
-    };
-    all.into_iter().filter_map(tile).collect()
+    let known = all.into_iter().filter_map(|(name, value, detail): (_, Option<_>, Option<_>)| {
+        Some((name, value?, detail.unwrap_or_default()))
+    });
+    known.collect()
 }
 
 // ---- tables ----
@@ -223,7 +219,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
 struct Row {
     /// From the level to the number of requests.
     cells: Vec<String>,
-    verdict: &'static str,
+    verdict: Verdict,
     why: String,
     chosen: bool,
 }
@@ -232,11 +228,7 @@ fn rows(recommendation: &Recommendation) -> Vec<Row> {
     let best = text::best_passing(recommendation);
     let row = |level: &JudgedLevel| Row {
         cells: text::row(&level.summary, best),
-        verdict: match level.verdict {
-            Verdict::Pass => "pass",
-            Verdict::Fail => "fail",
-            Verdict::NotUsed => "not used",
-        },
+        verdict: level.verdict,
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
