@@ -555,9 +555,9 @@ fn a_quick_run_in_an_empty_folder() {
     }
     assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
     let page = fs::read_to_string(&results[1]).unwrap();
-    assert!(page.contains("id=\"figure-run0-in-flight\"") && page.contains("id=\"figure-run0-distribution\""));
+    assert!(page.contains("id=\"chart-run0-timeline-in-flight\"") && page.contains("id=\"chart-run0-distribution\""));
     // Nobody asked the server.
-    assert!(!page.contains("figure-queueing") && file["levels"][0].get("server").is_none());
+    assert!(!page.contains("chart-queueing") && file["levels"][0].get("server").is_none());
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);
@@ -679,7 +679,7 @@ fn the_servers_own_queue_stands_beside_the_curve() {
     assert!(number(last, "running") <= 2.0 && number(last, "waiting") > 5.0, "{last}");
     let mut files = fs::read_dir(folder.path("results")).unwrap().map(|entry| entry.unwrap().path());
     let page = files.find(|path| path.extension().is_some_and(|ending| ending == "html")).unwrap();
-    assert!(fs::read_to_string(page).unwrap().contains("id=\"figure-queueing\""));
+    assert!(fs::read_to_string(page).unwrap().contains("id=\"chart-queueing\""));
 }
 
 /// The same address for both: nobody must have called there.

@@ -109,7 +109,7 @@ pub(super) fn conclude(
         eprintln!("note: {error}");
     }
     let requests = manifest.requests(swept.run.folder());
-    let run = page::of(recommendation.clone(), settings.config.policy.clone(), page::about_run(manifest), &requests);
+    let run = page::of(recommendation.clone(), settings, page::about_run(manifest), &requests);
     eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), &[run]));
     Ok(recommendation)
 }

@@ -6,7 +6,7 @@ use crate::decide::{Policy, Recommendation};
 use crate::record::{Manifest, RequestsFile, ResultsFile, read_sidecar, write_atomic};
 use crate::report::html::{self, About};
 use crate::report::requests::{Curves, Measurement};
-use crate::settings::SIMULATED_MODEL;
+use crate::settings::{SIMULATED_MODEL, Settings};
 
 pub(super) fn about_run(manifest: &Manifest) -> About {
     about_file(&ResultsFile::of(manifest))
@@ -24,9 +24,26 @@ pub(super) fn about_file(file: &ResultsFile) -> About {
     }
 }
 
-pub(super) fn of(recommendation: Recommendation, policy: Policy, about: About, requests: &[RequestsFile]) -> html::Run {
+/// `settings` are those of now, with the policy and the number that the config holds.
+pub(super) fn of(
+    recommendation: Recommendation,
+    settings: &Settings,
+    about: About,
+    requests: &[RequestsFile],
+) -> html::Run {
+    let policy = settings.config.policy.clone();
+    let present = Some(settings.config.llm.max_concurrent_requests);
+    html::Run { present, ..without_config(recommendation, policy, about, requests) }
+}
+
+pub(super) fn without_config(
+    recommendation: Recommendation,
+    policy: Policy,
+    about: About,
+    requests: &[RequestsFile],
+) -> html::Run {
     let (curves, missing) = curves(requests);
-    html::Run { label: String::new(), recommendation, policy, about, curves, missing }
+    html::Run { label: String::new(), recommendation, policy, about, present: None, curves, missing }
 }
 
 /// The single requests, thinned, and which of them cannot be read.

@@ -57,8 +57,7 @@ impl Recommend {
             }
         }
         if !self.dry_run {
-            let policy = settings.config.policy.clone();
-            let run = page::of(recommendation.clone(), policy, source.about, &source.requests);
+            let run = page::of(recommendation.clone(), &settings, source.about, &source.requests);
             eprintln!("{}", page::write(&places.results.join(source.report), &[run]));
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;

@@ -76,7 +76,7 @@ fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
         recommend(&file.levels, &policy)
     });
     let recommendation = Recommendation { simulated: file.simulated(), ..recommendation };
-    let mut run = page::of(recommendation, policy, page::about_file(file), &file.requests(places));
+    let mut run = page::without_config(recommendation, policy, page::about_file(file), &file.requests(places));
     run.missing.extend(missing);
     run
 }

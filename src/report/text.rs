@@ -130,7 +130,7 @@ fn half_width(estimate: Estimate) -> Option<f64> {
 }
 
 fn dash() -> String {
-    "-".to_owned()
+    words::UNKNOWN.to_owned()
 }
 
 fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
