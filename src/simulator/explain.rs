@@ -101,14 +101,12 @@ fn optimum(levels: &[ExplainedLevel]) -> Option<usize> {
     qualifying(levels).filter(|level| level.throughput_rps >= enough).map(|level| level.level).min()
 }
 
-/// What a prompt asks of the engine.
 #[derive(Clone, Copy)]
 struct Task {
     prompt_tokens: u32,
     output_tokens: u32,
 }
 
-/// A request of the ideal client.
 struct Sent {
     at: Duration,
     end: End,

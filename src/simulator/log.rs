@@ -138,7 +138,6 @@ pub(super) struct OpenRequest {
 }
 
 impl OpenRequest {
-    /// Notes a token.
     pub(super) fn token(&mut self) {
         self.record.output_tokens += 1;
         if self.record.first_token_s.is_none() {
