@@ -1,24 +1,21 @@
-//! The closed loop against the engine, both in virtual time: what is measured is what is explained.
+//! The closed loop against the simulator's engine, both in virtual time: what is measured is what is explained.
 //!
 //! Without a network and a real clock there is no noise, so the bounds can be tight.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
+use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::figures::{self, LevelFacts, LevelSummary, Pool};
+use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord};
+use llm_concurrency::measure::search::Search;
+use llm_concurrency::simulator::engine::{Engine, Token};
+use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
-
-use super::engine::{Engine, Token};
-use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
-use super::limits::PrefixCache;
-use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
-use crate::client::outcome::{Failure, Reply, RequestOutcome};
-use crate::decide::{Policy, recommend};
-use crate::figures::{self, LevelFacts, LevelSummary, Pool};
-use crate::load::closed_loop::{self, LoopPlan, LoopRecord};
-use crate::measure::search::Search;
 
 const SAMPLES: usize = 10;
 const MAX_TOKENS: u32 = 64;
@@ -80,10 +77,9 @@ fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: us
 }
 
 fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
-    let lengths = OutputLengths::new(config.seed, config.output_tokens.clone());
     run_work(config, plan, |seq| {
         let prompt = &prompts[seq as usize % prompts.len()];
-        (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens)
+        (prompt_tokens(prompt), config.answer_length(prompt, Some(MAX_TOKENS)).tokens)
     })
 }
 
@@ -144,24 +140,18 @@ fn error_of(config: &SimulatorConfig, level: usize, total: usize) -> f64 {
         - 1.0
 }
 
+/// Answers of equal length need no more than the default 100 requests; those of log-normal length need ten times as many.
 #[test]
-fn answers_of_equal_length_are_measured_within_two_thousandths_with_the_default_100_requests() {
-    for slots in [4, 8, 20] {
-        let config = config(slots, OutputTokens::Fixed { tokens: 12 });
-        for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
-            let error = error_of(&config, level, 100);
-            assert!(error.abs() < 0.002, "{slots} slots, level {level}: {error:+.5}");
-        }
-    }
-}
-
-#[test]
-fn answers_of_log_normal_length_are_measured_within_a_percent() {
-    for slots in [4, 8, 20] {
-        let config = config(slots, OutputTokens::LogNormal { median: 12.0, sigma: 0.5 });
-        for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
-            let error = error_of(&config, level, 1_000.max(100 * level));
-            assert!(error.abs() < 0.01, "{slots} slots, level {level}: {error:+.5}");
+fn what_is_measured_is_what_is_explained() {
+    let fixed = OutputTokens::Fixed { tokens: 12 };
+    let log_normal = OutputTokens::LogNormal { median: 12.0, sigma: 0.5 };
+    for (lengths, least, per_level, bound) in [(fixed, 100, 0, 0.002), (log_normal, 1_000, 100, 0.01)] {
+        for slots in [4, 8, 20] {
+            let config = config(slots, lengths.clone());
+            for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
+                let error = error_of(&config, level, least.max(per_level * level));
+                assert!(error.abs() < bound, "{lengths:?}, {slots} slots, level {level}: {error:+.5}");
+            }
         }
     }
 }
@@ -186,7 +176,7 @@ struct Prompts {
 
 /// What one level came to.
 #[derive(Debug, PartialEq)]
-struct Seen {
+struct Cached {
     sent: u64,
     cached_tokens: u32,
     rps: f64,
@@ -194,19 +184,19 @@ struct Seen {
 
 impl Prompts {
     /// Levels 4 and 8, one after the other: the same prompts at both.
-    fn measure(mut self) -> [Seen; 2] {
+    fn measure(mut self) -> [Cached; 2] {
         let config = SimulatorConfig { prefill_ms_per_token: 1.0, ..config(8, OutputTokens::Fixed { tokens: 12 }) };
         [4, 8].map(|level| {
             let mut cached_tokens = 0;
             let (record, facts, outcomes) = run_work(&config, &full_plan(level, 100), |seq| {
                 let prefix = if self.unique { format!("{level:08x}{seq:08x} ") } else { String::new() };
                 let prompt = prefix + &format!("{seq:04}").repeat(150);
-                let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt) / CHARS_PER_TOKEN) as u32;
+                let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt));
                 cached_tokens += cached;
                 (prompt_tokens(&prompt) - cached, 12)
             });
             let rps = figures::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
-            Seen { sent: record.sent, cached_tokens, rps }
+            Cached { sent: record.sent, cached_tokens, rps }
         })
     }
 }
@@ -255,18 +245,18 @@ fn some_server(seed: u64) -> SimulatorConfig {
 struct Truth<'a> {
     config: &'a SimulatorConfig,
     prompts: Vec<String>,
-    known: BTreeMap<usize, ExplainedLevel>,
+    levels: BTreeMap<usize, ExplainedLevel>,
 }
 
 impl<'a> Truth<'a> {
     fn new(config: &'a SimulatorConfig) -> Self {
-        Truth { config, prompts: prompts(), known: BTreeMap::new() }
+        Truth { config, prompts: prompts(), levels: BTreeMap::new() }
     }
 
     fn at(&mut self, level: usize) -> ExplainedLevel {
-        let Truth { config, prompts, known } = self;
+        let Truth { config, prompts, levels } = self;
         let explain = || explain(config, &[level], prompts, MAX_TOKENS, 3_000).unwrap().levels.remove(0);
-        known.entry(level).or_insert_with(explain).clone()
+        levels.entry(level).or_insert_with(explain).clone()
     }
 
     fn passes(&mut self, level: usize) -> bool {
