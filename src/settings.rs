@@ -412,11 +412,9 @@ impl Config {
                 return Err(bad(key, "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        for (key, value) in
-            [("policy.max_p95_seconds", policy.max_p95_seconds), ("policy.max_p99_seconds", policy.max_p99_seconds)]
-        {
-            if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
-                return Err(bad(key, "must be a positive number of seconds"));
+        for (gate, limit) in policy.limits() {
+            if limit.is_some_and(|seconds| !(seconds.is_finite() && seconds > 0.0)) {
+                return Err(bad(gate.key().unwrap_or_default(), "must be a positive number of seconds"));
             }
         }
         self.simulator.validate().map_err(|error| bad("simulator", error.to_string()))

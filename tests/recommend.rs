@@ -4,12 +4,14 @@
 
 use llm_concurrency::client::outcome::{Counted, Period, Quota, RateLimit};
 use llm_concurrency::decide::{DriftCheck, Gate, Note, Objective, Policy, Recommendation, Status, Verdict, recommend};
+use llm_concurrency::figures::reasons::EarlyEnd;
 use llm_concurrency::figures::{
     ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Outage, Sample, SizeSummary,
 };
 use llm_concurrency::report::text;
 use llm_concurrency::report::words;
 use proptest::prelude::*;
+use serde_json::json;
 
 /// A level measured in full, free of errors, known to ±1 %.
 fn level(concurrency: usize, rps: f64) -> LevelSummary {
@@ -244,7 +246,7 @@ fn a_level_that_never_reached_its_concurrency_is_named() {
     // Where the permits were held back, that is why.
     all[2].mean_held = Some(7.94);
     let notes = recommend(&all, &Policy::default()).notes;
-    let held = "level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
+    let held = "Level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
     assert!(notes.iter().any(|note| words::note(note) == held), "{notes:?}");
 }
 
@@ -392,7 +394,7 @@ fn a_best_level_that_was_limited_by_the_client_is_no_silent_answer() {
     let recommendation = recommend(&all, &Policy::default());
     assert!(
         !recommendation.provisional
-            && recommendation.notes.iter().any(|note| words::note(note).starts_with("level 10: "))
+            && recommendation.notes.iter().any(|note| matches!(note, Note::ClientBound { level: 10, .. }))
     );
 }
 
@@ -534,7 +536,7 @@ fn the_recommended_level_is_shown_by_the_size_of_the_prompts() {
     P50      P95  tokens out   n  prompts
  550 ms   1.00 s        50.0  60  small
  1.10 s   2.00 s        50.0  30  medium
-22.00 s  40.00 s           -  10  large
+22.00 s  40.00 s           –  10  large
 "
     );
 }
@@ -560,7 +562,7 @@ fn an_empty_list() {
 fn a_hopeless_level_fails_however_small() {
     let hopeless = LevelSummary {
         state: Some(LevelState::Hopeless),
-        reason: Some("every request of the warm-up failed".to_owned()),
+        reason: Some(EarlyEnd::WarmUpFailed),
         ..failing(of_size(10, level(20, 0.5)), "Timeout", 10)
     };
     let all = [level(1, 10.0), level(10, 80.0), hopeless.clone()];
@@ -620,6 +622,36 @@ fn a_verdict_from_a_file_does_not_hide_the_new_one() {
     all[0].unknown = [("verdict".to_owned(), "fail".into()), ("mine".to_owned(), 1.into())].into();
     let json = serde_json::to_value(recommend(&all, &Policy::default())).unwrap();
     assert_eq!((&json["levels"][0]["verdict"], &json["levels"][0]["mine"]), (&"pass".into(), &1.into()));
+}
+
+/// What another version recorded and this one does not know is shown in the words beside it.
+#[test]
+fn a_recommendation_of_another_version_is_read() {
+    let all = [level(1, 10.0), level(5, 45.0), slow(9.0, level(10, 80.0))];
+    let decided = recommend(&all, &Policy::default());
+    assert_eq!(Recommendation::recorded(words::with_words(&decided)).as_ref(), Some(&decided));
+    let mut file = words::with_words(&decided);
+    let late =
+        json!([{"kind": "p95", "p95": 9.0, "limit": {"seconds": 5.0, "interval": [5.0, 5.0], "from": [1, 1.0]}}]);
+    file["levels"][2]["causes"] = late.clone();
+    file["levels"][2]["why"] = json!("P95 9.00 s is above 5 x the 1.00 s of level 1");
+    file["cause"] = json!({"kind": "last_passing", "level": 5, "failed": 10, "causes": late});
+    file["reason"] = json!("5 is the last level that passes; but at level 5 this client was the limit");
+    file["client_bound_at"] = json!(5);
+    file["findings"] = json!([{"kind": "quick"}, {"kind": "of_run", "text": "levels come from 2 runs"}]);
+    file["notes"] = json!(["a quick run", "levels come from 2 runs"]);
+    let read = Recommendation::recorded(file.clone()).unwrap();
+    assert_eq!(words::causes(&read.levels[2].causes), "P95 9.00 s is above 5 x the 1.00 s of level 1");
+    assert_eq!(words::reason(&read), "5 is the last level that passes; but at level 5 this client was the limit");
+    assert_eq!(read.notes, [Note::Quick, Note::Other { text: "levels come from 2 runs".to_owned() }]);
+    // Nor does it need the words, where it knows the data; without either there is nothing to show.
+    file["notes"] = json!(null);
+    assert_eq!(Recommendation::recorded(file), None);
+    assert_eq!(Recommendation::recorded(json!("nothing of the kind")), None);
+    let cut: LevelSummary = serde_json::from_value(json!({"concurrency": 5, "reason": "interrupted"})).unwrap();
+    assert_eq!(cut.reason, Some(EarlyEnd::Other("interrupted".to_owned())));
+    let stalled = LevelSummary { reason: Some(EarlyEnd::NoSuccess { seconds: 30.0 }), ..cut };
+    assert_eq!(serde_json::from_value::<LevelSummary>(json!(stalled)).unwrap(), stalled);
 }
 
 // ---- properties ----

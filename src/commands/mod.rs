@@ -177,8 +177,7 @@ impl Against {
     fn read(args: &BaselineArgs, places: &Places, settings: &Settings) -> Result<Option<Self>> {
         let Some(file) = &args.baseline else { return Ok(None) };
         let (measured, _) = from_results_file(file, places)?;
-        let simulated = words::simulated(measured.simulated);
-        let title = format!("{} ({simulated}{})", file.display(), measured.notes.join("; "));
+        let title = words::baseline(&file.display().to_string(), measured.simulated, &measured.notes);
         let threshold = args.fail_on_regression.map(|percent| percent / 100.0);
         Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
     }
@@ -287,10 +286,10 @@ pub fn check(args: &TargetArgs) -> Result<ExitCode> {
     ))?;
     for probe in &probes {
         if probe.is_refused() {
-            bail!("{}", text::refused_prompt(probe, &settings));
+            bail!("{}", words::refused_prompt(probe, &settings));
         }
         if let Some(failed) = &probe.reply.failure {
-            bail!("{}", text::endpoint_problem(failed.kind, &failed.message, &settings));
+            bail!("{}", words::endpoint_problem(failed, probe.reply.status, &settings));
         }
         say(describe_probe(probe))?;
     }
@@ -428,7 +427,7 @@ fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
         recommendation.notes.push(Note::UnlistedModel);
     }
     recommendation.provisional |= measured.quick || measured.incomplete;
-    recommendation.notes.extend(measured.notes.into_iter().map(Note::of_run));
+    recommendation.notes.extend(measured.notes);
     recommendation
 }
 
@@ -496,10 +495,20 @@ fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)>
     let file = ResultsFile::read(path)?;
     let source = Source { about: about_file(&file), requests: file.requests(places), report: report_name(path) };
     let (quick, simulated, unlisted_model) = (file.quick(), file.simulated(), file.unlisted_model());
-    let from = [file.endpoint.as_deref(), source.about.model.as_deref(), file.started_at.as_deref()];
-    let from: Vec<&str> = from.into_iter().flatten().collect();
-    let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
-    Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
+    let (endpoint, model, started_at) = (file.endpoint, source.about.model.clone(), file.started_at);
+    let is_known = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
+    let note = is_known.then_some(Note::Source { endpoint, model, started_at });
+    Ok((
+        Measured {
+            levels: file.levels,
+            notes: note.into_iter().collect(),
+            quick,
+            simulated,
+            unlisted_model,
+            ..Measured::default()
+        },
+        source,
+    ))
 }
 
 fn where_written(swept: &Swept, places: &Places) -> String {

@@ -7,7 +7,6 @@ use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{JudgedLevel, Objective, Verdict, p95_limit_s};
-use crate::figures::usl::Usl;
 use crate::figures::{Distribution, LevelSummary};
 use crate::report::words::{self, percent, seconds};
 
@@ -206,7 +205,7 @@ fn add_throughput(chart: &mut Chart, runs: &[Run], at: usize, run: &Run, xs: &[f
         ..Series::default()
     });
     if let Some(info) = run.recommendation.usl {
-        let usl = Usl { sigma: info.sigma, kappa: info.kappa, lambda: info.lambda, r_squared: info.r_squared };
+        let usl = info.curve;
         let name = named(run, runs, "scalability curve (USL)");
         let told = xs.iter().map(|&x| Some(usl.throughput(x))).collect();
         chart.series.push(Series {

@@ -11,10 +11,10 @@ use super::chart::Chart;
 use super::figures::{self, Section};
 use super::requests::{Curves, Reason};
 use super::text;
-use crate::decide::compare::{Moved, compare};
-use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict};
+use crate::decide::compare::compare;
+use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
-use crate::report::words::{self, list, percent, seconds};
+use crate::report::words::{self, UNKNOWN, list, percent, seconds, signed};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -192,8 +192,8 @@ impl Answer {
                 "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
             );
         }
-        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().map(words::note));
-        notes.extend(told.chain(text::advice(recommendation)).map(sentence_case));
+        notes.extend(words::information(recommendation));
+        notes.extend(recommendation.notes.iter().map(words::note).chain(words::advice(recommendation)));
         let curves = run.curves.as_ref();
         Answer {
             label: title(run),
@@ -205,7 +205,7 @@ impl Answer {
                 Status::Ok if !recommendation.provisional => "good",
                 _ => "careful",
             },
-            reason: sentence_case(words::reason(recommendation)),
+            reason: words::reason(recommendation),
             tiles: tiles(recommendation),
             notes,
             rows: rows(recommendation),
@@ -234,18 +234,6 @@ fn readable(time: &str) -> String {
     match time.strip_suffix('Z') {
         Some(time) => format!("{} UTC", time.replacen('T', " ", 1)),
         None => time.to_owned(),
-    }
-}
-
-/// With a capital letter, as it stands on the page by itself.
-fn sentence_case(text: String) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        // Not a name such as `policy.max_p95_seconds`.
-        Some(first) if !text.split(' ').next().is_some_and(|word| word.contains(['.', '_'])) => {
-            first.to_uppercase().chain(chars).collect()
-        }
-        _ => text,
     }
 }
 
@@ -285,20 +273,23 @@ fn meaning(status: Status) -> &'static str {
 }
 
 fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
-    let Some(level) = text::chosen(recommendation) else { return Vec::new() };
+    let Some(level) = recommendation.chosen() else { return Vec::new() };
     let summary = &level.summary;
     let latency = summary.latency_s.unwrap_or_default();
     let tile = |name, value: Option<String>, detail: Option<String>| {
         value.map(|value| Tile { name, value, detail: detail.unwrap_or_default() })
     };
     let throughput = summary.throughput_rps;
-    let gain = text::gain(recommendation, level);
+    let gain = words::gain(recommendation, level);
     let all = [
         tile("Throughput", throughput.map(|t| format!("{:.2}/s", t.estimate)), throughput.and_then(interval_of)),
         tile(
             "Speed-up",
             gain.as_ref().map(|gain| format!("{:.1} ×", gain.factor())),
-            gain.as_ref().map(|gain| format!("against {}", gain.from.replace("sequential (1)", "one by one"))),
+            gain.as_ref().map(|gain| match gain.from {
+                1 => "against one by one".to_owned(),
+                level => format!("against level {level}"),
+            }),
         ),
         tile("Mean latency", latency.mean.map(seconds), latency.p50.map(|p50| format!("median {}", seconds(p50)))),
         tile("P95 latency", latency.p95.map(seconds), latency.p99.map(|p99| format!("P99 {}", seconds(p99)))),
@@ -332,27 +323,16 @@ struct Row {
     chosen: bool,
 }
 
-const UNKNOWN: &str = "–";
-
 fn rows(recommendation: &Recommendation) -> Vec<Row> {
     let best = text::best_passing(recommendation);
     let row = |level: &JudgedLevel| Row {
         level: level.summary.concurrency,
-        cells: text::row(&level.summary, best).into_iter().skip(1).map(as_shown).collect(),
-        verdict: match level.verdict {
-            Verdict::Pass => "pass",
-            Verdict::Fail => "fail",
-            Verdict::NotUsed => "not used",
-        },
+        cells: text::row(&level.summary, best).into_iter().skip(1).collect(),
+        verdict: words::verdict(level.verdict),
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
     recommendation.levels.iter().map(row).collect()
-}
-
-/// A cell of a printed table as it stands here.
-fn as_shown(cell: String) -> String {
-    if cell == "-" { unknown() } else { cell }
 }
 
 /// The prompts of one size at the recommended level.
@@ -364,13 +344,8 @@ struct SizeRow {
 
 /// Empty where all prompts have the same size, or nothing is recommended.
 fn sizes(recommendation: &Recommendation) -> Vec<SizeRow> {
-    let parts = text::chosen(recommendation).map(|level| &level.summary.by_size).into_iter().flatten();
-    parts
-        .map(|part| SizeRow {
-            size: part.size.clone(),
-            cells: text::size_row(part).into_iter().map(as_shown).collect(),
-        })
-        .collect()
+    let parts = recommendation.chosen().map(|level| &level.summary.by_size).into_iter().flatten();
+    parts.map(|part| SizeRow { size: part.size.clone(), cells: text::size_row(part) }).collect()
 }
 
 /// A failure's reason in the table.
@@ -422,28 +397,15 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
         cells.push(interval.map_or_else(unknown, |[low, high]| format!("{} to {}", signed(low), signed(high))));
         cells.extend(compared(p95(&a), p95(&b), seconds));
         cells.extend([a.error_rate, b.error_rate].map(|rate| rate.map_or_else(unknown, percent)));
-        ChangeRow { level, cells, shows: change.map_or(UNKNOWN, |change| shows(change.moved)) }
+        ChangeRow { level, cells, shows: change.map_or(UNKNOWN, |change| words::moved(change.moved)) }
     };
     all.into_iter().map(row).collect()
-}
-
-fn shows(moved: Moved) -> &'static str {
-    match moved {
-        Moved::Faster => "faster",
-        Moved::Slower => "slower",
-        Moved::NotShown => "no change shown",
-    }
 }
 
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
     let change = before.zip(after).filter(|(before, _)| *before > 0.0).map(|(a, b)| b / a - 1.0);
     let cells = [before, after].map(|value| value.map_or_else(unknown, &write));
     cells.into_iter().chain([change.map_or_else(unknown, signed)]).collect()
-}
-
-/// A change in per cent. Adding 0 turns -0 into 0.
-fn signed(change: f64) -> String {
-    format!("{:+.1} %", (change * 1000.0).round() / 10.0 + 0.0)
 }
 
 fn unknown() -> String {
@@ -469,14 +431,6 @@ fn about(about: &About, policy: &Policy) -> Vec<(&'static str, String)> {
         let cpus = text(&machine["cpus"]).map(|cpus| format!(", {cpus} processors")).unwrap_or_default();
         format!("{os}{arch}{cpus}")
     });
-    let limit = |limit: Option<f64>, none: &str| limit.map_or_else(|| none.to_owned(), seconds);
-    let gates = format!(
-        "error rate below {}, P95 at most {}, P99 {}; within {} of the best throughput",
-        percent(policy.max_error_rate),
-        limit(policy.max_p95_seconds, "5 x that of the lowest level"),
-        limit(policy.max_p99_seconds, "not limited"),
-        percent(policy.tolerance),
-    );
     let all = [
         ("Endpoint", about.endpoint.clone()),
         ("Model", about.model.clone()),
@@ -489,7 +443,7 @@ fn about(about: &About, policy: &Policy) -> Vec<(&'static str, String)> {
         ("Timeout", settings["request_timeout_s"].as_f64().map(seconds)),
         ("Request", request),
         ("Seed", text(&settings["seed"])),
-        ("Gates", Some(gates)),
+        ("Gates", Some(words::gates(policy))),
         ("Measured from", os),
         ("Version", text(&machine["version"]).map(|version| format!("llm-concurrency {version}"))),
     ];
@@ -661,7 +615,8 @@ mod tests {
     #[test]
     fn text_from_elsewhere_stays_text() {
         let evil = "</script><script>alert(1)</script><!--\u{2028}";
-        let mut hostile = run(&[level(1, 5.0), LevelSummary { notes: vec![evil.to_owned()], ..level(2, 9.0) }]);
+        let mut hostile = run(&[level(1, 5.0), level(2, 9.0)]);
+        hostile.recommendation.notes.push(crate::decide::Note::Other { text: evil.to_owned() });
         hostile.about.model = Some(evil.to_owned());
         hostile.about.settings = json!({"levels": [1, 2], "request": {evil: evil}});
         hostile.about.endpoint = Some(evil.to_owned());
@@ -722,9 +677,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_begins_with_a_capital_and_a_key_stays_a_key() {
-        assert_eq!(sentence_case("no level".to_owned()), "No level");
-        assert_eq!(sentence_case("policy.max_p95_seconds is".to_owned()), "policy.max_p95_seconds is");
+    fn times_are_made_readable() {
         assert_eq!(readable("2026-11-24T08:09:45Z"), "2026-11-24 08:09:45 UTC");
         assert_eq!(readable("yesterday"), "yesterday");
     }
