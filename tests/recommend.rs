@@ -388,7 +388,7 @@ fn a_best_level_that_was_limited_by_the_client_is_no_silent_answer() {
     assert!(recommend(&all, &Policy::default()).provisional);
     all[3].client = client(None, Some(0.029));
     assert!(!recommend(&all, &Policy::default()).provisional);
-    // Another level's trouble is only told.
+    // At another level it is only noted.
     all[3].client = None;
     all[1].client = client(Some(0.83), None);
     let recommendation = recommend(&all, &Policy::default());
@@ -437,7 +437,7 @@ fn mainly_429_is_a_quota() {
     assert!(reason.contains(stated), "{reason}");
 }
 
-/// A limit that was not the one in the way is not told as the cause.
+/// A limit that was not reached is not given as the cause.
 #[test]
 fn the_quota_that_was_used_up_is_named() {
     let mut all = levels(&[(1, 5.0), (2, 9.5), (5, 10.0)]);

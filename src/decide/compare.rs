@@ -16,7 +16,7 @@ use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::decide::{
-    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, half_width, measurements,
+    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, half_width, measurements,
     open_outages, passing, value,
 };
 
@@ -71,7 +71,7 @@ pub enum Regression {
     NothingQualifies { concurrency: usize, reason: Reason },
 }
 
-/// Why nothing can be told of that level: it fails, maybe by chance; the server was gone; nothing is recommended now, for
+/// Why nothing can be told of that level: it fails, perhaps by chance; the server was gone; nothing is recommended now, for
 /// a reason that is no regression; or no level that could be used is in both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -150,17 +150,13 @@ struct Noise {
 
 impl Noise {
     fn of(runs: [&Recommendation; 2]) -> Self {
-        let (mut squares, mut freedom) = (USUAL_FREEDOM * USUAL_SPREAD.powi(2), USUAL_FREEDOM);
-        for level in runs.into_iter().flat_map(|run| passing(&run.levels)) {
-            let logs: Vec<f64> =
-                measurements(&level.summary).into_iter().filter(|&rps| rps > 0.0).map(f64::ln).collect();
-            if logs.len() > 1 {
-                let mean = logs.iter().sum::<f64>() / logs.len() as f64;
-                squares += logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>();
-                freedom += (logs.len() - 1) as f64;
-            }
-        }
-        Noise { variance: squares / freedom, freedom }
+        let levels = runs.into_iter().flat_map(|run| passing(&run.levels));
+        let (squares, freedom) = deviations(
+            levels
+                .map(|level| measurements(&level.summary).into_iter().filter(|&rps| rps > 0.0).map(f64::ln).collect()),
+        );
+        let variance = (USUAL_FREEDOM * USUAL_SPREAD.powi(2) + squares) / (USUAL_FREEDOM + freedom);
+        Noise { variance, freedom: USUAL_FREEDOM + freedom }
     }
 
     /// Of a level's throughput, all its measurements pooled. What they differ among themselves holds the noise within
@@ -336,51 +332,33 @@ mod tests {
     }
 
     #[test]
-    fn a_recommended_level_that_clearly_fails_now_is_a_regression_even_if_it_is_as_fast() {
-        let mut now = levels(1.0);
-        now[2] = measured(20, 80.0, 0.2, &ROUNDS);
-        let found = against(&now);
-        let [Regression::Fails { concurrency: 20, gate: Gate::Errors, causes }] = found.regressions.as_slice() else {
-            panic!("{found:?}")
-        };
-        assert!(matches!(causes[..], [Cause::ErrorRate { rate: 0.2, .. }]), "{causes:?}");
-    }
-
-    #[test]
-    fn a_gate_that_fails_by_chance_maybe_is_a_doubt_and_so_is_an_outage() {
-        let mut now = levels(1.0);
-        now[2] = measured(20, 80.0 * 1.17, 0.055, &ROUNDS);
-        let found = against(&now);
-        assert!(found.regressions.is_empty(), "{found:?}");
-        assert!(
-            matches!(found.doubts.as_slice(), [Doubt::Gate { concurrency: 20, gate: Gate::Errors, .. }]),
-            "{found:?}"
-        );
-
-        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
-        now[2] = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
-        let found = against(&now);
-        assert!(found.regressions.is_empty(), "{found:?}");
-        assert_eq!(found.doubts, [Doubt::Outage { concurrency: 20 }]);
-    }
-
-    #[test]
-    fn nothing_that_qualifies_any_more_is_a_regression_and_nothing_decided_a_doubt() {
+    fn what_clearly_fails_is_a_regression_and_what_may_be_chance_a_doubt() {
+        let at_20 = |level| [&levels(1.0)[..2], &[level], &levels(1.0)[3..]].concat();
         let broken: Vec<_> = BEFORE.iter().map(|&(level, rps)| measured(level, rps, 0.5, &ROUNDS)).collect();
-        let found = against(&broken);
-        assert!(
-            found.regressions.iter().any(|found| matches!(found, Regression::NothingQualifies { concurrency: 20, .. })),
-            "{found:?}"
-        );
-        let drifted = Recommendation {
+        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
+        let gone = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
+        let undecided = Recommendation {
             status: Status::Unresolved,
             recommended_concurrency: None,
             drift: DriftCheck::Found,
             ..decided(&levels(1.0))
         };
-        let found = compare(&decided(&levels(1.0)), &drifted, Objective::Requests, Some(0.10));
-        assert!(found.regressions.is_empty(), "{found:?}");
-        assert!(matches!(found.doubts.as_slice(), [Doubt::Undecided { concurrency: 20, .. }]), "{found:?}");
+        for (now, regressions, doubts) in [
+            (decided(&at_20(measured(20, 80.0, 0.2, &ROUNDS))), &["fails"][..], &[][..]),
+            (decided(&at_20(measured(20, 80.0 * 1.17, 0.055, &ROUNDS))), &[], &["gate"]),
+            (decided(&at_20(gone)), &[], &["outage"]),
+            (decided(&broken), &["fails", "nothing_qualifies"], &[]),
+            (undecided, &[], &["undecided"]),
+        ] {
+            let found = compare(&decided(&levels(1.0)), &now, Objective::Requests, Some(0.10));
+            let json = serde_json::json!(found);
+            let kinds = |list: &str| -> Vec<_> {
+                let found = json[list].as_array().expect("a list").iter();
+                found.map(|found| (found["kind"].clone(), found["concurrency"].clone())).collect()
+            };
+            let expected = |kinds: &[&str]| -> Vec<_> { kinds.iter().map(|&kind| (kind.into(), 20.into())).collect() };
+            assert_eq!((kinds("regressions"), kinds("doubts")), (expected(regressions), expected(doubts)), "{json:#}");
+        }
         // Nor can anything be told of levels that are not there.
         let elsewhere = decided(&[measured(7, 1.0, 0.5, &ROUNDS), measured(8, 1.0, 0.5, &ROUNDS)]);
         let found = compare(&elsewhere, &decided(&levels(1.0)), Objective::Requests, Some(0.10));

@@ -34,8 +34,6 @@ fn fail(level: &mut JudgedLevel, gate: Gate, cause: Cause, uncertain: bool) {
     (level.verdict, level.gate, level.causes, level.uncertain) = (Verdict::Fail, Some(gate), vec![cause], uncertain);
 }
 
-// ---- errors and output ----
-
 /// Validity and the error gate.
 fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
@@ -127,8 +125,6 @@ fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<Cause> {
     (tokens < SHRUNK_OUTPUT * median).then_some(Cause::OutputShrank { tokens, median })
 }
 
-// ---- times ----
-
 /// What a gate on a time looks at.
 #[derive(Default)]
 struct Time {
@@ -198,8 +194,8 @@ impl Limit {
         Limit { seconds, interval: [seconds; 2], from: None }
     }
 
-    /// Whether a value with this interval may lie on the other side of the limit, both being known only so well: their intervals add up
-    /// as those of independent figures do, on the logarithms, since it is their ratio that counts.
+    /// Whether a value with this interval may lie on the other side of the limit, which has an interval too: they add up
+    /// as those of independent figures do, on the logarithms, since it is the ratio that counts.
     fn may_be_beyond(&self, value: f64, [low, high]: [f64; 2]) -> bool {
         let [limit_low, limit_high] = self.interval;
         let [own, of_limit] = if value > self.seconds {

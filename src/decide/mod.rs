@@ -228,24 +228,24 @@ impl Recommendation {
     /// As a results file records it: as data, and beside that in words, which stand for data that this version does not
     /// know.
     pub fn recorded(mut value: Value) -> Option<Self> {
-        fn is_known<T: DeserializeOwned>(data: Option<&Value>) -> bool {
+        fn reads<T: DeserializeOwned>(data: Option<&Value>) -> bool {
             data.is_none_or(|data| T::deserialize(data).is_ok())
         }
         let other = |words: Option<&Value>| json!({"kind": "other", "text": words});
         let file = value.as_object_mut()?;
-        if !is_known::<Reason>(file.get("cause")) {
+        if !reads::<Reason>(file.get("cause")) {
             file.insert("cause".to_owned(), other(file.get("reason")));
         }
         let words = file.remove("notes").unwrap_or_default();
         for (at, note) in file.get_mut("findings").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
-            if !is_known::<Note>(Some(&*note)) {
+            if !reads::<Note>(Some(&*note)) {
                 *note = other(words.get(at));
             }
         }
         for level in file.get_mut("levels").and_then(Value::as_array_mut).into_iter().flatten() {
             let level = level.as_object_mut()?;
             let words = level.remove("why");
-            if !is_known::<Vec<Cause>>(level.get("causes")) {
+            if !reads::<Vec<Cause>>(level.get("causes")) {
                 level.insert("causes".to_owned(), json!([other(words.as_ref())]));
             }
         }
@@ -307,6 +307,15 @@ pub(crate) fn measurements(summary: &LevelSummary) -> Vec<f64> {
     summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
 }
 
+/// Squared deviations from the mean of each group, added up, and their degrees of freedom.
+fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
+    groups.filter(|group| group.len() > 1).fold((0.0, 0.0), |(squares, freedom), group| {
+        let mean = group.iter().sum::<f64>() / group.len() as f64;
+        let of_group = group.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        (squares + of_group, freedom + (group.len() - 1) as f64)
+    })
+}
+
 fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
     let (best, _) = best_passing(levels, policy)?;
     pick::client_bound(&best.summary).map(|_| best.summary.concurrency)
@@ -317,7 +326,7 @@ pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
     summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 
-/// The larger of a fixed number of requests and so many times the level.
+/// The larger of a fixed number of requests and a multiple of the level.
 fn size(level: usize, (fixed, times): (u64, u64)) -> u64 {
     fixed.max(times.saturating_mul(level as u64))
 }

@@ -39,7 +39,7 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note>
     (reached > best).then_some(Note::PriceOfP95 { level, reached, best, objective })
 }
 
-/// The P95 limit that holds, seconds: the user's own, else so many times the P95 of the lowest level that passes all
+/// The P95 limit that holds, seconds: the user's own, else a multiple of the P95 of the lowest level that passes all
 /// but the gates on times.
 pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
     let timed = |level: &&JudgedLevel| match level.gate {

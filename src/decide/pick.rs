@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::causes::{ClientLimit, Drifted, Reason};
 use super::gates::value;
-use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, measurements, passing, quota};
+use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, deviations, measurements, passing, quota};
 use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
@@ -105,15 +105,12 @@ fn rounds(summary: &LevelSummary) -> Vec<f64> {
 /// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
 /// where the interval of a throughput comes from.
 fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
-    let (mut squares, mut freedom) = (0.0, 0);
-    for rounds in levels.iter().map(|level| rounds(&level.summary)).filter(|rounds| rounds.len() > 1) {
+    let (squares, freedom) = deviations(levels.iter().filter_map(|level| {
+        let rounds = rounds(&level.summary);
         let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
-        if mean > 0.0 {
-            squares += rounds.iter().map(|round| (round / mean - 1.0).powi(2)).sum::<f64>();
-            freedom += rounds.len() - 1;
-        }
-    }
-    if freedom > 0 { (squares / freedom as f64).sqrt() } else { 0.0 }
+        (mean > 0.0).then(|| rounds.iter().map(|round| round / mean).collect())
+    }));
+    if freedom > 0.0 { (squares / freedom).sqrt() } else { 0.0 }
 }
 
 /// Whether this client, not the server, was the limit at a level.

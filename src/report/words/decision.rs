@@ -7,8 +7,6 @@ use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, 
 use crate::figures::Outage;
 use crate::figures::reasons::EarlyEnd;
 
-// ---- levels ----
-
 /// What a gate looks at.
 pub(super) fn gate(gate: Gate) -> &'static str {
     match gate {
@@ -104,8 +102,6 @@ fn against(interval: [f64; 2], limit: &Limit) -> String {
     range(interval, seconds) + &limit
 }
 
-// ---- the answer ----
-
 /// Why this level was chosen, or none.
 pub fn reason(recommendation: &Recommendation) -> String {
     // Words that were recorded hold it already.
@@ -180,8 +176,6 @@ fn drifted(Drifted { level, first, confirmed, change }: &Drifted) -> String {
     let change = signed(*change);
     format!("level {level} gave {first:.2} requests/s at first and {confirmed:.2} when measured again ({change})")
 }
-
-// ---- quotas ----
 
 fn counted(counts: Counted) -> &'static str {
     match counts {
