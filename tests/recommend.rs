@@ -210,6 +210,18 @@ fn p99_is_gated_from_400_requests() {
 }
 
 #[test]
+fn ttft_is_gated_where_a_limit_is_set_and_must_then_be_known() {
+    let answering = |ttft, level| LevelSummary { ttft_s: Some(latency(ttft)), ..level };
+    let all = [answering(0.2, level(1, 10.0)), answering(0.5, level(5, 45.0)), answering(0.51, level(10, 80.0))];
+    let policy = Policy { max_ttft_p95_seconds: Some(0.5), ..Policy::default() };
+    let recommendation = case("ttft_p95", &all, &policy, Status::LimitedByGate, Some(5));
+    assert_eq!(recommendation.levels[2].gate, Some(Gate::TtftP95));
+    assert_eq!(recommend(&all, &Policy::default()).recommended_concurrency, Some(10));
+    let unknown = levels(&[(1, 10.0), (5, 45.0)]);
+    case("ttft_p95_unknown", &unknown, &policy, Status::NoQualifyingLevel, None);
+}
+
+#[test]
 fn a_level_of_29_requests_is_not_used() {
     let all = [level(1, 10.0), level(2, 20.0), of_size(29, level(4, 100.0))];
     let recommendation = case("n_29", &all, &Policy::default(), Status::NotSaturated, Some(2));
@@ -746,12 +758,14 @@ fn sane_levels() -> impl Strategy<Value = Vec<LevelSummary>> {
 
 fn any_policy() -> impl Strategy<Value = Policy> {
     let objective = prop_oneof![Just(Objective::Requests), Just(Objective::OutputTokens)];
-    (objective, 0.0..=1.0, maybe(0.1..10.0), maybe(0.1..10.0), 0.0..=1.0).prop_map(
-        |(objective, max_error_rate, max_p95_seconds, max_p99_seconds, tolerance)| Policy {
+    let limits = [(); 3].map(|()| maybe(0.1..10.0));
+    (objective, 0.0..=1.0, limits, 0.0..=1.0).prop_map(
+        |(objective, max_error_rate, [max_p95_seconds, max_p99_seconds, max_ttft_p95_seconds], tolerance)| Policy {
             objective,
             max_error_rate,
             max_p95_seconds,
             max_p99_seconds,
+            max_ttft_p95_seconds,
             tolerance,
         },
     )

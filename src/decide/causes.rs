@@ -26,6 +26,7 @@ pub enum Cause {
     EndedAtOnce { answers: u64, of: u64 },
     OutputShrank { tokens: f64, median: f64 },
     TooSlow { gate: Gate, value: f64, limit: Limit, uncertain: Option<[f64; 2]> },
+    Unknown { gate: Gate },
     MaybeTooSlow { gate: Gate, interval: [f64; 2], limit: Limit },
     Other { text: String },
 }

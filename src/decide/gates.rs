@@ -132,6 +132,8 @@ struct Time {
     interval: Option<[f64; 2]>,
     /// The fewest requests that it takes, where there are fewer.
     needs: Option<u64>,
+    /// Without the value a level does not pass.
+    must_be_known: bool,
 }
 
 impl Time {
@@ -141,6 +143,9 @@ impl Time {
         match gate {
             Gate::P95 => Time { value: latency.p95, interval: summary.p95_interval_s, ..Time::default() },
             Gate::P99 => Time { value: latency.p99, needs: needs(SMALLEST_N_FOR_P99), ..Time::default() },
+            Gate::TtftP95 => {
+                Time { value: summary.ttft_s.and_then(|ttft| ttft.p95), must_be_known: true, ..Time::default() }
+            }
             Gate::Errors | Gate::Output => Time::default(),
         }
     }
@@ -155,6 +160,9 @@ fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {
 fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)]) {
     for &(gate, limit) in limits {
         let time = Time::of(&level.summary, gate);
+        if time.must_be_known && time.value.is_none() {
+            return fail(level, gate, Cause::Unknown { gate }, false);
+        }
         let Some(value) = time.value.filter(|_| time.needs.is_none()) else { continue };
         let uncertain = time.interval.filter(|interval| limit.may_be_beyond(value, *interval));
         if value > limit.seconds {

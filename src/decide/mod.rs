@@ -54,6 +54,8 @@ pub struct Policy {
     pub max_p95_seconds: Option<f64>,
     /// Not gated without one.
     pub max_p99_seconds: Option<f64>,
+    /// Not gated without one; with one a level of unknown TTFT does not pass.
+    pub max_ttft_p95_seconds: Option<f64>,
     /// How much throughput a lower level may give away against the best.
     pub tolerance: f64,
 }
@@ -65,6 +67,7 @@ impl Default for Policy {
             max_error_rate: 0.05,
             max_p95_seconds: None,
             max_p99_seconds: None,
+            max_ttft_p95_seconds: None,
             tolerance: 0.05,
         }
     }
@@ -72,8 +75,12 @@ impl Default for Policy {
 
 impl Policy {
     /// The gates on times, each with its limit in seconds where one is set.
-    pub fn limits(&self) -> [(Gate, Option<f64>); 2] {
-        [(Gate::P95, self.max_p95_seconds), (Gate::P99, self.max_p99_seconds)]
+    pub fn limits(&self) -> [(Gate, Option<f64>); 3] {
+        [
+            (Gate::P95, self.max_p95_seconds),
+            (Gate::P99, self.max_p99_seconds),
+            (Gate::TtftP95, self.max_ttft_p95_seconds),
+        ]
     }
 }
 
@@ -134,6 +141,7 @@ pub enum Gate {
     Output,
     P95,
     P99,
+    TtftP95,
 }
 
 impl Gate {
@@ -144,6 +152,7 @@ impl Gate {
             Gate::Output => None,
             Gate::P95 => Some("policy.max_p95_seconds"),
             Gate::P99 => Some("policy.max_p99_seconds"),
+            Gate::TtftP95 => Some("policy.max_ttft_p95_seconds"),
         }
     }
 }

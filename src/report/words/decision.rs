@@ -14,6 +14,7 @@ pub(super) fn gate(gate: Gate) -> &'static str {
         Gate::Output => "the length of the answers",
         Gate::P95 => "P95",
         Gate::P99 => "P99",
+        Gate::TtftP95 => "TTFT P95",
     }
 }
 
@@ -63,6 +64,10 @@ fn cause(cause: &Cause) -> String {
         Cause::TooSlow { gate: of, value, limit: above, uncertain: spanning } => {
             let spanning = uncertain(spanning.map(|interval| against(interval, above)));
             format!("{} {} is above {}{spanning}", gate(*of), seconds(*value), limit(*of, above))
+        }
+        Cause::Unknown { gate: of } => {
+            let key = of.key().unwrap_or_default();
+            format!("{} is unknown, so it cannot meet {key}; only streamed answers have one", gate(*of))
         }
         Cause::MaybeTooSlow { gate: of, interval, limit: near } => {
             format!("{} uncertain: {}, the limit is {}", gate(*of), against(*interval, near), limit(*of, near))
