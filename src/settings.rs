@@ -428,15 +428,15 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.llm.check()?;
         self.benchmark.check()?;
-        let Policy { max_error_rate, tolerance, max_p95_seconds, max_p99_seconds, .. } = &self.policy;
+        let Policy { max_error_rate, tolerance, .. } = &self.policy;
         for (key, value) in [("max_error_rate", max_error_rate), ("tolerance", tolerance)] {
             if !(0.0..=1.0).contains(value) {
                 return Err(bad(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        for (key, value) in [("max_p95_seconds", max_p95_seconds), ("max_p99_seconds", max_p99_seconds)] {
-            if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
-                return Err(bad(format!("policy.{key}"), "must be a positive number of seconds"));
+        for (gate, limit) in self.policy.limits() {
+            if limit.is_some_and(|seconds| !(seconds.is_finite() && seconds > 0.0)) {
+                return Err(bad(gate.key().unwrap_or_default(), "must be a positive number of seconds"));
             }
         }
         self.simulator.validate().map_err(|error| bad("simulator", error.to_string()))

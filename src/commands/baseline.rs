@@ -37,8 +37,7 @@ impl BaselineArgs {
     pub(super) fn read(&self, places: &Places, settings: &Settings) -> Result<Option<Against>> {
         let Some(file) = &self.baseline else { return Ok(None) };
         let (measured, _) = from_results_file(file, places)?;
-        let simulated = words::simulated(measured.simulated);
-        let title = format!("{} ({simulated}{})", file.display(), measured.notes.join("; "));
+        let title = words::baseline(&file.display().to_string(), measured.simulated, &measured.notes);
         let threshold = self.fail_on_regression.map(|percent| percent / 100.0);
         Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
     }

@@ -12,7 +12,7 @@ use crate::load::preflight::{Probe, Which, preflight};
 use crate::load::target::Target;
 use crate::measure::sweep;
 use crate::prompts;
-use crate::report::text;
+use crate::report::words;
 use crate::settings::{self, Flags, Settings};
 
 #[derive(Args, Debug)]
@@ -47,10 +47,10 @@ impl Check {
         ))?;
         for probe in &probes {
             if probe.is_refused() {
-                bail!("{}", text::refused_prompt(probe, &settings));
+                bail!("{}", words::refused_prompt(probe, &settings));
             }
             if let Some(failed) = &probe.reply.failure {
-                bail!("{}", text::endpoint_problem(failed.kind, &failed.message, &settings));
+                bail!("{}", words::endpoint_problem(failed, &settings));
             }
             print(answer(probe))?;
         }

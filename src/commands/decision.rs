@@ -45,9 +45,9 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measure
     let about = page::about_file(&file);
     let source = Source { about, requests: file.requests(places), report: page::name(path) };
     let (quick, simulated, unlisted_model) = (file.quick(), file.simulated(), file.unlisted_model());
-    let from = [file.endpoint.as_deref(), source.about.model.as_deref(), file.started_at.as_deref()];
-    let from: Vec<&str> = from.into_iter().flatten().collect();
-    let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
+    let (endpoint, model, started_at) = (file.endpoint, source.about.model.clone(), file.started_at);
+    let is_known = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
+    let notes = is_known.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect();
     Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
 }
 
@@ -57,7 +57,7 @@ pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommenda
     recommendation.notes.extend(measured.quick.then_some(Note::Quick));
     recommendation.notes.extend(measured.unlisted_model.then_some(Note::UnlistedModel));
     recommendation.provisional |= measured.quick || measured.incomplete;
-    recommendation.notes.extend(measured.notes.into_iter().map(Note::of_run));
+    recommendation.notes.extend(measured.notes);
     recommendation
 }
 

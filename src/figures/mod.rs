@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
 use crate::client::outcome::{Failure, Phase, RateLimit, RequestOutcome};
-use crate::figures::reasons::{Reason, Reasons};
+use crate::figures::reasons::{EarlyEnd, Reason, Reasons};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,10 +217,7 @@ pub struct LevelSummary {
     pub state: Option<LevelState>,
     /// Why it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// What is worth knowing about these figures.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
-    pub notes: Vec<String>,
+    pub reason: Option<EarlyEnd>,
     /// Keys of a results file that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::client;
 use crate::client::Endpoint;
-use crate::decide::Policy;
 use crate::decide::compare::Baseline;
+use crate::decide::{Note, Policy};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::preflight;
 use crate::measure::search::{Search, adaptive_at_most, most_rounds, smallest_window};
 use crate::prompts::Prompt;
-use crate::report::words::list;
+use crate::report::words::{self, list};
 use crate::settings::{Budget, Config, Levels, Settings};
 
 /// Criterion samples per level: its minimum.
@@ -225,15 +225,15 @@ impl Plan {
             text.push_str(&format!("      stops after {minutes} minutes (budget.max_minutes)\n"));
         }
         if let Some(note) = self.over_budget_note() {
-            text.push_str(&format!("      {note}\n"));
+            text.push_str(&format!("      {}\n", words::note(&note)));
         }
         text
     }
 
-    /// Which levels the budget leaves out, in words.
-    pub fn over_budget_note(&self) -> Option<String> {
-        let (levels, key) = self.over_budget.as_ref()?;
-        Some(format!("not measured: level {}, for which benchmark.budget.{key} has no room", list(levels)))
+    /// Which levels the budget leaves out.
+    pub fn over_budget_note(&self) -> Option<Note> {
+        let (levels, key) = self.over_budget.clone()?;
+        Some(Note::NoRoom { levels, again: false, key: key.to_owned() })
     }
 }
 
@@ -323,7 +323,7 @@ mod tests {
             "110 requests",
             "7040 in all",
             "0.07 USD",
-            "level 10",
+            "Level 10 was not measured",
             "max_requests",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");

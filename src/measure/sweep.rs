@@ -21,10 +21,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::client::Endpoint;
-use crate::client::outcome::{Failure, Phase, RateLimit, Reply, RequestOutcome};
+use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
 use crate::client::redact;
 use crate::client::{LlmError, Transport};
+use crate::decide::Note;
 use crate::decide::compare::Baseline;
+use crate::figures::reasons::EarlyEnd;
 use crate::figures::{ClientLoad, LevelState, Reach, Sample};
 use crate::load::closed_loop::{self, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
 use crate::load::open_files::{self, TooFewFiles};
@@ -39,8 +41,7 @@ use crate::prompts::{self, Prompt, PromptError};
 use crate::record::{
     GROUP, Identity, LevelRecord, Places, ResultsError, Run, RunSettings, SidecarWriter, criterion_group, criterion_id,
 };
-use crate::report::text;
-use crate::report::words::list;
+use crate::report::words::{self, list};
 use crate::settings::{Config, Settings};
 use crate::simulator::{Simulator, SimulatorError};
 use crate::stdio;
@@ -245,7 +246,7 @@ pub struct Swept {
     /// Why it ended before all levels were measured.
     pub stopped: Option<Stop>,
     /// What else is worth knowing.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// When it began.
     pub began: Instant,
     /// Seconds of load, all levels together.
@@ -275,7 +276,7 @@ pub fn run(
     let run = Run::new(places, Identity::of(settings, &prompts), run_settings(settings, &plan));
     if plan.levels.is_empty() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
-            Some(note) => SweepError::OverBudget(note),
+            Some(note) => SweepError::OverBudget(words::note(&note)),
             None => SweepError::NothingMatches(plan.configured),
         });
     }
@@ -358,7 +359,7 @@ impl<'a> Sweep<'a> {
         }
         self.swept.run.manifest.settings.model_is_listed = is_listed;
         match probes.probes.iter().find(|probe| probe.is_refused()) {
-            Some(probe) => Err(SweepError::Endpoint(text::refused_prompt(probe, self.settings))),
+            Some(probe) => Err(SweepError::Endpoint(words::refused_prompt(probe, self.settings))),
             None => Ok(()),
         }
     }
@@ -373,10 +374,8 @@ impl<'a> Sweep<'a> {
             return Some(step);
         }
         if let Some(key) = self.no_room(step) {
-            let again = if step.stage == Stage::Confirm { " again" } else { "" };
-            let note =
-                format!("level {} was not measured{again}: benchmark.budget.{key} has no room for it", step.level);
-            self.swept.notes.push(note);
+            let again = step.stage == Stage::Confirm;
+            self.swept.notes.push(Note::NoRoom { levels: vec![step.level], again, key: key.to_owned() });
             return None;
         }
         if step.round > self.round {
@@ -414,11 +413,11 @@ impl<'a> Sweep<'a> {
         let swept = &mut self.swept;
         swept.load_s += ended.load_s;
         swept.stopped = ended.stopped;
-        swept.notes.extend(ended.stopped.map(|stop| format!("stopped at level {}: {}", step.level, stop.reason())));
+        swept.notes.extend(ended.stopped.map(|stop| Note::Stopped { level: step.level, why: stop.into() }));
         swept.run.level_ended(ended.record)?;
         match (ended.stopped, ended.last_failure) {
-            (Some(Stop::NothingWorks), Some((kind, message))) => {
-                Err(SweepError::Endpoint(text::endpoint_problem(kind, &message, self.settings)))
+            (Some(Stop::NothingWorks), Some(failed)) => {
+                Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)))
             }
             _ => Ok(()),
         }
@@ -480,7 +479,7 @@ struct LevelEnd {
     stopped: Option<Stop>,
     load_s: f64,
     sent: u64,
-    last_failure: Option<(Failure, String)>,
+    last_failure: Option<Failed>,
     not_before: Option<Instant>,
 }
 
@@ -540,7 +539,7 @@ struct LoopEnd {
     began: Instant,
     load_s: f64,
     itl_histogram: Vec<(u64, u64)>,
-    last_failure: Option<(Failure, String)>,
+    last_failure: Option<Failed>,
     not_before: Option<Instant>,
     reach: Reach,
     rate_limit: Option<RateLimit>,
@@ -595,13 +594,13 @@ impl LevelInHand {
         self.monitor.finish(end.load_s);
         end.sidecar.finish()?;
         let plan = &self.measurement.plan;
-        let given_up = |why: String| (LevelState::Hopeless, Some(why));
+        let given_up = |why| (LevelState::Hopeless, Some(why));
         let (state, reason) = match end.record.ending {
             Ending::Complete => (LevelState::Complete, None),
-            Ending::Hopeless => given_up("every request of the warm-up failed".to_owned()),
-            Ending::Stalled => given_up(format!("no request succeeded for {:.0} s", plan.patience.as_secs_f64())),
-            Ending::Overdue => given_up(format!("its time limit of {:.0} s was over", plan.time_limit.as_secs_f64())),
-            Ending::Cut => (LevelState::Cut, self.stopper.reason().map(|stop| stop.reason().to_owned())),
+            Ending::Hopeless => given_up(EarlyEnd::WarmUpFailed),
+            Ending::Stalled => given_up(EarlyEnd::NoSuccess { seconds: plan.patience.as_secs_f64() }),
+            Ending::Overdue => given_up(EarlyEnd::TimeLimit { seconds: plan.time_limit.as_secs_f64() }),
+            Ending::Cut => (LevelState::Cut, self.stopper.reason().map(EarlyEnd::from)),
         };
         let stopped = self.stopper.reason().filter(|_| state == LevelState::Cut);
         let step = self.measurement.step;
@@ -663,12 +662,12 @@ pub enum Stop {
     NothingWorks,
 }
 
-impl Stop {
-    fn reason(self) -> &'static str {
-        match self {
-            Stop::Interrupted => "interrupted",
-            Stop::OutOfTime => "budget.max_minutes were over",
-            Stop::NothingWorks => "every request of the warm-up failed",
+impl From<Stop> for EarlyEnd {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Interrupted => EarlyEnd::Interrupted,
+            Stop::OutOfTime => EarlyEnd::OutOfTime,
+            Stop::NothingWorks => EarlyEnd::WarmUpFailed,
         }
     }
 }
@@ -996,7 +995,7 @@ struct Recorder {
     itl: Histogram<u64>,
     /// A `Retry-After` counts up to this.
     longest_wait: Duration,
-    last_failure: Option<(Failure, String)>,
+    last_failure: Option<Failed>,
     not_before: Option<Instant>,
     reach: Reach,
     rate_limit: Option<RateLimit>,
@@ -1020,7 +1019,7 @@ impl Observer for Recorder {
             }
         }
         if let Some(failed) = reply.failure {
-            self.last_failure = Some((failed.kind, failed.message));
+            self.last_failure = Some(failed);
         }
         if let Some(asked) = reply.retry_after {
             self.not_before = self.not_before.max(Some(Instant::now() + asked.min(self.longest_wait)));

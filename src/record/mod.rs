@@ -20,12 +20,13 @@ use thiserror::Error;
 use crate::client::outcome::{RateLimit, RequestOutcome};
 use crate::client::redact;
 use crate::client::{Endpoint, RequestSettings, SIMULATOR};
-use crate::decide::{JudgedLevel, Policy, Recommendation};
+use crate::decide::{JudgedLevel, Note, Policy, Recommendation};
+use crate::figures::reasons::EarlyEnd;
 use crate::figures::{self, ClientLoad, Drift, LevelFacts, LevelState, LevelSummary, Pool, Reach, Sample, ServerLoad};
 use crate::files;
 use crate::measure::search::{Stage, Step};
 use crate::prompts::Prompt;
-use crate::report::words::{self, list, percent};
+use crate::report::words;
 use crate::settings::Settings;
 
 /// The schema of results files.
@@ -369,7 +370,7 @@ pub struct LevelRecord {
     /// How it ended.
     pub state: LevelState,
     /// Why it was not complete.
-    pub reason: Option<String>,
+    pub reason: Option<EarlyEnd>,
     /// What it cost this client.
     #[serde(default)]
     pub client: Option<ClientLoad>,
@@ -758,7 +759,7 @@ pub struct Measured {
     /// The levels.
     pub levels: Vec<LevelSummary>,
     /// Where they come from and what was left out.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// Whether some of it comes from a quick run.
     pub quick: bool,
     /// Whether the embedded simulator was measured.
@@ -803,12 +804,16 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
             Some((manifest, records)) => {
                 let folder = places.runs.join(manifest.run_id.as_str());
                 let summary = match summarize_level(&folder, &manifest.settings, &records) {
-                    Ok(mut summary) => {
-                        summary.notes.extend(cross_check(places, &summary, &records));
+                    Ok(summary) => {
+                        notes.extend(cross_check(places, &summary, &records));
                         used.extend(records);
                         summary
                     }
-                    Err(error) => estimate_only(places, level, &error)?,
+                    // Without its sidecar a level has Criterion's throughput, and nothing to check it with.
+                    Err(error) => {
+                        notes.push(Note::NoRecordOf { level, error: error.to_string() });
+                        estimates(places, level)?
+                    }
                 };
                 measured.levels.push(summary);
                 measured.quick |= manifest.settings.quick;
@@ -825,13 +830,10 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     }
     if !left_out.is_empty() {
         measured.incomplete = true;
-        notes.push(format!(
-            "level {} is left out (not measured to its end, or since overwritten), and may be the better one",
-            list(&left_out)
-        ));
+        notes.push(Note::LeftOut { levels: left_out });
     }
     if runs.len() > 1 {
-        notes.push(format!("levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", ")));
+        notes.push(Note::SeveralRuns { runs: runs.into_iter().map(str::to_owned).collect() });
     }
     // In the order in which they were made: of one run the confirm rounds come after all first measurements.
     let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
@@ -844,7 +846,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
 }
 
 /// Newest first; a manifest that cannot be read is named and left out.
-fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<String>) {
+fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<Note>) {
     let mut notes = Vec::new();
     let mut manifests: Vec<Manifest> = Vec::new();
     for entry in std::fs::read_dir(runs).into_iter().flatten().flatten() {
@@ -854,7 +856,7 @@ fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<String>) {
         }
         match read_manifest(&path) {
             Ok(manifest) => manifests.push(manifest),
-            Err(error) => notes.push(format!("left out: {error}")),
+            Err(error) => notes.push(Note::Unreadable { error: error.to_string() }),
         }
     }
     manifests.sort_by(|a, b| b.run_id.cmp(&a.run_id));
@@ -938,65 +940,41 @@ fn criterion_mean(places: &Places, step: Step) -> Result<CriterionMean, ResultsE
     Ok(file.mean)
 }
 
-fn estimates(places: &Places, level: usize) -> Result<figures::Estimate, ResultsError> {
-    Ok(criterion_mean(places, first_of(level))?.throughput(level))
+/// A level of which Criterion's throughput is all that is known.
+fn estimates(places: &Places, level: usize) -> Result<LevelSummary, ResultsError> {
+    let throughput = criterion_mean(places, first_of(level))?.throughput(level);
+    Ok(LevelSummary { concurrency: level, throughput_rps: Some(throughput), ..LevelSummary::default() })
 }
 
 /// Says where Criterion's figure and ours differ.
-fn cross_check(places: &Places, summary: &LevelSummary, records: &[&LevelRecord]) -> Option<String> {
+fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&LevelRecord]) -> Option<Note> {
     // Criterion knows of no measurement that is set aside.
     if summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
         return None;
     }
-    let ours = summary.throughput_rps?.estimate;
-    let means: Vec<f64> = records
+    let records = summary.throughput_rps?.estimate;
+    let means: Vec<f64> = of_level
         .iter()
         .map(|record| Some(criterion_mean(places, record.step()).ok()?.point_estimate))
         .collect::<Option<_>>()?;
     let ns = means.iter().sum::<f64>() / means.len() as f64;
-    let theirs = summary.concurrency as f64 * 1e9 / ns;
-    let difference = (theirs / ours - 1.0).abs();
-    (difference > CROSS_CHECK).then(|| {
-        format!(
-            "Criterion's mean gives {theirs:.2} requests/s, {} from the {ours:.2} used here: windows of unequal speed",
-            percent(difference)
-        )
-    })
-}
-
-/// Without its sidecar a level has Criterion's throughput, and nothing to check it with.
-fn estimate_only(places: &Places, level: usize, error: &ResultsError) -> Result<LevelSummary, ResultsError> {
-    Ok(LevelSummary {
-        concurrency: level,
-        throughput_rps: Some(estimates(places, level)?),
-        notes: vec![format!("{error}; only Criterion's throughput is known")],
-        ..LevelSummary::default()
-    })
+    let level = summary.concurrency;
+    let criterion = level as f64 * 1e9 / ns;
+    let differs = (criterion / records - 1.0).abs() > CROSS_CHECK;
+    differs.then_some(Note::CriterionDiffers { level, criterion, records })
 }
 
 /// Without any run folder that is all there is, for every level.
-fn estimates_only(places: &Places, mut notes: Vec<String>) -> Result<Measured, ResultsError> {
+fn estimates_only(places: &Places, mut notes: Vec<Note>) -> Result<Measured, ResultsError> {
     let folder = places.criterion.join(GROUP).join("level");
     let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
     let mut found: Vec<usize> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     found.sort_unstable();
-    let mut levels = Vec::new();
-    for level in found {
-        if let Ok(throughput) = estimates(places, level) {
-            levels.push(LevelSummary {
-                concurrency: level,
-                throughput_rps: Some(throughput),
-                ..LevelSummary::default()
-            });
-        }
-    }
+    let levels: Vec<_> = found.into_iter().filter_map(|level| estimates(places, level).ok()).collect();
     if levels.is_empty() {
         return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
     }
-    notes.push(format!(
-        "there are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
-        places.runs.display()
-    ));
+    notes.push(Note::NoRecords { folder: places.runs.clone() });
     Ok(Measured { levels, notes, incomplete: true, ..Measured::default() })
 }
 
@@ -1083,14 +1061,14 @@ impl ResultsFile {
     /// this version can read.
     pub fn recorded(&self) -> Option<Recommendation> {
         let mut value = self.recommendation.clone()?;
-        for level in value["levels"].as_array_mut()? {
+        for level in value.get_mut("levels")?.as_array_mut()? {
             let concurrency = level["concurrency"].as_u64()?;
             let figures = self.levels.iter().find(|summary| summary.concurrency as u64 == concurrency);
             let mut whole = json!(figures.cloned().unwrap_or_default());
             whole.as_object_mut()?.append(level.as_object_mut()?);
             *level = whole;
         }
-        let recorded: Recommendation = serde_json::from_value(value).ok()?;
+        let recorded = Recommendation::recorded(value)?;
         let judged = |summary: &LevelSummary| {
             recorded.levels.iter().any(|level: &JudgedLevel| level.summary.concurrency == summary.concurrency)
         };

@@ -10,7 +10,6 @@ use super::requests::{Segment, Timeline, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{JudgedLevel, Objective, Status, Verdict, p95_limit_s, passing};
 use crate::figures::LevelSummary;
-use crate::figures::usl::Usl;
 use crate::report::words::{percent, seconds};
 
 /// One subject: charts below each other that belong together, or why there are none.
@@ -295,7 +294,7 @@ fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<S
     let (tone, stops, top) = (tone(runs, at), &chart.stops, chart.y.range[1]);
     let mut all = Vec::new();
     if let Some(info) = run.recommendation.usl {
-        let usl = Usl { sigma: info.sigma, kappa: info.kappa, lambda: info.lambda, r_squared: info.r_squared };
+        let usl = info.curve;
         let (low, high) = (stops.first().copied().unwrap_or(1.0), stops.last().copied().unwrap_or(1.0));
         let step = (high - low) / f64::from(CURVE_POINTS - 1);
         let points = (0..CURVE_POINTS).map(|i| low + f64::from(i) * step).map(|x| [x, usl.throughput(x)]).collect();

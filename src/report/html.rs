@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::figures::{self, Figure};
 use super::requests::{Curves, ReasonAt};
 use super::text;
-use crate::decide::compare::{Moved, compare};
-use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict};
+use crate::decide::compare::compare;
+use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
-use crate::report::words::{self, list, percent, seconds};
+use crate::report::words::{self, UNKNOWN, list, percent, range, seconds, signed};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -76,7 +76,7 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     let page = Page {
         title,
         version: env!("CARGO_PKG_VERSION"),
-        unknown: words::UNKNOWN,
+        unknown: UNKNOWN,
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
         changes: changes(runs),
@@ -130,9 +130,9 @@ impl<'a> Answer<'a> {
         let pick = recommendation.recommended_concurrency;
         let provisional = "Provisional: it is shown, but not written into the config without --allow-provisional.";
         let provisional = (recommendation.provisional && pick.is_some()).then(|| provisional.to_owned());
-        let notes = provisional.into_iter().chain(text::beside(recommendation));
-        let notes = notes.chain(recommendation.notes.iter().map(words::note)).chain(text::advice(recommendation));
-        let sizes = text::chosen(recommendation).into_iter().flat_map(|level| &level.summary.by_size);
+        let notes = provisional.into_iter().chain(words::information(recommendation));
+        let notes = notes.chain(recommendation.notes.iter().map(words::note)).chain(words::advice(recommendation));
+        let sizes = recommendation.chosen().into_iter().flat_map(|level| &level.summary.by_size);
         Answer {
             label: &run.label,
             headline: words::headline(recommendation, run.present),
@@ -181,12 +181,12 @@ fn quoted(word: &str) -> String {
 type Tile = (&'static str, String, String);
 
 fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
-    let Some(level) = text::chosen(recommendation) else { return Vec::new() };
+    let Some(level) = recommendation.chosen() else { return Vec::new() };
     let summary = &level.summary;
     let latency = summary.latency_s.unwrap_or_default();
     let rps = summary.throughput_rps;
     let half_width = |rps: Estimate| Some(format!("± {:.2} (95 %)", (rps.upper? - rps.lower?) / 2.0));
-    let gain = text::gain(recommendation, level);
+    let gain = words::gain(recommendation, level);
     let gain = gain.as_ref();
     let beside = |name: &str, time: Option<f64>| time.map(|time| format!("{name} {}", seconds(time)));
     let timeouts = summary.timeout_rate.map(|rate| format!("timeouts {}", percent(rate)));
@@ -196,7 +196,10 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
         (
             "Speed-up",
             gain.map(|gain| format!("{:.1} ×", gain.factor())),
-            gain.map(|gain| format!("over {}", gain.from)),
+            gain.map(|gain| match gain.from {
+                1 => "over sequential (1)".to_owned(),
+                level => format!("over level {level}"),
+            }),
         ),
         ("Mean latency", latency.mean.map(seconds), beside("median", latency.p50)),
         ("P95 latency", latency.p95.map(seconds), beside("P99", latency.p99)),
@@ -219,7 +222,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
 struct Row {
     /// From the level to the number of requests.
     cells: Vec<String>,
-    verdict: Verdict,
+    verdict: &'static str,
     why: String,
     chosen: bool,
 }
@@ -228,7 +231,7 @@ fn rows(recommendation: &Recommendation) -> Vec<Row> {
     let best = text::best_passing(recommendation);
     let row = |level: &JudgedLevel| Row {
         cells: text::row(&level.summary, best),
-        verdict: level.verdict,
+        verdict: words::verdict(level.verdict),
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
@@ -257,19 +260,14 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
     let row = |level: usize| {
         let both = [figures(before, level), figures(after, level)];
         let change = found.iter().find(|change| change.concurrency_now == level);
-        let interval = change.map(|change| change.interval.map(signed).join(" to "));
+        let interval = change.map(|change| range(change.interval, signed));
         let [a, b] = both.each_ref().map(|summary| summary.throughput_rps.map(|t| t.estimate));
         let mut cells = compared(a, b, |rps| format!("{rps:.2}"));
         cells.push(interval.unwrap_or_else(unknown));
         let [a, b] = both.each_ref().map(|summary| summary.latency_s.and_then(|d| d.p95));
         cells.extend(compared(a, b, seconds));
         cells.extend(both.map(|summary| summary.error_rate.map_or_else(unknown, percent)));
-        let shows = match change.map(|change| change.moved) {
-            Some(Moved::Faster) => "faster",
-            Some(Moved::Slower) => "slower",
-            Some(Moved::NotShown) => "no change shown",
-            None => words::UNKNOWN,
-        };
+        let shows = change.map_or(UNKNOWN, |change| words::moved(change.moved));
         ChangeRow { level, cells, shows }
     };
     all.into_iter().map(row).collect()
@@ -281,13 +279,8 @@ fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> Stri
     cells.into_iter().chain([change.map_or_else(unknown, signed)]).collect()
 }
 
-/// A change in per cent. Adding 0 turns -0 into 0.
-fn signed(change: f64) -> String {
-    format!("{:+.1} %", (change * 1000.0).round() / 10.0 + 0.0)
-}
-
 fn unknown() -> String {
-    words::UNKNOWN.to_owned()
+    UNKNOWN.to_owned()
 }
 
 /// What the report cannot show, and why.
@@ -410,7 +403,8 @@ mod tests {
     #[test]
     fn text_from_elsewhere_stays_text_and_nothing_is_loaded() {
         let evil = "</script><script>alert(1)</script><!--\u{2028}";
-        let mut hostile = run(&[level(1, 5.0), LevelSummary { notes: vec![evil.to_owned()], ..level(2, 9.0) }]);
+        let mut hostile = run(&[level(1, 5.0), level(2, 9.0)]);
+        hostile.recommendation.notes.push(crate::decide::Note::Other { text: evil.to_owned() });
         hostile.about.model = Some(evil.to_owned());
         hostile.about.settings = json!({"levels": [1, 2], "request": {evil: evil}});
         hostile.about.endpoint = Some(evil.to_owned());
@@ -476,6 +470,6 @@ mod tests {
         assert_eq!(changes(with(10.0), with(12.0)).shows, "no change shown");
         let same = changes(with(10.0), with(9.999_999));
         assert_eq!((same.shows, same.cells[2].as_str()), ("no change shown", "+0.0 %"));
-        assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..4], [words::UNKNOWN; 3]);
+        assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..4], [UNKNOWN; 3]);
     }
 }
