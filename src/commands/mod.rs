@@ -26,7 +26,7 @@ use crate::monitor::textfile;
 use crate::patch;
 use crate::prompts;
 use crate::record::{
-    Identity, Manifest, Measured, Places, RequestsFile, ResultsFile, load_measured, read_sidecar, write_atomic,
+    self, Identity, Measured, Places, RequestsFile, ResultsFile, RunId, load_measured, read_sidecar, write_atomic,
 };
 use crate::report::export;
 use crate::report::html::{self, About};
@@ -246,7 +246,7 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
 
 /// A results file with the decision that it records, else with one made now.
 fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
-    let policy = file.policy();
+    let policy = file.about.settings.policy.clone();
     let mut missing = Vec::new();
     if policy.is_none() {
         missing.push("The policy it was decided by: the gates shown are the defaults".to_owned());
@@ -256,8 +256,8 @@ fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
         missing.push("A decision: the one shown was made for this report".to_owned());
         recommend(&file.levels, &policy)
     });
-    let recommendation = Recommendation { simulated: file.simulated(), ..recommendation };
-    let mut run = page_of(recommendation, policy, about_file(file), &file.requests(places));
+    let recommendation = Recommendation { simulated: file.about.simulated(), ..recommendation };
+    let mut run = page_of(recommendation, policy, about(file.run_id.as_ref(), &file.about), &file.requests(places));
     run.missing.extend(missing);
     run
 }
@@ -445,14 +445,14 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
         Measured {
             levels: swept.run.summaries.clone(),
             quick: settings.quick,
-            unlisted_model: swept.run.manifest.settings.model_is_listed == Some(false),
+            unlisted_model: swept.run.manifest.about.settings.model_is_listed == Some(false),
             ..Measured::default()
         }
     };
     measured.simulated = settings.endpoint == Endpoint::Simulator;
     measured.notes.extend(swept.notes.clone());
     let recommendation = decide_from(measured, settings);
-    swept.run.write_results(Some(&recommendation))?;
+    swept.run.write_results(Some(words::with_words(&recommendation)))?;
     say(printed(&recommendation))?;
     eprintln!("{}", where_written(swept, places));
     let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -464,7 +464,12 @@ fn conclude(settings: &Settings, args: &CriterionArgs, places: &Places, swept: &
     }
     let manifest = &swept.run.manifest;
     let requests = manifest.requests(swept.run.folder());
-    let page = page_of(recommendation.clone(), settings.config.policy.clone(), about_run(manifest), &requests);
+    let page = page_of(
+        recommendation.clone(),
+        settings.config.policy.clone(),
+        about(Some(&manifest.run_id), &manifest.about),
+        &requests,
+    );
     eprintln!("{}", write_report(&places.results.join(report_name(&swept.run.results_file)), &[page]));
     Ok(recommendation)
 }
@@ -485,7 +490,7 @@ fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Sou
     let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
     let time = id.split('-').next().unwrap_or(id);
     let source = Source {
-        about: measured.newest.as_ref().map(about_run).unwrap_or_default(),
+        about: measured.newest.as_ref().map(|run| about(Some(&run.run_id), &run.about)).unwrap_or_default(),
         requests: measured.requests.clone(),
         report: report_name(Path::new(time)),
     };
@@ -494,9 +499,15 @@ fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Sou
 
 fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
-    let source = Source { about: about_file(&file), requests: file.requests(places), report: report_name(path) };
-    let (quick, simulated, unlisted_model) = (file.quick(), file.simulated(), file.unlisted_model());
-    let from = [file.endpoint.as_deref(), source.about.model.as_deref(), file.started_at.as_deref()];
+    let source = Source {
+        about: about(file.run_id.as_ref(), &file.about),
+        requests: file.requests(places),
+        report: report_name(path),
+    };
+    let simulated = file.about.simulated();
+    let quick = file.about.settings.quick;
+    let unlisted_model = file.about.settings.model_is_listed == Some(false);
+    let from = [&file.about.endpoint, &source.about.model, &file.about.started_at].map(Option::as_deref);
     let from: Vec<&str> = from.into_iter().flatten().collect();
     let notes = if from.is_empty() { Vec::new() } else { vec![format!("measured: {}", from.join(", "))] };
     Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
@@ -518,19 +529,15 @@ fn where_written(swept: &Swept, places: &Places) -> String {
 
 // ---- the report ----
 
-fn about_run(manifest: &Manifest) -> About {
-    about_file(&ResultsFile::of(manifest))
-}
-
-fn about_file(file: &ResultsFile) -> About {
+fn about(run_id: Option<&RunId>, run: &record::About) -> About {
     About {
-        run_id: file.run_id.as_ref().map(|id| id.to_string()),
-        started_at: file.started_at.clone(),
-        endpoint: file.endpoint.clone(),
+        run_id: run_id.map(|id| id.to_string()),
+        started_at: run.started_at.clone(),
+        endpoint: run.endpoint.clone(),
         // Earlier versions recorded the name of a model that was never asked.
-        model: if file.simulated() { Some(SIMULATED_MODEL.to_owned()) } else { file.model.clone() },
-        settings: file.settings.clone(),
-        environment: file.environment.clone(),
+        model: if run.simulated() { Some(SIMULATED_MODEL.to_owned()) } else { run.model.clone() },
+        settings: json!(run.settings),
+        environment: json!(run.environment),
     }
 }
 

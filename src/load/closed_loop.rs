@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
+use crate::figures::{LevelState, Measurement, Sample};
 
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
@@ -144,6 +145,26 @@ impl LoopRecord {
     /// The whole measured window, in seconds since the level began.
     pub fn window_s(&self) -> Option<[f64; 2]> {
         Some([self.windows.first()?.start_s, self.windows.last()?.end_s])
+    }
+
+    /// What it came to at `level`, as far as the loop knows.
+    pub fn measurement(&self, level: usize) -> Measurement {
+        let sample = |window: &Window| Sample {
+            duration_s: window.duration_s(),
+            completed: window.completed as u64,
+            succeeded: window.succeeded as u64,
+        };
+        Measurement {
+            concurrency: level,
+            window_s: self.window_s(),
+            samples: self.windows.iter().map(sample).collect(),
+            state: match self.ending {
+                Ending::Complete => LevelState::Complete,
+                Ending::Hopeless | Ending::Stalled | Ending::Overdue => LevelState::Hopeless,
+                Ending::Cut => LevelState::Cut,
+            },
+            ..Measurement::default()
+        }
     }
 }
 
