@@ -8,12 +8,10 @@ use crate::client::outcome::RateLimit;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// The sweep over the listed levels.
     #[default]
     Sweep,
     /// A contender, measured again.
     Confirm,
-    /// A probe of the adaptive search.
     Auto,
 }
 
@@ -43,7 +41,6 @@ pub struct Measurement {
     /// Gaps between content chunks: ascending `[microseconds, count]`.
     pub itl_histogram: Vec<(u64, u64)>,
     pub state: LevelState,
-    /// Why it was not complete.
     pub reason: Option<String>,
     #[serde(default)]
     pub client: Option<ClientLoad>,
@@ -66,13 +63,11 @@ impl Measurement {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     pub duration_s: f64,
-    /// Requests that completed in it.
     pub completed: u64,
     /// Successes among them.
     pub succeeded: u64,
 }
 
-/// How a level ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LevelState {

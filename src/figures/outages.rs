@@ -20,7 +20,6 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Counts a request.
     pub fn add(&mut self, outcome: &RequestOutcome) {
         if outcome.end_s.is_none() {
             return;
@@ -47,7 +46,6 @@ impl Reach {
 pub struct Outage {
     /// Requests in them that found no server.
     pub lost: u64,
-    /// All requests in them.
     pub requests: u64,
     /// How many such measurements there are.
     pub measurements: u64,

@@ -16,20 +16,16 @@ const ID_LENGTH: usize = 4;
 /// A failure's kind and words, and how often it came.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// The kind.
     pub kind: Failure,
     /// What the server or the network said of one of them, short and redacted.
     pub text: String,
-    /// How often.
     pub count: u64,
 }
 
-/// Counts reasons.
 #[derive(Clone, Debug, Default)]
 pub struct Reasons(BTreeMap<(Failure, String), Reason>);
 
 impl Reasons {
-    /// Counts a failure.
     pub fn add(&mut self, kind: Failure, text: &str) {
         let key = (kind, without_ids(text));
         if self.0.len() < MOST || self.0.contains_key(&key) {
@@ -38,7 +34,6 @@ impl Reasons {
         }
     }
 
-    /// All of them together.
     pub fn of_all<'a>(parts: impl Iterator<Item = &'a Reasons>) -> Self {
         let mut all = Reasons::default();
         for (key, reason) in parts.flat_map(Reasons::groups) {
@@ -53,7 +48,6 @@ impl Reasons {
         self.0.iter()
     }
 
-    /// The most frequent one.
     pub fn most_frequent(self) -> Option<Reason> {
         self.0.into_values().max_by_key(|reason| reason.count)
     }

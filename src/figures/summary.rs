@@ -17,13 +17,9 @@ use crate::client::outcome::{Failure, Phase, RateLimit};
 pub struct SizeSummary {
     /// The label: `small`, `medium`, `large`, or that of the prompts file.
     pub size: String,
-    /// Requests with such a prompt.
     pub requests: u64,
-    /// Successes among them.
     pub succeeded: u64,
-    /// Latency of the successes.
     pub latency_s: Option<Distribution>,
-    /// Mean output tokens of a success.
     pub mean_output_tokens: Option<f64>,
 }
 
@@ -34,12 +30,10 @@ pub struct LevelSummary {
     pub concurrency: usize,
     /// Size of the cohort: requests issued inside the measured window.
     pub requests: Option<u64>,
-    /// Successes in the cohort.
     pub succeeded: Option<u64>,
     /// Failures in the cohort by kind; kinds that did not occur are left out.
     #[serde(deserialize_with = "null_as_default")]
     pub failures: BTreeMap<String, u64>,
-    /// The most frequent reason of its failures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub main_failure: Option<Reason>,
     /// Failures / requests.
@@ -72,7 +66,6 @@ pub struct LevelSummary {
     pub tpot_s: Option<Distribution>,
     /// Output tokens per second over the measured window, by the same shares.
     pub output_tps: Option<f64>,
-    /// Mean output tokens of a success.
     pub mean_output_tokens: Option<f64>,
     /// Mean tokens of a success's prompt.
     pub mean_input_tokens: Option<f64>,
@@ -105,7 +98,6 @@ pub struct LevelSummary {
     /// Whether the level ended as planned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<LevelState>,
-    /// Why it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What is worth knowing about these figures.

@@ -31,11 +31,8 @@ const AT_ONCE: u64 = 4;
 pub struct LoopPlan {
     /// Requests kept in flight.
     pub level: usize,
-    /// Completions before the measured window.
     pub warmup: usize,
-    /// Completions per window.
     pub window: usize,
-    /// Windows.
     pub samples: usize,
     /// A `Retry-After` is honoured up to this long.
     pub longest_wait: Duration,
@@ -91,14 +88,12 @@ impl LoopPlan {
 pub struct Ticket {
     /// Order of issue, from 0.
     pub seq: u64,
-    /// Phase of issue.
     pub phase: Phase,
 }
 
 /// A stretch of the level's life, in seconds since it began.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
-    /// Its start.
     pub start_s: f64,
     /// Its end: the moment of its last completion.
     pub end_s: f64,
@@ -109,7 +104,6 @@ pub struct Window {
 }
 
 impl Window {
-    /// Seconds from start to end.
     pub fn duration_s(&self) -> f64 {
         self.end_s - self.start_s
     }
@@ -130,14 +124,10 @@ pub enum Ending {
     Cut,
 }
 
-/// What the loop leaves behind.
 #[derive(Clone, Debug)]
 pub struct LoopRecord {
-    /// Why it ended.
     pub ending: Ending,
-    /// The windows, without the warm-up.
     pub windows: Vec<Window>,
-    /// Requests sent.
     pub sent: u64,
 }
 
@@ -170,7 +160,6 @@ impl LoopRecord {
 
 /// Who is told what happens, as it happens. Called on the loop's own task: keep it short.
 pub trait Observer {
-    /// A request was issued.
     fn issued(&mut self, _ticket: Ticket) {}
     /// A request ended (or was given up: `end_s` is null).
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
@@ -249,7 +238,6 @@ where
     state.into_record(observer)
 }
 
-/// A request that came to its end.
 struct Arrival {
     seq: u64,
     end: Instant,
@@ -348,7 +336,6 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Counts a completion into the open window.
     fn count(&mut self, end_s: f64, succeeded: bool, observer: &mut impl Observer) {
         if self.done() || self.cut {
             return;
@@ -416,7 +403,6 @@ fn empty_window(start_s: f64) -> Window {
     Window { start_s, end_s: start_s, completed: 0, succeeded: 0 }
 }
 
-/// The record of a request.
 pub(crate) fn record(
     ticket: Ticket,
     sample: Option<u32>,
@@ -504,29 +490,47 @@ mod tests {
         }
     }
 
-    /// Runs a plan in virtual time; `send` gives each ticket its latency and reply.
+    /// Runs a plan in virtual time.
+    fn run_virtually<F>(plan: &LoopPlan, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        run_until(plan, Duration::MAX, send)
+    }
+
+    /// The same, stopped after `stop_after`.
+    fn run_until<F>(plan: &LoopPlan, stop_after: Duration, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        let mut log = Log::default();
+        let (stopper, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let record = runtime.block_on(async {
+            tokio::spawn(async move {
+                tokio::time::sleep(stop_after).await;
+                stopper.send(true).expect("the loop listens");
+            });
+            run(plan, stop, send, &mut log).await
+        });
+        (record, log)
+    }
+
+    /// `send` gives each ticket its latency and reply. Also gives the most that were in flight at once.
     fn virtually(plan: &LoopPlan, mut send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
         let in_flight = Arc::new(AtomicUsize::new(0));
         let peak = Arc::new(AtomicUsize::new(0));
-        let mut log = Log::default();
-        let (_keep, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(run(
-            plan,
-            stop,
-            |ticket| {
-                let (latency, reply) = send(ticket);
-                let (in_flight, peak) = (in_flight.clone(), peak.clone());
-                async move {
-                    peak.fetch_max(in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
-                    tokio::time::sleep(latency).await;
-                    in_flight.fetch_sub(1, Relaxed);
-                    reply
-                }
-            },
-            &mut log,
-        ));
+        let (record, log) = run_virtually(plan, |ticket| {
+            let (latency, reply) = send(ticket);
+            let (in_flight, peak) = (in_flight.clone(), peak.clone());
+            async move {
+                peak.fetch_max(in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
+                tokio::time::sleep(latency).await;
+                in_flight.fetch_sub(1, Relaxed);
+                reply
+            }
+        });
         (record, log, peak.load(Relaxed))
     }
 
@@ -559,7 +563,6 @@ mod tests {
     fn of_those_that_end_together_few_start_together() {
         let (issued, started) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
         let most = AtomicUsize::new(0);
-        let (_keep, stop) = watch::channel(false);
         let send = |_| {
             let waiting = issued.fetch_add(1, Relaxed) + 1 - started.load(Relaxed);
             most.fetch_max(waiting, Relaxed);
@@ -570,9 +573,7 @@ mod tests {
                 Reply::default()
             }
         };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        runtime.block_on(run(&LoopPlan::new(32, 320, 0, 10, 32), stop, send, &mut Log::default()));
+        run_virtually(&LoopPlan::new(32, 320, 0, 10, 32), send);
         assert!(issued.into_inner() >= 320);
         assert_eq!(most.into_inner() as u64, AT_ONCE);
     }
@@ -584,10 +585,6 @@ mod tests {
     fn the_last_window_does_not_outlast_the_tickets() {
         let slots = Arc::new(Semaphore::new(8));
         let plan = LoopPlan::new(10, 100, 5, 10, 10);
-        let mut log = Log::default();
-        let (_keep, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
         let send = |_| {
             let slots = slots.clone();
             async move {
@@ -596,7 +593,7 @@ mod tests {
                 Reply::default()
             }
         };
-        let record = runtime.block_on(run(&plan, stop, send, &mut log));
+        let (record, log) = run_virtually(&plan, send);
         let window = record.window_s().expect("complete");
         let shares: f64 = log.outcomes.iter().map(|outcome| outcome.share(window)).sum();
         let rps = shares / (window[1] - window[0]);
@@ -623,28 +620,19 @@ mod tests {
         // Slots for 4 of 6: two are refused after 1 ms, the others take 100 ms.
         let plan = LoopPlan::new(6, 600, 6, 10, 6);
         let busy = Arc::new(AtomicUsize::new(0));
-        let mut log = Log::default();
-        let (_keep, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(run(
-            &plan,
-            stop,
-            |_| {
-                let busy = busy.clone();
-                async move {
-                    if busy.fetch_add(1, Relaxed) >= 4 {
-                        tokio::time::sleep(ms(1)).await;
-                        busy.fetch_sub(1, Relaxed);
-                        return Reply::failed(Failure::ServerError, "full");
-                    }
-                    tokio::time::sleep(ms(100)).await;
+        let (record, log) = run_virtually(&plan, |_| {
+            let busy = busy.clone();
+            async move {
+                if busy.fetch_add(1, Relaxed) >= 4 {
+                    tokio::time::sleep(ms(1)).await;
                     busy.fetch_sub(1, Relaxed);
-                    Reply::default()
+                    return Reply::failed(Failure::ServerError, "full");
                 }
-            },
-            &mut log,
-        ));
+                tokio::time::sleep(ms(100)).await;
+                busy.fetch_sub(1, Relaxed);
+                Reply::default()
+            }
+        });
         let failed = log.outcomes.iter().filter(|o| o.failure.is_some()).count() as f64;
         let rate = failed / log.outcomes.len() as f64;
         assert!((0.30..0.37).contains(&rate), "a third is refused, not all but a few: {rate}");
@@ -715,25 +703,9 @@ mod tests {
     #[test]
     fn stopping_gives_up_what_is_in_flight_and_still_accounts_for_it() {
         let plan = LoopPlan::new(8, 1000, 8, 10, 8);
-        let mut log = Log::default();
-        let (stopper, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(async {
-            tokio::spawn(async move {
-                tokio::time::sleep(ms(5_050)).await;
-                stopper.send(true).expect("the loop listens");
-            });
-            run(
-                &plan,
-                stop,
-                |_| async {
-                    tokio::time::sleep(ms(100)).await;
-                    Reply::default()
-                },
-                &mut log,
-            )
-            .await
+        let (record, log) = run_until(&plan, ms(5_050), |_| async {
+            tokio::time::sleep(ms(100)).await;
+            Reply::default()
         });
         assert_eq!(record.ending, Ending::Cut);
         assert_eq!(log.outcomes.len() as u64, record.sent);

@@ -32,19 +32,17 @@ pub struct Recorder<O> {
 }
 
 /// A measurement that has come to its end, the drain included.
-pub struct Recorded<O> {
+pub struct Recorded {
     pub measurement: Measurement,
     pub requests: Requests,
     pub ending: Ending,
     pub began: Instant,
     /// Seconds from the first request to the end of the last.
     pub load_s: f64,
-    /// Requests sent.
     pub sent: u64,
     pub last_failure: Option<Failed>,
     /// The server asked to be left alone until then.
     pub not_before: Option<Instant>,
-    pub next: O,
 }
 
 impl<O: Observer> Recorder<O> {
@@ -63,7 +61,7 @@ impl<O: Observer> Recorder<O> {
         }
     }
 
-    pub fn finish(self, step: Step, record: LoopRecord) -> Recorded<O> {
+    pub fn finish(self, step: Step, record: LoopRecord) -> (Recorded, O) {
         let gaps = self.gaps_us.iter_recorded().map(|bin| (bin.value_iterated_to(), bin.count_at_value()));
         let measurement = Measurement {
             stage: step.stage,
@@ -73,7 +71,7 @@ impl<O: Observer> Recorder<O> {
             rate_limit: self.rate_limit,
             ..record.measurement(step.level)
         };
-        Recorded {
+        let recorded = Recorded {
             measurement,
             requests: self.requests,
             ending: record.ending,
@@ -82,8 +80,8 @@ impl<O: Observer> Recorder<O> {
             sent: record.sent,
             last_failure: self.last_failure,
             not_before: self.not_before,
-            next: self.next,
-        }
+        };
+        (recorded, self.next)
     }
 }
 

@@ -17,10 +17,8 @@ use crate::figures::{Stage, Step};
 use crate::record::{Places, criterion_group, criterion_id};
 use crate::stdio;
 
-/// What Criterion's own arguments ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Measure.
     Measure,
     /// `cargo test --benches`: one request per level, simulator only.
     Test,
@@ -31,20 +29,12 @@ pub enum Mode {
 /// The part of Criterion's arguments that matters here. Criterion itself parses them all.
 #[derive(Clone, Debug)]
 pub struct CriterionArgs {
-    /// What to do.
     pub mode: Mode,
-    filter: Filter,
+    /// The levels whose id it matches; all without one.
+    filter: Option<Regex>,
     own_baseline: bool,
     /// Whether Criterion is to read the command line itself.
     from_command_line: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Filter {
-    All,
-    None,
-    Pattern(Regex),
-    Exact(String),
 }
 
 /// Criterion's options that take a value.
@@ -99,72 +89,68 @@ impl CriterionArgs {
 
     /// As `run` measures: everything.
     pub fn measure_all() -> Self {
-        CriterionArgs { mode: Mode::Measure, filter: Filter::All, own_baseline: false, from_command_line: false }
+        CriterionArgs { mode: Mode::Measure, filter: None, own_baseline: false, from_command_line: false }
     }
 
     /// Whether levels may be left out.
     pub fn is_filtered(&self) -> bool {
-        !matches!(self.filter, Filter::All)
+        self.filter.is_some()
     }
 
-    /// Whether the filter names this level.
     pub fn selects(&self, level: usize) -> bool {
         let id = criterion_id(Step { level, stage: Stage::Sweep, round: 0 });
-        match &self.filter {
-            Filter::All => true,
-            Filter::None => false,
-            Filter::Pattern(pattern) => pattern.is_match(&id),
-            Filter::Exact(text) => *text == id,
-        }
+        self.filter.as_ref().is_none_or(|filter| filter.is_match(&id))
     }
 }
+
+/// Modes in which nothing could be measured that anything might be decided from.
+const REFUSED: [(&str, &str); 3] = [
+    (
+        "--profile-time",
+        "--profile-time iterates without measuring or saving, so it would send load to the endpoint for nothing.\n\nTo profile the client, use `cargo bench --bench client_cost`.",
+    ),
+    (
+        "--load-baseline",
+        "--load-baseline shows an old result and measures nothing, so there would be nothing to decide from.\n\nTo decide from what is on disk, use `cargo run --bin recommend`.",
+    ),
+    (
+        "--quick",
+        "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: fewer levels and requests, and a provisional result.",
+    ),
+];
 
 fn refuse_untrue(has: &dyn Fn(&str) -> bool) -> Result<(), SweepError> {
-    let refuse = |text: &str| Err(SweepError::Refused(text.to_owned()));
     if std::env::var_os("CARGO_CRITERION_PORT").is_some() {
-        return refuse(
-            "cargo-criterion saves no estimates that `recommend` could read, so this would send load for nothing.\n\nUse `cargo bench` instead.",
-        );
+        let text = "cargo-criterion saves no estimates that `recommend` could read, so this would send load for nothing.\n\nUse `cargo bench` instead.";
+        return Err(SweepError::Refused(text.to_owned()));
     }
-    if has("--profile-time") {
-        return refuse(
-            "--profile-time iterates without measuring or saving, so it would send load to the endpoint for nothing.\n\nTo profile the client, use `cargo bench --bench client_cost`.",
-        );
+    match REFUSED.iter().find(|(flag, _)| has(flag)) {
+        Some((_, text)) => Err(SweepError::Refused((*text).to_owned())),
+        None => Ok(()),
     }
-    if has("--load-baseline") {
-        return refuse(
-            "--load-baseline shows an old result and measures nothing, so there would be nothing to decide from.\n\nTo decide from what is on disk, use `cargo run --bin recommend`.",
-        );
-    }
-    if has("--quick") {
-        return refuse(
-            "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: fewer levels and requests, and a provisional result.",
-        );
-    }
-    Ok(())
 }
 
-fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Filter, SweepError> {
-    if ignored {
-        return Ok(Filter::None);
-    }
+fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, SweepError> {
     let mut rest = args.iter();
-    let mut positional = None;
+    let mut text = None;
     while let Some(arg) = rest.next() {
         if WITH_VALUE.contains(&arg.as_str()) {
             rest.next();
         } else if !arg.starts_with('-') {
-            positional = Some(arg);
+            text = Some(arg);
             break;
         }
     }
-    let Some(text) = positional else { return Ok(Filter::All) };
-    if exact {
-        return Ok(Filter::Exact(text.clone()));
-    }
-    let pattern = Regex::new(text)
-        .map_err(|error| SweepError::Refused(format!("the filter `{text}` is not a regular expression: {error}")))?;
-    Ok(Filter::Pattern(pattern))
+    let pattern = match text {
+        // No benchmark is an ignored one, and no id is empty.
+        _ if ignored => "^$".to_owned(),
+        None => return Ok(None),
+        Some(text) if exact => format!("^{}$", regex::escape(text)),
+        Some(text) => text.clone(),
+    };
+    let pattern = Regex::new(&pattern)
+        .map_err(|error| SweepError::Refused(format!("the filter `{pattern}` is not a regular expression: {error}")))?;
+    Ok(Some(pattern))
 }
 
 /// Criterion, set up so that what is measured does not depend on its command line.
@@ -184,7 +170,6 @@ impl Bench {
         Bench(if args.own_baseline { criterion } else { criterion.save_baseline(baseline) })
     }
 
-    /// The group of a measurement.
     pub fn group(&mut self, step: Step) -> Group<'_> {
         let mut group = self.0.benchmark_group(criterion_group(step));
         group

@@ -39,26 +39,21 @@ pub(super) struct Planned {
 /// A measurement on the load thread, as Criterion's thread sees it.
 pub(super) struct InProgress {
     planned: Planned,
-    events: mpsc::Receiver<Event>,
+    windows: mpsc::Receiver<Window>,
     /// What Criterion was given, nanoseconds per wave.
     handed: Vec<f64>,
     warmed_up: bool,
-    ended: Option<Box<Recorded<Outlets>>>,
+    ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
     monitor: LevelMonitor,
 }
 
-enum Event {
-    Window(Window),
-    Ended(Box<Recorded<Outlets>>),
-}
-
 /// Where what happens goes besides into the figures.
-pub(super) struct Outlets {
-    sidecar: Option<SidecarWriter>,
+struct Outlets {
+    sidecar: SidecarWriter,
     counts: Arc<Counts>,
-    events: mpsc::Sender<Event>,
+    windows: mpsc::Sender<Window>,
 }
 
 impl Observer for Outlets {
@@ -68,9 +63,7 @@ impl Observer for Outlets {
 
     fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
         self.counts.ended(&outcome);
-        if let Some(sidecar) = &mut self.sidecar {
-            sidecar.push(outcome);
-        }
+        self.sidecar.push(outcome);
     }
 
     fn held(&mut self, permits: usize) {
@@ -79,7 +72,7 @@ impl Observer for Outlets {
 
     fn window(&mut self, window: Window) {
         // Criterion's side is gone only if it panicked.
-        let _ = self.events.send(Event::Window(window));
+        let _ = self.windows.send(window);
     }
 }
 
@@ -96,15 +89,8 @@ impl InProgress {
     }
 
     fn next_window(&mut self) -> Option<Duration> {
-        let window = match self.events.recv() {
-            Ok(Event::Window(window)) => window,
-            Ok(Event::Ended(end)) => {
-                self.ended = Some(end);
-                return None;
-            }
-            // The load thread has panicked and said why.
-            Err(_) => return None,
-        };
+        // There are no more once the loop has ended, or has panicked and said why.
+        let window = self.windows.recv().ok()?;
         if !self.warmed_up && self.planned.is_first && window.succeeded == 0 {
             self.stopper.stop(Stop::NothingWorks);
             return None;
@@ -117,22 +103,11 @@ impl InProgress {
     }
 
     /// Waits for the drain and the sidecar, and completes the record.
-    pub fn finish(mut self) -> Result<Recorded<Outlets>, SweepError> {
+    pub fn finish(mut self) -> Result<Recorded, SweepError> {
         self.monitor.show();
-        let mut end = loop {
-            if let Some(end) = self.ended.take() {
-                break *end;
-            }
-            match self.events.recv() {
-                Ok(Event::Window(_)) => {}
-                Ok(Event::Ended(end)) => self.ended = Some(end),
-                Err(_) => return Err(ended_early()),
-            }
-        };
+        let (mut end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
         self.monitor.finish(end.load_s);
-        if let Some(sidecar) = end.next.sidecar.take() {
-            sidecar.finish()?;
-        }
+        sidecar.finish()?;
         let plan = &self.planned.plan;
         let measurement = &mut end.measurement;
         measurement.criterion_id = criterion_id(self.planned.step);
@@ -236,68 +211,73 @@ impl Load {
 
     /// Begins a measurement; its windows arrive as they close.
     pub fn begin(&self, planned: &Planned, run: &Run) -> Result<InProgress, SweepError> {
-        let (events, received) = mpsc::channel();
+        let ((to_criterion, windows), (done, ended)) = (mpsc::channel(), mpsc::channel());
         let Planned { step, plan, .. } = *planned;
         let counts = self.live.begin(step.level, step.round, plan.tickets());
-        let outlets = Outlets { sidecar: Some(run.sidecar(step)?), counts: counts.clone(), events };
+        let outlets = Outlets { sidecar: run.sidecar(step)?, counts: counts.clone(), windows: to_criterion };
         let (planned, stop, target) = (*planned, self.stopper.subscribe(), self.target.clone());
-        self.send(Box::new(move || Box::pin(measure(planned, stop, target, outlets))))?;
+        self.send(move || async move {
+            let (recorded, outlets) = measure(planned, stop, target, outlets).await;
+            let _ = done.send((recorded, outlets.sidecar));
+        })?;
         Ok(InProgress {
             planned,
-            events: received,
+            windows,
             handed: Vec::new(),
             warmed_up: false,
-            ended: None,
+            ended,
             stopper: self.stopper.clone(),
             watch: self.watch.clone(),
             monitor: LevelMonitor::new(counts, self.quiet),
         })
     }
 
-    fn send(&self, job: Job) -> Result<(), SweepError> {
+    fn send<F: Future<Output = ()> + 'static>(
+        &self,
+        job: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<(), SweepError> {
+        let job: Job = Box::new(move || Box::pin(job()));
         self.jobs.send(job).map_err(|_| SweepError::Thread(std::io::Error::other("it is gone")))
+    }
+
+    /// Sends a job and waits for what comes of it.
+    fn ask<T: Send + 'static, F: Future<Output = T> + 'static>(
+        &self,
+        job: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<T, SweepError> {
+        let (done, finished) = mpsc::channel();
+        self.send(move || async move {
+            let _ = done.send(job().await);
+        })?;
+        finished.recv().map_err(|_| ended_early())
     }
 
     /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
     pub fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
-        let (done, finished) = mpsc::channel();
         let (target, mut stop) = (self.target.clone(), self.stopper.subscribe());
         let (prompts, mut sidecar) = (prompts.to_vec(), run.preflight_sidecar()?);
-        self.send(Box::new(move || {
-            Box::pin(async move {
-                let mut sent = 0;
-                let record = |outcome| {
-                    sent += 1;
-                    sidecar.push(outcome);
-                };
-                let asked = async {
-                    let probes = preflight::preflight(&target, &prompts, record).await;
-                    (probes, target.models().await)
-                };
-                let (probes, models) = tokio::select! {
-                    answered = asked => answered,
-                    _ = stop.wait_for(|&stop| stop) => Default::default(),
-                };
-                let _ = done.send((Preflight { probes, models, sent }, sidecar));
-            })
-        }))?;
-        let (preflight, sidecar) = finished.recv().map_err(|_| ended_early())?;
+        let (preflight, sidecar) = self.ask(move || async move {
+            let mut sent = 0;
+            let record = |outcome| {
+                sent += 1;
+                sidecar.push(outcome);
+            };
+            let asked = async { (preflight::preflight(&target, &prompts, record).await, target.models().await) };
+            let (probes, models) = tokio::select! {
+                answered = asked => answered,
+                _ = stop.wait_for(|&stop| stop) => Default::default(),
+            };
+            (Preflight { probes, models, sent }, sidecar)
+        })?;
         sidecar.finish()?;
         Ok(preflight)
     }
 
     /// One request, for test mode.
     pub fn one_request(&self) -> Duration {
-        let (done, finished) = mpsc::channel();
-        let target = self.target.clone();
-        let began = Instant::now();
-        let job: Job = Box::new(move || {
-            Box::pin(async move {
-                let _ = done.send(target.send(0, 0).await);
-            })
-        });
-        let reply = self.send(job).ok().and_then(|()| finished.recv().ok());
-        let failure = reply.map_or(Some("the load thread is gone".to_owned()), |r| r.failure.map(|f| f.message));
+        let (target, began) = (self.target.clone(), Instant::now());
+        let reply = self.ask(move || async move { target.send(0, 0).await });
+        let failure = reply.map_or_else(|error| Some(error.to_string()), |r| r.failure.map(|f| f.message));
         assert_eq!(failure, None, "one request to the simulator");
         began.elapsed().max(Duration::from_nanos(1))
     }
@@ -326,7 +306,12 @@ fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, 
     });
 }
 
-async fn measure(planned: Planned, mut stop: watch::Receiver<bool>, target: Arc<Target>, outlets: Outlets) {
+async fn measure(
+    planned: Planned,
+    mut stop: watch::Receiver<bool>,
+    target: Arc<Target>,
+    outlets: Outlets,
+) -> (Recorded, Outlets) {
     let Planned { step, plan, not_before, .. } = planned;
     if let Some(at) = not_before {
         tokio::select! {
@@ -337,8 +322,5 @@ async fn measure(planned: Planned, mut stop: watch::Receiver<bool>, target: Arc<
     let mut recorder = Recorder::start(&plan, target.clone(), outlets);
     let send = |ticket: Ticket| target.send_in_round(step.round, step.level, ticket.seq);
     let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
-    let end = recorder.finish(step, record);
-    let events = end.next.events.clone();
-    // Criterion's side is gone only if it panicked.
-    let _ = events.send(Event::Ended(Box::new(end)));
+    recorder.finish(step, record)
 }

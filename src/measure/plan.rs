@@ -20,7 +20,6 @@ const QUICK: (usize, usize) = (30, 3);
 /// Code has at least this many characters per token, so that the estimate of a cost is not too low.
 const CHARACTERS_PER_TOKEN: f64 = 2.5;
 
-/// What a run will send.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// One plan per level that will run, ascending; of an adaptive search those that may run at most.
@@ -30,7 +29,6 @@ pub struct Plan {
     pub configured: Vec<usize>,
     /// Levels for which the budget has no room, and the key that says so.
     pub over_budget: Option<(Vec<usize>, &'static str)>,
-    /// The bounds of an adaptive search.
     auto: Option<(usize, usize)>,
     /// Whether levels near the best are measured again.
     confirm: bool,
@@ -62,7 +60,6 @@ impl Plan {
         plan
     }
 
-    /// The same with what a baseline asks for.
     pub fn against(self, baseline: Option<&Baseline>) -> Self {
         Plan { last_look: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
     }
@@ -106,7 +103,6 @@ impl Plan {
         }
     }
 
-    /// The steps of this plan.
     pub fn search(&self, policy: &Policy) -> Search {
         match self.auto {
             Some((lowest, highest)) if self.confirm => Search::adaptive(lowest, highest, policy),
@@ -115,7 +111,6 @@ impl Plan {
         }
     }
 
-    /// How one level is measured.
     pub fn level_plan(&self, settings: &Settings, level: usize) -> LoopPlan {
         let benchmark = &settings.config.benchmark;
         let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
@@ -144,7 +139,6 @@ impl Plan {
         self.levels.iter().map(LoopPlan::tickets).sum()
     }
 
-    /// What all confirm rounds may send at most.
     fn requests_to_confirm(&self) -> u64 {
         self.of_levels() * u64::from(self.most_rounds())
     }
@@ -163,7 +157,6 @@ impl Plan {
         (input.is_some() || output.is_some()).then_some(cost / 1e6)
     }
 
-    /// The key of the first limit that so many requests would pass.
     fn exceeds(&self, settings: &Settings, requests: u64) -> Option<&'static str> {
         let budget = &settings.config.benchmark.budget;
         if budget.max_requests.is_some_and(|limit| requests > limit) {

@@ -102,7 +102,6 @@ pub enum Signal {
     HangUp,
 }
 
-/// Waits for one.
 pub async fn signal() -> Signal {
     #[cfg(unix)]
     {

@@ -44,19 +44,14 @@ pub enum SweepError {
     /// A mode of Criterion's in which nothing true can be measured.
     #[error("{0}")]
     Refused(String),
-    /// A thread or runtime could not be made.
     #[error("cannot start the load thread: {0}")]
     Thread(#[from] std::io::Error),
-    /// The endpoint does not work at all.
     #[error("{0}")]
     Endpoint(String),
-    /// The highest level needs more connections than this process may have.
     #[error(transparent)]
     OpenFiles(#[from] TooFewFiles),
-    /// The budget has no room for a single level.
     #[error("{0}\n\nRaise the limit, or send less: lower benchmark.levels, total_requests or request.max_tokens.")]
     OverBudget(String),
-    /// No level matches the filter.
     #[error("no level matches the filter; the ids are {GROUP}/level/N with N one of {0:?}")]
     NothingMatches(Vec<usize>),
 }
@@ -68,9 +63,7 @@ pub struct Swept {
     pub run: Run,
     /// Why it ended before all levels were measured.
     pub stopped: Option<Stop>,
-    /// What else is worth knowing.
     pub notes: Vec<String>,
-    /// When it began.
     pub began: Instant,
     /// Seconds of load, all levels together.
     pub load_s: f64,
@@ -149,7 +142,6 @@ pub fn run(
     Ok(swept)
 }
 
-/// A sweep in hand.
 struct Sweep<'a> {
     settings: &'a Settings,
     mode: Mode,
@@ -158,7 +150,6 @@ struct Sweep<'a> {
     swept: Swept,
     /// Of each measurement in the manifest.
     requests: Vec<Requests>,
-    /// Requests sent so far.
     sent: u64,
     /// How long each level took when it was measured last, seconds.
     took_s: BTreeMap<usize, f64>,

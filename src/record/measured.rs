@@ -14,9 +14,7 @@ pub struct Measured {
     pub levels: Vec<LevelSummary>,
     /// Where they come from and what was left out.
     pub notes: Vec<String>,
-    /// Whether some of it comes from a quick run.
     pub quick: bool,
-    /// Whether the embedded simulator was measured.
     pub simulated: bool,
     /// Whether the server lists models, and not the one that was asked for.
     pub unlisted_model: bool,
