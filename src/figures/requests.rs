@@ -91,7 +91,7 @@ impl Requests {
         u16::try_from(at).unwrap_or(u16::MAX)
     }
 
-    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[allow(clippy::len_without_is_empty, reason = "no caller needs it")]
     pub fn len(&self) -> usize {
         self.rows.len()
     }

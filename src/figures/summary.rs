@@ -53,7 +53,7 @@ pub struct LevelSummary {
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
-    /// The same with every timeout counted as `request_timeout`: what the latency gates look at.
+    /// The same with every timeout counted as `request_timeout`: what the latency gates use.
     pub gate_latency_s: Option<Distribution>,
     /// The 95 % interval of that P95; null where there are too few requests for one.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -161,10 +161,9 @@ impl Problem {
         let grid = self.grid();
         let mut best = self.at(0.0, 0.0);
         let tie = TIE * self.0.iter().map(|p| p.1 * p.1).sum::<f64>();
-        let searches: [(Free, fn(&&Candidate) -> bool); 3] =
-            [([true, false], |c| c.kappa == 0.0), ([false, true], |c| c.sigma == 0.0), ([true, true], |_| true)];
-        for (free, starts) in searches {
-            for start in grid.iter().filter(starts).take(3) {
+        for free in [[true, false], [false, true], [true, true]] {
+            let may_start = |c: &&Candidate| (free[0] || c.sigma == 0.0) && (free[1] || c.kappa == 0.0);
+            for start in grid.iter().filter(may_start).take(3) {
                 let found = self.descend(*start, free);
                 if found.sse + tie < best.sse {
                     best = found;

@@ -22,11 +22,11 @@ use crate::figures::{LevelState, Measurement, Sample};
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
-/// So many requests start together. Fewer would cost clearly more processor time where the server answers at once; with
+/// How many requests start together. Fewer would cost clearly more processor time where the server answers at once; with
 /// more, the first token of streams that begin together seems later than it is.
 const AT_ONCE: u64 = 4;
 
-/// How much one level measures.
+/// How much one level measures; `warmup` and `window` count completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopPlan {
     /// Requests kept in flight.
@@ -42,7 +42,7 @@ pub struct LoopPlan {
     pub time_limit: Duration,
 }
 
-/// A request may take as long as it may; so many times that without a success is no progress.
+/// A level has stalled after this many times the longest a request may take without a success.
 const PATIENCE: u32 = 3;
 
 impl LoopPlan {
@@ -158,12 +158,12 @@ impl LoopRecord {
     }
 }
 
-/// Who is told what happens, as it happens. Called on the loop's own task: keep it short.
+/// Is called as things happen, on the loop's own task: keep it short.
 pub trait Observer {
     fn issued(&mut self, _ticket: Ticket) {}
     /// A request ended (or was given up: `end_s` is null).
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
-    /// So many permits are held back after failures now.
+    /// `permits` are held back after failures now.
     fn held(&mut self, _permits: usize) {}
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
@@ -320,14 +320,14 @@ impl<'a> State<'a> {
         let sample = (self.warmed_up && !self.done()).then_some(self.windows.len() as u32);
         let held_s = (held > Duration::ZERO).then_some(held.as_secs_f64());
         observer.ended(RequestOutcome { held_s, ..record(ticket, sample, start_s, Some(end_s), &reply) }, reply);
-        self.look_at_the_clock(end);
+        self.check_time(end);
         self.count(end_s, succeeded, observer);
         held_s.map(|_| (permit, end + held))
     }
 
     /// Gives the level up if it has made no progress for too long. Every request comes to its end in time, so that
-    /// it is enough to look when one does.
-    fn look_at_the_clock(&mut self, now: Instant) {
+    /// it is enough to check when one does.
+    fn check_time(&mut self, now: Instant) {
         let since = |then| now.saturating_duration_since(then);
         if since(self.last_success) > self.plan.patience {
             self.given_up.get_or_insert(Ending::Stalled);

@@ -18,7 +18,7 @@ const LONGEST_GAP_US: u64 = 3_600_000_000;
 /// Begin it on the load thread, inside its runtime.
 pub struct Recorder<O> {
     target: Arc<Target>,
-    /// Who is told of everything as well: the sidecar, the live view, Criterion.
+    /// Gets everything as well: the sidecar, the live view, Criterion.
     next: O,
     began: Instant,
     requests: Requests,

@@ -49,7 +49,7 @@ pub(super) struct InProgress {
     monitor: LevelMonitor,
 }
 
-/// Where what happens goes besides into the figures.
+/// Where requests and windows go besides the figures.
 struct Outlets {
     sidecar: SidecarWriter,
     counts: Arc<Counts>,
@@ -89,7 +89,7 @@ impl InProgress {
     }
 
     fn next_window(&mut self) -> Option<Duration> {
-        // There are no more once the loop has ended, or has panicked and said why.
+        // There are no more once the loop has ended, or has panicked.
         let window = self.windows.recv().ok()?;
         if !self.warmed_up && self.planned.is_first && window.succeeded == 0 {
             self.stopper.stop(Stop::NothingWorks);
@@ -176,7 +176,7 @@ fn transport_to(settings: &Settings, simulator: &Simulator) -> Result<Transport,
     Ok(Transport::new(&url, benchmark.request.kind, llm, None)?)
 }
 
-/// Looks at the server by connections of its own.
+/// Reads the server's metrics by connections of its own.
 fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<ServerWatch>, SweepError> {
     let transport = match simulator {
         Some(simulator) => transport_to(settings, simulator)?,

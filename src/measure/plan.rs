@@ -33,7 +33,7 @@ pub struct Plan {
     /// Whether levels near the best are measured again.
     confirm: bool,
     /// Whether what has fallen against a baseline is measured once more at the end.
-    last_look: bool,
+    baseline_round: bool,
     input_tokens: f64,
 }
 
@@ -61,7 +61,7 @@ impl Plan {
     }
 
     pub fn against(self, baseline: Option<&Baseline>) -> Self {
-        Plan { last_look: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
+        Plan { baseline_round: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
     }
 
     fn empty(prompts: &[Prompt]) -> Self {
@@ -71,7 +71,7 @@ impl Plan {
             over_budget: None,
             auto: None,
             confirm: false,
-            last_look: false,
+            baseline_round: false,
             input_tokens: mean_input_tokens(prompts),
         }
     }
@@ -125,7 +125,7 @@ impl Plan {
         plan.with_request_timeout(timeout)
     }
 
-    /// The key of the limit that `further` might pass, after so many requests.
+    /// The key of the limit that `further` might pass after `sent` requests.
     pub fn no_room(&self, settings: &Settings, sent: u64, further: &LoopPlan) -> Option<&'static str> {
         self.exceeds(settings, sent + further.tickets())
     }
@@ -144,10 +144,10 @@ impl Plan {
     }
 
     fn most_rounds(&self) -> u32 {
-        u32::from(self.last_look) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
+        u32::from(self.baseline_round) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
     }
 
-    /// US dollars that so many requests cost at most, where prices are known; the input tokens in it are estimated.
+    /// US dollars that `requests` cost at most, where prices are set; the input tokens in it are estimated.
     fn cost_usd(&self, settings: &Settings, requests: u64) -> Option<f64> {
         let Budget { usd_per_million_input: input, usd_per_million_output: output, .. } =
             settings.config.benchmark.budget;
@@ -174,7 +174,7 @@ impl Plan {
         self.levels.iter().map(|plan| plan.tickets() as f64 / plan.level as f64).sum()
     }
 
-    /// What is said before the first request.
+    /// Printed before the first request.
     pub fn describe(&self, settings: &Settings) -> String {
         let Config { llm, benchmark, .. } = &settings.config;
         let target = match &settings.endpoint {
@@ -239,8 +239,8 @@ fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
     characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
 }
 
-/// Without the levels whose neighbours are no further apart than a factor of two: what lies between them is told well
-/// enough by both.
+/// Without the levels whose neighbours are no further apart than a factor of two: both tell well enough
+/// what lies between them.
 fn thinned(levels: &[usize]) -> Vec<usize> {
     let mut kept: Vec<usize> = Vec::new();
     for (at, &level) in levels.iter().enumerate() {

@@ -31,7 +31,7 @@ impl Stop {
     }
 }
 
-/// Stops the loop in hand and those to come; the first reason stays.
+/// Stops the running loop and those to come; the first reason stays.
 #[derive(Clone, Debug)]
 pub(super) struct Stopper {
     signal: Arc<watch::Sender<bool>>,
@@ -60,7 +60,7 @@ impl Stopper {
 
 /// The first signal ends the sweep in good order. A second one, or one after the sweep, ends the process.
 ///
-/// On a thread of its own to the end of the process: the handlers stay as long, and nobody else would listen.
+/// On a thread of its own to the end of the process: the handlers stay as long, and nothing else would listen.
 pub(super) fn watch_signals(stopper: &Stopper) -> std::io::Result<()> {
     let (sweep, reason) = (Arc::downgrade(&stopper.signal), stopper.reason.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -80,7 +80,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<S
                 continue;
             }
         }
-        // That it cannot be said must not stop it.
+        // That it cannot be printed must not stop it.
         let say = |text: &str| drop(writeln!(std::io::stderr(), "\ninterrupted{text}"));
         let Some(signal) = sweep.upgrade().filter(|_| !asked) else {
             stdio::let_go();
@@ -128,7 +128,7 @@ pub async fn signal() -> Signal {
     Signal::End
 }
 
-/// Whether this was started by `nohup`, which a handler of ours would undo. Where it cannot be told, it may have been.
+/// Whether this was started by `nohup`, which a handler of ours would undo. Where that is unknown, it may have been.
 #[cfg(unix)]
 fn is_hang_up_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -67,7 +67,7 @@ pub struct Swept {
     pub began: Instant,
     /// Seconds of load, all levels together.
     pub load_s: f64,
-    /// What is still to be said of it is said like the rest.
+    /// Kept until the last output of the run is written.
     pub stdio: stdio::Guard,
 }
 
@@ -101,7 +101,7 @@ pub fn run(
         open_files::allow(highest.level, settings.endpoint == Endpoint::Simulator)?;
     }
     let live = Arc::new(Live::default());
-    // Before anything is sent: who wants to watch must not learn afterwards that nothing was to be seen.
+    // Before anything is sent: that metrics cannot be served must not come out afterwards.
     let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
     let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
     let mut bench = Bench::new(args, places, &identity.fingerprint());
@@ -219,7 +219,7 @@ impl<'a> Sweep<'a> {
     fn no_room(&self, step: Step) -> Option<&'static str> {
         let further = self.plan.level_plan(self.settings, step.level);
         let limit_s = self.settings.config.benchmark.budget.max_minutes.map(|minutes| 60.0 * minutes);
-        // A level that was measured before takes about as long again; of another nothing is known.
+        // A level that was measured before takes about as long again; how long another takes is unknown.
         let end_s = self.took_s.get(&step.level).map(|took| took + self.swept.began.elapsed().as_secs_f64());
         let too_late = limit_s.zip(end_s).is_some_and(|(limit, end)| end > limit);
         self.plan.no_room(self.settings, self.sent, &further).or(too_late.then_some("max_minutes"))

@@ -18,7 +18,7 @@ use crate::files;
 /// Of up to a hundred measurements, each with a histogram.
 const MOST_OF_MANIFEST: u64 = 128 << 20;
 
-/// What is known of a run as a whole. In a results file nearly everything may be missing.
+/// A run as a whole. In a results file nearly everything may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {

@@ -25,9 +25,9 @@ pub(super) fn sidecar_name(step: Step) -> String {
     }
 }
 
-/// What the figures need of a sidecar, of about so many requests.
-pub(super) fn read_requests(path: &Path, about: u64) -> Result<Requests, ResultsError> {
-    let mut requests = Requests::with_room_for(about);
+/// What the figures need of a sidecar, with room for the requests that are expected.
+pub(super) fn read_requests(path: &Path, expected: u64) -> Result<Requests, ResultsError> {
+    let mut requests = Requests::with_room_for(expected);
     read_sidecar(path)?.try_for_each(|outcome| {
         requests.push(&outcome?);
         Ok(())
