@@ -229,7 +229,8 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
     let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
     let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens).sum();
     let measurements = || level.iter().map(|(measurement, _)| measurement);
-    let mut latencies: Vec<u32> = successes(level).map(Request::held_us).collect();
+    let mut latencies = Vec::with_capacity(succeeded as usize + timeouts as usize);
+    latencies.extend(successes(level).map(Request::held_us));
     latencies.sort_unstable();
     let latency_s = Distribution::of_sorted(&latencies);
     latencies.extend(std::iter::repeat_n(micros(request_timeout_s), timeouts as usize));
@@ -251,9 +252,9 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
         latency_s,
         gate_latency_s,
         p95_interval_s,
-        ttft_s: Distribution::of(successes(level).filter_map(|request| request.ttft_us)),
+        ttft_s: Distribution::of(succeeded as usize, successes(level).filter_map(|request| request.ttft.get())),
         itl_s: gaps(level),
-        tpot_s: Distribution::of(successes(level).filter_map(|request| request.tpot_us)),
+        tpot_s: Distribution::of(succeeded as usize, successes(level).filter_map(|request| request.tpot.get())),
         output_tps: rates.per_second(rates.tokens).filter(|_| has_tokens),
         mean_output_tokens: per_success(tokens).filter(|_| has_tokens),
         mean_input_tokens: per_success(input_tokens).filter(|_| !input_unknown),
@@ -368,31 +369,54 @@ fn gaps(level: &[Measured]) -> Option<Distribution> {
 /// The usual labels from small to large, then others by name. Requests without a label are left out.
 fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     const USUAL: [&str; 3] = ["small", "medium", "large"];
-    let mut sizes: BTreeMap<(usize, &str), Vec<&Request>> = BTreeMap::new();
-    for (_, requests) in level {
-        for request in requests.cohort() {
-            if let Some(label) = requests.sizes.get(usize::from(request.size)).and_then(|size| size.as_deref()) {
-                let place = USUAL.iter().position(|&usual| usual == label).unwrap_or(USUAL.len());
-                sizes.entry((place, label)).or_default().push(request);
-            }
+    let mut sizes: BTreeMap<(usize, &str), OfSize> = BTreeMap::new();
+    let labelled = || {
+        level.iter().flat_map(|(_, requests)| {
+            let label = |request: &Request| requests.sizes.get(usize::from(request.size))?.as_deref();
+            requests.cohort().filter_map(move |request| Some((label(request)?, request)))
+        })
+    };
+    let key = |label| (USUAL.iter().position(|&usual| usual == label).unwrap_or(USUAL.len()), label);
+    for (label, request) in labelled() {
+        let size = sizes.entry(key(label)).or_insert_with(|| OfSize { tokens: Some(0), ..OfSize::default() });
+        size.requests += 1;
+        if request.is_success() {
+            size.succeeded += 1;
+            size.tokens = size.tokens.zip(request.output_tokens).map(|(sum, more)| sum + u64::from(more));
         }
     }
     if sizes.len() < 2 {
         return Vec::new();
     }
-    let summary = |((_, label), requests): ((usize, &str), Vec<&Request>)| {
-        let successes = || requests.iter().filter(|request| request.is_success());
-        let succeeded = successes().count() as u64;
-        let tokens = successes().map(|request| request.output_tokens.map(u64::from)).sum::<Option<u64>>();
+    for (label, request) in labelled().filter(|(_, request)| request.is_success()) {
+        let size = sizes.entry(key(label)).or_default();
+        size.latencies.reserve_exact(size.succeeded - size.latencies.len());
+        size.latencies.push(request.held_us());
+    }
+    let summary = |((_, label), mut size): ((usize, &str), OfSize)| {
+        size.latencies.sort_unstable();
         SizeSummary {
             size: label.to_owned(),
-            requests: requests.len() as u64,
-            succeeded,
-            latency_s: Distribution::of(successes().map(|request| request.held_us())),
-            mean_output_tokens: tokens.filter(|_| succeeded > 0).map(|tokens| tokens as f64 / succeeded as f64),
+            requests: size.requests,
+            succeeded: size.succeeded as u64,
+            latency_s: Distribution::of_sorted(&size.latencies),
+            mean_output_tokens: size
+                .tokens
+                .filter(|_| size.succeeded > 0)
+                .map(|tokens| tokens as f64 / size.succeeded as f64),
         }
     };
     sizes.into_iter().map(summary).collect()
+}
+
+/// The part of the cohort whose prompts have one size.
+#[derive(Default)]
+struct OfSize {
+    requests: u64,
+    succeeded: usize,
+    /// Of the successes; `None` if one came without a count.
+    tokens: Option<u64>,
+    latencies: Vec<u32>,
 }
 
 #[cfg(test)]

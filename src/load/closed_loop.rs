@@ -470,6 +470,7 @@ mod tests {
 
     use super::*;
     use crate::client::outcome::Failure;
+    use crate::figures::{LevelSummary, Limits, summarize};
 
     #[derive(Default)]
     struct Log {
@@ -538,12 +539,20 @@ mod tests {
         Duration::from_millis(n)
     }
 
+    fn summary(plan: &LoopPlan, record: &LoopRecord, log: &Log) -> LevelSummary {
+        let requests = log.outcomes.iter().collect();
+        summarize(
+            &[(&record.measurement(plan.level), &requests)],
+            Limits { request_timeout_s: 0.0, max_error_rate: 1.0 },
+        )
+    }
+
     fn measured(log: &Log) -> usize {
         log.outcomes.iter().filter(|o| o.phase == Phase::Measured).count()
     }
 
     #[test]
-    fn every_level_sends_its_tickets_and_never_more_than_the_level_at_once() {
+    fn every_level_sends_its_tickets_in_windows_that_touch_and_never_more_than_the_level_at_once() {
         for level in [1, 2, 7, 50] {
             let plan = LoopPlan::new(level, 100, 5, 10, level);
             let (record, log, peak) = virtually(&plan, |t| (ms(20 + t.seq * 7919 % 30), Reply::default()));
@@ -555,6 +564,12 @@ mod tests {
             assert_eq!(log.outcomes.len() as u64, record.sent);
             assert!(record.sent <= plan.tickets());
             assert_eq!(log.windows.len(), 11, "the warm-up and ten windows");
+            assert!(log.windows.windows(2).all(|pair| pair[0].end_s == pair[1].start_s), "they touch");
+            for (index, window) in record.windows.iter().enumerate() {
+                let inside = log.outcomes.iter().filter(|o| o.sample == Some(index as u32));
+                assert_eq!(inside.clone().count(), window.completed);
+                assert!(inside.clone().all(|o| o.end_s.is_some_and(|e| e >= window.start_s && e <= window.end_s)));
+            }
         }
     }
 
@@ -594,25 +609,9 @@ mod tests {
             }
         };
         let (record, log) = run_virtually(&plan, send);
-        let window = record.window_s().expect("complete");
-        let shares: f64 = log.outcomes.iter().map(|outcome| outcome.share(window)).sum();
-        let rps = shares / (window[1] - window[0]);
+        let rps = summary(&plan, &record, &log).throughput_rps.expect("complete").estimate;
         assert!((rps / 80.0 - 1.0).abs() < 1e-9, "{rps} where the truth is 80");
         assert!(measured(&log) >= plan.measured());
-    }
-
-    #[test]
-    fn windows_touch_and_hold_their_completions() {
-        let plan = LoopPlan::new(4, 100, 5, 10, 4);
-        let (record, log, _) = virtually(&plan, |t| (ms(10 + t.seq % 5), Reply::default()));
-        for pair in record.windows.windows(2) {
-            assert_eq!(pair[0].end_s, pair[1].start_s);
-        }
-        for (index, window) in record.windows.iter().enumerate() {
-            let inside = log.outcomes.iter().filter(|o| o.sample == Some(index as u32));
-            assert_eq!(inside.clone().count(), window.completed);
-            assert!(inside.clone().all(|o| o.end_s.is_some_and(|e| e >= window.start_s && e <= window.end_s)));
-        }
     }
 
     #[test]
@@ -637,11 +636,8 @@ mod tests {
         let rate = failed / log.outcomes.len() as f64;
         assert!((0.30..0.37).contains(&rate), "a third is refused, not all but a few: {rate}");
         // Two permits of six are held back nearly all the time, and what is not held is in flight.
-        let window = record.window_s().expect("complete");
-        let per_second = |of: fn(&RequestOutcome, [f64; 2]) -> f64| {
-            log.outcomes.iter().map(|outcome| of(outcome, window)).sum::<f64>() / (window[1] - window[0])
-        };
-        let (held, in_flight) = (per_second(RequestOutcome::held_back_s), per_second(RequestOutcome::overlap_s));
+        let summary = summary(&plan, &record, &log);
+        let (held, in_flight) = (summary.mean_held.expect("some"), summary.mean_in_flight.expect("some"));
         assert!((held - 2.0).abs() < 0.1 && (held + in_flight - 6.0).abs() < 0.1, "{held} held, {in_flight} in flight");
         assert_eq!(log.held.iter().max(), Some(&2));
         assert!(measured(&log) >= plan.measured());
