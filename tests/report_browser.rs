@@ -9,7 +9,7 @@ use std::slice;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::{self, LevelFacts, LevelSummary, Sample};
+use llm_concurrency::figures::{self, LevelSummary, Limits, Sample};
 use llm_concurrency::report::figures::sections;
 use llm_concurrency::report::html::{About, Run, page};
 use llm_concurrency::report::requests::{Curves, Measurement};
@@ -57,14 +57,15 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
         let length = (n / level) as f64 * 0.2 * (level as f64 / 20.0).max(1.0);
         let window_s = [0.2, 0.2 + length];
         let sample = Sample { duration_s: length / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 };
-        let facts = LevelFacts {
+        let measured = figures::Measurement {
             concurrency: level,
-            window_s,
+            window_s: Some(window_s),
             samples: vec![sample; 10],
-            request_timeout_s: 30.0,
-            ..LevelFacts::default()
+            ..figures::Measurement::default()
         };
-        summaries.push(figures::summarize(&facts, outcomes(level, n, failing)));
+        let requests = outcomes(level, n, failing).collect::<Vec<_>>().iter().collect();
+        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05 };
+        summaries.push(figures::summarize(&[(&measured, &requests)], limits));
         let mut measurement = Measurement::new(level, Some(window_s));
         outcomes(level, n, failing).for_each(|outcome| measurement.add(outcome));
         measurements.push(measurement);

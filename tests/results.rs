@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use llm_concurrency::client::Env;
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::{LevelState, Reach, Sample};
-use llm_concurrency::measure::search::{Stage, Step};
+use llm_concurrency::figures::{LevelState, LevelSummary, Measurement, Sample, Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
-    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
+    About, Environment, Identity, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
     criterion_id, load_measured, read_sidecar,
 };
 use llm_concurrency::report::words;
@@ -62,13 +61,19 @@ impl Disk {
         let identity = identity(yaml);
         let manifest = Manifest {
             run_id: RunId::try_from(format!("run-{}", self.runs)).unwrap(),
-            started_at: "2026-01-01T00:00:00Z".to_owned(),
-            fingerprint: identity.fingerprint(),
-            endpoint: identity.endpoint.clone(),
-            model: identity.model.clone(),
+            about: About {
+                started_at: Some("2026-01-01T00:00:00Z".to_owned()),
+                fingerprint: Some(identity.fingerprint()),
+                endpoint: Some(identity.endpoint.clone()),
+                model: Some(identity.model.clone()),
+                settings: RunSettings {
+                    levels: planned.to_vec(),
+                    request_timeout_s: Some(30.0),
+                    ..RunSettings::default()
+                },
+                environment: Environment::here(),
+            },
             identity,
-            settings: RunSettings { levels: planned.to_vec(), request_timeout_s: 30.0, ..RunSettings::default() },
-            environment: Environment::here(),
             levels: Vec::new(),
         };
         Recorded { folder: self.places().runs.join(manifest.run_id.as_str()), manifest }
@@ -135,7 +140,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
     let window = n as f64 / rps;
     // Times differ from run to run, as real ones do.
     let wave_ns = latency * 1e9 + f64::from(run.manifest.run_id.as_bytes()[4]);
-    run.manifest.levels.push(LevelRecord {
+    run.manifest.levels.push(Measurement {
         concurrency: level,
         stage: step.stage,
         round: step.round,
@@ -143,13 +148,8 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         sample_ns: vec![wave_ns; 10],
         window_s: Some([0.0, window]),
         samples: vec![Sample { duration_s: window / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 }; 10],
-        itl_histogram: Vec::new(),
         state,
-        reason: None,
-        client: None,
-        rate_limit: None,
-        server: None,
-        reach: Reach::default(),
+        ..Measurement::default()
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }
@@ -464,7 +464,8 @@ fn two_runs_of_one_second_have_a_results_file_each() {
         run.results_file = first.clone();
         let mut recorded = Recorded { folder: run.folder().to_owned(), manifest: run.manifest.clone() };
         record(&mut recorded, sweep(1), 10.0, LevelState::Complete);
-        run.level_ended(recorded.manifest.levels.remove(0)).unwrap();
+        let summary = LevelSummary { concurrency: 1, ..LevelSummary::default() };
+        run.level_ended(recorded.manifest.levels.remove(0), summary).unwrap();
     }
     for run in &runs {
         run.write_results(None).unwrap();

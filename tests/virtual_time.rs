@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::{self, LevelFacts, LevelSummary, Pool};
-use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord};
+use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests};
+use llm_concurrency::load::closed_loop::{self, LoopPlan};
 use llm_concurrency::measure::search::Search;
 use llm_concurrency::simulator::engine::{Engine, Token};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
@@ -72,11 +72,17 @@ impl Server {
 
 /// Measures one level in virtual time.
 fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> LevelSummary {
-    let (_, facts, outcomes) = run(config, prompts, &full_plan(level, total));
-    figures::summarize(&facts, outcomes)
+    summarize(&[run(config, prompts, &full_plan(level, total))])
 }
 
-fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
+type Measured = (Measurement, Requests);
+
+fn summarize(measured: &[Measured]) -> LevelSummary {
+    let level: Vec<_> = measured.iter().map(|(measurement, requests)| (measurement, requests)).collect();
+    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05 })
+}
+
+fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> Measured {
     run_work(config, plan, |seq| {
         let prompt = &prompts[seq as usize % prompts.len()];
         (prompt_tokens(prompt), config.answer_length(prompt, Some(MAX_TOKENS)).tokens)
@@ -88,11 +94,7 @@ fn full_plan(level: usize, total: usize) -> LoopPlan {
 }
 
 /// `work` gives a request the tokens to prefill and the tokens to decode.
-fn run_work(
-    config: &SimulatorConfig,
-    plan: &LoopPlan,
-    mut work: impl FnMut(u64) -> (u32, u32),
-) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
+fn run_work(config: &SimulatorConfig, plan: &LoopPlan, mut work: impl FnMut(u64) -> (u32, u32)) -> Measured {
     let server = Server::new(config);
     let send = |ticket: closed_loop::Ticket| {
         let (input, output) = work(ticket.seq);
@@ -100,7 +102,7 @@ fn run_work(
         async move { server.answer(input, output).await }
     };
     let (_keep, stop) = watch::channel(false);
-    let mut outcomes = Vec::new();
+    let mut outcomes: Vec<RequestOutcome> = Vec::new();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let record = runtime.block_on(async {
@@ -109,9 +111,8 @@ fn run_work(
         closed_loop::run(plan, stop, send, &mut outcomes).await
     });
     assert!(record.sent <= plan.tickets());
-    let facts =
-        LevelFacts { concurrency: plan.level, window_s: record.window_s().expect("complete"), ..LevelFacts::default() };
-    (record, facts, outcomes)
+    assert_eq!(outcomes.len() as u64, record.sent);
+    (record.measurement(plan.level), outcomes.iter().collect())
 }
 
 /// All parts are whole milliseconds: tokio's timer knows nothing finer, in virtual time neither.
@@ -188,15 +189,15 @@ impl Prompts {
         let config = SimulatorConfig { prefill_ms_per_token: 1.0, ..config(8, OutputTokens::Fixed { tokens: 12 }) };
         [4, 8].map(|level| {
             let mut cached_tokens = 0;
-            let (record, facts, outcomes) = run_work(&config, &full_plan(level, 100), |seq| {
+            let measured = run_work(&config, &full_plan(level, 100), |seq| {
                 let prefix = if self.unique { format!("{level:08x}{seq:08x} ") } else { String::new() };
                 let prompt = prefix + &format!("{seq:04}").repeat(150);
                 let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt));
                 cached_tokens += cached;
                 (prompt_tokens(&prompt) - cached, 12)
             });
-            let rps = figures::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
-            Cached { sent: record.sent, cached_tokens, rps }
+            let rps = summarize(std::slice::from_ref(&measured)).throughput_rps.unwrap().estimate;
+            Cached { sent: measured.1.len() as u64, cached_tokens, rps }
         })
     }
 }
@@ -293,19 +294,16 @@ fn last_where(mut low: usize, high: usize, mut holds: impl FnMut(usize) -> bool)
 /// What `levels: auto` picks, and with how many requests.
 fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) {
     let mut search = Search::adaptive(1, HIGHEST, &Policy::default());
-    let mut measured: BTreeMap<usize, Vec<(LevelFacts, Vec<RequestOutcome>)>> = BTreeMap::new();
+    let mut measured: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
     let mut pooled: Vec<LevelSummary> = Vec::new();
     let mut requests = 0;
     while let Some(step) = search.next(&pooled) {
         let plan = LoopPlan::new(step.level, REQUESTS, 5, SAMPLES, search.smallest_window(step.level));
-        let (record, facts, outcomes) = run(config, prompts, &plan);
-        requests += record.sent;
         let of_level = measured.entry(step.level).or_default();
-        of_level.push((facts, outcomes));
-        let mut pool = Pool::new(step.level);
-        of_level.iter().for_each(|(facts, outcomes)| pool.add(facts, outcomes.iter().cloned()));
+        of_level.push(run(config, prompts, &plan));
+        requests += of_level.last().map_or(0, |(_, requests)| requests.len() as u64);
         pooled.retain(|summary| summary.concurrency != step.level);
-        pooled.push(pool.finish());
+        pooled.push(summarize(of_level));
     }
     (recommend(&pooled, &Policy::default()).recommended_concurrency, requests)
 }

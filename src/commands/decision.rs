@@ -15,7 +15,7 @@ use crate::monitor::textfile;
 use crate::prompts;
 use crate::record::{Identity, Measured, Places, RequestsFile, ResultsFile, load_measured, write_atomic};
 use crate::report::html::About;
-use crate::report::text;
+use crate::report::{text, words};
 use crate::settings::Settings;
 
 /// What a report tells beside the decision, and its file's name.
@@ -33,7 +33,7 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Me
     let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
     let time = id.split('-').next().unwrap_or(id);
     let source = Source {
-        about: measured.newest.as_ref().map(page::about_run).unwrap_or_default(),
+        about: measured.newest.as_ref().map(|run| page::about(Some(&run.run_id), &run.about)).unwrap_or_default(),
         requests: measured.requests.clone(),
         report: page::name(Path::new(time)),
     };
@@ -42,10 +42,11 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Me
 
 pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
-    let about = page::about_file(&file);
+    let about = page::about(file.run_id.as_ref(), &file.about);
     let source = Source { about, requests: file.requests(places), report: page::name(path) };
-    let (quick, simulated, unlisted_model) = (file.quick(), file.simulated(), file.unlisted_model());
-    let (endpoint, model, started_at) = (file.endpoint, source.about.model.clone(), file.started_at);
+    let (simulated, quick) = (file.about.simulated(), file.about.settings.quick);
+    let unlisted_model = file.about.settings.model_is_listed == Some(false);
+    let (endpoint, model, started_at) = (file.about.endpoint, source.about.model.clone(), file.about.started_at);
     let is_known = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
     let notes = is_known.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect();
     Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
@@ -92,14 +93,14 @@ pub(super) fn conclude(
         Measured {
             levels: swept.run.summaries.clone(),
             quick: settings.quick,
-            unlisted_model: manifest.settings.model_is_listed == Some(false),
+            unlisted_model: manifest.about.settings.model_is_listed == Some(false),
             ..Measured::default()
         }
     };
     measured.simulated = settings.endpoint == Endpoint::Simulator;
     measured.notes.extend(swept.notes.clone());
     let recommendation = decide_from(measured, settings);
-    swept.run.write_results(Some(&recommendation))?;
+    swept.run.write_results(Some(words::with_words(&recommendation)))?;
     print(printed(&recommendation))?;
     eprintln!("{}", where_written(swept, places));
     let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -109,7 +110,8 @@ pub(super) fn conclude(
         eprintln!("note: {error}");
     }
     let requests = manifest.requests(swept.run.folder());
-    let run = page::of(recommendation.clone(), settings, page::about_run(manifest), &requests);
+    let run =
+        page::of(recommendation.clone(), settings, page::about(Some(&manifest.run_id), &manifest.about), &requests);
     eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), &[run]));
     Ok(recommendation)
 }

@@ -2,25 +2,23 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use crate::decide::{Policy, Recommendation};
-use crate::record::{Manifest, RequestsFile, ResultsFile, read_sidecar, write_atomic};
+use crate::record::{self, RequestsFile, RunId, read_sidecar, write_atomic};
 use crate::report::html::{self, About};
 use crate::report::requests::{Curves, Measurement};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
-pub(super) fn about_run(manifest: &Manifest) -> About {
-    about_file(&ResultsFile::of(manifest))
-}
-
-pub(super) fn about_file(file: &ResultsFile) -> About {
+pub(super) fn about(run_id: Option<&RunId>, run: &record::About) -> About {
     About {
-        run_id: file.run_id.as_ref().map(|id| id.to_string()),
-        started_at: file.started_at.clone(),
-        endpoint: file.endpoint.clone(),
+        run_id: run_id.map(|id| id.to_string()),
+        started_at: run.started_at.clone(),
+        endpoint: run.endpoint.clone(),
         // Earlier versions recorded the name of a model that was never asked.
-        model: if file.simulated() { Some(SIMULATED_MODEL.to_owned()) } else { file.model.clone() },
-        settings: file.settings.clone(),
-        environment: file.environment.clone(),
+        model: if run.simulated() { Some(SIMULATED_MODEL.to_owned()) } else { run.model.clone() },
+        settings: json!(run.settings),
+        environment: json!(run.environment),
     }
 }
 

@@ -65,7 +65,7 @@ impl Report {
 
 /// A results file with the decision that it records, else with one made now.
 fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
-    let policy = file.policy();
+    let policy = file.about.settings.policy.clone();
     let mut missing = Vec::new();
     if policy.is_none() {
         missing.push("The policy it was decided by: the gates shown are the defaults".to_owned());
@@ -75,8 +75,13 @@ fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
         missing.push("A decision: the one shown was made for this report".to_owned());
         recommend(&file.levels, &policy)
     });
-    let recommendation = Recommendation { simulated: file.simulated(), ..recommendation };
-    let mut run = page::without_config(recommendation, policy, page::about_file(file), &file.requests(places));
+    let recommendation = Recommendation { simulated: file.about.simulated(), ..recommendation };
+    let mut run = page::without_config(
+        recommendation,
+        policy,
+        page::about(file.run_id.as_ref(), &file.about),
+        &file.requests(places),
+    );
     run.missing.extend(missing);
     run
 }

@@ -52,6 +52,15 @@ impl Reasons {
         }
     }
 
+    pub fn of_all<'a>(parts: impl Iterator<Item = &'a Reasons>) -> Self {
+        let mut all = Reasons::default();
+        for (key, reason) in parts.flat_map(Reasons::groups) {
+            let count = all.0.get(key).map_or(0, |found| found.count) + reason.count;
+            all.0.entry(key.clone()).or_insert_with(|| reason.clone()).count = count;
+        }
+        all
+    }
+
     /// The groups, each with what its members have in common.
     pub fn groups(&self) -> impl Iterator<Item = (&(Failure, String), &Reason)> {
         self.0.iter()
