@@ -146,9 +146,18 @@ pub fn virtual_time() -> Runtime {
 
 /// One level, by the closed loop of the sweep.
 pub fn measure(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Measured {
+    measure_by(runtime, plan, move |_| busy.send())
+}
+
+/// The same with whatever sends the requests.
+pub fn measure_by<F: Future<Output = Reply> + Send + 'static>(
+    runtime: &Runtime,
+    plan: &LoopPlan,
+    send: impl FnMut(closed_loop::Ticket) -> F,
+) -> Measured {
     let (_keep, stop) = watch::channel(false);
     let mut outcomes: Vec<RequestOutcome> = Vec::new();
-    let record = runtime.block_on(closed_loop::run(plan, stop, |_| busy.send(), &mut outcomes));
+    let record = runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
     let measurement = record.measurement(plan.level);
     Measured { sent: record.sent, measurement, requests: outcomes.iter().collect() }
 }
