@@ -30,7 +30,9 @@ pub(super) fn of(
     requests: &[RequestsFile],
 ) -> html::Run {
     let policy = settings.config.policy.clone();
-    let present = Some(settings.config.llm.max_concurrent_requests);
+    // A simulated run has nothing to say about the number of a real server.
+    let is_comparable = !recommendation.simulated || settings.config_is_simulated;
+    let present = is_comparable.then_some(settings.config.llm.max_concurrent_requests);
     html::Run { present, ..without_config(recommendation, policy, about, requests) }
 }
 

@@ -540,7 +540,7 @@ mod tests {
         let svg = chart.svg();
         assert!(!svg.contains("NaN") && svg.contains("<g class=\"hidden\" data-series=\"1\""), "{svg}");
         assert!(svg.contains("a &lt;u&gt; &amp; &quot;c&quot;") && !svg.contains("<u>"), "{svg}");
-        assert_eq!(json!(chart)["series"][0]["values"], "3|-");
+        assert_eq!(json!(chart)["series"][0]["values"], "3|–");
     }
 
     #[test]

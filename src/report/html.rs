@@ -369,7 +369,7 @@ mod tests {
         let run = run(&[sized(level(1, 10.0), 700), sized(level(4, 10.1), 600)]);
         assert_eq!(run.recommendation.recommended_concurrency, Some(1));
         let html = page(&[run]).expect("a page");
-        assert!(html.contains("&lt;small&gt;</th><td>-</td><td>-</td><td>-</td><td>700</td>"), "{html}");
+        assert!(html.contains("&lt;small&gt;</th><td>–</td><td>–</td><td>–</td><td>700</td>"), "{html}");
         assert!(!html.contains("<td>600</td>"));
     }
 
