@@ -86,17 +86,9 @@ impl Patch {
         &self.after
     }
 
-    pub fn key(&self) -> &str {
-        &self.request.key.dotted
-    }
-
     /// The number in the file now; `None` where there is none yet.
     pub fn previous(&self) -> Option<u64> {
         self.edit.previous
-    }
-
-    pub fn value(&self) -> u64 {
-        self.request.value
     }
 
     /// Whether the file already says so, and [`Patch::apply`] has nothing to write.

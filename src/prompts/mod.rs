@@ -22,7 +22,7 @@ use crate::client::redact::one_line;
 use crate::files;
 use crate::settings::Settings;
 
-pub use generator::{Snippet, SnippetFile, generate};
+pub use generator::{SnippetFile, generate};
 
 /// Where the generated file is kept, relative to the working folder.
 pub const DEFAULT_PATH: &str = "test-data/test_snippets.json";

@@ -69,7 +69,6 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Chainable);
     environment.add_filter("seconds", seconds);
-    environment.add_filter("percent", percent);
     environment.add_filter("readable", |time: &str| readable(time));
     environment.add_filter("quoted", |word: &str| quoted(word));
     environment.add_template("page.html", PAGE)?;
@@ -119,7 +118,7 @@ struct Answer<'a> {
     reasons: &'a [ReasonAt],
     reasons_left_out: usize,
     about: &'a About,
-    policy: &'a Policy,
+    gates: String,
     status: &'static str,
     missing: Vec<String>,
 }
@@ -150,7 +149,7 @@ impl<'a> Answer<'a> {
             reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
             reasons_left_out: run.curves.as_ref().map_or(0, |curves| curves.reasons_left_out),
             about: &run.about,
-            policy: &run.policy,
+            gates: words::gates(&run.policy),
             status: recommendation.status.name(),
             missing: missing(run),
         }

@@ -117,7 +117,7 @@ pub fn reason(recommendation: &Recommendation) -> String {
 }
 
 /// The same without what else holds.
-pub fn why(reason: &Reason) -> String {
+pub(super) fn why(reason: &Reason) -> String {
     match reason {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
         Reason::StillRising { level, is_highest } => {

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 pub use card::{headline, how_sure};
 pub use comparison::{baseline, doubt, moved, once, outcome, regression};
-pub use decision::{causes, gates, reason, why};
-pub use notes::{Gain, advice, gain, information, note};
+pub use decision::{causes, gates, reason};
+pub use notes::{advice, gain, information, note};
 pub use numbers::{UNKNOWN, list, number, percent, range, seconds, signed, time};
-pub use trouble::{curl, endpoint_problem, refused_prompt};
+pub use trouble::{endpoint_problem, refused_prompt};
 
 use crate::decide::{Recommendation, Verdict};
 

@@ -50,7 +50,7 @@ fn hint(status: Option<u16>) -> &'static str {
 }
 
 /// The same request for a shell.
-pub fn curl(settings: &Settings) -> String {
+fn curl(settings: &Settings) -> String {
     let llm = &settings.config.llm;
     let url = match &settings.endpoint {
         Endpoint::Simulator => "http://127.0.0.1:8000/v1".to_owned(),
