@@ -15,7 +15,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, bad, config_path};
+use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, config_path, invalid};
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
 use crate::client::request::RequestSettings;
@@ -266,7 +266,7 @@ impl Overrides {
         let ours: Vec<&str> = CLIENT_VARIABLES.into_iter().chain(variables.iter().map(String::as_str)).collect();
         if let Some(name) = env.0.keys().find(|name| name.starts_with(BENCH) && !ours.contains(&name.as_str())) {
             let names: Vec<&str> = variables.iter().filter_map(|name| name.strip_prefix(BENCH)).collect();
-            return Err(bad(name, format!("no such variable; after {BENCH} comes one of {}", names.join(", "))));
+            return Err(invalid(name, format!("no such variable; after {BENCH} comes one of {}", names.join(", "))));
         }
         env.refuse_near_misses(&ours)?;
         let mut given = Vec::new();
@@ -276,12 +276,12 @@ impl Overrides {
             let argument = match (arg.get_action(), value) {
                 (ArgAction::SetTrue, "1" | "true" | "yes" | "on") => format!("--{flag}"),
                 (ArgAction::SetTrue, "0" | "false" | "no" | "off") => continue,
-                (ArgAction::SetTrue, _) => return Err(bad(name, format!("`{value}` is neither 1 nor 0"))),
+                (ArgAction::SetTrue, _) => return Err(invalid(name, format!("`{value}` is neither 1 nor 0"))),
                 _ => format!("--{flag}={value}"),
             };
             matches(std::slice::from_ref(&argument)).map_err(|error| {
                 let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                bad(name, reason)
+                invalid(name, reason)
             })?;
             given.push(argument);
         }
@@ -391,7 +391,7 @@ impl Settings {
     }
 
     fn set(&mut self, overrides: &Overrides, endpoint: &str) -> Result<(), ConfigError> {
-        let wrong = |error: clap::Error| bad("flags", error.to_string());
+        let wrong = |error: clap::Error| invalid("flags", error.to_string());
         let matches = matches(&overrides.0).map_err(wrong)?;
         // Levels named for this run are meant: neither a bound from a less specific place nor `quick` leaves them out.
         if let Some(Levels::List(levels)) = matches.get_one("levels") {
@@ -402,7 +402,7 @@ impl Settings {
         self.update_from_arg_matches(&matches).map_err(wrong)?;
         let (llm, target) = (&mut self.config.llm, std::mem::take(&mut self.target));
         if let Some(url) = target.llm_endpoint {
-            llm.endpoint = Some(url.parse().map_err(|message: String| bad(endpoint, message))?);
+            llm.endpoint = Some(url.parse().map_err(|message: String| invalid(endpoint, message))?);
         }
         llm.model = target.llm_model.unwrap_or(std::mem::take(&mut llm.model));
         Ok(())
@@ -431,15 +431,15 @@ impl Config {
         let Policy { max_error_rate, tolerance, .. } = &self.policy;
         for (key, value) in [("max_error_rate", max_error_rate), ("tolerance", tolerance)] {
             if !(0.0..=1.0).contains(value) {
-                return Err(bad(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
+                return Err(invalid(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
         for (gate, limit) in self.policy.limits() {
             if limit.is_some_and(|seconds| !(seconds.is_finite() && seconds > 0.0)) {
-                return Err(bad(gate.key().unwrap_or_default(), "must be a positive number of seconds"));
+                return Err(invalid(gate.key().unwrap_or_default(), "must be a positive number of seconds"));
             }
         }
-        self.simulator.validate().map_err(|error| bad("simulator", error.to_string()))
+        self.simulator.validate().map_err(|error| invalid("simulator", error.to_string()))
     }
 }
 
@@ -460,7 +460,7 @@ impl Benchmark {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |key: &str, message: &str| Err(bad(format!("benchmark.{key}"), message));
+        let wrong = |key: &str, message: &str| Err(invalid(format!("benchmark.{key}"), message));
         let &Benchmark { min_concurrency, max_concurrency, total_requests, warmup_requests, .. } = self;
 
         if min_concurrency == 0 {

@@ -303,7 +303,7 @@ fn without_a_regression_or_a_threshold_the_comparison_fails_nothing() {
     assert!(missing.code == 1 && missing.stderr.contains("none.json"), "{}", missing.shown());
 }
 
-// ---- bad input ----
+// ---- invalid input ----
 
 /// All messages of one kind in one snapshot, to be read from top to bottom.
 fn messages(cases: &[(&str, Ran)]) -> String {
@@ -315,7 +315,7 @@ fn messages(cases: &[(&str, Ran)]) -> String {
 }
 
 #[test]
-fn bad_config_files() {
+fn invalid_config_files() {
     let decide = |config: &str| Folder::with(config).recommend(&["--results", "knee.json"]);
     let missing = Folder::with("");
     fs::remove_file(missing.path("config.yaml")).unwrap();
@@ -357,7 +357,7 @@ fn bad_config_files() {
     assert!(cases.iter().all(|(_, ran)| ran.code == 1));
     let text = messages(&cases);
     assert!(!text.contains("hunter2"), "{text}");
-    same("bad_config", &text);
+    same("invalid_config", &text);
 }
 
 /// The caller's own keys are none of our business.
@@ -368,7 +368,7 @@ fn foreign_keys_are_left_alone() {
 }
 
 #[test]
-fn bad_results_files() {
+fn invalid_results_files() {
     let folder = Folder::with(SIMULATOR);
     folder.write("csv.json", "level,rps\n1,2\n");
     folder.write("other.json", r#"{"schema": "other/v9", "levels": [{"concurrency": 1}]}"#);
@@ -383,12 +383,12 @@ fn bad_results_files() {
         ("nothing in that folder", folder.recommend(&["--criterion-dir", "elsewhere"])),
     ];
     assert!(cases.iter().all(|(_, ran)| ran.code == 1));
-    same("bad_results", &messages(&cases));
+    same("invalid_results", &messages(&cases));
     assert_eq!(folder.config(), SIMULATOR);
 }
 
 #[test]
-fn bad_snippet_files() {
+fn invalid_snippet_files() {
     let run = |content: Option<&str>| {
         let folder = Folder::with(&format!("{SIMULATOR}benchmark: {{request: {{prompts: my.json}}}}\n"));
         if let Some(content) = content {
@@ -406,11 +406,11 @@ fn bad_snippet_files() {
     ];
     assert!(cases.iter().all(|(_, ran)| ran.code == 1));
     assert!(cases[0].1.stderr.contains("Test data file not found"));
-    same("bad_snippets", &messages(&cases));
+    same("invalid_snippets", &messages(&cases));
 }
 
 #[test]
-fn bad_variables_and_flags() {
+fn invalid_variables_and_flags() {
     let folder = Folder::with(SIMULATOR);
     let with = |name: &str, value: &str| folder.tool_with(&["recommend", "--results", "knee.json"], &[(name, value)]);
     let broken_env = Folder::with(SIMULATOR);
@@ -437,7 +437,7 @@ fn bad_variables_and_flags() {
     assert!(cases.iter().all(|(_, ran)| ran.code == 1));
     let text = messages(&cases);
     assert!(!text.contains("hunter2"), "{text}");
-    same("bad_variables", &text);
+    same("invalid_variables", &text);
 
     let usage = [
         ("levels flag", folder.tool(&["run", "--levels", "0,1"])),
@@ -445,7 +445,7 @@ fn bad_variables_and_flags() {
         ("both sources", folder.recommend(&["--results", "knee.json", "--criterion-dir", "."])),
     ];
     assert!(usage.iter().all(|(_, ran)| ran.code == 2));
-    same("bad_usage", &messages(&usage));
+    same("invalid_usage", &messages(&usage));
 }
 
 /// config.yaml < .env < environment < flags, told by `check`.

@@ -216,7 +216,7 @@ fn a_quota_is_named_as_such_and_patches_nothing() {
 }
 
 #[test]
-fn a_quota_of_tokens_is_told_in_tokens() {
+fn a_quota_of_tokens_is_shown_in_tokens() {
     let tokens = SimulatorConfig { tokens_per_minute: Some(300_000.0), ..server(Faults::default()) };
     let stdout = run_against_quota(tokens);
     for part in [
@@ -240,9 +240,9 @@ fn the_sidecars_of_a_run_equal_the_log_of_a_server_with_all_faults() {
     );
     let folder = servers::folder(&config);
     let output = servers::binary(folder.path()).args(["run", "--levels", "2,16"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     // 3: nothing that may be patched, with a fifth of the requests failing.
-    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
     let mut ours: Vec<RequestOutcome> = Vec::new();
     for run in std::fs::read_dir(folder.path().join("target/concurrency")).unwrap() {
         for name in ["preflight.jsonl", "level-2.jsonl", "level-16.jsonl"] {

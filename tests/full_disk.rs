@@ -81,11 +81,11 @@ impl Disk {
     /// Exit code 1, a message with `reason` and `mend` in it, and config.yaml as it was with nothing beside it.
     #[track_caller]
     fn assert_refused(&self, output: &Output, reason: &str, mend: &str, files: &[&str]) {
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        let message = said.find("error: ").map(|at| &said[at..]).expect("a message");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let message = stderr.find("error: ").map(|at| &stderr[at..]).expect("a message");
         assert!(message.contains(reason) && message.contains(mend), "{message}");
-        assert!(!said.contains("panicked"), "{said}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
         println!("{message}");
         assert_eq!(fs::read_to_string(self.path("config.yaml")).unwrap(), CONFIG);
         assert_eq!(names(self.at.path()), files);
@@ -194,10 +194,10 @@ fn assert_nothing_ends_it(program: &Path, args: &str, usual: &[&str]) {
         shell.env("PROGRAM", program).arg("-c");
         shell.arg(redirection.replace("$RUN", &format!("{{ \"$PROGRAM\" {args}; echo $? >code; }}")));
         let output = shell.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         let code = fs::read_to_string(folder.path().join("code")).unwrap();
-        assert!(usual.contains(&code.trim()), "{redirection}: {code}{said}");
-        assert!(!said.contains("panicked"), "{redirection}: {said}");
+        assert!(usual.contains(&code.trim()), "{redirection}: {code}{stderr}");
+        assert!(!stderr.contains("panicked"), "{redirection}: {stderr}");
         let results = names(&folder.path().join("results"));
         let file = results.iter().find(|name| name.ends_with(".json")).expect("a results file");
         let file = ResultsFile::read(&folder.path().join("results").join(file)).unwrap();
@@ -219,23 +219,23 @@ fn the_bench_goes_on_without_readers_and_without_room_for_what_it_says() {
 
 /// What is in between may hold it up, not lose it, and what goes to one place stays in its order.
 #[test]
-fn all_that_is_said_arrives_in_its_order() {
+fn all_output_arrives_in_its_order() {
     let folder = servers::folder(CONFIG);
-    let file = fs::File::create(folder.path().join("said")).unwrap();
+    let file = fs::File::create(folder.path().join("output")).unwrap();
     let mut command = servers::binary(folder.path());
     command.arg("run").stdout(file.try_clone().unwrap()).stderr(file);
     command.status().unwrap();
-    let said = fs::read_to_string(folder.path().join("said")).unwrap();
+    let output = fs::read_to_string(folder.path().join("output")).unwrap();
     // Alternately on stderr and stdout.
     let marks =
         ["Plan: ", "\nconcurrency/level/1  ", "\nlevel 1 ended: ", "\nconcurrency/level/2  ", "\nlevel 2 ended: "];
     let marks = marks.into_iter().chain(["  verdict\n", " s of load, ", "\nReport: "]);
     let mut at = 0;
     for mark in marks {
-        at += said[at..].find(mark).unwrap_or_else(|| panic!("{mark:?} is not where it belongs: {said}"));
+        at += output[at..].find(mark).unwrap_or_else(|| panic!("{mark:?} is not where it belongs: {output}"));
     }
     // Only why nothing may be written follows, where that is so.
-    assert!(said[at..].contains(".html\n") && said.ends_with('\n'), "{said}");
+    assert!(output[at..].contains(".html\n") && output.ends_with('\n'), "{output}");
 }
 
 #[test]
@@ -261,9 +261,9 @@ fn a_folder_that_takes_no_files_is_found_before_anything_is_sent() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "somebody's").unwrap();
         let output = servers::binary(folder.path()).arg("run").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("cannot write ") && said.contains(taken) && !said.contains("Plan:"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("cannot write ") && stderr.contains(taken) && !stderr.contains("Plan:"), "{stderr}");
     }
     assert_eq!(simulator.log().len(), 0);
 }

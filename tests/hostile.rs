@@ -224,8 +224,8 @@ fn the_program_stays_small() {
             greedy.base_url()
         );
         let folder = servers::folder(&config);
-        let (code, peak_kib, said) = run_and_watch(folder.path());
-        assert!(code == Some(1) && said.contains(expected), "{name}: {said}");
+        let (code, peak_kib, stderr) = run_and_watch(folder.path());
+        assert!(code == Some(1) && stderr.contains(expected), "{name}: {stderr}");
         assert!(peak_kib > 0 && peak_kib < MOST_KIB, "{name}: {peak_kib} KiB");
         println!("{name} without end, times 50: at most {peak_kib} KiB");
     }

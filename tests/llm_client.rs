@@ -256,8 +256,8 @@ fn ci_cargo_bench_of_another_package_is_the_whole_suite() {
     // Unoptimised, since nothing here asks how fast it is.
     let mut cargo = cargo_in(package.path(), &["bench", "--profile", "dev", "--bench", "concurrency"]);
     let ran = cargo.envs([("LLM_BENCH_LEVELS", "1,2"), ("LLM_BENCH_TOTAL_REQUESTS", "40")]).output().unwrap();
-    let said = text(&ran.stdout) + &text(&ran.stderr);
-    assert!(ran.status.success(), "{said}");
+    let output = text(&ran.stdout) + &text(&ran.stderr);
+    assert!(ran.status.success(), "{output}");
     let results: Vec<_> = std::fs::read_dir(package.path().join("results")).expect("results").flatten().collect();
     let results = results.iter().find(|entry| entry.path().extension().is_some_and(|end| end == "json"));
     let results = std::fs::read_to_string(results.expect("a results file").path()).unwrap();
@@ -266,8 +266,8 @@ fn ci_cargo_bench_of_another_package_is_the_whole_suite() {
     assert_eq!(levels.collect::<Vec<_>>(), [Some(1), Some(2)]);
     for level in [1, 2] {
         let estimates = format!("target/criterion/concurrency/level/{level}/new/estimates.json");
-        assert!(package.path().join(&estimates).exists(), "{estimates}: {said}");
+        assert!(package.path().join(&estimates).exists(), "{estimates}: {output}");
     }
-    assert!(said.contains("best: "), "{said}");
-    assert!(!said.contains("cargo run --bin"), "this package has no such program: {said}");
+    assert!(output.contains("best: "), "{output}");
+    assert!(!output.contains("cargo run --bin"), "this package has no such program: {output}");
 }

@@ -74,8 +74,8 @@ fn assert_clean(what: &str, metrics: &str) {
     let mut child = promtool.spawn().expect("Debian's prometheus");
     child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success() && said.is_empty(), "{what}: {said}\n{metrics}");
+    let complaints = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && complaints.is_empty(), "{what}: {complaints}\n{metrics}");
 }
 
 /// A Prometheus that scrapes `target` twice a second, and its address.
@@ -158,9 +158,9 @@ fn idle_scrapers_do_not_end_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let (mut run, address, stderr) = run_with(folder.path(), &["sh", "-c", "ulimit -n 200; exec \"$0\" \"$@\""]);
     let _idle = Idle::open(301, &address);
-    let said: Vec<String> = stderr.lines().map(|line| line.unwrap()).collect();
+    let lines: Vec<String> = stderr.lines().map(|line| line.unwrap()).collect();
     let code = run.0.wait().unwrap().code();
-    assert!(code == Some(0) || code == Some(3), "{said:?}");
+    assert!(code == Some(0) || code == Some(3), "{lines:?}");
 }
 
 #[test]

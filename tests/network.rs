@@ -140,12 +140,12 @@ fn error_bodies_of_all_shapes_are_quoted_short() {
         let answer = ok("application/json", body).replacen("200 OK", &format!("{status} X"), 1);
         let server = RawServer::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok());
         let reply = servers::send_once(&server.base_url(), &Llm::default(), &whole());
-        let (failed, said) = failure(&reply);
-        assert_eq!((reply.status, failed), (Some(status), Some(kind)), "{body}: {said}");
+        let (failed, text) = failure(&reply);
+        assert_eq!((reply.status, failed), (Some(status), Some(kind)), "{body}: {text}");
         // Also where it stands inside an answer with status 200.
-        let stated = if body.contains("429") { Some(429) } else { Some(status).filter(|&status| status != 200) };
-        assert_eq!(reply.failure.and_then(|failed| failed.status), stated, "{body}");
-        assert!(said == message || said.starts_with(message) && said.chars().count() == 201, "{said}");
+        let expected = if body.contains("429") { Some(429) } else { Some(status).filter(|&status| status != 200) };
+        assert_eq!(reply.failure.and_then(|failed| failed.status), expected, "{body}");
+        assert!(text == message || text.starts_with(message) && text.chars().count() == 201, "{text}");
     }
 }
 
@@ -322,7 +322,7 @@ fn a_429_tells_which_quota_and_how_long_to_wait() {
     let reply = servers::send_once(&server.base_url(), &Llm::default(), &whole());
     assert_eq!(failure(&reply), (Some(Failure::RateLimited), format!("HTTP 429: {text}")));
     assert_eq!(reply.retry_after, Some(Duration::from_secs(20)));
-    let said = RateLimit {
+    let expected = RateLimit {
         limit_requests: Some(100_000),
         remaining_requests: Some(99_999),
         limit_tokens: Some(30_000),
@@ -330,7 +330,7 @@ fn a_429_tells_which_quota_and_how_long_to_wait() {
         exceeded: Some(Quota { counts: Counted::Tokens, limit: Some(30_000), per: Some(Period::Minute) }),
         ..RateLimit::default()
     };
-    assert_eq!(reply.rate_limit, Some(said));
+    assert_eq!(reply.rate_limit, Some(expected));
 }
 
 // ---- counts and answers without content ----
@@ -352,7 +352,7 @@ fn both_ways(content: &str, finish_reason: &str, usage: &str) -> [Reply; 2] {
 
 /// A model may end its answer with its first token. An engine that has crashed answers without tokens, and no less fast.
 #[test]
-fn an_answer_that_its_first_token_ends_is_told_from_none() {
+fn an_answer_that_its_first_token_ends_differs_from_none() {
     let ended = |reply: &Reply| (failure(reply).0, reply.chunks, reply.ttft.is_some(), reply.tokens.output);
     for reply in both_ways("", r#""stop""#, r#"{"prompt_tokens":9,"completion_tokens":1}"#) {
         assert_eq!(ended(&reply), (None, 0, false, Some(1)));
@@ -431,9 +431,9 @@ fn what_would_replace_the_prompts_or_break_the_counts_is_refused_before_anything
             "benchmark.request.max_tokens",
         ),
     ] {
-        let (code, said) = check(request);
-        assert_eq!(code, Some(1), "{request}: {said}");
-        assert!(said.contains(&format!("benchmark.request.extra_body.{key}: ")) && said.contains(mend), "{said}");
+        let (code, stderr) = check(request);
+        assert_eq!(code, Some(1), "{request}: {stderr}");
+        assert!(stderr.contains(&format!("benchmark.request.extra_body.{key}: ")) && stderr.contains(mend), "{stderr}");
     }
     assert!(server.requests.lock().unwrap().is_empty());
     let fine = [
@@ -443,8 +443,8 @@ fn what_would_replace_the_prompts_or_break_the_counts_is_refused_before_anything
         "max_tokens: null, max_completion_tokens: 64",
     ];
     for extra in fine {
-        let (code, said) = check(&format!("{{extra_body: {{{extra}}}}}"));
-        assert_eq!(code, Some(0), "{extra}: {said}");
+        let (code, stderr) = check(&format!("{{extra_body: {{{extra}}}}}"));
+        assert_eq!(code, Some(0), "{extra}: {stderr}");
     }
 }
 
@@ -452,7 +452,7 @@ fn what_would_replace_the_prompts_or_break_the_counts_is_refused_before_anything
 
 /// A proxy's own loopback is another machine's, or leads nowhere. 0.0.0.0 is this machine too, and no loopback.
 #[test]
-fn the_proxy_variables_are_honoured_but_for_this_machine_and_it_is_said() {
+fn the_proxy_variables_are_honoured_but_for_this_machine_and_shown() {
     let good =
         |_: &str, stream: &mut std::net::TcpStream| stream.write_all(ok("application/json", GOOD).as_bytes()).is_ok();
     let (proxy, server) = (RawServer::start(good), RawServer::start(good));
@@ -469,19 +469,19 @@ fn the_proxy_variables_are_honoured_but_for_this_machine_and_it_is_said() {
     let run = ["run", "--levels", "1", "--total-requests", "30"];
     let local = server.base_url();
     let far = local.replace("127.0.0.1", "0.0.0.0");
-    let said = door(&run, "HTTP_PROXY", "http://llm.example/v1", "");
-    assert!(said.contains(&format!("against http://llm.example/v1 (through the proxy {by_proxy})")), "{said}");
+    let output = door(&run, "HTTP_PROXY", "http://llm.example/v1", "");
+    assert!(output.contains(&format!("against http://llm.example/v1 (through the proxy {by_proxy})")), "{output}");
     let through = asked(&proxy);
     assert!(through.len() >= 30);
     assert!(through[0].starts_with("POST http://llm.example/v1/chat/completions HTTP/1.1"), "{}", through[0]);
     for variable in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
-        let said = door(&["check"], variable, &far, "");
-        assert!(said.contains(&format!("proxy     {by_proxy} (")), "{said}");
+        let output = door(&["check"], variable, &far, "");
+        assert!(output.contains(&format!("proxy     {by_proxy} (")), "{output}");
         assert!(!asked(&proxy).is_empty() && asked(&server).is_empty());
         let here = local.replace("127.0.0.1", "localhost");
         for (endpoint, no_proxy) in [("simulator", ""), (&local, ""), (&here, ""), (&far, "0.0.0.0")] {
-            let said = door(&["check"], variable, endpoint, no_proxy);
-            assert!(!said.contains("proxy"), "{endpoint}: {said}");
+            let output = door(&["check"], variable, endpoint, no_proxy);
+            assert!(!output.contains("proxy"), "{endpoint}: {output}");
             assert_eq!(asked(&proxy).len(), 0, "{endpoint}");
             assert_eq!(asked(&server).is_empty(), endpoint == "simulator", "{endpoint}");
         }

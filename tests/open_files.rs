@@ -29,10 +29,10 @@ fn server() -> Simulator {
 fn too_few_open_files_are_named_before_anything_is_sent() {
     let server = server();
     let (output, folder) = run("ulimit -n 200", &server.base_url());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("level 150 takes 265 open files, and this process may have 200"), "{said}");
-    assert!(said.contains("ulimit -n 265"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("level 150 takes 265 open files, and this process may have 200"), "{stderr}");
+    assert!(stderr.contains("ulimit -n 265"), "{stderr}");
     assert_eq!(server.log(), []);
     assert!(!folder.path().join("results").exists());
 }
@@ -41,12 +41,12 @@ fn too_few_open_files_are_named_before_anything_is_sent() {
 fn the_own_limit_is_raised_where_the_hard_one_allows_it() {
     let server = server();
     let (output, folder) = run("ulimit -S -n 100", &server.base_url());
-    let said = String::from_utf8_lossy(&output.stderr);
-    let results = std::fs::read_dir(folder.path().join("results")).unwrap_or_else(|_| panic!("{said}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let results = std::fs::read_dir(folder.path().join("results")).unwrap_or_else(|_| panic!("{stderr}"));
     let mut paths = results.flatten().map(|entry| entry.path());
     let path =
         paths.find(|path| path.extension().is_some_and(|extension| extension == "json")).expect("a results file");
     let file = ResultsFile::read(&path).unwrap();
-    assert_eq!(file.levels[0].error_rate, Some(0.0), "{said}");
+    assert_eq!(file.levels[0].error_rate, Some(0.0), "{stderr}");
     assert_eq!(server.peak_in_flight(), 150);
 }

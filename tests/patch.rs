@@ -947,8 +947,9 @@ fn check_case(file: &str, Case(_, content, key, expected): &Case) -> Result<(), 
         (Refused(part), Err(error)) => {
             let message = error.to_string();
             // A line to write by hand comes with every one of them.
-            let told = message.contains(part) && message.contains("20") && !message.contains("a check of the result");
-            return if told { Ok(()) } else { Err(format!("refused: {message}")) };
+            let is_explained =
+                message.contains(part) && message.contains("20") && !message.contains("a check of the result");
+            return if is_explained { Ok(()) } else { Err(format!("refused: {message}")) };
         }
     }
     // Applying again changes nothing, and no other file is left in the folder.

@@ -117,9 +117,12 @@ fn the_verdict_of_method_has_its_figures_from_the_tables() {
         bare.filter(is_figure).map(str::to_owned).collect()
     };
     let measured = words(tables);
-    let told = words(verdict);
-    assert!(told.len() > 10, "{told:?}");
-    assert_eq!(told.iter().filter(|figure| !measured.contains(figure)).collect::<Vec<_>>(), Vec::<&String>::new());
+    let stated_figures = words(verdict);
+    assert!(stated_figures.len() > 10, "{stated_figures:?}");
+    assert_eq!(
+        stated_figures.iter().filter(|figure| !measured.contains(figure)).collect::<Vec<_>>(),
+        Vec::<&String>::new()
+    );
     let missed = tables.matches("**missed** |").count();
     assert!(verdict.contains(&format!("**Bars missed: {missed}.**")), "the tables have {missed}");
     assert_eq!(text.lines().filter(|line| line.chars().count() > 100).collect::<Vec<_>>(), Vec::<&str>::new());

@@ -210,7 +210,7 @@ fn p99_is_gated_from_400_requests() {
 }
 
 #[test]
-fn ttft_is_gated_where_a_limit_is_set_and_must_then_be_known() {
+fn ttft_is_gated_where_a_limit_is_set_and_must_then_be_measured() {
     let answering = |ttft, level| LevelSummary { ttft_s: Some(latency(ttft)), ..level };
     let all = [answering(0.2, level(1, 10.0)), answering(0.5, level(5, 45.0)), answering(0.51, level(10, 80.0))];
     let policy = Policy { max_ttft_p95_seconds: Some(0.5), ..Policy::default() };
@@ -378,7 +378,7 @@ fn a_change_within_what_the_rounds_differ_is_no_drift() {
 }
 
 #[test]
-fn drift_that_was_not_checked_is_said_where_more_than_one_level_may_be_the_pick() {
+fn drift_that_was_not_checked_is_noted_where_more_than_one_level_may_be_the_pick() {
     let mut all = levels(&[(1, 10.0), (10, 95.0), (20, 100.0), (40, 100.0)]);
     for (at, block) in [90.0, 100.0, 93.0, 97.0, 95.0].into_iter().enumerate() {
         all[1].blocks_rps.insert(at, block);
@@ -445,8 +445,8 @@ fn mainly_429_is_a_quota() {
         ..RateLimit::default()
     });
     let reason = words::reason(&recommend(&all, &Policy::default()));
-    let stated = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
-    assert!(reason.contains(stated), "{reason}");
+    let expected = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
+    assert!(reason.contains(expected), "{reason}");
 }
 
 /// A limit that was not reached is not given as the cause.
@@ -464,7 +464,7 @@ fn the_quota_that_was_used_up_is_named() {
     };
     let quota = |counts, limit, per| Some(Quota { counts, limit, per });
     let by_header = "the server states 30000 tokens (x-ratelimit-limit-tokens, full again in 2.00 s). Keep";
-    for (exceeded, what, stated) in [
+    for (exceeded, what, expected) in [
         (quota(Counted::Tokens, None, None), "a token quota is the limit", by_header),
         (
             quota(Counted::Tokens, Some(30_000), Some(Period::Minute)),
@@ -484,7 +484,7 @@ fn the_quota_that_was_used_up_is_named() {
     ] {
         all[2].rate_limit = Some(RateLimit { exceeded, ..headers });
         let reason = words::reason(&recommend(&all, &Policy::default()));
-        assert!(reason.contains(what) && reason.contains(stated), "{reason}");
+        assert!(reason.contains(what) && reason.contains(expected), "{reason}");
         assert_eq!(reason.contains("100000 requests"), exceeded.is_none(), "{reason}");
     }
     // A later success says what is granted, and not what was in the way.
@@ -494,7 +494,7 @@ fn the_quota_that_was_used_up_is_named() {
 
 /// All levels alike, so that none has fewer tokens than the others.
 #[test]
-fn answers_that_their_first_token_ends_are_said_and_too_many_of_them_fail_a_level() {
+fn answers_that_their_first_token_ends_are_noted_and_too_many_of_them_fail_a_level() {
     let mut all = levels(&[(1, 10.0), (2, 20.0), (4, 20.5)]);
     let with = |level: &LevelSummary, count| LevelSummary { ended_at_once: Some(count), ..level.clone() };
     let few: Vec<_> = all.iter().map(|level| with(level, 5)).collect();

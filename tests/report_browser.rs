@@ -100,9 +100,9 @@ fn opened(page: &str, more: &[&str]) -> (String, String) {
     let output = chromium(&file, folder.path()).args(more).arg("--dump-dom").arg(url(&file)).output();
     let output = output.expect("chromium, Debian's package of that name, is installed");
     let dom = String::from_utf8_lossy(&output.stdout).into_owned();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(dom.contains("</html>"), "chromium gave no page: {said}");
-    let console: Vec<&str> = said.lines().filter(|line| line.contains("CONSOLE")).collect();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(dom.contains("</html>"), "chromium gave no page: {stderr}");
+    let console: Vec<&str> = stderr.lines().filter(|line| line.contains("CONSOLE")).collect();
     (dom, console.join("\n"))
 }
 
@@ -134,7 +134,7 @@ fn data(dom: &str, name: &str) -> Option<String> {
 
 /// WCAG 2.2: text 4.5 to 1, lines and bars 3 to 1, in both themes.
 #[test]
-fn colours_can_be_told_from_the_ground_they_stand_on() {
+fn colours_contrast_with_their_background() {
     let page = page(&[small()]).expect("it renders");
     let colours = Regex::new(r"--([A-Za-z-]+): light-dark\(#(\w{6}), #(\w{6})\)").expect("a pattern");
     let part = |hex: &str, at: usize| f64::from(u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")) / 255.0;
@@ -233,7 +233,7 @@ fn ci_hovering_and_arrow_keys_show_the_values() {
         const latency = document.querySelector("#chart-latency .plot");
         // What was touched on the chart above is read here too, so back to the beginning.
         for (const key of ["Home", "ArrowRight", "ArrowRight", "ArrowRight"]) latency.dispatchEvent(new KeyboardEvent("keydown", { key }));
-        root.said = document.querySelector("#chart-latency [aria-live]").textContent;
+        root.readout = document.querySelector("#chart-latency [aria-live]").textContent;
         const levels = document.getElementById("chart-run0-distribution");
         const drawn = () => [...levels.querySelectorAll(".frame > svg g[data-series]")].filter((part) => part.getBoundingClientRect().width > 0).length;
         const before = drawn();
@@ -251,8 +251,8 @@ fn ci_hovering_and_arrow_keys_show_the_values() {
     assert!(line.abs() < 1.5, "the line stands {line} pixels beside the level");
     assert_eq!((data(&dom, "left").as_deref(), data(&dom, "touched")), (Some(""), Some(hover)));
     assert_eq!(data(&dom, "chosen").as_deref(), Some("1"));
-    let said = data(&dom, "said").expect("the script ran");
-    assert!(said.starts_with("level 20: P50 ") && said.contains(" ms, P99 "), "{said}");
+    let readout = data(&dom, "readout").expect("the script ran");
+    assert!(readout.starts_with("level 20: P50 ") && readout.contains(" ms, P99 "), "{readout}");
 }
 
 #[test]

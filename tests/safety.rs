@@ -31,11 +31,11 @@ fn text(bytes: &[u8]) -> String {
 fn refused(config: &str, env: &[(&str, &str)], args: &[&str], code: i32, words: &[&str]) {
     let folder = servers::folder(config);
     let ran = run(folder.path(), env, args);
-    let said = text(&ran.stderr);
-    assert_eq!(ran.status.code(), Some(code), "{said}");
-    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    let stderr = text(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(code), "{stderr}");
+    assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
     assert_eq!(fs::read_to_string(folder.path().join("config.yaml")).unwrap(), config);
-    assert!(!folder.path().join("target").exists(), "something was measured: {said}");
+    assert!(!folder.path().join("target").exists(), "something was measured: {stderr}");
 }
 
 #[test]
@@ -67,9 +67,9 @@ fn a_simulated_number_is_written_only_where_the_config_names_the_simulator() {
     let written = decide(&["--update-config"]);
     assert_eq!(written.status.code(), Some(3));
     assert_eq!(fs::read_to_string(folder.path().join("config.yaml")).unwrap(), real);
-    let said = text(&written.stdout);
-    assert!(said.contains("Optimal concurrency: 20  (SIMULATED, status ok"), "{said}");
-    assert!(!said.contains("Q3-30B"), "{said}");
+    let stdout = text(&written.stdout);
+    assert!(stdout.contains("Optimal concurrency: 20  (SIMULATED, status ok"), "{stdout}");
+    assert!(!stdout.contains("Q3-30B"), "{stdout}");
     let json: Value = serde_json::from_slice(&decide(&["--json"]).stdout).unwrap();
     assert_eq!(json["simulated"], true);
     let compared = text(&decide(&["--baseline", "simulated.json"]).stdout);
@@ -87,12 +87,12 @@ fn a_simulated_number_is_written_only_where_the_config_names_the_simulator() {
 fn a_quick_run_measures_the_levels_it_was_given_and_says_why_nothing_is_written() {
     let folder = servers::folder(&format!("llm: {{endpoint: simulator}}\n{FAST}"));
     let ran = run(folder.path(), &[], &["run", "--quick", "--levels", "1,5,10,20,40"]);
-    let (said, told) = (text(&ran.stdout), text(&ran.stderr));
+    let (stdout, stderr) = (text(&ran.stdout), text(&ran.stderr));
     for level in [1, 5, 10, 20, 40] {
-        assert!(said.lines().any(|line| line.trim_start().starts_with(&format!("{level} "))), "{level}: {said}");
+        assert!(stdout.lines().any(|line| line.trim_start().starts_with(&format!("{level} "))), "{level}: {stdout}");
     }
-    assert_eq!(ran.status.code(), Some(3), "{said}{told}");
-    assert!(told.contains("exit code 3") && told.contains("provisional"), "{told}");
+    assert_eq!(ran.status.code(), Some(3), "{stdout}{stderr}");
+    assert!(stderr.contains("exit code 3") && stderr.contains("provisional"), "{stderr}");
 }
 
 /// Some servers answer to any name with the one model they have.
@@ -101,9 +101,9 @@ fn a_model_that_the_server_does_not_list_is_named() {
     let server = Simulator::start(SimulatorConfig { base_step_ms: 0.2, ..SimulatorConfig::default() }, 0).unwrap();
     let folder = servers::folder(&format!("llm: {{endpoint: '{}', model: other}}\n", server.base_url()));
     let ran = run(folder.path(), &[], &["run", "--quick", "--levels", "1,2"]);
-    let (said, told) = (text(&ran.stdout), text(&ran.stderr));
-    assert!(told.contains("does not list the model other; it has: simulated"), "{told}");
-    assert!(said.contains("The server lists other models and not llm.model"), "{said}");
+    let (stdout, stderr) = (text(&ran.stdout), text(&ran.stderr));
+    assert!(stderr.contains("does not list the model other; it has: simulated"), "{stderr}");
+    assert!(stdout.contains("The server lists other models and not llm.model"), "{stdout}");
     let again = text(&run(folder.path(), &[], &["recommend"]).stdout);
     assert!(again.contains("The server lists other models and not llm.model"), "{again}");
 }
@@ -129,9 +129,12 @@ fn prompts_longer_than_the_context_end_the_run_after_three_requests() {
     for (command, requests) in [(["run", "--update-config"].as_slice(), 3), (&["check"], 3)] {
         server.requests.lock().unwrap().clear();
         let ran = run(folder.path(), &[], command);
-        let said = text(&ran.stderr);
-        assert_eq!(ran.status.code(), Some(1), "{said}");
-        assert!(said.contains("refuses the longest") && said.contains("exceeds the available context size"), "{said}");
+        let stderr = text(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains("refuses the longest") && stderr.contains("exceeds the available context size"),
+            "{stderr}"
+        );
         let sent = server.requests.lock().unwrap().iter().filter(|request| request.starts_with("POST")).count();
         assert_eq!(sent, requests);
     }

@@ -29,11 +29,11 @@ const IN_BODY: &str = r#"{temperature: 0.5, gateway: {x-api-key: zqxj-body-"1"/2
 const PIN: &str = "76543210";
 
 /// Kinds of failing answers.
-const BAD_ANSWERS: usize = 13;
+const INVALID_ANSWERS: usize = 13;
 
-/// What an echoing server says to a request. One of three answers is bad, another kind each time.
+/// What an echoing server says to a request. One of three answers is invalid, of another kind each time.
 fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
-    let kind = if number % 3 == 2 { 1 + number / 3 % BAD_ANSWERS } else { 0 };
+    let kind = if number % 3 == 2 { 1 + number / 3 % INVALID_ANSWERS } else { 0 };
     let (first, rest) = request.split_once("\r\n").unwrap();
     let line = format!("{first} {}", rest.replace("\r\n", " "));
     // Also decoded, as a server's log shows it; and at changing places, so that quotes end in the midst of a secret.
@@ -41,8 +41,8 @@ fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
     // With characters in it that are not seen once they are printed, or not to be printed at all.
     let split: Vec<String> =
         ["\u{1}", "\u{202e}", "\u{200b}"].iter().map(|hidden| split_at_all(&decoded, hidden)).collect();
-    let said = format!("{}{line} {decoded} zqxjuser zqxj/p+ss {}", "x ".repeat(number * 7 % 120), split.join(" "));
-    let quoted = serde_json::json!(said).to_string();
+    let echo = format!("{}{line} {decoded} zqxjuser zqxj/p+ss {}", "x ".repeat(number * 7 % 120), split.join(" "));
+    let quoted = serde_json::json!(echo).to_string();
     let header = request.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization:")).unwrap_or("a: x");
     let header = header.split_once(": ").unwrap().1;
     let json = |status: &str, body: String| ok("application/json", &body).replacen("200 OK", status, 1);
@@ -52,19 +52,19 @@ fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
         json("200 OK", format!(r#"{{"data":[{{"id":{quoted}}}]}}"#))
     } else {
         match kind {
-            1 => json("401 Unauthorized", said.clone()),
+            1 => json("401 Unauthorized", echo.clone()),
             2 => json("500 Error", format!(r#"{{"error":{{"message":{quoted}}}}}"#)),
-            3 => json("200 OK", said.clone()),
+            3 => json("200 OK", echo.clone()),
             4 => json("200 OK", format!(r#"{{"choices":{quoted}}}"#)),
             5 => format!("HTTP/1.1 302 Found\r\nlocation: http://h/{header}?{header}\r\ncontent-length: 0\r\n\r\n"),
-            6 => events(format!("data: {said}\n\n")),
+            6 => events(format!("data: {echo}\n\n")),
             7 => events(format!("data: {{\"error\":{quoted}}}\n\n")),
             8 => json("422 Wrong", format!(r#"{{"detail":[{{"msg":{quoted}}}]}}"#)),
             9 => format!("HTTP/1.1 200 OK\r\ncontent-encoding: {header}\r\ncontent-length: 2\r\n\r\n{{}}"),
             10 => format!("HTTP/1.1 503 {header}\r\ncontent-length: 0\r\n\r\n"),
-            11 => json("404 Not found", format!("<html>{said}")),
+            11 => json("404 Not found", format!("<html>{echo}")),
             12 => json("429 Slow", format!(r#"{{"error":{quoted}}}"#)),
-            13 => format!("{said}\r\n\r\n"),
+            13 => format!("{echo}\r\n\r\n"),
             _ => events(format!("data: {good}\n\ndata: [DONE]\n\n")),
         }
     };
@@ -151,12 +151,12 @@ fn no_door_shows_a_secret_that_the_server_echoes() {
         std::fs::write(folder.path().join(".env"), format!("LLM_API_KEY={KEY}\n")).unwrap();
         // A refusal may pass the second time, so that this one always says the same.
         let stubborn = echoing_server(&next, 0);
-        let always_bad = endpoint.replace(&server.address.to_string(), &stubborn.address.to_string());
-        for bad in 0..BAD_ANSWERS {
-            next.store(3 * bad + 2, Relaxed);
-            let check = ["check", "--llm-endpoint", &always_bad];
+        let always_invalid = endpoint.replace(&server.address.to_string(), &stubborn.address.to_string());
+        for invalid in 0..INVALID_ANSWERS {
+            next.store(3 * invalid + 2, Relaxed);
+            let check = ["check", "--llm-endpoint", &always_invalid];
             let output = servers::binary(folder.path()).args(check).output().unwrap();
-            assert_eq!(output.status.code(), Some(1), "answer {bad} is bad");
+            assert_eq!(output.status.code(), Some(1), "answer {invalid}");
             assert_silent("check", &output);
         }
         for (name, mut door) in doors(folder.path()) {
@@ -249,10 +249,10 @@ fn no_door_shows_a_secret_of_the_proxy() {
         let output = servers::binary(folder.path()).args(args).env("HTTP_PROXY", url).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert_silent("a door", &output);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert!(
-            said.contains("HTTP 407: [redacted]") && said.contains(&format!("http://{}/", proxy.address)),
-            "{said}"
+            printed.contains("HTTP 407: [redacted]") && printed.contains(&format!("http://{}/", proxy.address)),
+            "{printed}"
         );
     }
 }
@@ -322,8 +322,9 @@ fn nothing_in_a_file_acts_on_a_terminal() {
         std::fs::write(folder.path().join("prompts.json"), r#"["x"]"#).unwrap();
         std::fs::write(folder.path().join(file), text).unwrap();
         let output = servers::binary(folder.path()).args(&args).output().unwrap();
-        let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
-        assert!(said.contains(part), "{args:?}: {said}");
+        let printed =
+            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+        assert!(printed.contains(part), "{args:?}: {printed}");
         assert_plain(&format!("{args:?}"), &output);
         for report in std::fs::read_dir(folder.path().join("results")).into_iter().flatten() {
             let text = std::fs::read_to_string(report.unwrap().path()).unwrap();

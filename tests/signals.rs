@@ -232,7 +232,7 @@ fn left_behind(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn signals_give_up_the_level_in_hand_and_show_the_rest() {
+fn signals_give_up_the_current_level_and_show_the_rest() {
     for signal in [Signal::Int, Signal::Term, Signal::Hup] {
         let simulator = server();
         let before = config(&simulator.base_url(), "levels: [1, 50], total_requests: 100");
@@ -357,8 +357,8 @@ fn moments(duration: Duration, seed: u64) -> impl Iterator<Item = Duration> {
 /// Starts, waits until stderr holds `text` and then for `moment`, signals, and returns how it ended.
 fn signalled(folder: &Path, args: &[&str], signal: Signal, text: &str, moment: Duration) -> ExitStatus {
     let mut child = spawn(folder, args);
-    let said = || fs::read_to_string(folder.join("stderr")).unwrap().contains(text);
-    wait_until(text, || said() || child.try_wait().unwrap().is_some());
+    let has_text = || fs::read_to_string(folder.join("stderr")).unwrap().contains(text);
+    wait_until(text, || has_text() || child.try_wait().unwrap().is_some());
     std::thread::sleep(moment);
     signal.send(&child);
     wait(&mut child)
@@ -376,14 +376,14 @@ fn assert_old_or_patched(folder: &Path, old: &str, numbers: &[u32]) -> bool {
 /// As documented: done (0, or 3 where there is nothing to write), 130, or, before there is anything to be given up,
 /// ended by the system.
 #[track_caller]
-fn assert_documented(status: ExitStatus, signal: Signal, said: &str) {
+fn assert_documented(status: ExitStatus, signal: Signal, stderr: &str) {
     let ended_by_signal = status.signal() == Some(signal as i32);
     match status.code() {
-        Some(130) => assert!(signal != Signal::Kill && said.contains("interrupted"), "{said}"),
+        Some(130) => assert!(signal != Signal::Kill && stderr.contains("interrupted"), "{stderr}"),
         Some(0 | 3) => {}
-        code => assert!(ended_by_signal, "{signal:?}: {code:?}: {said}"),
+        code => assert!(ended_by_signal, "{signal:?}: {code:?}: {stderr}"),
     }
-    assert!(!said.contains("panicked"), "{said}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 /// Start-up, load, Criterion's analysis and the patch of config.yaml: 20 moments of a run, all in the same folder.
@@ -410,18 +410,18 @@ fn a_run_at_random_moments(signal: Signal) {
         };
         fs::write(folder.join("config.yaml"), &old).unwrap();
         let status = signalled(folder, &args, signal, begin, moment);
-        let said = fs::read_to_string(folder.join("stderr")).unwrap();
-        assert_documented(status, signal, &said);
+        let stderr = fs::read_to_string(folder.join("stderr")).unwrap();
+        assert_documented(status, signal, &stderr);
         let is_patched = assert_old_or_patched(folder, &old, &[1, 2]);
-        assert!(!is_patched || status.code() != Some(130) || said.contains("Written:"), "{said}");
+        assert!(!is_patched || status.code() != Some(130) || stderr.contains("Written:"), "{stderr}");
         patched += u32::from(is_patched);
         finished += u32::from(matches!(status.code(), Some(0 | 3)));
         assert_whole(folder);
         // There is always something to decide from, or a word on why not.
         let output = recommend(folder, &[]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        let helps = said.starts_with("error: ") && said.contains("Run `cargo bench`");
-        assert!(matches!(output.status.code(), Some(0 | 3)) || output.status.code() == Some(1) && helps, "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let helps = stderr.starts_with("error: ") && stderr.contains("Run `cargo bench`");
+        assert!(matches!(output.status.code(), Some(0 | 3)) || output.status.code() == Some(1) && helps, "{stderr}");
     }
     println!("{signal:?}: {MOMENTS} moments of {duration:?}, {finished} runs were over first, {patched} had patched");
     // Criterion writes its own files in place: what a kill may make of them stops nobody.
@@ -430,8 +430,8 @@ fn a_run_at_random_moments(signal: Signal) {
     let output = recommend(folder, &[]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
     let status = wait(&mut spawn(folder, &args));
-    let said = fs::read_to_string(folder.join("stderr")).unwrap();
-    assert!(matches!(status.code(), Some(0 | 3)) && !said.contains("panicked"), "afterwards: {said}");
+    let stderr = fs::read_to_string(folder.join("stderr")).unwrap();
+    assert!(matches!(status.code(), Some(0 | 3)) && !stderr.contains("panicked"), "afterwards: {stderr}");
 }
 
 #[test]
@@ -439,8 +439,8 @@ fn the_simulators_own_record_is_written_when_it_ends() {
     let args = ["simulate", "--port", "0", "--log", "requests.jsonl"];
     let mut running = Running::start(&config("simulator", ""), &args);
     let url = || {
-        let said = fs::read_to_string(running.path("stdout")).unwrap();
-        said.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned)
+        let stdout = fs::read_to_string(running.path("stdout")).unwrap();
+        stdout.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned)
     };
     wait_until("its address", || url().is_some());
     let (llm, request) = (Llm::default(), RequestSettings::default());

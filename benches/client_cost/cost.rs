@@ -191,7 +191,7 @@ fn wrk(server: SocketAddr, level: usize) -> Option<f64> {
         .output()
         .ok()?;
     let spent = cpu_s(Cpu::Children) - before;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let requests: f64 = said.split(" requests in").next()?.rsplit(char::is_whitespace).next()?.parse().ok()?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let requests: f64 = stdout.split(" requests in").next()?.rsplit(char::is_whitespace).next()?.parse().ok()?;
     Some(spent / requests * 1e6)
 }

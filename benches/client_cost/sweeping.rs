@@ -17,8 +17,7 @@ pub const SWEEP: &str = "CLIENT_COST_SWEEP";
 pub struct Sweep {
     folder: TempDir,
     pub results: Value,
-    /// What it said on stderr.
-    pub said: String,
+    pub stderr: String,
     pub wall_s: f64,
     pub cpu_s: f64,
     /// Bytes.
@@ -35,7 +34,7 @@ impl Sweep {
             server.base_url()
         );
         std::fs::write(folder.path().join("config.yaml"), config).expect("a config file");
-        let said = std::fs::File::create(folder.path().join("said")).expect("a file");
+        let stderr = std::fs::File::create(folder.path().join("stderr")).expect("a file");
         let (began, before) = (Instant::now(), cpu_s(Cpu::Children));
         let mut process = Command::new(std::env::current_exe().expect("the path of this program"))
             .args(["--bench"])
@@ -46,13 +45,13 @@ impl Sweep {
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(said)
+            .stderr(stderr)
             .spawn()
             .expect("this program starts again");
         let mut sweep = Sweep {
             folder,
             results: Value::Null,
-            said: String::new(),
+            stderr: String::new(),
             wall_s: 0.0,
             cpu_s: 0.0,
             peak_memory: 0.0,
@@ -65,11 +64,11 @@ impl Sweep {
         }
         sweep.wall_s = began.elapsed().as_secs_f64();
         sweep.cpu_s = cpu_s(Cpu::Children) - before;
-        sweep.said = std::fs::read_to_string(sweep.folder.path().join("said")).expect("what it said");
+        sweep.stderr = std::fs::read_to_string(sweep.folder.path().join("stderr")).expect("its stderr");
         let results = sweep.folder.path().join("results");
         let mut files = std::fs::read_dir(&results).into_iter().flatten().flatten().map(|entry| entry.path());
         let results = files.find(|path| path.extension().is_some_and(|extension| extension == "json"));
-        let results = results.unwrap_or_else(|| panic!("the sweep left no results:\n{}", sweep.said));
+        let results = results.unwrap_or_else(|| panic!("the sweep left no results:\n{}", sweep.stderr));
         let text = std::fs::read_to_string(results).expect("the results");
         sweep.results = serde_json::from_str(&text).expect("JSON");
         sweep
@@ -101,8 +100,11 @@ pub fn run() {
         let benchmark =
             "{levels: [1, 2, 4, 8, 16, 32, 48, 64, 96, 128], max_concurrency: 128, request: {stream: false}}";
         let sweep = Sweep::of(&server, benchmark, false, args);
-        let load_s =
-            sweep.said.split(" s of load, ").next().and_then(|said| said.rsplit('\n').next()?.parse::<f64>().ok());
+        let load_s = sweep
+            .stderr
+            .split(" s of load, ")
+            .next()
+            .and_then(|before| before.rsplit('\n').next()?.parse::<f64>().ok());
         let load_s = load_s.unwrap_or(f64::NAN);
         println!(
             "{name:31} {load_s:>7.1} {:>7.1} {:>10.2} {:>6.1} {:>7}",

@@ -32,14 +32,14 @@ pub enum ConfigError {
     },
 }
 
-pub(crate) fn bad(what: impl Into<String>, message: impl Into<String>) -> ConfigError {
+pub(crate) fn invalid(what: impl Into<String>, message: impl Into<String>) -> ConfigError {
     ConfigError::Value { what: what.into(), message: message.into() }
 }
 
 /// A key or variable that is nearly one of ours, and would be ignored.
 pub(super) fn near_miss(place: impl Into<String>, kind: &str, name: &str, ours: &str) -> ConfigError {
     let remedy = "As it stands it would be ignored: correct it, or remove it.";
-    bad(place, format!("unknown {kind} `{name}`; did you mean `{ours}`?\n\n{remedy}"))
+    invalid(place, format!("unknown {kind} `{name}`; did you mean `{ours}`?\n\n{remedy}"))
 }
 
 /// The section `llm`. Unknown keys are the caller's own.
@@ -117,7 +117,7 @@ impl Llm {
 
     pub(crate) fn endpoint(&self, path: &Path) -> Result<&Endpoint, ConfigError> {
         self.endpoint.as_ref().ok_or_else(|| {
-            bad(
+            invalid(
                 path.display().to_string(),
                 "llm.endpoint is missing, so nobody knows what to measure\n\nSet it in the file, by LLM_ENDPOINT or by \
                  --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial.",
@@ -142,14 +142,20 @@ impl Llm {
         for (key, value) in timeouts {
             // A year and no more: `Duration` has an end too.
             if value.is_some_and(|v| !(v > 0.0 && v <= 31_536_000.0)) {
-                return Err(bad(key, "must be a positive number of seconds, such as 30.0"));
+                return Err(invalid(key, "must be a positive number of seconds, such as 30.0"));
             }
         }
         if let Some(hidden) = self.model.chars().find(|&c| !redact::is_seen(c)) {
-            return Err(bad("llm.model", format!("holds a character that cannot be seen ({hidden:?}); write it anew")));
+            return Err(invalid(
+                "llm.model",
+                format!("holds a character that cannot be seen ({hidden:?}); write it anew"),
+            ));
         }
         if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_concurrent_requests) {
-            return Err(bad("llm.max_concurrent_requests", format!("must be from 1 to {}", Semaphore::MAX_PERMITS)));
+            return Err(invalid(
+                "llm.max_concurrent_requests",
+                format!("must be from 1 to {}", Semaphore::MAX_PERMITS),
+            ));
         }
         Ok(())
     }
@@ -165,7 +171,7 @@ impl Env {
         let path = if is_dotenv(config) { config.to_owned() } else { config.with_file_name(".env") };
         let mut vars = HashMap::new();
         if path.exists() {
-            let broken = |error| bad(format!("cannot read {}", path.display()), dotenv_reason(error));
+            let broken = |error| invalid(format!("cannot read {}", path.display()), dotenv_reason(error));
             for item in dotenvy::from_path_iter(&path).map_err(broken)? {
                 let (key, value) = item.map_err(broken)?;
                 vars.insert(key, value);
@@ -201,7 +207,9 @@ impl Env {
     where
         T::Err: fmt::Display,
     {
-        self.get(name).map(|text| text.trim().parse().map_err(|error: T::Err| bad(name, error.to_string()))).transpose()
+        self.get(name)
+            .map(|text| text.trim().parse().map_err(|error: T::Err| invalid(name, error.to_string())))
+            .transpose()
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
-use super::config::{ConfigError, bad, near_miss};
+use super::config::{ConfigError, invalid, near_miss};
 use crate::files;
 
 /// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
@@ -19,7 +19,7 @@ const DEEPEST: usize = 64;
 pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     files::read_to_string(path, LARGEST_FILE).map_err(|cause| match cause.kind() {
         ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
-        _ => bad(format!("cannot read {}", path.display()), cause.to_string()),
+        _ => invalid(format!("cannot read {}", path.display()), cause.to_string()),
     })
 }
 
@@ -29,9 +29,9 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if depth(text) > DEEPEST {
         let message = format!("it is nested deeper than {DEEPEST} levels, so it is hardly a configuration");
-        return Err(bad(path.display().to_string(), message));
+        return Err(invalid(path.display().to_string(), message));
     }
-    let invalid = |error: serde_yaml::Error| invalid(&error, path);
+    let broken = |error: serde_yaml::Error| with_place(&error, path);
     let format = path.extension().map(|it| it.to_string_lossy().to_lowercase());
     let is_yaml = !is_dotenv(path) && !matches!(format.as_deref(), Some("toml" | "json"));
     let mut value: Value = match format.as_deref() {
@@ -40,30 +40,30 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
         Some("toml") => toml_edit::de::from_str(text).map_err(|error| {
             let at = error.span().map(|span| text[..span.start].lines().count().max(1));
             let place = at.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
-            bad(place, error.message().trim())
+            invalid(place, error.message().trim())
         })?,
         Some("json") => serde_json::from_str(text).map_err(|error| {
-            bad(format!("{}:{}:{}", path.display(), error.line(), error.column()), error.to_string())
+            invalid(format!("{}:{}:{}", path.display(), error.line(), error.column()), error.to_string())
         })?,
-        _ => serde_yaml::from_str(text).map_err(invalid)?,
+        _ => serde_yaml::from_str(text).map_err(broken)?,
     };
     if value.is_null() {
         let needed = "it needs at least a section `llm` with `endpoint` and `model`";
-        return Err(bad(format!("{} is empty", path.display()), needed));
+        return Err(invalid(format!("{} is empty", path.display()), needed));
     }
-    let ours = serde_yaml::to_value(T::default()).map_err(invalid)?;
+    let ours = serde_yaml::to_value(T::default()).map_err(broken)?;
     refuse_near_misses(text, path, &value, &ours)?;
     refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     // Read from the text wherever that will do: then an error has its line.
     let merges = is_yaml && text.contains("<<");
     if merges {
-        value.apply_merge().map_err(invalid)?;
+        value.apply_merge().map_err(broken)?;
         refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     }
     if merges || !is_yaml {
-        serde_yaml::from_value(value).map_err(invalid)
+        serde_yaml::from_value(value).map_err(broken)
     } else {
-        serde_yaml::from_str(text).map_err(invalid)
+        serde_yaml::from_str(text).map_err(broken)
     }
 }
 
@@ -74,12 +74,12 @@ pub(crate) fn is_dotenv(path: &Path) -> bool {
 }
 
 /// Line and column go to the front, where editors look for them.
-fn invalid(error: &serde_yaml::Error, path: &Path) -> ConfigError {
+fn with_place(error: &serde_yaml::Error, path: &Path) -> ConfigError {
     let message = error.to_string();
-    let Some(at) = error.location() else { return bad(path.display().to_string(), message) };
+    let Some(at) = error.location() else { return invalid(path.display().to_string(), message) };
     let (line, column) = (at.line(), at.column());
     let message = message.replacen(&format!(" at line {line} column {column}"), "", 1);
-    bad(format!("{}:{line}:{column}", path.display()), message)
+    invalid(format!("{}:{line}:{column}", path.display()), message)
 }
 
 /// How deep brackets and dashes nest at most. Those in quotes and comments count too: a few do no harm.

@@ -80,14 +80,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A failure with what was said of it.
+/// A failure and its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[doc(hidden)]
 pub struct Failed {
     pub kind: Failure,
     /// Of the HTTP error, whether it came as the answer's status or as a code inside an answer with status 200.
     pub status: Option<u16>,
-    /// What the server or the network said. In a `Reply` it is short and free of secrets.
+    /// In the words of the server or the network. In a `Reply` it is short and free of secrets.
     pub message: String,
 }
 
@@ -102,7 +102,7 @@ impl Failed {
 
     /// An answer whose status is no success. A redirect is not followed.
     pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let said = match encoding(headers) {
+        let text = match encoding(headers) {
             _ if status.is_redirection() => {
                 let to = headers.get(header::LOCATION).and_then(|to| Url::parse(to.to_str().ok()?).ok());
                 let to = to.map_or_else(|| "another place".to_owned(), |url| redacted(&url));
@@ -112,7 +112,7 @@ impl Failed {
             None => error_text(body),
         };
         let status = status.as_u16();
-        let message = if said.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {said}") };
+        let message = if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {text}") };
         Failed { kind: Failure::of_status(status), status: Some(status), message }
     }
 

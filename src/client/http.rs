@@ -8,7 +8,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use reqwest::{Client, Url};
 
 #[cfg(feature = "tls")]
-use super::config::{ConfigError, bad};
+use super::config::{ConfigError, invalid};
 use super::endpoint::redacted;
 use super::failure::chain;
 use super::llm_client::LlmError;
@@ -49,7 +49,7 @@ pub(super) fn client(
 
 #[cfg(feature = "tls")]
 fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ConfigError> {
-    let broken = |message: String| bad(format!("llm.ca_file {}", path.display()), message);
+    let broken = |message: String| invalid(format!("llm.ca_file {}", path.display()), message);
     let text = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
     let certificates = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| broken(chain(&error)))?;
     if certificates.is_empty() {

@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_quota_is_read_from_the_headers_as_openai_names_and_writes_them() {
         assert_eq!(rate_limit(&headers(&[("content-type", "text/plain")])), None);
-        let stated = headers(&[
+        let given = headers(&[
             ("x-ratelimit-limit-requests", "60"),
             ("x-ratelimit-remaining-requests", "0"),
             ("x-ratelimit-reset-requests", "6m1.5s"),
@@ -200,7 +200,7 @@ mod tests {
             "limit_requests": 60, "remaining_requests": 0, "reset_s": 361.5,
             "limit_tokens": 150_000, "remaining_tokens": 149_984, "reset_tokens_s": 0.006,
         });
-        assert_eq!(rate_limit(&stated), Some(serde_json::from_value(limit).unwrap()));
+        assert_eq!(rate_limit(&given), Some(serde_json::from_value(limit).unwrap()));
         for (text, seconds) in
             [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("", None), ("soon", None), ("5 s", None)]
         {

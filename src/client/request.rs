@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::config::{ConfigError, bad};
+use super::config::{ConfigError, invalid};
 use super::kind::RequestKind;
 use super::redact;
 
@@ -78,7 +78,7 @@ impl RequestSettings {
             ),
         ];
         match rules.into_iter().find(|(_, broken, _)| *broken) {
-            Some((key, _, remedy)) => Err(bad(format!("benchmark.request.extra_body.{key}"), remedy)),
+            Some((key, _, remedy)) => Err(invalid(format!("benchmark.request.extra_body.{key}"), remedy)),
             None => Ok(()),
         }
     }

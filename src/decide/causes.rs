@@ -79,9 +79,9 @@ pub struct QuotaReached {
     pub limited: u64,
     /// All their failures.
     pub failed: u64,
-    /// As the server states it.
-    #[serde(alias = "said")]
-    pub stated: RateLimit,
+    /// As its headers have it.
+    #[serde(alias = "stated", alias = "said")]
+    pub server_limit: RateLimit,
     /// What passed at the highest level that was limited, where that is a rate.
     pub passed: Option<Passed>,
 }

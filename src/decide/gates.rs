@@ -79,7 +79,7 @@ fn failed_requests(summary: &LevelSummary) -> Option<u64> {
     Some(summary.requests?.saturating_sub(summary.succeeded?))
 }
 
-/// As stated, else from the counts.
+/// The recorded rate, else from the counts.
 pub(super) fn error_rate(summary: &LevelSummary) -> Option<f64> {
     let counted = || Some(failed_requests(summary)? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
     summary.error_rate.or_else(counted)

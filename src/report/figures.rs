@@ -386,8 +386,8 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
         return figure.without(&format!("No request failed. {gate}"));
     }
     let unknown = |summary: &LevelSummary| {
-        let known: f64 = Failure::ALL.iter().filter_map(|kind| rate_of(summary, *kind)).sum();
-        error_rate(summary).map(|rate| rate - known).filter(|rest| *rest > 1e-9)
+        let by_kind: f64 = Failure::ALL.iter().filter_map(|kind| rate_of(summary, *kind)).sum();
+        error_rate(summary).map(|rate| rate - by_kind).filter(|rest| *rest > 1e-9)
     };
     let by_kind = Failure::ALL.iter().map(|&kind| {
         let rates: Vec<_> = judged.iter().map(|level| rate_of(&level.summary, kind)).collect();

@@ -209,10 +209,10 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
             gain.map(|gain| format!("instead of {}", thousand(gain.slow))),
         ),
     ];
-    let known = all.into_iter().filter_map(|(name, value, detail): (_, Option<_>, Option<_>)| {
+    let tiles = all.into_iter().filter_map(|(name, value, detail): (_, Option<_>, Option<_>)| {
         Some((name, value?, detail.unwrap_or_default()))
     });
-    known.collect()
+    tiles.collect()
 }
 
 // ---- tables ----
@@ -285,8 +285,8 @@ fn unknown() -> String {
 /// What the report cannot show, and why.
 fn missing(run: &Run) -> Vec<String> {
     let levels = &run.recommendation.levels;
-    type Known = fn(&LevelSummary) -> bool;
-    let figures: [(&str, Known); 8] = [
+    type Has = fn(&LevelSummary) -> bool;
+    let figures: [(&str, Has); 8] = [
         ("Throughput", |s| s.throughput_rps.is_some()),
         ("The throughput's interval", |s| s.throughput_rps.is_none_or(|t| t.lower.is_some() && t.upper.is_some())),
         ("The throughput of the single windows", |s| s.samples.is_some()),
@@ -296,8 +296,8 @@ fn missing(run: &Run) -> Vec<String> {
         ("Time to first token", |s| s.ttft_s.is_some()),
         ("Time per output token", |s| s.tpot_s.is_some()),
     ];
-    let without = |(name, known): (&str, Known)| {
-        let lacking = levels.iter().map(|level| &level.summary).filter(|summary| !known(summary));
+    let without = |(name, has): (&str, Has)| {
+        let lacking = levels.iter().map(|level| &level.summary).filter(|summary| !has(summary));
         let lacking: Vec<usize> = lacking.map(|summary| summary.concurrency).collect();
         match lacking.len() {
             0 => None,
@@ -319,7 +319,7 @@ fn missing(run: &Run) -> Vec<String> {
         ("the settings", is_filled(settings)),
         ("the machine", is_filled(environment)),
     ];
-    let unknown: Vec<&str> = facts.into_iter().filter(|(_, known)| !known).map(|(name, _)| name).collect();
+    let unknown: Vec<&str> = facts.into_iter().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect();
     if !unknown.is_empty() {
         lines.push(format!("What was measured: {}", unknown.join(", ")));
     }
@@ -390,8 +390,8 @@ mod tests {
         }
         assert!(!page.contains("NaN") && !page.contains("undefined<"), "a figure that is none");
         assert_eq!(page.matches("<figure").count(), 1);
-        let known = LevelSummary { requests: Some(100), error_rate: Some(0.0), ..level(2, 9.0) };
-        let lines = missing(&run(&[level(1, 5.0), known, level(3, 12.0)]));
+        let counted = LevelSummary { requests: Some(100), error_rate: Some(0.0), ..level(2, 9.0) };
+        let lines = missing(&run(&[level(1, 5.0), counted, level(3, 12.0)]));
         assert!(lines.contains(&"The number of requests of level 1, 3".to_owned()), "{lines:?}");
         for levels in [vec![], vec![level(1, 0.0)], vec![LevelSummary { concurrency: 4, ..LevelSummary::default() }]] {
             let page = super::page(&[run(&levels)]).expect("it renders");
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_setup_is_told_and_the_command_repeats_the_run_quoted_for_a_shell() {
+    fn the_setup_is_shown_and_the_command_repeats_the_run_quoted_for_a_shell() {
         let shown = |settings: Value| {
             let mut run = run(&[level(1, 5.0)]);
             run.about = About {

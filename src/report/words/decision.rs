@@ -189,13 +189,14 @@ fn counted(counts: Counted) -> &'static str {
     }
 }
 
-fn quota(QuotaReached { limited, failed, stated: by_server, passed }: &QuotaReached) -> String {
-    let quota = by_server.exceeded.map(|quota| format!("a {} quota", counted(quota.counts)));
+fn quota(QuotaReached { limited, failed, server_limit, passed }: &QuotaReached) -> String {
+    let quota = server_limit.exceeded.map(|quota| format!("a {} quota", counted(quota.counts)));
     let quota = quota.unwrap_or_else(|| "a quota".to_owned());
-    let stated = stated(*by_server).map(|text| format!("; the server states {text}")).unwrap_or_default();
+    let server_limit =
+        limit_of_server(*server_limit).map(|text| format!("; the server states {text}")).unwrap_or_default();
     let (rate, enough) = match passed {
-        Some(passed) => (what_passed(passed, &stated), enough(passed).unwrap_or_default()),
-        None => (format!("keep to what is granted{stated}"), String::new()),
+        Some(passed) => (what_passed(passed, &server_limit), enough(passed).unwrap_or_default()),
+        None => (format!("keep to what is granted{server_limit}"), String::new()),
     };
     format!(
         "{limited} of {failed} failures are HTTP 429: {quota} is the limit, not concurrency; {rate} (or ask for a higher \
@@ -203,12 +204,12 @@ fn quota(QuotaReached { limited, failed, stated: by_server, passed }: &QuotaReac
     )
 }
 
-fn what_passed(Passed { level, rps, tokens_per_minute, with_prompts, .. }: &Passed, stated: &str) -> String {
+fn what_passed(Passed { level, rps, tokens_per_minute, with_prompts, .. }: &Passed, server_limit: &str) -> String {
     let which = if *with_prompts { "tokens, prompts included" } else { "output tokens" };
     let tokens = tokens_per_minute.map(|tokens| format!(", {tokens:.0} {which}")).unwrap_or_default();
     let per_minute = 60.0 * rps;
     format!(
-        "about {rps:.2} requests per second ({per_minute:.0} a minute{tokens}) passed at level {level}{stated}. Keep to that rate"
+        "about {rps:.2} requests per second ({per_minute:.0} a minute{tokens}) passed at level {level}{server_limit}. Keep to that rate"
     )
 }
 
@@ -219,7 +220,7 @@ fn enough(passed: &Passed) -> Option<String> {
 }
 
 /// The quota as the server states it: the one that was used up, where that is known.
-fn stated(by_server: RateLimit) -> Option<String> {
+fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
         let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();
         let what = counted(counts);
