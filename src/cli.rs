@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, generate, recommend, report, run, simulate};
+use crate::commands::{check, generate, init, recommend, report, run, simulate};
 
 const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 nothing that may be written into \
 the config; 4 regression; 130 interrupted.";
@@ -26,8 +26,10 @@ enum Command {
     Recommend(recommend::Recommend),
     /// Make the HTML report of a results file, or of two to compare
     Report(report::Report),
-    /// Send one request and say what works, or what is wrong and how to mend it
+    /// Send a typical and the longest prompt, and say what works or how to fix it
     Check(check::Check),
+    /// Write a commented config.yaml for an endpoint, once one request to it has worked
+    Init(init::Init),
     /// Write test-data/test_snippets.json
     GenerateTestData(generate::Generate),
     /// Run the simulated LLM server alone
@@ -45,6 +47,7 @@ impl Cli {
             Command::Recommend(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Check(command) => command.run(),
+            Command::Init(command) => command.run(),
             Command::GenerateTestData(command) => command.run(),
             Command::Simulate(command) => command.run(),
         }

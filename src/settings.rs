@@ -258,6 +258,10 @@ impl Overrides {
         Overrides(args.map(str::to_owned).to_vec())
     }
 
+    fn name_endpoint(&self) -> bool {
+        self.0.iter().any(|argument| argument.starts_with("--llm-endpoint="))
+    }
+
     /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
     fn from_env(env: &Env) -> Result<Self, ConfigError> {
         let options = options();
@@ -357,10 +361,26 @@ pub const SIMULATED_MODEL: &str = "simulated";
 
 impl Settings {
     /// The config file named by `path`, else by `LLM_CONFIG`, else `config.yaml`; then the environment, then `flags`.
+    /// Where nobody named a file, an endpoint in the environment or a flag is enough.
     pub fn load(path: Option<&Path>, flags: Overrides) -> Result<Self, ConfigError> {
+        let is_named = path.is_some() || std::env::var_os("LLM_CONFIG").is_some();
         let path = config_path(path);
-        let config = Config::read(&path)?;
-        Settings::resolve(path.clone(), config, &Env::load(&path)?, flags)
+        let env = Env::load(&path)?;
+        match Config::read(&path) {
+            Ok(config) => Settings::resolve(path, config, &env, flags),
+            Err(ConfigError::NotFound(_))
+                if !is_named && (flags.name_endpoint() || env.get("LLM_ENDPOINT").is_some()) =>
+            {
+                Settings::resolve(path, Config::default(), &env, flags)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Without any config file.
+    pub fn without_file(path: PathBuf, flags: Overrides) -> Result<Self, ConfigError> {
+        let env = Env::load(&path)?;
+        Settings::resolve(path, Config::default(), &env, flags)
     }
 
     /// Merges what has been read.

@@ -19,7 +19,7 @@ use super::redact;
 pub enum ConfigError {
     /// There is no such file.
     #[error(
-        "config file not found: {0}\n\nMake one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\nor name another with --config (LLM_CONFIG)."
+        "config file not found: {0}\n\nMake one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\n(`llm-concurrency init` writes one), name another with --config (LLM_CONFIG), or measure without one: --llm-endpoint URL --llm-model NAME."
     )]
     NotFound(PathBuf),
     /// A file, key, variable or flag is wrong.

@@ -1,4 +1,4 @@
-//! What each door does: settings in, files and text out. A command is a file, with its options and what they do.
+//! What each entry point does: settings in, files and text out. A command is a file, with its options and what they do.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ mod bench;
 pub(crate) mod check;
 mod decision;
 pub(crate) mod generate;
+pub(crate) mod init;
 mod page;
 pub(crate) mod recommend;
 pub(crate) mod report;

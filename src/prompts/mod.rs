@@ -54,8 +54,8 @@ pub struct Prompt {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error(
-        "Test data file not found: {}. Make it with `llm-concurrency generate-test-data` (or `cargo run -- \
-         generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file.",
+        "Test data file not found: {}. Leave `benchmark.request.prompts` out of config.yaml to use the built-in prompts, \
+         name your own file in it, or make this one with `llm-concurrency generate-test-data`.",
         .0.display()
     )]
     NotFound(PathBuf),
