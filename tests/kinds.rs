@@ -303,11 +303,13 @@ fn a_header_that_cannot_be_sent_is_refused_before_anything_is_sent() {
         ("headers: {X-Team: 'zqxj${TEAM'}", "llm.headers.X-Team: `${` begins the name of an environment variable"),
         ("headers: {X-Team: \"zqxj\\u0001\"}", "llm.headers.X-Team: its value holds characters"),
         ("headers: {'zqxj \\x1b': x}", "llm.headers: expected the name of an HTTP header"),
-        ("headers: {Content-Length: 1}", "llm.headers.Content-Length: the HTTP client sets this one itself"),
+        ("headers: {Content-Length: 1}", "llm.headers: the HTTP client sets content-length itself"),
         ("headers: {X-A: zqxj1, x-a: zqxj2}", "llm.headers.x-a: is there twice"),
-        ("headers: [zqxj]", "llm: headers: expected names with a text each"),
-        ("headers: zqxj", "llm: headers: expected names with a text each"),
-        ("headers: {X-Team: [zqxj]}", "llm: headers: expected names with a text each"),
+        ("headers: [zqxj]", "llm.headers: expected names with a text each"),
+        ("headers: zqxj", "llm.headers: expected names with a text each"),
+        ("headers: {X-Team: [zqxj]}", "llm.headers: expected names with a text each"),
+        ("api_key_header: host, headers: {TE: zqxj}", "llm.headers: the HTTP client sets te itself"),
+        ("api_key_header: Content-Type", "llm.api_key_header: the HTTP client sets content-type itself"),
         ("api_key_header: 'zqxj key'", "llm.api_key_header: expected the name of an HTTP header"),
     ] {
         let (code, said, requests) = check(llm, "chat", &[("EMPTY", ""), ("LLM_API_KEY", "k")]);

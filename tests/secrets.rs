@@ -29,7 +29,8 @@ const QUERY: &str = "token=zqxj%20query%2B1&zqxj-second=zqxj-2";
 const IN_BODY: &str = r#"{temperature: 0.5, gateway: {x-api-key: zqxj-body-"1"/2, password: 76543210}}"#;
 const PIN: &str = "76543210";
 /// Further keys of `llm`, and what of the variable `TEAM` and of the file is sent.
-const IN_HEADERS: &str = r#"api_key_header: Api-Key, headers: {X-Team: '${TEAM}', Cookie: 'a=1; id=zqxj-"cookie"', X-Auth: 'Custom zqxj-literal', X-Pin: 76543210}"#;
+const IN_HEADERS: &str = r#"api_key_header: Api-Key, headers: {X-Team: '${TEAM}', X-Pin: 76543210,
+    Cookie: 'a=1; id=zqxj-"cookie"', X-Auth: 'Custom zqxj-literal', X-Basic: 'Basic enF4anVzZXI6enF4ai9wK3Nz'}"#;
 const TEAM: &str = "zqxj-team-0123456789";
 
 /// Kinds of failing answers.

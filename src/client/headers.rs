@@ -18,7 +18,7 @@ pub struct Headers {
     values: BTreeMap<String, String>,
     /// The values of the variables, which are secrets by themselves.
     from_env: Vec<String>,
-    /// One that cannot be sent, and why.
+    /// One that cannot be sent, and why; without a name all of them.
     wrong: Option<(String, String)>,
 }
 
@@ -46,21 +46,23 @@ impl Headers {
         for (name, value) in &mut self.values {
             match filled(value, env, &mut self.from_env) {
                 Ok(filled) => *value = filled,
-                Err(reason) => self.wrong = Some((name.clone(), reason)),
+                Err(reason) => {
+                    self.wrong.get_or_insert((name.clone(), reason));
+                }
             }
         }
     }
 
     fn parsed(&self) -> Result<HeaderMap, ConfigError> {
+        if let Some((_, reason)) = self.wrong.as_ref().filter(|(name, _)| name.is_empty()) {
+            return Err(bad("llm.headers", reason));
+        }
         let mut headers = HeaderMap::new();
         for (written, value) in &self.values {
             let name = header_name("llm.headers", written)?;
             let place = format!("llm.headers.{written}");
             if let Some((_, reason)) = self.wrong.as_ref().filter(|(wrong, _)| wrong == written) {
                 return Err(bad(place, reason));
-            }
-            if OF_THE_CONNECTION.contains(&name.as_str()) {
-                return Err(bad(place, "the HTTP client sets this one itself; remove it"));
             }
             let mut value = HeaderValue::from_str(value.trim())
                 .map_err(|_| bad(&place, "its value holds characters that an HTTP header cannot carry"))?;
@@ -72,12 +74,16 @@ impl Headers {
         Ok(headers)
     }
 
-    /// What no message may show.
-    pub(super) fn secrets(&self) -> Vec<String> {
-        // Of `Bearer KEY` or `session=KEY; x=y` a part is enough.
-        let parts = self.values.values().flat_map(|value| value.split([' ', ';', ',', '=']));
-        let parts = parts.filter(|part| part.len() > "Bearer".len()).chain(self.values.values().map(|it| it.trim()));
-        parts.map(str::to_owned).chain(self.from_env.iter().map(|value| value.trim().to_owned())).collect()
+    pub(super) fn values(&self) -> impl Iterator<Item = &str> {
+        self.values.values().map(|value| value.trim())
+    }
+
+    /// What no message may show, beside the values themselves.
+    pub(super) fn parts(&self) -> Vec<String> {
+        // Of `Bearer KEY` or `session=KEY; x=y` the key is enough.
+        let parts = self.values().flat_map(|value| value.split([' ', ';', ',', '=']));
+        let parts = parts.filter(|part| part.len() > "Bearer".len());
+        parts.chain(self.from_env.iter().map(|value| value.trim())).map(str::to_owned).collect()
     }
 }
 
@@ -102,7 +108,11 @@ fn filled(value: &str, env: &Env, secrets: &mut Vec<String>) -> Result<String, S
 /// What is no name is not repeated: it may be a key that was put there by mistake.
 pub(super) fn header_name(place: &str, name: &str) -> Result<HeaderName, ConfigError> {
     let wrong = |_| bad(place, "expected the name of an HTTP header, such as api-key");
-    HeaderName::from_bytes(name.as_bytes()).map_err(wrong)
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(wrong)?;
+    if OF_THE_CONNECTION.contains(&name.as_str()) {
+        return Err(bad(place, format!("the HTTP client sets {name} itself; remove it")));
+    }
+    Ok(name)
 }
 
 /// What the key is sent in; `Authorization` takes it as `Bearer KEY`.
@@ -153,23 +163,20 @@ impl Serialize for Headers {
 impl<'de> Deserialize<'de> for Headers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde_yaml::Value;
-        // What is wrong is not repeated: it may be a secret.
-        let wrong =
-            || serde::de::Error::custom("headers: expected names with a text each, such as {X-Team: \"${TEAM}\"}");
         let text = |value| match value {
             Value::String(text) => Some(text),
             Value::Number(number) => Some(number.to_string()),
             Value::Bool(flag) => Some(flag.to_string()),
             _ => None,
         };
-        match Value::deserialize(deserializer)? {
-            Value::Null => Ok(Headers::default()),
-            Value::Mapping(map) => map
-                .into_iter()
-                .map(|(name, value)| Some((text(name)?, text(value)?)))
-                .collect::<Option<Headers>>()
-                .ok_or_else(wrong),
-            _ => Err(wrong()),
-        }
+        let headers: Option<Headers> = match Value::deserialize(deserializer)? {
+            Value::Null => Some(Headers::default()),
+            Value::Mapping(map) => map.into_iter().map(|(name, value)| Some((text(name)?, text(value)?))).collect(),
+            _ => None,
+        };
+        // Another program's key, perhaps: an error only when something is to be sent. What is wrong is not repeated.
+        let expected = "expected names with a text each, such as {X-Team: \"${TEAM}\"}";
+        let wrong = Some((String::new(), expected.to_owned()));
+        Ok(headers.unwrap_or(Headers { wrong, ..Headers::default() }))
     }
 }

@@ -97,7 +97,7 @@ impl Transport {
         let models = prepared(http.get(at("models")))?;
         let proxy = http::proxy(base);
         let to_proxy = proxy.as_ref().and_then(|proxy| proxy.basic_auth()?.to_str().ok());
-        let secrets = Secrets::of(base, key, to_proxy).and(llm.headers.secrets());
+        let secrets = Secrets::of(base, key, to_proxy.into_iter().chain(llm.headers.values())).and(llm.headers.parts());
         let (answered, large_answers) = (Mutex::default(), Semaphore::new(LARGE_ANSWERS));
         let inner = Inner { http, fresh, answered, request, models, wire, llm: llm.clone(), large_answers };
         Ok(Transport { inner: Arc::new(inner), secrets })
