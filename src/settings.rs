@@ -15,6 +15,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::client::Headers;
 use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, config_path, invalid};
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
@@ -404,7 +405,9 @@ impl Settings {
         *endpoint = config.llm.endpoint(path)?.clone();
         if *endpoint == Endpoint::Simulator {
             config.llm.model = SIMULATED_MODEL.to_owned();
+            config.llm.headers = Headers::default();
         }
+        config.llm.headers.resolve(env);
         config.check()?;
         config.llm.resolve_paths(path);
         Ok(settings)

@@ -336,6 +336,8 @@ fn base_urls() {
         ("https://h/openai/v1//", "https://h/openai/v1"),
         ("http://h/v1/chat/completions", "http://h/v1"),
         ("http://h/v1/embeddings", "http://h/v1"),
+        ("http://h/v1/responses", "http://h/v1"),
+        ("http://h/v1/messages/", "http://h/v1"),
         ("http://user:pw@h/v1?key=1#x", "http://h/v1"),
         (" simulator ", "simulator"),
     ] {

@@ -38,6 +38,7 @@ fn outcomes(level: usize, n: usize, failing: usize) -> impl Iterator<Item = Requ
             output_tokens: Some(50),
             input_tokens: Some(100),
             cached_tokens: None,
+            reasoning_tokens: None,
             status: Some(if failed { 503 } else { 200 }),
             failure: failed.then_some(Failure::ServerError),
             error: failed.then(|| format!("HTTP 503: {EVIL}")),

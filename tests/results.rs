@@ -167,6 +167,7 @@ fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
         output_tokens: Some(50),
         input_tokens: None,
         cached_tokens: None,
+        reasoning_tokens: None,
         status: Some(200),
         failure: None,
         error: None,

@@ -1,4 +1,5 @@
-//! Nothing that is secret comes out again: the API key, the userinfo and the query of the endpoint, and of a proxy.
+//! Nothing that is secret comes out again: the API key, the headers of the config file, the userinfo and the query of the
+//! endpoint, and of a proxy.
 //!
 //! Every secret here begins with the same letters, so that half of one is found as well. The servers echo all they are
 //! sent, in every place that a message may quote from; everything is run, and all that is printed or written is read.
@@ -27,6 +28,10 @@ const QUERY: &str = "token=zqxj%20query%2B1&zqxj-second=zqxj-2";
 /// What `extra_body` holds.
 const IN_BODY: &str = r#"{temperature: 0.5, gateway: {x-api-key: zqxj-body-"1"/2, password: 76543210}}"#;
 const PIN: &str = "76543210";
+/// Further keys of `llm`, and what of the variable `TEAM` and of the file is sent.
+const IN_HEADERS: &str = r#"api_key_header: Api-Key, headers: {X-Team: '${TEAM}', X-Pin: 76543210,
+    Cookie: 'a=1; id=zqxj-"cookie"', X-Auth: 'Custom zqxj-literal', X-Basic: 'Basic enF4anVzZXI6enF4ai9wK3Nz'}"#;
+const TEAM: &str = "zqxj-team-0123456789";
 
 /// Kinds of failing answers.
 const INVALID_ANSWERS: usize = 13;
@@ -43,7 +48,10 @@ fn echo(number: usize, request: &str, stream: &mut TcpStream) -> bool {
         ["\u{1}", "\u{202e}", "\u{200b}"].iter().map(|hidden| split_at_all(&decoded, hidden)).collect();
     let echo = format!("{}{line} {decoded} zqxjuser zqxj/p+ss {}", "x ".repeat(number * 7 % 120), split.join(" "));
     let quoted = serde_json::json!(echo).to_string();
-    let header = request.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization:")).unwrap_or("a: x");
+    let header = request
+        .lines()
+        .find(|line| ["authorization:", "api-key:"].iter().any(|name| line.to_ascii_lowercase().starts_with(name)))
+        .unwrap_or("a: x");
     let header = header.split_once(": ").unwrap().1;
     let json = |status: &str, body: String| ok("application/json", &body).replacen("200 OK", status, 1);
     let events = |body: String| ok("text/event-stream", &body);
@@ -141,14 +149,19 @@ fn doors(folder: &Path) -> Vec<(&'static str, Command)> {
 
 #[test]
 fn no_door_shows_a_secret_that_the_server_echoes() {
-    for (userinfo, sent) in [(format!("{USERINFO}@"), BASIC), (String::new(), KEY)] {
+    for (userinfo, more, sent) in [
+        (format!("{USERINFO}@"), "", BASIC),
+        (String::new(), "", KEY),
+        (String::new(), IN_HEADERS, KEY),
+        (format!("{USERINFO}@"), IN_HEADERS, TEAM),
+    ] {
         let next = Arc::new(AtomicUsize::new(0));
         let server = echoing_server(&next, 1);
         let endpoint = format!("http://{userinfo}{}/v1?{QUERY}", server.address);
         let folder = servers::folder(&format!(
-            "llm: {{endpoint: '{endpoint}', model: m}}\nbenchmark: {{request: {{extra_body: {IN_BODY}}}}}\n"
+            "llm: {{endpoint: '{endpoint}', model: m, {more}}}\nbenchmark: {{request: {{extra_body: {IN_BODY}}}}}\n"
         ));
-        std::fs::write(folder.path().join(".env"), format!("LLM_API_KEY={KEY}\n")).unwrap();
+        std::fs::write(folder.path().join(".env"), format!("LLM_API_KEY={KEY}\nTEAM={TEAM}\n")).unwrap();
         // A refusal may pass the second time, so that this one always says the same.
         let stubborn = echoing_server(&next, 0);
         let always_invalid = endpoint.replace(&server.address.to_string(), &stubborn.address.to_string());
@@ -183,6 +196,34 @@ fn no_door_shows_a_secret_that_the_server_echoes() {
         let run = sidecars.lines().find(|line| line.contains("x-api-key")).unwrap();
         assert!(run.contains("[redacted ") && sidecars.contains(r#""temperature": 0.5"#), "{run}");
     }
+}
+
+/// Neither the key nor another header, whatever a redirect says.
+#[test]
+fn a_redirect_to_another_origin_gets_nothing_and_is_said_without_a_secret() {
+    let elsewhere =
+        RawServer::start(|_, stream| stream.write_all(ok("application/json", servers::GOOD).as_bytes()).is_ok());
+    for (status, kind) in
+        [(301, "chat"), (302, "responses"), (303, "embedding"), (307, "messages"), (308, "completion")]
+    {
+        let to = format!("{}/{KEY}?{TEAM}", elsewhere.base_url());
+        let answer = format!("HTTP/1.1 {status} {TEAM}\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
+        let server = RawServer::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok());
+        let folder = servers::folder(&format!(
+            "llm: {{endpoint: '{}', {IN_HEADERS}}}\nbenchmark: {{request: {{kind: {kind}}}}}\n",
+            server.base_url()
+        ));
+        for args in [&["check"][..], &["run", "--levels", "1", "--total-requests", "30", "--server-metrics"]] {
+            let env = [("LLM_API_KEY", KEY), ("TEAM", TEAM)];
+            let output = servers::binary(folder.path()).args(args).envs(env).output().unwrap();
+            assert_eq!(output.status.code(), Some(1));
+            assert!(String::from_utf8_lossy(&output.stderr).contains("not followed"));
+            assert_silent("a redirect", &output);
+        }
+        assert!(server.requests.lock().unwrap().iter().all(|request| request.contains(TEAM) && request.contains(KEY)));
+        assert!(assert_files_silent(folder.path()) > 1);
+    }
+    assert!(elsewhere.requests.lock().unwrap().is_empty());
 }
 
 fn sidecar_text(runs: &Path) -> String {

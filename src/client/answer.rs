@@ -104,7 +104,7 @@ impl Answer {
             let _ = timeout(AFTER_DONE, async { while let Ok(Some(_)) = response.chunk().await {} }).await;
         } else if self.finish_reason.is_none() && self.failed.is_none() {
             self.reply.cut = true;
-            return Err(Failed::malformed("the stream ended without finish_reason and [DONE]"));
+            return Err(Failed::malformed(format!("the stream ended without {}", self.wire.end)));
         }
         Ok(())
     }
@@ -170,8 +170,9 @@ impl Answer {
             self.finish_reason = Some(reason.into_owned());
         }
         if let Some(usage) = chunk.usage {
-            self.reply.tokens = counts(usage);
+            self.reply.tokens = self.reply.tokens.updated(counts(usage));
         }
+        self.done |= chunk.is_last;
         self.reply.chunks += u32::from(chunk.has_content);
         chunk.has_content
     }
@@ -195,7 +196,8 @@ impl Answer {
         let reply = &self.reply;
         // Where the first token is the one that ends an answer, it is a whole one; a server that has broken down says
         // nothing of tokens.
-        let ended_at_once = self.wire.generates && self.finish_reason.is_some() && reply.tokens.output >= Some(1);
+        let ended_at_once =
+            self.wire.limit_key.is_some() && self.finish_reason.is_some() && reply.tokens.output >= Some(1);
         if reply.chunks == 0 && !ended_at_once {
             return Err(Failed::new(Failure::EmptyOutput, format!("the answer holds no {}", self.wire.content)));
         }
@@ -244,7 +246,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     kind.get(..KIND.len()).is_some_and(|start| start.eq_ignore_ascii_case(KIND))
 }
 
-/// The counts of a `usage`. Some write them as `5.0` or `"5"`; what can be no count is unknown, and no reason to doubt
+/// The counts of a `usage`, as any of the kinds names them. Some write them as `5.0` or `"5"`; what can be no count is unknown, and no reason to doubt
 /// the answer.
 fn counts(usage: &RawValue) -> TokenCounts {
     let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
@@ -256,9 +258,15 @@ fn counts(usage: &RawValue) -> TokenCounts {
         };
         number.filter(|n| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n)).map(|n| n as u32)
     };
+    let either = |places: [&str; 2]| places.into_iter().find_map(count);
+    // Anthropic counts what comes from the cache, or goes into it, apart from `input_tokens`.
+    let beside = ["/cache_read_input_tokens", "/cache_creation_input_tokens"].map(count);
+    let input =
+        count("/input_tokens").map(|input| beside.iter().flatten().fold(input, |n, &more| n.saturating_add(more)));
     TokenCounts {
-        input: count("/prompt_tokens"),
-        output: count("/completion_tokens"),
-        cached: count("/prompt_tokens_details/cached_tokens"),
+        input: count("/prompt_tokens").or(input),
+        output: either(["/completion_tokens", "/output_tokens"]),
+        cached: either(["/prompt_tokens_details/cached_tokens", "/input_tokens_details/cached_tokens"]).or(beside[0]),
+        reasoning: either(["/completion_tokens_details/reasoning_tokens", "/output_tokens_details/reasoning_tokens"]),
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::config_file::{is_dotenv, parse, read_text};
 use super::endpoint::Endpoint;
+use super::headers::{self, Headers};
 use super::redact;
 
 /// What is wrong with the settings, where, and how to mend it.
@@ -63,6 +64,11 @@ pub struct Llm {
     pub idle_timeout: Option<f64>,
     /// A PEM file of certificates to trust beside the system's (or `SSL_CERT_FILE`'s), relative to config.yaml's folder.
     pub ca_file: Option<PathBuf>,
+    /// Sent with every request, and redacted wherever it might show.
+    pub headers: Headers,
+    /// The header that carries the API key as it is, such as `api-key`; otherwise the key is sent as
+    /// `Authorization: Bearer` (`x-api-key` for requests of kind `messages`).
+    pub api_key_header: Option<String>,
     /// Retries of [`LlmClient`](crate::LlmClient) after a failure that may pass; never while measuring.
     pub retry_attempts: u32,
 }
@@ -90,6 +96,8 @@ impl Default for Llm {
             first_byte_timeout: None,
             idle_timeout: None,
             ca_file: None,
+            headers: Headers::default(),
+            api_key_header: None,
             retry_attempts: 3,
         }
     }
@@ -112,6 +120,7 @@ impl Llm {
         llm.endpoint(&path)?;
         llm.check()?;
         llm.resolve_paths(&path);
+        llm.headers.resolve(&env);
         Ok((llm, api_key(&env)))
     }
 
@@ -150,6 +159,9 @@ impl Llm {
                 "llm.model",
                 format!("holds a character that cannot be seen ({hidden:?}); write it anew"),
             ));
+        }
+        if let Some(name) = &self.api_key_header {
+            headers::header_name("llm.api_key_header", name)?;
         }
         if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_concurrent_requests) {
             return Err(invalid(

@@ -68,7 +68,7 @@ impl FromStr for Endpoint {
 /// `/chat/completions` are cut off.
 fn base_url(mut url: Url) -> Url {
     let path = url.path().trim_end_matches('/');
-    let path = ["/chat/completions", "/completions", "/embeddings"]
+    let path = ["/chat/completions", "/completions", "/embeddings", "/responses", "/messages"]
         .iter()
         .find_map(|route| path.strip_suffix(route))
         .unwrap_or(path);

@@ -120,7 +120,7 @@ impl Failed {
     pub(super) fn inside(body: &[u8]) -> Self {
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
         let status = ["/error/code", "/error/status"].iter().find_map(|place| value.pointer(place)?.as_u64());
-        let status = status.and_then(|status| u16::try_from(status).ok());
+        let status = status.and_then(|status| u16::try_from(status).ok()).or_else(|| named_status(&value));
         Failed { kind: Failure::of_status(status.unwrap_or(500)), status, message: error_text(body) }
     }
 
@@ -155,13 +155,27 @@ pub(super) fn encoding(headers: &HeaderMap) -> Option<&str> {
     (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then_some(encoding)
 }
 
+/// The status of an error that only has a name, as OpenAI (`code`) and Anthropic (`type`) put it into a stream.
+fn named_status(value: &Value) -> Option<u16> {
+    let places = ["/error/type", "/error/code", "/response/error/code", "/code"];
+    places.iter().find_map(|place| match value.pointer(place)?.as_str()? {
+        "invalid_request_error" | "invalid_prompt" => Some(400),
+        "authentication_error" => Some(401),
+        "permission_error" => Some(403),
+        "not_found_error" => Some(404),
+        "rate_limit_error" | "rate_limit_exceeded" => Some(429),
+        "overloaded_error" => Some(529),
+        _ => None,
+    })
+}
+
 /// What an error body says, in any of the shapes servers use.
 pub(super) fn error_text(body: &[u8]) -> String {
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         let text = String::from_utf8_lossy(body);
         return if looks_like_html(body) { "an HTML page".to_owned() } else { text.trim().to_owned() };
     };
-    let places = ["/error/message", "/error", "/detail/0/msg", "/detail", "/message"];
+    let places = ["/error/message", "/response/error/message", "/error", "/detail/0/msg", "/detail", "/message"];
     match places.iter().find_map(|place| value.pointer(place)).unwrap_or(&value) {
         Value::String(text) => text.clone(),
         other => other.to_string(),

@@ -3,7 +3,8 @@
 //! Both send through the same path: one request, one `Reply` with everything that can be known of it.
 //!
 //! ```text
-//! config, endpoint, request, kind/   what is asked of whom       http       connections, TLS, proxies
+//! config, endpoint, headers,
+//! request, kind/                     what is asked of whom       http       connections, TLS, proxies
 //! transport                          one request, one reply      answer     the reply while it is read (sse: streams)
 //! failure, quota                     what went wrong, and which limit a server states       redact   what nobody may see
 //! ```
@@ -13,6 +14,7 @@ pub(crate) mod config;
 pub(crate) mod config_file;
 pub(crate) mod endpoint;
 mod failure;
+pub(crate) mod headers;
 #[doc(hidden)]
 mod http;
 mod kind;
@@ -32,6 +34,7 @@ mod transport;
 pub use config::{ConfigError, Env, Llm};
 pub use endpoint::{Endpoint, SIMULATOR};
 pub use failure::Failure;
+pub use headers::Headers;
 #[doc(hidden)]
 pub use http::proxy_of;
 pub use kind::RequestKind;

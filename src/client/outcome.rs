@@ -17,6 +17,20 @@ pub struct TokenCounts {
     pub output: Option<u32>,
     /// Tokens of the prompt that came from the server's prefix cache.
     pub cached: Option<u32>,
+    /// Tokens of the answer that were spent on reasoning.
+    pub reasoning: Option<u32>,
+}
+
+impl TokenCounts {
+    /// With what a later chunk of the same answer says. Some state the prompt's at the start only, and 0 at the end.
+    pub(super) fn updated(self, later: TokenCounts) -> Self {
+        TokenCounts {
+            input: self.input.max(later.input),
+            output: later.output.or(self.output),
+            cached: self.cached.max(later.cached),
+            reasoning: later.reasoning.or(self.reasoning),
+        }
+    }
 }
 
 /// What one exchange with the server came to, before the closed loop gives it a place in time.
@@ -81,6 +95,9 @@ pub struct RequestOutcome {
     pub output_tokens: Option<u32>,
     pub input_tokens: Option<u32>,
     pub cached_tokens: Option<u32>,
+    /// Of the output tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_tokens: Option<u32>,
     pub status: Option<u16>,
     /// Null for a success.
     pub failure: Option<Failure>,

@@ -52,8 +52,8 @@ const LONGEST_QUOTE: usize = 200;
 pub(super) struct Secrets(Arc<[String]>);
 
 impl Secrets {
-    /// The key, the userinfo and the query of `base`, and what goes to a proxy (`Basic` and base64).
-    pub fn of(base: &Url, key: Option<&SecretString>, to_proxy: Option<&str>) -> Self {
+    /// The key, the userinfo and the query of `base`, and the values of `headers` (`Basic` and base64 also decoded).
+    pub fn of<'a>(base: &Url, key: Option<&SecretString>, headers: impl IntoIterator<Item = &'a str>) -> Self {
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let userinfo = [base.username(), base.password().unwrap_or_default()];
         let query = base.query().unwrap_or_default();
@@ -65,7 +65,9 @@ impl Secrets {
             // As it travels.
             all.push(BASE64_STANDARD.encode(userinfo.map(decoded).join(":")));
         }
-        if let Some(basic) = to_proxy.and_then(|header| header.strip_prefix("Basic ")) {
+        for header in headers {
+            all.push(header.to_owned());
+            let Some(basic) = header.strip_prefix("Basic ") else { continue };
             all.push(basic.to_owned());
             let decoded = BASE64_STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             all.extend(decoded.iter().flat_map(|userinfo| userinfo.split(':')).map(str::to_owned));

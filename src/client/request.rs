@@ -53,7 +53,8 @@ impl RequestSettings {
     pub fn check(&self) -> Result<(), ConfigError> {
         let body = &self.extra_body;
         let has = |key| body.contains_key(key);
-        let prompt_key = self.kind.wire().prompt_key;
+        let wire = self.kind.wire();
+        let (prompt_key, limit_key) = (wire.prompt_key, wire.limit_key.unwrap_or("max_tokens"));
         let asks_for_usage = |options: &Value| options.is_null() || options["include_usage"] == true;
         // Some models know the limit by this name only, and refuse the other unless it is null.
         let renamed = body.get("max_completion_tokens");
@@ -63,7 +64,7 @@ impl RequestSettings {
             ("stream", has("stream"), "set benchmark.request.stream instead"),
             (
                 "stream_options",
-                !body.get("stream_options").is_none_or(asks_for_usage),
+                wire.usage_on_request && !body.get("stream_options").is_none_or(asks_for_usage),
                 "set include_usage: true in it (tokens are counted by it), or make it null",
             ),
             (
@@ -71,6 +72,7 @@ impl RequestSettings {
                 renamed.is_some_and(|limit| *limit != self.max_tokens),
                 "must equal benchmark.request.max_tokens, which the plan and the budget go by",
             ),
+            (limit_key, limit_key != "max_tokens" && has(limit_key), "set benchmark.request.max_tokens instead"),
             (
                 "max_tokens",
                 body.get("max_tokens").is_some_and(|limit| !limit.is_null() || renamed.is_none()),
@@ -106,10 +108,10 @@ impl BodyTemplate {
     pub fn new(model: &str, settings: &RequestSettings, prompt: &str) -> Self {
         let wire = settings.kind.wire();
         let mut others = Map::from_iter([("model".to_owned(), model.into())]);
-        if wire.generates {
-            others.insert("max_tokens".into(), settings.max_tokens.into());
+        if let Some(limit_key) = wire.limit_key {
+            others.insert(limit_key.into(), settings.max_tokens.into());
             others.insert("stream".into(), settings.stream.into());
-            if settings.stream {
+            if settings.stream && wire.usage_on_request {
                 others.insert("stream_options".into(), json!({"include_usage": true}));
             }
         }
@@ -145,12 +147,17 @@ mod tests {
             (RequestKind::Chat, "/messages/0/content"),
             (RequestKind::Completion, "/prompt"),
             (RequestKind::Embedding, "/input"),
+            (RequestKind::Responses, "/input"),
+            (RequestKind::Messages, "/messages/0/content"),
         ] {
+            let limit = kind.wire().limit_key;
             let settings = RequestSettings { kind, extra_body: extra_body.clone(), ..RequestSettings::default() };
             let body: Value = serde_json::from_slice(&BodyTemplate::new("m", &settings, prompt).fill("0123 ")).unwrap();
             assert_eq!(body.pointer(place).unwrap(), &format!("0123 {prompt}"), "{body}");
             assert_eq!((&body["model"], &body["a"]), (&json!("m"), &extra_body["a"]));
-            assert_eq!(body.get("max_tokens").is_some(), kind != RequestKind::Embedding);
+            assert!(limit.is_none_or(|limit| body[limit] == 64));
+            let theirs = ["max_tokens", "max_output_tokens"].into_iter().find(|key| body.get(key).is_some());
+            assert_eq!((theirs, body.get("stream_options").is_some()), (limit, kind.wire().usage_on_request));
         }
     }
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
-use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Request, RequestBuilder, Response, Url};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -19,6 +18,7 @@ use super::answer::{Answer, read_up_to};
 use super::config::Llm;
 use super::endpoint::redacted;
 use super::failure::{Failed, Failure, cause, chain, died_unanswered, encoding};
+use super::headers;
 use super::http;
 use super::kind::{RequestKind, Wire};
 use super::llm_client::LlmError;
@@ -76,21 +76,13 @@ fn connect_timeout(llm: &Llm) -> Duration {
 }
 
 impl Transport {
-    /// A transport to `base` (see [`Endpoint`](super::Endpoint)), with the timeouts and the CA file of `llm`.
+    /// A transport to `base` (see [`Endpoint`](super::Endpoint)), with the timeouts, headers and CA file of `llm`.
     ///
     /// # Errors
-    /// If the key cannot be sent, the CA file cannot be read, or there is no TLS where it is needed.
+    /// If the key or a header cannot be sent, the CA file cannot be read, or there is no TLS where it is needed.
     pub fn new(base: &Url, kind: RequestKind, llm: &Llm, key: Option<&SecretString>) -> Result<Self, LlmError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // Userinfo in the URL was written for this endpoint; a key in the environment may be for another.
-        if let Some(key) = key.filter(|_| base.username().is_empty()) {
-            let mut value =
-                HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim())).map_err(|_| LlmError::Key)?;
-            value.set_sensitive(true);
-            headers.insert(header::AUTHORIZATION, value);
-        }
         let wire = kind.wire();
+        let headers = headers::of(llm, wire, base, key)?;
         let client = |most_idle| http::client(base, connect_timeout(llm), llm.ca_file.as_deref(), most_idle);
         let (http, fresh) = (client(usize::MAX)?, client(0)?);
         let at = |path: &str| {
@@ -105,7 +97,7 @@ impl Transport {
         let models = prepared(http.get(at("models")))?;
         let proxy = http::proxy(base);
         let to_proxy = proxy.as_ref().and_then(|proxy| proxy.basic_auth()?.to_str().ok());
-        let secrets = Secrets::of(base, key, to_proxy);
+        let secrets = Secrets::of(base, key, to_proxy.into_iter().chain(llm.headers.values())).and(llm.headers.parts());
         let (answered, large_answers) = (Mutex::default(), Semaphore::new(LARGE_ANSWERS));
         let inner = Inner { http, fresh, answered, request, models, wire, llm: llm.clone(), large_answers };
         Ok(Transport { inner: Arc::new(inner), secrets })

@@ -33,10 +33,16 @@ impl Check {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (probes, models) =
             runtime.block_on(async { (preflight(&target, &prompts, drop).await, transport.models().await) });
-        let key = if settings.api_key.is_some() { "set" } else { "none (LLM_API_KEY, else OPENAI_API_KEY)" };
+        let key = match (&settings.api_key, &llm.api_key_header) {
+            (Some(_), Some(header)) => format!("set (sent as {header})"),
+            (Some(_), None) => "set".to_owned(),
+            (None, _) => "none (LLM_API_KEY, else OPENAI_API_KEY)".to_owned(),
+        };
+        let headers = llm.headers.names().collect::<Vec<_>>().join(", ");
+        let headers = if headers.is_empty() { headers } else { format!("headers   {headers} (values not shown)\n") };
         let proxy = if let Endpoint::Url(url) = &settings.endpoint { client::proxy_of(url) } else { None };
         print(format!(
-            "endpoint  {} ({})\n{}model     {}{}\nAPI key   {key}\n",
+            "endpoint  {} ({})\n{}model     {}{}\nAPI key   {key}\n{headers}",
             settings.endpoint.redacted(),
             transport.url(),
             proxy.map_or_else(String::new, |proxy| format!(
@@ -77,7 +83,11 @@ fn answer(probe: &Probe) -> String {
     };
     let ttft = probe.reply.ttft.map(|t| format!(", first token after {:.0} ms", t.as_secs_f64() * 1e3));
     let tokens = match probe.reply.tokens.output {
-        Some(tokens) => format!(", {tokens} output tokens"),
+        Some(tokens) => {
+            let reasoning = probe.reply.tokens.reasoning.filter(|&n| n > 0);
+            let reasoning = reasoning.map_or_else(String::new, |n| format!(" ({n} of them reasoning)"));
+            format!(", {tokens} output tokens{reasoning}")
+        }
         None => ", no token counts (the server reports no usage)".to_owned(),
     };
     format!(

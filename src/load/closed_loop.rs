@@ -427,6 +427,7 @@ pub(crate) fn record(
         output_tokens: reply.tokens.output,
         input_tokens: reply.tokens.input,
         cached_tokens: reply.tokens.cached,
+        reasoning_tokens: reply.tokens.reasoning,
         status: reply.status,
         failure: failure.map(|failed| failed.kind),
         error,

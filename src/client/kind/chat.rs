@@ -6,7 +6,8 @@ pub(super) static WIRE: Wire = Wire {
     route: "chat/completions",
     prompt_key: "messages",
     around_prompt: [r#"[{"role":"user","content":"#, "}]"],
-    generates: true,
+    limit_key: Some("max_tokens"),
+    usage_on_request: true,
     read: choices::read,
-    content: "content",
+    ..Wire::PLAIN
 };

@@ -5,10 +5,9 @@ use std::fmt;
 
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Chunk, is_empty};
+use super::{Chunk, is_empty, text_of};
 
 pub(super) fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
     let body: Body<'_> = serde_json::from_slice(data)?;
@@ -87,21 +86,5 @@ impl<'de: 'a, 'a> Deserialize<'de> for Choices<'a> {
             }
         }
         deserializer.deserialize_seq(Adding)
-    }
-}
-
-/// A string, or a list of parts with a `text` each.
-fn text_of(written: &RawValue) -> Cow<'_, str> {
-    fn joined(value: Value) -> String {
-        match value {
-            Value::String(text) => text,
-            Value::Array(parts) => parts.into_iter().map(joined).collect(),
-            Value::Object(mut part) => part.remove("text").map(joined).unwrap_or_default(),
-            _ => String::new(),
-        }
-    }
-    match written.get().strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
-        Some(plain) if memchr::memchr(b'\\', plain.as_bytes()).is_none() => Cow::Borrowed(plain),
-        _ => Cow::Owned(joined(serde_json::from_str(written.get()).unwrap_or_default())),
     }
 }

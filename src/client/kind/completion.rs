@@ -6,7 +6,8 @@ pub(super) static WIRE: Wire = Wire {
     route: "completions",
     prompt_key: "prompt",
     around_prompt: ["", ""],
-    generates: true,
+    limit_key: Some("max_tokens"),
+    usage_on_request: true,
     read: choices::read,
-    content: "content",
+    ..Wire::PLAIN
 };

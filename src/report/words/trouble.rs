@@ -1,7 +1,7 @@
 //! What to do where nothing works.
 
-use crate::client::Endpoint;
 use crate::client::outcome::{Failed, Failure};
+use crate::client::{BodyTemplate, Endpoint, RequestSettings, headers};
 use crate::load::preflight::{Probe, Which};
 use crate::settings::Settings;
 
@@ -49,22 +49,34 @@ fn hint(status: Option<u16>) -> &'static str {
     }
 }
 
-/// The same request for a shell.
+/// A short request of the run's kind for a shell. Of headers whose values may be secret it has the names.
 fn curl(settings: &Settings) -> String {
     let llm = &settings.config.llm;
     let url = match &settings.endpoint {
         Endpoint::Simulator => "http://127.0.0.1:8000/v1".to_owned(),
         endpoint => endpoint.redacted(),
     };
-    let key = if settings.api_key.is_some() { " -H \"Authorization: Bearer $LLM_API_KEY\"" } else { "" };
-    let body = serde_json::json!({
-        "model": llm.model,
-        "messages": [{"role": "user", "content": "Say hello"}],
-        "max_tokens": 8,
+    let kind = settings.config.benchmark.request.kind;
+    let wire = kind.wire();
+    let key = settings.api_key.as_ref().map(|_| match headers::key_header(llm, wire) {
+        name if name.eq_ignore_ascii_case("Authorization") => {
+            (name, "\"Authorization: Bearer $LLM_API_KEY\"".to_owned())
+        }
+        name => (name, format!("\"{name}: $LLM_API_KEY\"")),
     });
+    let fixed = wire.headers.iter().map(|(name, value)| (*name, format!("'{name}: {value}'")));
+    let own: Vec<&str> = llm.headers.names().collect();
+    let ours = fixed.chain(key).filter(|(name, _)| !own.iter().any(|own| own.eq_ignore_ascii_case(name)));
+    let own = own.iter().map(|name| format!("'{name}: …'"));
+    let headers: String = ours.map(|(_, text)| text).chain(own).map(|text| format!(" -H {text}")).collect();
+    let request = RequestSettings { kind, stream: false, max_tokens: 8, ..RequestSettings::default() };
+    let body = BodyTemplate::new(&llm.model, &request, "Say hello").fill("");
+    let mut body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    body.as_object_mut().map(|body| body.remove("stream"));
     let body = body.to_string().replace('\'', "'\\''");
     format!(
-        "curl -sS {}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
-        url.trim_end_matches('/')
+        "curl -sS {}/{} -H 'Content-Type: application/json'{headers} -d '{body}'",
+        url.trim_end_matches('/'),
+        wire.route
     )
 }

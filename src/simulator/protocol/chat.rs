@@ -17,7 +17,7 @@ struct Body {
 }
 
 #[derive(Deserialize)]
-struct Message {
+pub(super) struct Message {
     content: Option<Content>,
 }
 
@@ -34,7 +34,7 @@ struct Part {
 }
 
 impl Message {
-    fn text(self) -> String {
+    pub(super) fn text(self) -> String {
         match self.content {
             None => String::new(),
             Some(Content::Text(text)) => text,

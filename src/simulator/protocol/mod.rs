@@ -1,10 +1,12 @@
-//! The JSON of the OpenAI-compatible API: what is read and what is written.
+//! The JSON of the OpenAI-compatible API, and of Anthropic's: what is read and what is written.
 //!
 //! A request kind is a file here and an entry in [`KINDS`].
 
 mod chat;
 mod completions;
 mod embeddings;
+mod messages;
+mod responses;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +15,8 @@ use serde_json::{Value, json};
 use super::lengths::OutputLength;
 
 /// Every kind that is served.
-pub(super) const KINDS: [&dyn Kind; 3] = [&chat::Chat, &completions::Completions, &embeddings::Embeddings];
+pub(super) const KINDS: [&dyn Kind; 5] =
+    [&chat::Chat, &completions::Completions, &embeddings::Embeddings, &responses::Responses, &messages::Messages];
 
 /// How the requests to one route are read and answered.
 pub(super) trait Kind: Sync {
@@ -70,6 +73,7 @@ struct Body {
     model: String,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
+    max_output_tokens: Option<u32>,
     n: Option<u32>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -111,7 +115,7 @@ impl GenerationRequest {
         if body.n.is_some_and(|n| n != 1) {
             return Err("n must be 1: this server gives one answer per request".to_owned());
         }
-        let max_tokens = body.max_completion_tokens.or(body.max_tokens);
+        let max_tokens = body.max_completion_tokens.or(body.max_output_tokens).or(body.max_tokens);
         if max_tokens == Some(0) {
             return Err("max_tokens must be 1 or more".to_owned());
         }
@@ -185,6 +189,13 @@ fn event(data: &str) -> String {
     format!("data: {data}\n\n")
 }
 
+/// An event that says what it is twice, as those of responses and messages do.
+fn typed_event(kind: &str, data: Value) -> String {
+    let data = data.to_string();
+    let rest = if data == "{}" { "}" } else { &format!(",{}", &data[1..]) };
+    format!("event: {kind}\ndata: {{\"type\":\"{kind}\"{rest}\n\n")
+}
+
 /// What answers are made of, as a tokenizer would cut them.
 const WORDS: &str = "The| function| returns| a| list| of| values| and| checks| that| each| element| is| valid\
     | before| it| reads| the| next| one|,| so| an| error| in| this| loop| cannot| change| its| result|.";
@@ -210,18 +221,23 @@ mod tests {
             "max_tokens":9,"stream":true,"stream_options":{"include_usage":true},"temperature":0}"#;
         let completions = [r#""Why?""#, r#"["Why?"]"#]
             .map(|prompt| format!(r#"{{"model":"m","prompt":{prompt},"max_completion_tokens":9}}"#));
-        let [chat_kind, completions_kind, embeddings_kind] = KINDS;
+        let [chat_kind, completions_kind, embeddings_kind, responses_kind, messages_kind] = KINDS;
+        let responses =
+            r#"{"model":"m","input":[{"role":"user","content":"Why?"}],"max_output_tokens":9,"stream":true}"#;
+        let messages = r#"{"model":"m","messages":[{"role":"user","content":"Why?"}],"max_tokens":9}"#;
         let cases = [
             (chat_kind, chat, "Be brief.\n\nWhy?", Some(9), true, 3),
             (completions_kind, &completions[0], "Why?", Some(9), false, 1),
             (completions_kind, &completions[1], "Why?", Some(9), false, 1),
             (embeddings_kind, r#"{"model":"m","input":["a","b"],"stream":true}"#, "a\nb", None, false, 2),
+            (responses_kind, responses, "Why?", Some(9), true, 1),
+            (messages_kind, messages, "Why?", Some(9), false, 1),
         ];
         for (kind, body, prompt, max_tokens, stream, texts) in cases {
             let request = GenerationRequest::parse(kind, body.as_bytes()).unwrap();
             assert_eq!((request.model.as_str(), request.prompt.as_str()), ("m", prompt));
             assert_eq!((request.max_tokens, request.texts), (max_tokens, texts));
-            assert_eq!((request.stream, request.include_usage), (stream, stream));
+            assert_eq!((request.stream, request.include_usage), (stream, stream && body.contains("include_usage")));
         }
     }
 

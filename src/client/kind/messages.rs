@@ -1,0 +1,77 @@
+//! Anthropic's `/messages`.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::{Chunk, Wire, chat, text_of};
+
+pub(super) static WIRE: Wire = Wire {
+    route: "messages",
+    prompt_key: "messages",
+    around_prompt: chat::WIRE.around_prompt,
+    limit_key: Some("max_tokens"),
+    key_header: Some("x-api-key"),
+    headers: &[("anthropic-version", "2023-06-01")],
+    read,
+    end: "message_stop",
+    ..Wire::PLAIN
+};
+
+/// A whole answer (`content`), or an event of a stream: its start (`message`), a piece or the end (`delta`).
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    content: Option<Vec<Part<'a>>>,
+    #[serde(borrow)]
+    delta: Option<Part<'a>>,
+    #[serde(borrow)]
+    message: Option<Start<'a>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stop_reason: Option<Cow<'a, str>>,
+    error: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Start<'a> {
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Part<'a> {
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    thinking: Option<&'a RawValue>,
+    /// Of a tool call, in a stream.
+    #[serde(borrow)]
+    partial_json: Option<&'a RawValue>,
+    /// The same in one piece.
+    input: Option<IgnoredAny>,
+    #[serde(borrow)]
+    stop_reason: Option<Cow<'a, str>>,
+}
+
+fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
+    let body: Body<'_> = serde_json::from_slice(data)?;
+    let is_last = body.kind.is_some_and(|kind| kind.get() == r#""message_stop""#);
+    let usage = body.usage.or(body.message.and_then(|message| message.usage));
+    let mut chunk = Chunk { usage, is_error: body.error.is_some(), is_last, ..Chunk::default() };
+    chunk.finish_reason = body.stop_reason;
+    for part in body.content.into_iter().flatten().chain(body.delta) {
+        for text in [part.text, part.thinking, part.partial_json].into_iter().flatten().map(text_of) {
+            chunk.has_content |= !text.is_empty();
+            chunk.text += text;
+        }
+        chunk.has_content |= part.input.is_some();
+        chunk.finish_reason = part.stop_reason.or(chunk.finish_reason);
+    }
+    Ok(chunk)
+}

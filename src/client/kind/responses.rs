@@ -1,0 +1,77 @@
+//! OpenAI's `/responses`.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::{Chunk, Wire, text_of};
+
+pub(super) static WIRE: Wire = Wire {
+    route: "responses",
+    prompt_key: "input",
+    limit_key: Some("max_output_tokens"),
+    read,
+    end: "response.completed",
+    ..Wire::PLAIN
+};
+
+/// An event of a stream.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    /// Of text, of reasoning, or of a tool call's arguments.
+    #[serde(borrow)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow)]
+    response: Option<Whole<'a>>,
+    error: Option<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+struct Whole<'a> {
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow)]
+    output: Option<Vec<Item<'a>>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    error: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Item<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+}
+
+fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
+    let event: Event<'_> = serde_json::from_slice(data)?;
+    let Some(kind) = event.kind.map(|kind| kind.get().trim_matches('"')) else {
+        return whole(serde_json::from_slice(data)?);
+    };
+    if kind.ends_with(".delta") {
+        let text = event.delta.map(text_of).unwrap_or_default();
+        return Ok(Chunk { has_content: !text.is_empty(), text, ..Chunk::default() });
+    }
+    let is_last = matches!(kind, "response.completed" | "response.incomplete" | "response.failed");
+    let is_error = kind == "error" || event.error.is_some();
+    // The end repeats what the deltas have brought.
+    let end = whole(Whole { output: None, ..event.response.unwrap_or_default() })?;
+    Ok(Chunk { is_last, is_error: is_error || end.is_error, ..end })
+}
+
+fn whole(answer: Whole<'_>) -> serde_json::Result<Chunk<'_>> {
+    let mut chunk = Chunk { usage: answer.usage, ..Chunk::default() };
+    for item in answer.output.into_iter().flatten() {
+        let [text, arguments] = [item.content, item.arguments].map(|it| it.map(text_of).unwrap_or_default());
+        chunk.has_content |= !(text.is_empty() && arguments.is_empty());
+        chunk.text += text;
+    }
+    let status = answer.status.map(text_of).unwrap_or_default();
+    chunk.is_error = answer.error.is_some() || status == "failed";
+    chunk.finish_reason = Some(status).filter(|status| matches!(&**status, "completed" | "incomplete"));
+    Ok(chunk)
+}
