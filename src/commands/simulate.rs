@@ -12,6 +12,7 @@ use super::{ConfigFile, print};
 use crate::client::ConfigError;
 use crate::measure::sweep;
 use crate::prompts;
+use crate::report::words;
 use crate::settings::{Overrides, Settings};
 use crate::simulator::{self, FaultRate, RequestEnd, Simulator, SimulatorConfig};
 
@@ -79,7 +80,8 @@ impl Simulate {
             write_lines(file, &log).with_context(|| format!("cannot write {}", path.display()))?;
         }
         let completed = log.iter().filter(|r| r.outcome == RequestEnd::Completed).count();
-        eprintln!("\n{} requests, {completed} completed, at most {} at once", log.len(), simulator.peak_in_flight());
+        let requests = words::count(log.len() as u64, "request");
+        eprintln!("\n{requests}, {completed} completed, at most {} at once", simulator.peak_in_flight());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Counts, Tally};
 use crate::client::outcome::Failure;
-use crate::report::words::seconds;
+use crate::report::words::{count, seconds};
 
 const REFRESH: Duration = Duration::from_millis(250);
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -184,7 +184,7 @@ impl View {
 
     /// The whole of it.
     fn at_end(&self, tally: &Tally, load_s: f64) -> Vec<String> {
-        let ended = format!("{} ended: {} requests in {}", self.name, tally.ended, seconds(load_s));
+        let ended = format!("{} ended: {} in {}", self.name, count(tally.ended, "request"), seconds(load_s));
         std::iter::once(ended).chain(figures(tally)).collect()
     }
 }

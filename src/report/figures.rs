@@ -10,7 +10,7 @@ use super::requests::{Segment, Timeline, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{JudgedLevel, Objective, Status, Verdict, p95_limit_s, passing};
 use crate::figures::LevelSummary;
-use crate::report::words::{percent, seconds};
+use crate::report::words::{percent, rate, seconds};
 
 /// One subject: charts below each other that belong together, or why there are none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -378,7 +378,7 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
     let judged = &run.recommendation.levels;
     let rates: Vec<f64> = judged.iter().filter_map(|level| error_rate(&level.summary)).collect();
     let limit = run.policy.max_error_rate;
-    let gate = format!("A level passes while below {}.", percent(limit));
+    let gate = format!("A level passes while below {}.", rate(limit));
     if rates.is_empty() {
         return figure.without("No error rates: the file holds none, so that gate was not checked.");
     }
@@ -412,7 +412,7 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
         y: Axis::from_zero("failed requests", Unit::Percent, rates.into_iter().chain([limit])),
         stops: (0..judged.len()).map(|at| at as f64).collect(),
         series,
-        marks: vec![Mark { upright: false, at: limit, label: format!("limit {}", percent(limit)), tone: "bad" }],
+        marks: vec![Mark { upright: false, at: limit, label: format!("limit {}", rate(limit)), tone: "bad" }],
         ..chart
     };
     Figure { caption: gate, charts: vec![chart], ..figure }
