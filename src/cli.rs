@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{check, generate, recommend, report, run, simulate};
 
-const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 nothing that may be written into \
+const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 no result that may be written into \
 the config; 4 regression; 130 interrupted.";
 
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
@@ -24,9 +24,9 @@ enum Command {
     Run(run::Run),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(recommend::Recommend),
-    /// Make the HTML report of a results file, or of two to compare
+    /// Write the HTML report of a results file, or of two to compare
     Report(report::Report),
-    /// Send one request and say what works, or what is wrong and how to mend it
+    /// Send a request or two: does it work, and if not, what is wrong and how to fix it
     Check(check::Check),
     /// Write test-data/test_snippets.json
     GenerateTestData(generate::Generate),

@@ -43,7 +43,7 @@ pub(crate) struct Simulate {
     /// Requests let through per minute; one more is refused with 429
     #[arg(long, value_name = "N")]
     rpm: Option<f64>,
-    /// Let something go wrong with a share of the requests, such as stall=0.1 (may be given several times)
+    /// Inject a fault into a share of the requests, such as stall=0.1 (repeatable)
     #[arg(long = "fault", value_name = "NAME=RATE")]
     faults: Vec<FaultRate>,
 }
@@ -68,7 +68,7 @@ impl Simulate {
             print(format!("{}\n", explain(&config, &settings)?))?;
             return Ok(ExitCode::SUCCESS);
         }
-        // A path that cannot be written is said at once.
+        // A path that cannot be written fails at once.
         let record = self.log.as_deref().map(|path| Ok((path, File::create(path)?))).transpose();
         let record = record.map_err(|error: io::Error| anyhow!("cannot write --log: {error}"))?;
         let simulator = Simulator::start(config, self.port)?;
@@ -86,7 +86,6 @@ impl Simulate {
     }
 }
 
-/// One JSON object a line.
 fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
     let mut lines = BufWriter::new(file);
     for record in records {

@@ -43,7 +43,7 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     summary.outage = summary.outage.or_else(|| outage_by_failures(&summary, policy));
     let failed = failed_requests(&summary);
     let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
-    // Without any failure the interval only says how small n is, which is said elsewhere.
+    // Without any failure the interval only says how small n is, which has a note of its own.
     let spanning = interval
         .filter(|[low, high]| failed != Some(0) && *low < policy.max_error_rate && *high >= policy.max_error_rate);
     let (verdict, cause) = if let Some(cause) = too_small(&summary) {
@@ -125,7 +125,7 @@ fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<Cause> {
     (tokens < SHRUNK_OUTPUT * median).then_some(Cause::OutputShrank { tokens, median })
 }
 
-/// What a gate on a time looks at.
+/// The figure that a gate on a time checks.
 #[derive(Default)]
 struct Time {
     value: Option<f64>,

@@ -157,7 +157,6 @@ impl Gate {
     }
 }
 
-/// A level with its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLevel {
     pub verdict: Verdict,
@@ -196,7 +195,6 @@ pub enum DriftCheck {
     Found,
 }
 
-/// The answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recommendation {
     pub status: Status,
@@ -228,7 +226,6 @@ pub struct Recommendation {
 }
 
 impl Recommendation {
-    /// The recommended level.
     pub fn chosen(&self) -> Option<&JudgedLevel> {
         let pick = self.recommended_concurrency?;
         self.levels.iter().find(|level| level.summary.concurrency == pick)

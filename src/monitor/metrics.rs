@@ -159,7 +159,7 @@ pub(super) struct Series {
     output_tokens: Family<Labels, Counter>,
     latency: Histograms,
     ttft: Histograms,
-    /// Of the measurement in hand; 0 between measurements.
+    /// Of the current measurement; 0 between measurements.
     pub(super) level: Gauge,
     pub(super) left: Gauge,
 }
@@ -169,8 +169,8 @@ impl Default for Series {
         let mut registry = Registry::with_prefix(PREFIX);
         let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
         let tokens = "Output tokens of the successes, as the server reported them";
-        let level = "Requests that the measurement in hand keeps in flight; 0 between measurements";
-        let left = "Requests that the measurement in hand may still end";
+        let level = "Requests that the current measurement keeps in flight; 0 between measurements";
+        let left = "Requests that the current measurement may still end";
         let latency = "From sending a request to its last byte, of the successes";
         let ttft = "From sending a request to its first token, of the successes; only when streaming";
         let mut histograms = |name: &str, help: &str| {

@@ -1,4 +1,4 @@
-//! The view of the level in hand on stderr: two lines on a terminal, else a line every five seconds.
+//! The view of the current level on stderr: two lines on a terminal, else a line every five seconds.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -23,8 +23,8 @@ const BAR: usize = 20;
 
 /// Shows one measurement.
 ///
-/// Criterion writes to the same terminal, and neither knows of the other's lines: the view is hidden wherever
-/// Criterion has something to say.
+/// Criterion writes to the same terminal, and neither knows of the other's lines: the view is hidden
+/// whenever Criterion prints.
 #[derive(Debug)]
 pub struct LevelMonitor {
     counts: Arc<Counts>,

@@ -1,4 +1,4 @@
-//! YAML, and the braces of JSON in it: the place is told by the spans of a parser, node by node.
+//! YAML, with the braces of JSON in it, by the source spans of a parser.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -406,7 +406,7 @@ impl<'a> Document<'a> {
     /// After the last entry that ends on a line of its own, which a nested block or a block of text does not.
     /// Where there is none, as the first entry.
     fn add_in_block(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
-        // As it begins with the line break, a file whose last line has none stays one.
+        // The line break goes first: a file without one at its end stays so.
         let line_after = |at, indentation, style| {
             let name = quoted_like(&self.key().last, style);
             Edit::insert(at, format!("{}{indentation}{name}: ", line_break(self.text, at)))

@@ -9,7 +9,7 @@
 //! ]}
 //! ```
 //!
-//! A file of the caller's own may be simpler; [`load`] tells what it takes.
+//! A file of the caller's own may be simpler; [`load`] lists what it takes.
 
 mod generator;
 
@@ -54,18 +54,18 @@ pub struct Prompt {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error(
-        "Test data file not found: {}. Make it with `llm-concurrency generate-test-data` (or `cargo run -- \
+        "Test data file not found: {}. Generate it with `llm-concurrency generate-test-data` (or `cargo run -- \
          generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file.",
         .0.display()
     )]
     NotFound(PathBuf),
     #[error("cannot read the test data file {}: check its permissions, and that it is UTF-8 text", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    #[error("the test data file {} {}. {MEND}", .0.display(), .1)]
+    #[error("the test data file {} {}. {REMEDY}", .0.display(), .1)]
     Content(PathBuf, Fault),
     #[error(
-        "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a string that \
-         is not blank, or an object with one as `prompt`, `text`, `code` or `content`.",
+        "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a non-blank \
+         string, or an object with one as `prompt`, `text`, `code` or `content`.",
         .0.display(), .1, .2
     )]
     NoText(PathBuf, usize, String),
@@ -82,14 +82,14 @@ pub enum Fault {
     #[error("is not valid JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error(
-        "holds {0}, not a list of prompts: it must be an array, or an object with `snippets` or `prompts` that is one"
+        "holds {0}, not a list of prompts: it must be an array, or an object with an array as `snippets` or `prompts`"
     )]
     Shape(String),
     #[error("has an empty list: at least one prompt is needed")]
     EmptyList,
 }
 
-const MEND: &str = "Make it anew with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
+const REMEDY: &str = "Regenerate it with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
                     config.yaml to your own file.";
 
 /// Reads the prompts of a file, in its order.
@@ -236,7 +236,7 @@ mod tests {
     fn files_that_cannot_be_read() {
         assert_eq!(
             load("test-data/none.json").unwrap_err().to_string(),
-            "Test data file not found: test-data/none.json. Make it with `llm-concurrency generate-test-data` (or \
+            "Test data file not found: test-data/none.json. Generate it with `llm-concurrency generate-test-data` (or \
              `cargo run -- generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file."
         );
         let folder = tempfile::tempdir().unwrap();

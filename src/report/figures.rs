@@ -1,4 +1,4 @@
-//! Which figures a report shows, and what is said below each. Pure.
+//! Which figures a report shows, and their captions. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +35,7 @@ impl Figure {
 const DISTRIBUTIONS: usize = 6;
 /// Points of a fitted curve.
 const CURVE_POINTS: u32 = 80;
-/// A limit further above the data than this is only told.
+/// A limit further above the data than this is mentioned, not drawn.
 const LIMIT_IN_SIGHT: f64 = 1.6;
 const TIMES: (&str, Unit) = ("time", Unit::Seconds);
 
@@ -319,7 +319,7 @@ fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<S
     all
 }
 
-/// The limits on latency: what is said of them, where they are, and why. The same limit of two runs is told once.
+/// The limits on latency: name, seconds and source. A limit that two runs share is listed once.
 fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
     let mut all = Vec::new();
     for run in runs {
@@ -352,7 +352,7 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
     Some(Figure::new("Output tokens per second, all requests together", "", vec![chart]))
 }
 
-/// What the server said of its load.
+/// The load by the server's own metrics.
 fn queueing(runs: &[Run]) -> Option<Figure> {
     let label = "Requests that run and wait at the server, over the concurrency level";
     let chart = by_level(runs, "queueing", label, true, ("requests", Unit::Number), &QUEUE)?;

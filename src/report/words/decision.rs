@@ -7,7 +7,6 @@ use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, 
 use crate::figures::Outage;
 use crate::figures::reasons::EarlyEnd;
 
-/// What a gate looks at.
 pub(super) fn gate(gate: Gate) -> &'static str {
     match gate {
         Gate::Errors => "the error rate",
@@ -18,7 +17,6 @@ pub(super) fn gate(gate: Gate) -> &'static str {
     }
 }
 
-/// The gates of a policy.
 pub fn gates(policy: &Policy) -> String {
     let times = policy.limits().map(|(of, limit)| match limit {
         Some(limit) => format!(", {} at most {}", gate(of), seconds(limit)),
@@ -116,7 +114,6 @@ pub fn reason(recommendation: &Recommendation) -> String {
     why(&recommendation.reason) + &client.unwrap_or_default()
 }
 
-/// The same without what else holds.
 pub(super) fn why(reason: &Reason) -> String {
     match reason {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),

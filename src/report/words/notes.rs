@@ -1,4 +1,4 @@
-//! What is said beside the answer.
+//! Notes beside the answer.
 
 use std::fmt;
 
@@ -150,7 +150,6 @@ pub fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<Gain
     (from != to).then_some(Gain { from, slow: rps(lowest)?, level: to, fast: rps(level)? })
 }
 
-/// What a result says besides, as information only.
 pub fn information(recommendation: &Recommendation) -> Vec<String> {
     let Some(pick) = recommendation.recommended_concurrency else { return Vec::new() };
     let alternative = recommendation.low_latency_alternative.filter(|&level| level < pick);
