@@ -203,7 +203,6 @@ impl Answer {
     }
 }
 
-/// Memory for an answer.
 struct Room<'a> {
     places: &'a Semaphore,
     place: Option<SemaphorePermit<'a>>,

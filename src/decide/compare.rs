@@ -50,7 +50,6 @@ pub struct Comparison {
     pub unit: &'static str,
     /// Levels that could be used in both, ascending. They inform only.
     pub levels: Vec<Change>,
-    /// The best passing level of each.
     pub best: Option<Change>,
     /// The level that the baseline recommends, in both runs.
     pub recommended: Option<Change>,

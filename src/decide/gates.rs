@@ -34,7 +34,6 @@ fn fail(level: &mut JudgedLevel, gate: Gate, cause: Cause, uncertain: bool) {
     (level.verdict, level.gate, level.causes, level.uncertain) = (Verdict::Fail, Some(gate), vec![cause], uncertain);
 }
 
-/// Validity and the error gate.
 fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
     for ours in ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"] {
@@ -151,7 +150,6 @@ impl Time {
     }
 }
 
-/// The gates on times that hold.
 fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {
     let limit = |(gate, own): (Gate, Option<f64>)| if gate == Gate::P95 { p95 } else { own.map(Limit::own) };
     policy.limits().into_iter().filter_map(|gate| Some((gate.0, limit(gate)?))).collect()

@@ -97,7 +97,6 @@ pub enum Status {
     AtOrBelowLowest,
     /// Failures are mainly HTTP 429: a quota is the limit, not concurrency.
     RateLimited,
-    /// The data do not decide.
     Unresolved,
     NoQualifyingLevel,
 }
@@ -108,7 +107,6 @@ impl Status {
         matches!(self, Status::Ok | Status::NotSaturated | Status::LimitedByGate | Status::AtOrBelowLowest)
     }
 
-    /// The name used in files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Status::Ok => "ok",
@@ -177,7 +175,6 @@ pub struct JudgedLevel {
 }
 
 impl JudgedLevel {
-    /// Requests per second.
     pub fn throughput(&self) -> Option<f64> {
         self.summary.throughput_rps.map(|throughput| throughput.estimate)
     }
@@ -190,7 +187,6 @@ pub enum DriftCheck {
     /// No level was measured again.
     #[default]
     NotChecked,
-    /// It was as fast.
     None,
     Found,
 }

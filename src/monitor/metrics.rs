@@ -86,7 +86,6 @@ impl MetricsServer {
         Ok(MetricsServer { address, _until_dropped: until_dropped })
     }
 
-    /// Where it serves.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -150,7 +149,6 @@ fn plain(openmetrics: &str) -> String {
 type Labels = Vec<(&'static str, String)>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-/// The series of a run.
 #[derive(Debug)]
 pub(super) struct Series {
     registry: Registry,
@@ -198,7 +196,6 @@ fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &
 }
 
 impl Series {
-    /// Of a level's warm-up and of its measured phase.
     pub(super) fn of(&self, level: usize) -> [PhaseSeries; 2] {
         ["warmup", "measured"].map(|phase| {
             let labels = vec![("level", level.to_string()), ("phase", phase.to_owned())];
@@ -226,7 +223,6 @@ pub(super) struct PhaseSeries {
     pub(super) succeeded: Counter,
     /// In flight when the run was interrupted.
     pub(super) given_up: Counter,
-    /// By kind, as in [`Failure::ALL`].
     pub(super) failed: [Counter; Failure::ALL.len()],
     pub(super) in_flight: Gauge,
     pub(super) output_tokens: Counter,

@@ -17,7 +17,6 @@ pub use metrics::{MetricsError, MetricsServer, textfile};
 use metrics::{PhaseSeries, Series};
 pub use view::LevelMonitor;
 
-/// All measurements of a run.
 #[derive(Debug, Default)]
 pub struct Live(Series);
 
@@ -45,7 +44,6 @@ pub struct Counts {
     tally: Mutex<Tally>,
 }
 
-/// A measurement at one moment.
 #[derive(Clone, Debug)]
 struct Tally {
     is_warmup: bool,
@@ -81,7 +79,6 @@ impl Counts {
         }
     }
 
-    /// A request was sent.
     pub fn issued(&self, phase: Phase) {
         self.series(phase).in_flight.inc();
         let mut tally = self.tally();
@@ -128,14 +125,12 @@ impl Counts {
         }
     }
 
-    /// The measurement is over.
     fn over(&self) {
         let [level, left] = &self.current;
         level.set(0);
         left.set(0);
     }
 
-    /// As many permits are held back after failures now.
     pub fn held(&self, permits: usize) {
         self.tally().held = permits as u64;
     }

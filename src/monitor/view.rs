@@ -34,13 +34,11 @@ pub struct LevelMonitor {
 }
 
 impl LevelMonitor {
-    /// Of a measurement that begins.
     pub fn new(counts: Arc<Counts>, quiet: bool) -> Self {
         let view = (!quiet).then(|| View::new(&counts, Instant::now()));
         LevelMonitor { counts, view, shown: None }
     }
 
-    /// Shows it from now on, on a thread of its own.
     pub fn show(&mut self) {
         let Some(mut view) = self.view.take() else { return };
         let (hidden, counts) = (Arc::new(AtomicBool::new(false)), self.counts.clone());
@@ -58,7 +56,6 @@ impl LevelMonitor {
         self.shown = thread.ok().map(|thread| (hidden, thread));
     }
 
-    /// Takes it off the screen.
     pub fn hide(&mut self) {
         if let Some((hidden, thread)) = self.shown.take() {
             hidden.store(true, Relaxed);
@@ -116,7 +113,6 @@ fn show_lines(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
     }
 }
 
-/// A measurement in words.
 #[derive(Debug)]
 struct View {
     name: String,
@@ -157,7 +153,6 @@ impl View {
         [format!("{left} left"), format!("ETA {eta}")]
     }
 
-    /// What it is like now.
     fn now(&self, tally: &Tally) -> Vec<String> {
         let rate = self.rates().map_or_else(|| "-".to_owned(), |(_, rate)| format!("{rate:.1}"));
         let held = if tally.held > 0 { format!(", {} held back after failures", tally.held) } else { String::new() };
@@ -182,7 +177,6 @@ impl View {
         format!("{}{phase}: {} done, {}", self.name, tally.ended, parts.join(", "))
     }
 
-    /// The whole of it.
     fn at_end(&self, tally: &Tally, load_s: f64) -> Vec<String> {
         let ended = format!("{} ended: {} in {}", self.name, count(tally.ended, "request"), seconds(load_s));
         std::iter::once(ended).chain(figures(tally)).collect()

@@ -31,7 +31,6 @@ pub(super) fn members(key: &Key, depth: usize, value: u64) -> String {
 }
 
 struct Member {
-    /// With its quotes.
     key: Range<usize>,
     value: Range<usize>,
     /// Where the member before it ends, or the brace.

@@ -44,7 +44,6 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
 struct Document<'a> {
     request: &'a Request,
     text: &'a str,
-    /// The root is the first.
     nodes: Vec<Node>,
     /// While it is read: those that are not complete, and the node of each anchor.
     open: Vec<usize>,

@@ -46,7 +46,6 @@ pub struct Prompt {
     /// The label of the file, else by length in characters: below 800 small, below 3000 medium, else large. (The
     /// generated snippets fall on the same sides of these marks, more or less.)
     pub size: String,
-    /// The text of the user message.
     pub text: String,
 }
 

@@ -33,7 +33,6 @@ impl Figure {
 
 /// Levels of a distribution that are drawn at first; the others can be chosen.
 const DISTRIBUTIONS: usize = 6;
-/// Points of a fitted curve.
 const CURVE_POINTS: u32 = 80;
 /// A limit further above the data than this is mentioned, not drawn.
 const LIMIT_IN_SIGHT: f64 = 1.6;
@@ -101,7 +100,6 @@ fn named(run: &Run, runs: &[Run], what: &str) -> String {
 
 // ---- over the levels ----
 
-/// A figure that each level has.
 struct Measure {
     name: &'static str,
     /// Alone on the page; two runs have a tone each.

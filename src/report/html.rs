@@ -38,7 +38,6 @@ pub struct Run {
     /// What it is called beside another, such as A; empty alone.
     pub label: String,
     pub recommendation: Recommendation,
-    /// What it was decided by.
     pub policy: Policy,
     pub run_id: Option<RunId>,
     pub about: About,
@@ -98,7 +97,6 @@ struct Page<'a> {
 struct Answer<'a> {
     label: &'a str,
     headline: String,
-    /// How sure that is.
     sure: String,
     /// Whether it may be written: good, careful or none.
     mood: &'static str,
@@ -171,7 +169,6 @@ fn quoted(word: &str) -> String {
 
 // ---- the answer ----
 
-/// Name, value and detail.
 type Tile = (&'static str, String, String);
 
 fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
@@ -214,7 +211,6 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
 
 #[derive(Serialize)]
 struct Row {
-    /// From the level to the number of requests.
     cells: Vec<String>,
     verdict: &'static str,
     why: String,
@@ -238,7 +234,6 @@ struct ChangeRow {
     level: usize,
     /// Throughput before, after, change and its interval; P95 before, after, change; error rate before, after.
     cells: Vec<String>,
-    /// What that shows of the throughput.
     shows: &'static str,
 }
 

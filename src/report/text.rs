@@ -7,7 +7,6 @@ use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
 use crate::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
 use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, signed, time};
 
-/// The table of all levels with their verdicts, and that of the recommended level by prompt size.
 pub fn table(recommendation: &Recommendation) -> String {
     let by_size = recommendation.chosen().map(by_size).unwrap_or_default();
     levels(recommendation) + &by_size
@@ -56,7 +55,6 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-/// The best throughput of the levels that pass.
 pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
     let rates = passing(&recommendation.levels).filter_map(JudgedLevel::throughput);
     rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
@@ -139,7 +137,6 @@ pub(super) fn why(level: &JudgedLevel) -> String {
 /// Characters of a server's own words in the table.
 const LONGEST_QUOTE: usize = 100;
 
-/// The beginning of a text.
 fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),

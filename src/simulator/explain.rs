@@ -119,7 +119,6 @@ enum End {
     Refused,
 }
 
-/// A closed loop around an engine, in virtual time.
 struct IdealLoop<'a> {
     level: usize,
     tasks: &'a [Task],
@@ -168,7 +167,6 @@ impl IdealLoop<'_> {
         }
     }
 
-    /// One step of the engine, with all that is sent during it.
     fn step(&mut self) {
         // An idle engine starts with the first request alone.
         if self.engine.is_idle() {
