@@ -61,7 +61,7 @@ pub enum PromptError {
     #[error("cannot read the test data file {}: check its permissions, and that it is UTF-8 text", .0.display())]
     Read(PathBuf, #[source] io::Error),
     #[error("the test data file {} {}. {REMEDY}", .0.display(), .1)]
-    Content(PathBuf, Fault),
+    Content(PathBuf, String),
     #[error(
         "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a non-blank \
          string, or an object with one as `prompt`, `text`, `code` or `content`.",
@@ -71,21 +71,6 @@ pub enum PromptError {
     /// What was there before is still there.
     #[error("cannot write the test data file {}: choose a path in a folder that you may write to", .0.display())]
     Write(PathBuf, #[source] io::Error),
-}
-
-/// What is wrong with the content of a file as a whole.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    #[error("is empty")]
-    EmptyFile,
-    #[error("is not valid JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error(
-        "holds {0}, not a list of prompts: it must be an array, or an object with an array as `snippets` or `prompts`"
-    )]
-    Shape(String),
-    #[error("has an empty list: at least one prompt is needed")]
-    EmptyList,
 }
 
 const REMEDY: &str = "Regenerate it with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
@@ -130,22 +115,26 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
     entries.iter().enumerate().map(|(index, e)| prompt_of(index, e).map_err(|what| no_text(index, what))).collect()
 }
 
-fn entries(text: &str) -> Result<Vec<Value>, Fault> {
+fn entries(text: &str) -> Result<Vec<Value>, String> {
     // Editors on Windows like to put a byte order mark first, which JSON forbids.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
-        return Err(Fault::EmptyFile);
+        return Err("is empty".to_owned());
     }
-    let list = match serde_json::from_str(text)? {
+    let shape = |found: &str| {
+        let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
+        format!("holds {found}, not a list of prompts: {expected}")
+    };
+    let list = match serde_json::from_str(text).map_err(|error| format!("is not valid JSON: {error}"))? {
         Value::Array(list) => list,
         Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
             Some((_, Value::Array(list))) => list,
-            Some((key, other)) => return Err(Fault::Shape(format!("{} as `{key}`", kind(&other)))),
-            None => return Err(Fault::Shape("an object without `snippets` and `prompts`".to_owned())),
+            Some((key, other)) => return Err(shape(&format!("{} as `{key}`", kind(&other)))),
+            None => return Err(shape("an object without `snippets` and `prompts`")),
         },
-        other => return Err(Fault::Shape(kind(&other).to_owned())),
+        other => return Err(shape(kind(&other))),
     };
-    if list.is_empty() { Err(Fault::EmptyList) } else { Ok(list) }
+    if list.is_empty() { Err("has an empty list: at least one prompt is needed".to_owned()) } else { Ok(list) }
 }
 
 fn kind(value: &Value) -> &'static str {

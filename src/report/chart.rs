@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use minijinja::HtmlEscape;
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
@@ -444,22 +445,10 @@ fn line(upright: bool, share: f64, class: &str, tone: &str) -> String {
 fn text(class: &str, [x, y]: [f64; 2], [dx, dy]: [f64; 2], tone: &str, text: &str) -> String {
     let style = if tone.is_empty() { String::new() } else { format!(" style=\"fill:var(--tone-{tone})\"") };
     let (x, y, class) = (percent(x), percent(y), class.trim_end());
-    format!("<text class=\"{class}\"{style} x=\"{x}\" y=\"{y}\" dx=\"{dx:.0}\" dy=\"{dy:.0}\">{}</text>", escape(text))
-}
-
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '&' => escaped.push_str("&amp;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+    format!(
+        "<text class=\"{class}\"{style} x=\"{x}\" y=\"{y}\" dx=\"{dx:.0}\" dy=\"{dy:.0}\">{}</text>",
+        HtmlEscape(text)
+    )
 }
 
 #[cfg(test)]
