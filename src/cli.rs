@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{check, generate, init, recommend, report, run, simulate};
 
-const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 nothing that may be written into \
+const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 no result that may be written into \
 the config; 4 regression; 130 interrupted.";
 
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
@@ -24,7 +24,7 @@ enum Command {
     Run(run::Run),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(recommend::Recommend),
-    /// Make the HTML report of a results file, or of two to compare
+    /// Write the HTML report of a results file, or of two to compare
     Report(report::Report),
     /// Send a typical and the longest prompt, and say what works or how to fix it
     Check(check::Check),

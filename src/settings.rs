@@ -50,10 +50,10 @@ pub struct Benchmark {
     /// Levels such as 1,2,5, or auto
     #[arg(long, env = "LLM_BENCH_LEVELS", visible_alias = "custom-levels", value_name = "LEVELS")]
     pub levels: Levels,
-    /// Leave out listed levels below; where an automatic search begins
+    /// Skip listed levels below this; an automatic search begins here
     #[arg(long, env = "LLM_BENCH_MIN_CONCURRENCY", value_name = "N", value_parser = whole::<usize>)]
     pub min_concurrency: usize,
-    /// Leave out listed levels above; where an automatic search ends
+    /// Skip listed levels above this; an automatic search ends here
     #[arg(long, env = "LLM_BENCH_MAX_CONCURRENCY", value_name = "N", value_parser = whole::<usize>)]
     pub max_concurrency: usize,
     /// Requests per level (at least 10 x the level are sent)
@@ -214,7 +214,7 @@ pub struct Settings {
     /// Fewer levels and requests; the result is provisional
     #[arg(long, env = "LLM_BENCH_QUICK")]
     pub quick: bool,
-    /// Show nothing of a level while it runs
+    /// Show no progress while a level runs
     #[arg(long, env = "LLM_BENCH_QUIET")]
     pub quiet: bool,
     /// Read the server's own /metrics once a second (vLLM, llama.cpp, SGLang), to show its queue in the report
@@ -229,7 +229,7 @@ pub struct Settings {
     pub api_key: Option<SecretString>,
 }
 
-// The standard library's "invalid digit found in string" tells nobody what to write.
+// The standard library's "invalid digit found in string" does not say what to write.
 fn expected<T: FromStr>(text: &str, what: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| format!("`{text}` is not {what}"))
 }

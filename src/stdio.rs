@@ -87,7 +87,7 @@ mod unix {
     pub fn guard() -> Guard {
         let mut forwards = forwards();
         let is_first = forwards.is_none();
-        // Without a pipe or thread they are as good as they were.
+        // Without a pipe or a thread the streams stay as they were.
         forwards.get_or_insert_with(begin);
         Guard { is_first }
     }

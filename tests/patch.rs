@@ -342,7 +342,7 @@ const CASES: &[Case] = &[
         "duplicate",
         "llm:\n  max_concurrent_requests: 10\n  max_concurrent_requests: 12\n",
         KEY,
-        Refused("first on line 2"),
+        Refused("the first is on line 2"),
     ),
     Case(
         "duplicate, quoted",
@@ -354,13 +354,13 @@ const CASES: &[Case] = &[
         "duplicate parent",
         "llm:\n  max_concurrent_requests: 10\nllm:\n  m: x\n",
         KEY,
-        Refused("`llm` stands here a second time"),
+        Refused("`llm` is here a second time"),
     ),
     Case(
         "duplicate neighbour",
         "llm:\n  m: x\n  m: y\n  max_concurrent_requests: 10\n",
         KEY,
-        Refused("`m` stands here a second time"),
+        Refused("`m` is here a second time"),
     ),
     Case(
         "duplicate elsewhere",
@@ -464,10 +464,10 @@ const CASES: &[Case] = &[
     Case("parent is empty", "llm:\nb: 1\n", KEY, Refused("`llm` is empty")),
     Case("root is a list", "- llm\n", KEY, Refused("the top level is a list")),
     Case("root is a value", "llm\n", KEY, Refused("the top level is a single value")),
-    Case("no parent", "a: 1\n", KEY, Refused("there is no `llm` to hold it")),
-    Case("no inner parent", "app:\n  a: 1\n", "app.llm.parallel", Refused("there is no `app.llm` to hold it")),
-    Case("dotted key as one name", "llm.max_concurrent_requests: 10\n", KEY, Refused("there is no `llm` to hold it")),
-    Case("another case", "LLM:\n  max_concurrent_requests: 10\n", KEY, Refused("there is no `llm` to hold it")),
+    Case("no parent", "a: 1\n", KEY, Refused("its parent `llm` is missing")),
+    Case("no inner parent", "app:\n  a: 1\n", "app.llm.parallel", Refused("its parent `app.llm` is missing")),
+    Case("dotted key as one name", "llm.max_concurrent_requests: 10\n", KEY, Refused("its parent `llm` is missing")),
+    Case("another case", "LLM:\n  max_concurrent_requests: 10\n", KEY, Refused("its parent `llm` is missing")),
     Case("empty file", "", KEY, Refused("the file is empty")),
     Case("only a byte order mark", "\u{feff}", KEY, Refused("the file is empty")),
     Case("only comments", "# llm:\n#   max_concurrent_requests: 10\n", KEY, Refused("the file is empty")),
@@ -615,8 +615,8 @@ const TOML: &[Case] = &[
     Case("jinja", "[llm]\nmax_concurrent_requests = {{ n }}\n", KEY, Refused("not valid TOML")),
     Case("list of tables as the parent", "[[llm]]\nmax_concurrent_requests = 10\n", KEY, Refused("`llm` is a list")),
     Case("parent is a value", "llm = 10\n", KEY, Refused("`llm` is a single value")),
-    Case("no parent", "a = 1\n", KEY, Refused("there is no `llm` to hold it")),
-    Case("only a table below it", "[llm.a]\nb = 1\n", KEY, Refused("there is no `llm` to hold it")),
+    Case("no parent", "a = 1\n", KEY, Refused("its parent `llm` is missing")),
+    Case("only a table below it", "[llm.a]\nb = 1\n", KEY, Refused("its parent `llm` is missing")),
     Case("empty file", "# llm\n", KEY, Refused("the file is empty")),
     Case("YAML", "llm:\n  max_concurrent_requests: 10\n", KEY, Refused("not valid TOML")),
     Case("dotted, in braces", "a = {llm.m = 1}\n", "a.llm.parallel", Refused("exact place")),
@@ -734,7 +734,7 @@ const JSON: &[Case] = &[
     Case("single quotes", "{'llm': {'max_concurrent_requests': 10}}", KEY, Refused("not valid JSON")),
     Case("two documents", "{\"llm\": {\"max_concurrent_requests\": 10}}\n{}", KEY, Refused("trailing characters")),
     Case("not closed", r#"{"llm": {"max_concurrent_requests": 10}"#, KEY, Refused("not valid JSON: EOF")),
-    Case("no parent", r#"{"a": 1}"#, KEY, Refused("there is no `llm` to hold it")),
+    Case("no parent", r#"{"a": 1}"#, KEY, Refused("its parent `llm` is missing")),
     Case("parent is null", r#"{"llm": null}"#, KEY, Refused("`llm` is empty")),
     Case("parent is a list", r#"{"llm": [{"max_concurrent_requests": 10}]}"#, KEY, Refused("`llm` is a list")),
     Case("root is a list", "[]", KEY, Refused("the top level is a list")),
@@ -812,7 +812,7 @@ const ENV: &[Case] = &[
     ),
     Case("missing, no final newline", "export=1\nA=1", KEY, Exact("export=1\nA=1\nLLM_MAX_CONCURRENT_REQUESTS=20")),
     Case("missing, last is empty", "A=\n", KEY, Exact("A=\nLLM_MAX_CONCURRENT_REQUESTS=20\n")),
-    Case("duplicate", "PARALLEL=1\nPARALLEL=2\n", "PARALLEL", Refused("first on line 1")),
+    Case("duplicate", "PARALLEL=1\nPARALLEL=2\n", "PARALLEL", Refused("the first is on line 1")),
     Case(
         "used elsewhere",
         "LLM_MAX_CONCURRENT_REQUESTS=10\nPOOL=\"${LLM_MAX_CONCURRENT_REQUESTS}0\"\n",
@@ -1024,13 +1024,13 @@ fn messages_in_full() {
         (
             "llm:\n  max_concurrent_requests: *n\n",
             "config.yaml:2:28: `llm.max_concurrent_requests` was not changed: the file is not valid YAML: while parsing \
-             node, found unknown anchor\n\nhint: mend the file and run the command again, or set it by hand:\n\n\
+             node, found unknown anchor\n\nhint: fix the file and run the command again, or set it by hand:\n\n\
              llm:\n  max_concurrent_requests: 20",
         ),
         (
             "n: &n 10\nllm:\n    max_concurrent_requests: *n # n\n",
-            "config.yaml:3:30: `llm.max_concurrent_requests` was not changed: its value is an alias, so what it stands \
-             for is written elsewhere and may serve other keys too\n\nhint: change line 3 by hand to:\n\n    \
+            "config.yaml:3:30: `llm.max_concurrent_requests` was not changed: its value is an alias of a \
+             value elsewhere, which other keys may share\n\nhint: change line 3 by hand to:\n\n    \
              max_concurrent_requests: 20",
         ),
         (
@@ -1040,8 +1040,8 @@ fn messages_in_full() {
         ),
         (
             "llm:\n   model: x\n   max_concurrent_requests: 1\n   max_concurrent_requests: 2\n",
-            "config.yaml:4:4: `llm.max_concurrent_requests` was not changed: `max_concurrent_requests` stands here a second \
-             time, first on line 3\n\nhint: keep one of the two, and set it by hand under `llm`:\n\n   \
+            "config.yaml:4:4: `llm.max_concurrent_requests` was not changed: `max_concurrent_requests` is here a second time; \
+             the first is on line 3\n\nhint: keep one of the two, and set it by hand under `llm`:\n\n   \
              max_concurrent_requests: 20",
         ),
         (
@@ -1051,12 +1051,12 @@ fn messages_in_full() {
         ),
         (
             "benchmark:\n  seed: 1\n",
-            "config.yaml: `llm.max_concurrent_requests` was not changed: there is no `llm` to hold it\n\n\
+            "config.yaml: `llm.max_concurrent_requests` was not changed: its parent `llm` is missing\n\n\
              hint: add by hand, at the top level:\n\nllm:\n  max_concurrent_requests: 20",
         ),
         (
             "{\"a\": 1}",
-            "config.yaml: `llm.max_concurrent_requests` was not changed: there is no `llm` to hold it\n\n\
+            "config.yaml: `llm.max_concurrent_requests` was not changed: its parent `llm` is missing\n\n\
              hint: add by hand, at the top level:\n\n\"llm\": {\"max_concurrent_requests\": 20}",
         ),
         (
@@ -1067,13 +1067,13 @@ fn messages_in_full() {
         (
             "llm:\n\tmodel: x\n",
             "config.yaml:2:1: `llm.max_concurrent_requests` was not changed: this line is indented with a tab, which YAML \
-             does not allow and programs read differently\n\nhint: indent with spaces, and set it by hand:\n\n\
+             forbids and programs read differently\n\nhint: indent with spaces, and set it by hand:\n\n\
              llm:\n  max_concurrent_requests: 20",
         ),
         (
             "a: 1\n---\nb: 2\n",
             "config.yaml:2:1: `llm.max_concurrent_requests` was not changed: a second YAML document begins here, and \
-             either may be meant\n\nhint: in the document that is meant, set it by hand:\n\n\
+             either could be meant\n\nhint: in the document that is meant, set it by hand:\n\n\
              llm:\n  max_concurrent_requests: 20",
         ),
         (

@@ -10,9 +10,10 @@ use std::slice;
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Sample};
+use llm_concurrency::record::About;
 use llm_concurrency::report::chart::{Chart, Style};
 use llm_concurrency::report::figures::sections;
-use llm_concurrency::report::html::{About, Run, page};
+use llm_concurrency::report::html::{Run, page};
 use llm_concurrency::report::requests::{Curves, Measurement};
 use regex::Regex;
 use serde_json::json;
@@ -77,10 +78,12 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
         label: String::new(),
         recommendation: recommend(&summaries, &policy),
         policy,
+        run_id: None,
         about: About {
             model: Some(EVIL.to_owned()),
             endpoint: Some("http://llm.example/v1".to_owned()),
-            settings: json!({"levels": levels, "total_requests": n, "seed": 42}),
+            settings: serde_json::from_value(json!({"levels": levels, "total_requests": n, "seed": 42}))
+                .expect("they read"),
             ..About::default()
         },
         present: Some(10),

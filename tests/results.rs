@@ -577,7 +577,7 @@ fn criterion_and_our_own_figure_are_compared() {
     disk.estimates(sweep(1), 12.0);
     insta::assert_snapshot!(
         notes(&disk.load(CONFIG).unwrap(), &disk),
-        @"Level 1: Criterion's mean gives 12.00 requests/s, 20.00 % off the 10.00 used here, since the windows differ in speed"
+        @"Level 1: Criterion's mean gives 12.00 requests/s, 20 % off the 10.00 used here, since the windows differ in speed"
     );
 }
 

@@ -589,7 +589,7 @@ fn an_impossible_value_is_named_with_its_key_and_the_remedy() {
         ),
         (r#"{"burst":0}"#, "burst is 0; set it to 1 or more, or null for a tenth of requests_per_minute"),
         (r#"{"faults":{"reset":1.5}}"#, "faults.reset is 1.5; set it to a number from 0 to 1 (share of the requests)"),
-        (r#"{"faults":{"reset":0.6,"stall":0.6}}"#, "faults is 1.2 in sum; set it to rates whose sum is 1 or less"),
+        (r#"{"faults":{"reset":0.6,"stall":0.6}}"#, "faults is 1.2 in all; set it to rates that add up to 1 or less"),
     ];
     for (text, message) in cases {
         let error = parse(text).unwrap().validate().unwrap_err();

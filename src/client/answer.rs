@@ -205,7 +205,6 @@ impl Answer {
     }
 }
 
-/// Memory for an answer.
 struct Room<'a> {
     places: &'a Semaphore,
     place: Option<SemaphorePermit<'a>>,

@@ -12,7 +12,6 @@ pub struct LineTooLong(usize);
 /// The state between two reads.
 pub struct SseParser {
     limit: usize,
-    /// The line so far.
     line: Vec<u8>,
     /// The data of the event so far, lines joined by `\n`.
     data: Vec<u8>,

@@ -17,7 +17,7 @@ pub(super) struct BaselineArgs {
     /// Compare with this results file of an earlier run
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Exit with 4 where throughput fell by more than this, noise allowed for; with 3 where that cannot be told
+    /// Exit with 4 if throughput fell by more than this beyond the noise; with 3 if the data do not decide
     #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percentage)]
     fail_on_regression: Option<f64>,
 }
@@ -27,7 +27,6 @@ fn percentage(text: &str) -> Result<f64, String> {
     percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
 }
 
-/// A baseline, decided by the policy of now.
 pub(super) struct Against {
     title: String,
     pub(super) baseline: Baseline,

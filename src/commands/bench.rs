@@ -31,7 +31,7 @@ pub fn bench() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The command that decides anew. The bench of another package has no `recommend` beside it, and one that cargo did not
+/// The command that decides again. The bench of another package has no `recommend` beside it, and one that cargo did not
 /// start would not know that package's target folder.
 fn recommend_from_here(places: &Places) -> String {
     match std::env::var("CARGO_PKG_NAME") {

@@ -64,7 +64,6 @@ impl Check {
     }
 }
 
-/// Whether the server lists the model, as far as that was to be learned.
 fn listed(settings: &Settings, models: Option<&[String]>, probe: Option<&Probe>) -> String {
     match models {
         // The simulator answers to any name.

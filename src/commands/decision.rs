@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 
+use super::page::Recorded;
 use super::{page, print};
 use crate::client::Endpoint;
 use crate::decide::{Note, Recommendation, recommend};
@@ -13,15 +14,13 @@ use crate::load::self_check::cpu_of_this_process;
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
 use crate::prompts;
-use crate::record::{Identity, Measured, Places, RequestsFile, ResultsFile, load_measured, write_atomic};
-use crate::report::html::About;
+use crate::record::{Identity, Measured, Places, ResultsFile, load_measured, write_atomic};
 use crate::report::{text, words};
-use crate::settings::Settings;
+use crate::settings::{SIMULATED_MODEL, Settings};
 
-/// What a report tells beside the decision, and its file's name.
+/// What the report shows beside the decision, and its file's name.
 pub(super) struct Source {
-    pub(super) about: About,
-    pub(super) requests: Vec<RequestsFile>,
+    pub(super) recorded: Recorded,
     pub(super) report: String,
 }
 
@@ -29,27 +28,34 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Me
     let identity = Identity::of(settings, &prompts::of_run(settings)?);
     let simulated = settings.endpoint == Endpoint::Simulator;
     let measured = Measured { simulated, ..load_measured(places, &identity)? };
-    // A run's id begins with the time that its results file is named by.
-    let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
-    let time = id.split('-').next().unwrap_or(id);
-    let source = Source {
-        about: measured.newest.as_ref().map(|run| page::about(Some(&run.run_id), &run.about)).unwrap_or_default(),
-        requests: measured.requests.clone(),
-        report: page::name(Path::new(time)),
-    };
+    let mut source = Source { recorded: Recorded::default(), report: page::name(Path::new("criterion")) };
+    if let Some(newest) = &measured.newest {
+        // A run's id begins with the time that its results file is named by.
+        source.report = page::name(Path::new(newest.run_id.split('-').next().unwrap_or_default()));
+        source.recorded.run_id = Some(newest.run_id.clone());
+        source.recorded.about = newest.about.clone();
+    }
+    source.recorded.requests = measured.requests.clone();
     Ok((measured, source))
 }
 
 pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
-    let about = page::about(file.run_id.as_ref(), &file.about);
-    let source = Source { about, requests: file.requests(places), report: page::name(path) };
-    let (simulated, quick) = (file.about.simulated(), file.about.settings.quick);
-    let unlisted_model = file.about.settings.model_is_listed == Some(false);
-    let (endpoint, model, started_at) = (file.about.endpoint, source.about.model.clone(), file.about.started_at);
-    let is_known = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
-    let notes = is_known.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect();
-    Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
+    let requests = file.requests(places);
+    let ResultsFile { run_id, about, levels, .. } = file;
+    let simulated = about.simulated();
+    let model = if simulated { Some(SIMULATED_MODEL.to_owned()) } else { about.model.clone() };
+    let (endpoint, started_at) = (about.endpoint.clone(), about.started_at.clone());
+    let is_described = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
+    let measured = Measured {
+        levels,
+        notes: is_described.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect(),
+        quick: about.settings.quick,
+        simulated,
+        unlisted_model: about.settings.model_is_listed == Some(false),
+        ..Measured::default()
+    };
+    Ok((measured, Source { recorded: Recorded { run_id, about, requests }, report: page::name(path) }))
 }
 
 pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
@@ -109,10 +115,13 @@ pub(super) fn conclude(
     if let Err(error) = write_atomic(&places.results.join(TEXTFILE), textfile.as_bytes()) {
         eprintln!("note: {error}");
     }
-    let requests = manifest.requests(swept.run.folder());
-    let run =
-        page::of(recommendation.clone(), settings, page::about(Some(&manifest.run_id), &manifest.about), &requests);
-    eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), &[run]));
+    let recorded = Recorded {
+        run_id: Some(manifest.run_id.clone()),
+        about: manifest.about.clone(),
+        requests: manifest.requests(swept.run.folder()),
+    };
+    let run = page::of(recommendation.clone(), settings, recorded);
+    eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), run));
     Ok(recommendation)
 }
 

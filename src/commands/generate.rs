@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::print;
 use crate::prompts;
+use crate::report::words;
 
 #[derive(Args, Debug)]
 pub(crate) struct Generate {
@@ -26,7 +27,8 @@ impl Generate {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let Generate { count, seed, output } = self;
         prompts::save(&output, &prompts::generate(seed, count))?;
-        print(format!("wrote {count} snippets (seed {seed}) to {}\n", output.display()))?;
+        let snippets = words::count(count as u64, "snippet");
+        print(format!("wrote {snippets} (seed {seed}) to {}\n", output.display()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

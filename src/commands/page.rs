@@ -2,52 +2,40 @@
 
 use std::path::Path;
 
-use serde_json::json;
-
 use crate::decide::{Policy, Recommendation};
-use crate::record::{self, RequestsFile, RunId, read_sidecar, write_atomic};
-use crate::report::html::{self, About};
+use crate::record::{About, RequestsFile, RunId, read_sidecar, write_atomic};
+use crate::report::html::{self, Missing};
 use crate::report::requests::{Curves, Measurement};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
-pub(super) fn about(run_id: Option<&RunId>, run: &record::About) -> About {
-    About {
-        run_id: run_id.map(|id| id.to_string()),
-        started_at: run.started_at.clone(),
-        endpoint: run.endpoint.clone(),
-        // Earlier versions recorded the name of a model that was never asked.
-        model: if run.simulated() { Some(SIMULATED_MODEL.to_owned()) } else { run.model.clone() },
-        settings: json!(run.settings),
-        environment: json!(run.environment),
-    }
+/// What a run recorded beside its figures.
+#[derive(Default)]
+pub(super) struct Recorded {
+    pub(super) run_id: Option<RunId>,
+    pub(super) about: About,
+    pub(super) requests: Vec<RequestsFile>,
 }
 
 /// `settings` are those of now, with the policy and the number that the config holds.
-pub(super) fn of(
-    recommendation: Recommendation,
-    settings: &Settings,
-    about: About,
-    requests: &[RequestsFile],
-) -> html::Run {
-    let policy = settings.config.policy.clone();
+pub(super) fn of(recommendation: Recommendation, settings: &Settings, recorded: Recorded) -> html::Run {
     // A simulated run has nothing to say about the number of a real server.
     let is_comparable = !recommendation.simulated || settings.config_is_simulated;
     let present = is_comparable.then_some(settings.config.llm.max_concurrent_requests);
-    html::Run { present, ..without_config(recommendation, policy, about, requests) }
+    html::Run { present, ..without_config(recommendation, settings.config.policy.clone(), recorded) }
 }
 
-pub(super) fn without_config(
-    recommendation: Recommendation,
-    policy: Policy,
-    about: About,
-    requests: &[RequestsFile],
-) -> html::Run {
-    let (curves, missing) = curves(requests);
-    html::Run { label: String::new(), recommendation, policy, about, present: None, curves, missing }
+pub(super) fn without_config(recommendation: Recommendation, policy: Policy, recorded: Recorded) -> html::Run {
+    let Recorded { run_id, mut about, requests } = recorded;
+    if about.simulated() {
+        // Earlier versions recorded the name of a model that was never asked.
+        about.model = Some(SIMULATED_MODEL.to_owned());
+    }
+    let (curves, missing) = curves(&requests);
+    html::Run { label: String::new(), recommendation, policy, run_id, about, present: None, curves, missing }
 }
 
 /// The single requests, thinned, and which of them cannot be read.
-fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<String>) {
+fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
     let mut missing = Vec::new();
     let mut measurements = Vec::new();
     for file in files {
@@ -60,7 +48,7 @@ fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<String>) {
         });
         match read {
             Ok(()) => measurements.push(measurement),
-            Err(error) => missing.push(format!("The requests of level {}: {error}", file.level)),
+            Err(error) => missing.push(Missing::Requests { level: file.level, error: error.to_string() }),
         }
     }
     (Curves::of(measurements), missing)
@@ -68,17 +56,17 @@ fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<String>) {
 
 /// `concurrency_results_X.json` to `X`.
 pub(super) fn stamp_of(results: &Path) -> String {
-    let stem = results.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-    stem.strip_prefix("concurrency_results_").map(str::to_owned).unwrap_or(stem)
+    let stem = results.file_stem().unwrap_or_default().to_string_lossy();
+    stem.strip_prefix("concurrency_results_").unwrap_or(&stem).to_owned()
 }
 
 pub(super) fn name(results: &Path) -> String {
     format!("concurrency_report_{}.html", stamp_of(results))
 }
 
-/// Writes it beside something else that was asked for, which does not fail with it. Returns what to say.
-pub(super) fn write(path: &Path, runs: &[html::Run]) -> String {
-    let page = html::page(runs).map_err(anyhow::Error::from);
+/// Writes the page, and gives the line to print about it: a run does not fail with its page.
+pub(super) fn write(path: &Path, run: html::Run) -> String {
+    let page = html::page(&[run]).map_err(anyhow::Error::from);
     match page.and_then(|page| Ok(write_atomic(path, page.as_bytes())?)) {
         Ok(()) => format!("Report: {}", path.display()),
         Err(error) => format!("no report: {error:#}"),

@@ -57,8 +57,8 @@ impl Recommend {
             }
         }
         if !self.dry_run {
-            let run = page::of(recommendation.clone(), &settings, source.about, &source.requests);
-            eprintln!("{}", page::write(&places.results.join(source.report), &[run]));
+            let run = page::of(recommendation.clone(), &settings, source.recorded);
+            eprintln!("{}", page::write(&places.results.join(source.report), run));
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;
         if self.json {

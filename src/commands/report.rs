@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+use super::page::Recorded;
 use super::{page, print};
 use crate::decide::{Recommendation, recommend};
 use crate::record::{Places, ResultsFile, write_atomic};
-use crate::report::{export, html};
+use crate::report::export;
+use crate::report::html::{self, Missing};
 
 #[derive(Args, Debug)]
 pub(crate) struct Report {
@@ -38,9 +40,8 @@ enum Format {
 impl Report {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let places = Places::find(None);
-        let files: Vec<ResultsFile> =
-            self.files.iter().map(|file| ResultsFile::read(file)).collect::<Result<_, _>>()?;
-        let mut runs: Vec<html::Run> = files.iter().map(|file| run_of(file, &places)).collect();
+        let read = |file: &PathBuf| Ok(run_of(ResultsFile::read(file)?, &places));
+        let mut runs: Vec<html::Run> = self.files.iter().map(read).collect::<Result<_>>()?;
         if let [before, after] = runs.as_mut_slice() {
             (before.label, after.label) = ("A".to_owned(), "B".to_owned());
         }
@@ -64,24 +65,15 @@ impl Report {
 }
 
 /// A results file with the decision that it records, else with one made now.
-fn run_of(file: &ResultsFile, places: &Places) -> html::Run {
-    let policy = file.about.settings.policy.clone();
-    let mut missing = Vec::new();
-    if policy.is_none() {
-        missing.push("The policy it was decided by: the gates shown are the defaults".to_owned());
-    }
-    let policy = policy.unwrap_or_default();
-    let recommendation = file.recorded().unwrap_or_else(|| {
-        missing.push("A decision: the one shown was made for this report".to_owned());
-        recommend(&file.levels, &policy)
-    });
+fn run_of(file: ResultsFile, places: &Places) -> html::Run {
+    let (recorded_policy, recorded) = (file.about.settings.policy.clone(), file.recorded());
+    let missing =
+        [recorded_policy.is_none().then_some(Missing::Policy), recorded.is_none().then_some(Missing::Decision)];
+    let policy = recorded_policy.unwrap_or_default();
+    let recommendation = recorded.unwrap_or_else(|| recommend(&file.levels, &policy));
     let recommendation = Recommendation { simulated: file.about.simulated(), ..recommendation };
-    let mut run = page::without_config(
-        recommendation,
-        policy,
-        page::about(file.run_id.as_ref(), &file.about),
-        &file.requests(places),
-    );
-    run.missing.extend(missing);
+    let recorded = Recorded { requests: file.requests(places), run_id: file.run_id, about: file.about };
+    let mut run = page::without_config(recommendation, policy, recorded);
+    run.missing.extend(missing.into_iter().flatten());
     run
 }

@@ -12,6 +12,7 @@ use super::{ConfigFile, print};
 use crate::client::ConfigError;
 use crate::measure::sweep;
 use crate::prompts;
+use crate::report::words;
 use crate::settings::{Overrides, Settings};
 use crate::simulator::{self, FaultRate, RequestEnd, Simulator, SimulatorConfig};
 
@@ -42,7 +43,7 @@ pub(crate) struct Simulate {
     /// Requests let through per minute; one more is refused with 429
     #[arg(long, value_name = "N")]
     rpm: Option<f64>,
-    /// Let something go wrong with a share of the requests, such as stall=0.1 (may be given several times)
+    /// Inject a fault into a share of the requests, such as stall=0.1 (repeatable)
     #[arg(long = "fault", value_name = "NAME=RATE")]
     faults: Vec<FaultRate>,
 }
@@ -67,7 +68,7 @@ impl Simulate {
             print(format!("{}\n", explain(&config, &settings)?))?;
             return Ok(ExitCode::SUCCESS);
         }
-        // A path that cannot be written is said at once.
+        // A path that cannot be written fails at once.
         let record = self.log.as_deref().map(|path| Ok((path, File::create(path)?))).transpose();
         let record = record.map_err(|error: io::Error| anyhow!("cannot write --log: {error}"))?;
         let simulator = Simulator::start(config, self.port)?;
@@ -79,12 +80,12 @@ impl Simulate {
             write_lines(file, &log).with_context(|| format!("cannot write {}", path.display()))?;
         }
         let completed = log.iter().filter(|r| r.outcome == RequestEnd::Completed).count();
-        eprintln!("\n{} requests, {completed} completed, at most {} at once", log.len(), simulator.peak_in_flight());
+        let requests = words::count(log.len() as u64, "request");
+        eprintln!("\n{requests}, {completed} completed, at most {} at once", simulator.peak_in_flight());
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// One JSON object a line.
 fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
     let mut lines = BufWriter::new(file);
     for record in records {

@@ -31,7 +31,6 @@ pub enum Cause {
     Other { text: String },
 }
 
-/// A limit on a time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limit {
     pub seconds: f64,
@@ -77,7 +76,6 @@ pub struct Drifted {
 pub struct QuotaReached {
     /// Failures by HTTP 429 at the levels that fail on errors.
     pub limited: u64,
-    /// All their failures.
     pub failed: u64,
     /// As its headers have it.
     #[serde(alias = "stated", alias = "said")]

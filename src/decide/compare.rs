@@ -38,7 +38,6 @@ pub struct Change {
     pub now: f64,
     /// `now / before - 1`.
     pub change: f64,
-    /// That of `change`.
     pub interval: [f64; 2],
     pub moved: Moved,
 }
@@ -51,13 +50,12 @@ pub struct Comparison {
     pub unit: &'static str,
     /// Levels that could be used in both, ascending. They inform only.
     pub levels: Vec<Change>,
-    /// The best passing level of each.
     pub best: Option<Change>,
-    /// The level that the baseline recommends, in both.
+    /// The level that the baseline recommends, in both runs.
     pub recommended: Option<Change>,
     /// Always empty without a threshold.
     pub regressions: Vec<Regression>,
-    /// Why it cannot be told whether there is a regression; always empty without a threshold.
+    /// Why a regression can be neither shown nor excluded; always empty without a threshold.
     pub doubts: Vec<Doubt>,
 }
 
@@ -71,7 +69,7 @@ pub enum Regression {
     NothingQualifies { concurrency: usize, reason: Reason },
 }
 
-/// Why nothing can be told of that level: it fails, perhaps by chance; the server was gone; nothing is recommended now, for
+/// Why that level does not decide: it fails, perhaps by chance; the server was gone; nothing is recommended now, for
 /// a reason that is no regression; or no level that could be used is in both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -95,7 +93,7 @@ pub struct Baseline {
 /// threshold is asked.
 const CONFIDENCE: f64 = 0.99;
 /// Equal servers differ by 4 to 8 % from one measurement to the next when nobody else uses the machine. That is known about
-/// as well as from ten measurements, of whose standard deviations 95 % lie in that range.
+/// as well as from ten measurements: 95 % of their standard deviations lie in that range.
 const USUAL_SPREAD: f64 = 0.06;
 const USUAL_FREEDOM: f64 = 10.0;
 /// Half of a 95 % interval by its standard error.
@@ -359,7 +357,7 @@ mod tests {
             let expected = |kinds: &[&str]| -> Vec<_> { kinds.iter().map(|&kind| (kind.into(), 20.into())).collect() };
             assert_eq!((kinds("regressions"), kinds("doubts")), (expected(regressions), expected(doubts)), "{json:#}");
         }
-        // Nor can anything be told of levels that are not there.
+        // Nor do levels decide that are not there.
         let elsewhere = decided(&[measured(7, 1.0, 0.5, &ROUNDS), measured(8, 1.0, 0.5, &ROUNDS)]);
         let found = compare(&elsewhere, &decided(&levels(1.0)), Objective::Requests, Some(0.10));
         assert_eq!(found.doubts, [Doubt::NothingInCommon]);

@@ -34,7 +34,6 @@ fn fail(level: &mut JudgedLevel, gate: Gate, cause: Cause, uncertain: bool) {
     (level.verdict, level.gate, level.causes, level.uncertain) = (Verdict::Fail, Some(gate), vec![cause], uncertain);
 }
 
-/// Validity and the error gate.
 fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
     for ours in ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"] {
@@ -43,7 +42,7 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     summary.outage = summary.outage.or_else(|| outage_by_failures(&summary, policy));
     let failed = failed_requests(&summary);
     let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
-    // Without any failure the interval only says how small n is, which is said elsewhere.
+    // Without any failure the interval only says how small n is, which has a note of its own.
     let spanning = interval
         .filter(|[low, high]| failed != Some(0) && *low < policy.max_error_rate && *high >= policy.max_error_rate);
     let (verdict, cause) = if let Some(cause) = too_small(&summary) {
@@ -125,7 +124,7 @@ fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<Cause> {
     (tokens < SHRUNK_OUTPUT * median).then_some(Cause::OutputShrank { tokens, median })
 }
 
-/// What a gate on a time looks at.
+/// The figure that a gate on a time checks.
 #[derive(Default)]
 struct Time {
     value: Option<f64>,
@@ -151,7 +150,6 @@ impl Time {
     }
 }
 
-/// The gates on times that hold.
 fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {
     let limit = |(gate, own): (Gate, Option<f64>)| if gate == Gate::P95 { p95 } else { own.map(Limit::own) };
     policy.limits().into_iter().filter_map(|gate| Some((gate.0, limit(gate)?))).collect()

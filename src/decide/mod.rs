@@ -97,7 +97,6 @@ pub enum Status {
     AtOrBelowLowest,
     /// Failures are mainly HTTP 429: a quota is the limit, not concurrency.
     RateLimited,
-    /// The data do not decide.
     Unresolved,
     NoQualifyingLevel,
 }
@@ -108,7 +107,6 @@ impl Status {
         matches!(self, Status::Ok | Status::NotSaturated | Status::LimitedByGate | Status::AtOrBelowLowest)
     }
 
-    /// The name used in files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Status::Ok => "ok",
@@ -157,7 +155,6 @@ impl Gate {
     }
 }
 
-/// A level with its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLevel {
     pub verdict: Verdict,
@@ -178,7 +175,6 @@ pub struct JudgedLevel {
 }
 
 impl JudgedLevel {
-    /// Requests per second.
     pub fn throughput(&self) -> Option<f64> {
         self.summary.throughput_rps.map(|throughput| throughput.estimate)
     }
@@ -191,12 +187,10 @@ pub enum DriftCheck {
     /// No level was measured again.
     #[default]
     NotChecked,
-    /// It was as fast.
     None,
     Found,
 }
 
-/// The answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recommendation {
     pub status: Status,
@@ -228,7 +222,6 @@ pub struct Recommendation {
 }
 
 impl Recommendation {
-    /// The recommended level.
     pub fn chosen(&self) -> Option<&JudgedLevel> {
         let pick = self.recommended_concurrency?;
         self.levels.iter().find(|level| level.summary.concurrency == pick)

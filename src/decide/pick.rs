@@ -22,7 +22,6 @@ const NOISY_HALF_WIDTH: f64 = 0.10;
 
 pub(super) struct Decision {
     pub(super) status: Status,
-    /// The position of the level.
     pub(super) pick: Option<usize>,
     pub(super) interval: Option<[usize; 2]>,
     pub(super) reason: Reason,
@@ -94,7 +93,6 @@ fn drifted(levels: &[JudgedLevel]) -> Option<Reason> {
     (!changes.is_empty()).then_some(Reason::Drifted { changes })
 }
 
-/// The throughputs of all measurements but the first.
 fn rounds(summary: &LevelSummary) -> Vec<f64> {
     measurements(summary).into_iter().skip(1).collect()
 }
@@ -131,11 +129,9 @@ fn too_noisy(picks: Option<[usize; 2]>, levels: &[JudgedLevel], pick: usize) -> 
     Some(Reason::TooNoisy { interval: [low, high].map(|at| levels[at].summary.concurrency), half_width })
 }
 
-/// A passing level, as the pick sees it.
 struct Candidate {
     at: usize,
     value: f64,
-    /// Rates of parts of the measurement.
     blocks: Vec<f64>,
 }
 
@@ -199,7 +195,6 @@ fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
     candidate.value * (1.0 + (ratio - 1.0) * (k / (k - 1.0)).sqrt())
 }
 
-/// Relative half-width of the level's throughput interval.
 pub(crate) fn half_width(summary: &LevelSummary) -> Option<f64> {
     let throughput = summary.throughput_rps?;
     let (lower, upper) = (throughput.lower?, throughput.upper?);

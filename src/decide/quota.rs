@@ -41,7 +41,6 @@ fn passed(level: &JudgedLevel, levels: &[JudgedLevel]) -> Option<Passed> {
     })
 }
 
-/// Tokens of a request, as far as the server counts them.
 fn tokens(summary: &LevelSummary) -> Option<f64> {
     Some(summary.mean_output_tokens? + summary.mean_input_tokens.unwrap_or_default())
 }

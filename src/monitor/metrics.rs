@@ -86,7 +86,6 @@ impl MetricsServer {
         Ok(MetricsServer { address, _until_dropped: until_dropped })
     }
 
-    /// Where it serves.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -150,7 +149,6 @@ fn plain(openmetrics: &str) -> String {
 type Labels = Vec<(&'static str, String)>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-/// The series of a run.
 #[derive(Debug)]
 pub(super) struct Series {
     registry: Registry,
@@ -159,7 +157,7 @@ pub(super) struct Series {
     output_tokens: Family<Labels, Counter>,
     latency: Histograms,
     ttft: Histograms,
-    /// Of the measurement in hand; 0 between measurements.
+    /// Of the current measurement; 0 between measurements.
     pub(super) level: Gauge,
     pub(super) left: Gauge,
 }
@@ -169,8 +167,8 @@ impl Default for Series {
         let mut registry = Registry::with_prefix(PREFIX);
         let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
         let tokens = "Output tokens of the successes, as the server reported them";
-        let level = "Requests that the measurement in hand keeps in flight; 0 between measurements";
-        let left = "Requests that the measurement in hand may still end";
+        let level = "Requests that the current measurement keeps in flight; 0 between measurements";
+        let left = "Requests that the current measurement may still end";
         let latency = "From sending a request to its last byte, of the successes";
         let ttft = "From sending a request to its first token, of the successes; only when streaming";
         let mut histograms = |name: &str, help: &str| {
@@ -198,7 +196,6 @@ fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &
 }
 
 impl Series {
-    /// Of a level's warm-up and of its measured phase.
     pub(super) fn of(&self, level: usize) -> [PhaseSeries; 2] {
         ["warmup", "measured"].map(|phase| {
             let labels = vec![("level", level.to_string()), ("phase", phase.to_owned())];
@@ -226,7 +223,6 @@ pub(super) struct PhaseSeries {
     pub(super) succeeded: Counter,
     /// In flight when the run was interrupted.
     pub(super) given_up: Counter,
-    /// By kind, as in [`Failure::ALL`].
     pub(super) failed: [Counter; Failure::ALL.len()],
     pub(super) in_flight: Gauge,
     pub(super) output_tokens: Counter,

@@ -1,4 +1,4 @@
-//! What can be seen of a run while it runs: the view of the level in hand on stderr, and `/metrics`.
+//! What can be seen of a run while it runs: the view of the current level on stderr, and `/metrics`.
 //!
 //! The load thread counts each request as it is sent and as it ends. The locks that it takes are free but for the few
 //! microseconds in which the view copies the counts (four times a second) or a scraper reads a histogram.
@@ -17,7 +17,6 @@ pub use metrics::{MetricsError, MetricsServer, textfile};
 use metrics::{PhaseSeries, Series};
 pub use view::LevelMonitor;
 
-/// All measurements of a run.
 #[derive(Debug, Default)]
 pub struct Live(Series);
 
@@ -25,10 +24,10 @@ impl Live {
     /// A measurement of `level` begins, in a confirm round from 1 or else in 0, that will send at most `planned` requests.
     pub fn begin(&self, level: usize, round: u32, planned: u64) -> Arc<Counts> {
         let [warmup, measured] = self.0.of(level);
-        let in_hand = [self.0.level.clone(), self.0.left.clone()];
-        in_hand[0].set(level as i64);
-        in_hand[1].set(planned.try_into().unwrap_or(i64::MAX));
-        Arc::new(Counts { level, round, planned, warmup, measured, in_hand, tally: Mutex::new(Tally::new()) })
+        let current = [self.0.level.clone(), self.0.left.clone()];
+        current[0].set(level as i64);
+        current[1].set(planned.try_into().unwrap_or(i64::MAX));
+        Arc::new(Counts { level, round, planned, warmup, measured, current, tally: Mutex::new(Tally::new()) })
     }
 }
 
@@ -40,12 +39,11 @@ pub struct Counts {
     planned: u64,
     warmup: PhaseSeries,
     measured: PhaseSeries,
-    /// The level of the measurement in hand, and the requests that it may still end.
-    in_hand: [Gauge; 2],
+    /// The current level, and the requests it may still end.
+    current: [Gauge; 2],
     tally: Mutex<Tally>,
 }
 
-/// A measurement at one moment.
 #[derive(Clone, Debug)]
 struct Tally {
     is_warmup: bool,
@@ -81,7 +79,6 @@ impl Counts {
         }
     }
 
-    /// A request was sent.
     pub fn issued(&self, phase: Phase) {
         self.series(phase).in_flight.inc();
         let mut tally = self.tally();
@@ -97,7 +94,7 @@ impl Counts {
     pub fn ended(&self, outcome: &RequestOutcome) {
         let series = self.series(outcome.phase);
         series.in_flight.dec();
-        self.in_hand[1].dec();
+        self.current[1].dec();
         let tally = &mut *self.tally();
         tally.ended += 1;
         match (outcome.failure, outcome.latency_s) {
@@ -128,14 +125,12 @@ impl Counts {
         }
     }
 
-    /// The measurement is over.
     fn over(&self) {
-        let [level, left] = &self.in_hand;
+        let [level, left] = &self.current;
         level.set(0);
         left.set(0);
     }
 
-    /// As many permits are held back after failures now.
     pub fn held(&self, permits: usize) {
         self.tally().held = permits as u64;
     }

@@ -1,4 +1,4 @@
-//! The view of the level in hand on stderr: two lines on a terminal, else a line every five seconds.
+//! The view of the current level on stderr: two lines on a terminal, else a line every five seconds.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Counts, Tally};
 use crate::client::outcome::Failure;
-use crate::report::words::seconds;
+use crate::report::words::{count, seconds};
 
 const REFRESH: Duration = Duration::from_millis(250);
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -23,8 +23,8 @@ const BAR: usize = 20;
 
 /// Shows one measurement.
 ///
-/// Criterion writes to the same terminal, and neither knows of the other's lines: the view is hidden wherever
-/// Criterion has something to say.
+/// Criterion writes to the same terminal, and neither knows of the other's lines: the view is hidden
+/// whenever Criterion prints.
 #[derive(Debug)]
 pub struct LevelMonitor {
     counts: Arc<Counts>,
@@ -34,13 +34,11 @@ pub struct LevelMonitor {
 }
 
 impl LevelMonitor {
-    /// Of a measurement that begins.
     pub fn new(counts: Arc<Counts>, quiet: bool) -> Self {
         let view = (!quiet).then(|| View::new(&counts, Instant::now()));
         LevelMonitor { counts, view, shown: None }
     }
 
-    /// Shows it from now on, on a thread of its own.
     pub fn show(&mut self) {
         let Some(mut view) = self.view.take() else { return };
         let (hidden, counts) = (Arc::new(AtomicBool::new(false)), self.counts.clone());
@@ -58,7 +56,6 @@ impl LevelMonitor {
         self.shown = thread.ok().map(|thread| (hidden, thread));
     }
 
-    /// Takes it off the screen.
     pub fn hide(&mut self) {
         if let Some((hidden, thread)) = self.shown.take() {
             hidden.store(true, Relaxed);
@@ -116,7 +113,6 @@ fn show_lines(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
     }
 }
 
-/// A measurement in words.
 #[derive(Debug)]
 struct View {
     name: String,
@@ -157,7 +153,6 @@ impl View {
         [format!("{left} left"), format!("ETA {eta}")]
     }
 
-    /// What it is like now.
     fn now(&self, tally: &Tally) -> Vec<String> {
         let rate = self.rates().map_or_else(|| "-".to_owned(), |(_, rate)| format!("{rate:.1}"));
         let held = if tally.held > 0 { format!(", {} held back after failures", tally.held) } else { String::new() };
@@ -182,9 +177,8 @@ impl View {
         format!("{}{phase}: {} done, {}", self.name, tally.ended, parts.join(", "))
     }
 
-    /// The whole of it.
     fn at_end(&self, tally: &Tally, load_s: f64) -> Vec<String> {
-        let ended = format!("{} ended: {} requests in {}", self.name, tally.ended, seconds(load_s));
+        let ended = format!("{} ended: {} in {}", self.name, count(tally.ended, "request"), seconds(load_s));
         std::iter::once(ended).chain(figures(tally)).collect()
     }
 }

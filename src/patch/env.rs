@@ -78,7 +78,7 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     Ok(Edit { range, shown: variable.line, lead: String::new(), tail: "", previous, quoted })
 }
 
-/// Where the value of another variable is made with this one. Rather too often than too rarely: in a comment, too.
+/// Where another value refers to this variable. Errs on the safe side: comments count too.
 fn uses(text: &str, name: &str) -> Option<usize> {
     let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     let used = |(at, _): (usize, &str)| {

@@ -36,11 +36,11 @@ pub enum Reason {
     Missing,
     #[error("this is a directory, not a file")]
     Directory,
-    #[error("this is not a regular file (a pipe or a device?), and only one of those can be replaced in one step")]
+    #[error("this is not a regular file (a pipe or a device?), and only a regular file can be replaced in one step")]
     NotAFile,
     #[error("the file has {0} bytes, more than the 10 MiB that are read as a configuration")]
     TooLarge(u64),
-    #[error("the file holds more than {0} values once its aliases are unfolded")]
+    #[error("the file holds more than {0} values once its aliases are expanded")]
     TooManyValues(u64),
     #[error("the file is not UTF-8 text (UTF-16, or another encoding?)")]
     NotUtf8,
@@ -50,22 +50,22 @@ pub enum Reason {
     /// Nothing but comments.
     #[error("the file is empty")]
     Empty,
-    #[error("there is no `{0}` to hold it")]
+    #[error("its parent `{0}` is missing")]
     NoParent(String),
-    #[error("{0} is an alias, so what it stands for is written elsewhere and may serve other keys too")]
+    #[error("{0} is an alias of a value elsewhere, which other keys may share")]
     Alias(String),
     #[error("{0} has an anchor, so other places may use it too")]
     Anchor(String),
     /// The key is missing.
     #[error("{0} has a merge key `<<`, which may supply it")]
     Merge(String),
-    #[error("`${0}` stands here, so another value would change with it")]
+    #[error("`${0}` is used here, so another value would change too")]
     Used(String),
-    #[error("`{name}` stands here a second time, first on line {first_line}")]
+    #[error("`{name}` is here a second time; the first is on line {first_line}")]
     Duplicate { name: String, first_line: usize },
-    #[error("a second YAML document begins here, and either may be meant")]
+    #[error("a second YAML document begins here, and either could be meant")]
     Documents,
-    #[error("this line is indented with a tab, which YAML does not allow and programs read differently")]
+    #[error("this line is indented with a tab, which YAML forbids and programs read differently")]
     Tab,
     #[error("{0} is a placeholder that another program fills in")]
     Placeholder(String),
@@ -73,7 +73,7 @@ pub enum Reason {
     Tagged(String),
     #[error("its value is a block of text (`|` or `>`)")]
     BlockScalar,
-    #[error("this key is not a plain `name:` (but `? …`, a list, a mapping or an alias)")]
+    #[error("this key is not a plain `name:` (it is `? …`, a list, a mapping or an alias)")]
     ComplexKey,
     #[error("its value is {0}, not a whole number in plain digits such as 10")]
     NotANumber(String),
@@ -81,9 +81,9 @@ pub enum Reason {
     Collection(&'static str),
     #[error("{what} is {found}, not a mapping with keys")]
     NotAMapping { what: String, found: &'static str },
-    #[error("this line has a Unicode line separator, which some programs take for a line break and others do not")]
+    #[error("this line has a Unicode line separator, which only some programs treat as a line break")]
     OddLineBreak,
-    #[error("its exact place cannot be told for certain")]
+    #[error("its exact place in the file is not certain")]
     Unclear,
     /// Somebody else wrote the file between `plan` and `apply`.
     #[error("the file has changed since it was read")]
@@ -94,9 +94,9 @@ pub enum Reason {
     FolderReadOnly(PathBuf),
     #[error("the file has {0} names (hard links), and only this one would get the new value")]
     HardLinked(u64),
-    #[error("the file belongs to user {uid}, group {gid}, and you may not make a new file that does")]
+    #[error("the file belongs to user {uid}, group {gid}, and you may not create a file with that owner")]
     Owner { uid: u32, gid: u32 },
-    #[error("the file is mounted by itself (a container's volume?), so it cannot be replaced")]
+    #[error("the file is a mount of its own (a container's volume?), so it cannot be replaced")]
     Mounted,
     /// A check of our own work failed.
     #[error("a check of the result failed: {0}")]

@@ -17,7 +17,7 @@ pub(super) enum Format {
     Env,
 }
 
-/// What a parser has against a text.
+/// A parser's objection to a text.
 pub(super) struct Invalid {
     pub at: Option<Position>,
     pub why: String,
@@ -116,7 +116,7 @@ impl Format {
 
 impl Request {
     pub(super) fn invalid(&self, Invalid { at, why }: Invalid) -> PatchError {
-        let hint = self.hint("mend the file and run the command again, or");
+        let hint = self.hint("fix the file and run the command again, or");
         self.refuse(at, Reason::Invalid { format: self.format.name(), why }, hint)
     }
 }

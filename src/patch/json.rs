@@ -1,4 +1,4 @@
-//! JSON: each object is read as its members' raw texts, whose place in the file is their place in memory.
+//! JSON: the members of an object are read as raw texts, slices of the file, so that their addresses give their offsets.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -31,7 +31,6 @@ pub(super) fn members(key: &Key, depth: usize, value: u64) -> String {
 }
 
 struct Member {
-    /// With its quotes.
     key: Range<usize>,
     value: Range<usize>,
     /// Where the member before it ends, or the brace.

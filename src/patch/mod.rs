@@ -81,7 +81,6 @@ impl Patch {
         &self.request.path
     }
 
-    /// The whole file as it will be.
     pub fn after(&self) -> &str {
         &self.after
     }

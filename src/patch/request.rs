@@ -90,7 +90,6 @@ impl Request {
     }
 }
 
-/// A dotted key, taken apart.
 pub(super) struct Key {
     pub dotted: String,
     pub parents: Vec<String>,

@@ -45,7 +45,7 @@ pub(super) fn skip_blanks(text: &str, offset: usize) -> usize {
     text.len() - text[offset..].trim_start_matches([' ', '\t']).len()
 }
 
-/// The number that a value's text is; `None` where it says that there is none yet.
+/// The number in a value's text; `None` for null and nothing.
 pub(super) fn number(text: &str, quoted: bool) -> Result<Option<u64>, Reason> {
     if is_placeholder(text) {
         return Err(Reason::Placeholder("its value".to_owned()));

@@ -1,4 +1,4 @@
-//! YAML, and the braces of JSON in it: the place is told by the spans of a parser, node by node.
+//! YAML, with the braces of JSON in it, by the source spans of a parser.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -44,7 +44,6 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
 struct Document<'a> {
     request: &'a Request,
     text: &'a str,
-    /// The root is the first.
     nodes: Vec<Node>,
     /// While it is read: those that are not complete, and the node of each anchor.
     open: Vec<usize>,
@@ -406,7 +405,7 @@ impl<'a> Document<'a> {
     /// After the last entry that ends on a line of its own, which a nested block or a block of text does not.
     /// Where there is none, as the first entry.
     fn add_in_block(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
-        // As it begins with the line break, a file whose last line has none stays one.
+        // The line break goes first: a file without one at its end stays so.
         let line_after = |at, indentation, style| {
             let name = quoted_like(&self.key().last, style);
             Edit::insert(at, format!("{}{indentation}{name}: ", line_break(self.text, at)))

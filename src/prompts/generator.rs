@@ -25,7 +25,6 @@ pub(super) struct Language {
     pub name: &'static str,
     /// As in a sentence.
     pub noun: &'static str,
-    /// The tag of a Markdown fence.
     pub fence: &'static str,
     percent: usize,
     templates: &'static str,
@@ -45,7 +44,6 @@ impl Language {
         Self { name, noun, fence, percent, templates }
     }
 
-    /// Names and sources.
     fn templates(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         self.templates.split("==== ").filter_map(|template| template.split_once('\n'))
     }
@@ -119,7 +117,6 @@ pub fn generate(seed: u64, count: usize) -> SnippetFile {
     SnippetFile { schema: SCHEMA, seed, snippets: plan.into_iter().zip(1..).map(snippet).collect() }
 }
 
-/// The language and size of every snippet, not yet mixed.
 fn plan(count: usize) -> Vec<(&'static Language, &'static Size)> {
     let mut plan = Vec::with_capacity(count);
     for (language, share) in LANGUAGES.iter().zip(largest_remainder(count, LANGUAGES.each_ref().map(|l| l.percent))) {

@@ -9,7 +9,7 @@
 //! ]}
 //! ```
 //!
-//! A file of the caller's own may be simpler; [`load`] tells what it takes.
+//! A file of the caller's own may be simpler; [`load`] lists what it takes.
 
 mod generator;
 
@@ -46,7 +46,6 @@ pub struct Prompt {
     /// The label of the file, else by length in characters: below 800 small, below 3000 medium, else large. (The
     /// generated snippets fall on the same sides of these marks, more or less.)
     pub size: String,
-    /// The text of the user message.
     pub text: String,
 }
 
@@ -61,11 +60,11 @@ pub enum PromptError {
     NotFound(PathBuf),
     #[error("cannot read the test data file {}: check its permissions, and that it is UTF-8 text", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    #[error("the test data file {} {}. {MEND}", .0.display(), .1)]
-    Content(PathBuf, Fault),
+    #[error("the test data file {} {}. {REMEDY}", .0.display(), .1)]
+    Content(PathBuf, String),
     #[error(
-        "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a string that \
-         is not blank, or an object with one as `prompt`, `text`, `code` or `content`.",
+        "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a non-blank \
+         string, or an object with one as `prompt`, `text`, `code` or `content`.",
         .0.display(), .1, .2
     )]
     NoText(PathBuf, usize, String),
@@ -74,22 +73,7 @@ pub enum PromptError {
     Write(PathBuf, #[source] io::Error),
 }
 
-/// What is wrong with the content of a file as a whole.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    #[error("is empty")]
-    EmptyFile,
-    #[error("is not valid JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error(
-        "holds {0}, not a list of prompts: it must be an array, or an object with `snippets` or `prompts` that is one"
-    )]
-    Shape(String),
-    #[error("has an empty list: at least one prompt is needed")]
-    EmptyList,
-}
-
-const MEND: &str = "Make it anew with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
+const REMEDY: &str = "Regenerate it with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
                     config.yaml to your own file.";
 
 /// Reads the prompts of a file, in its order.
@@ -131,22 +115,26 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
     entries.iter().enumerate().map(|(index, e)| prompt_of(index, e).map_err(|what| no_text(index, what))).collect()
 }
 
-fn entries(text: &str) -> Result<Vec<Value>, Fault> {
+fn entries(text: &str) -> Result<Vec<Value>, String> {
     // Editors on Windows like to put a byte order mark first, which JSON forbids.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
-        return Err(Fault::EmptyFile);
+        return Err("is empty".to_owned());
     }
-    let list = match serde_json::from_str(text)? {
+    let shape = |found: &str| {
+        let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
+        format!("holds {found}, not a list of prompts: {expected}")
+    };
+    let list = match serde_json::from_str(text).map_err(|error| format!("is not valid JSON: {error}"))? {
         Value::Array(list) => list,
         Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
             Some((_, Value::Array(list))) => list,
-            Some((key, other)) => return Err(Fault::Shape(format!("{} as `{key}`", kind(&other)))),
-            None => return Err(Fault::Shape("an object without `snippets` and `prompts`".to_owned())),
+            Some((key, other)) => return Err(shape(&format!("{} as `{key}`", kind(&other)))),
+            None => return Err(shape("an object without `snippets` and `prompts`")),
         },
-        other => return Err(Fault::Shape(kind(&other).to_owned())),
+        other => return Err(shape(kind(&other))),
     };
-    if list.is_empty() { Err(Fault::EmptyList) } else { Ok(list) }
+    if list.is_empty() { Err("has an empty list: at least one prompt is needed".to_owned()) } else { Ok(list) }
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -236,7 +224,7 @@ mod tests {
     fn files_that_cannot_be_read() {
         assert_eq!(
             load("test-data/none.json").unwrap_err().to_string(),
-            "Test data file not found: test-data/none.json. Make it with `llm-concurrency generate-test-data` (or \
+            "Test data file not found: test-data/none.json. Generate it with `llm-concurrency generate-test-data` (or \
              `cargo run -- generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file."
         );
         let folder = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use minijinja::HtmlEscape;
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
@@ -125,7 +126,6 @@ pub enum Style {
 /// What is drawn in one colour under one name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// In the key.
     pub name: String,
     /// At the end of its line, if not empty.
     pub label: String,
@@ -144,7 +144,6 @@ pub struct Series {
 }
 
 impl Series {
-    /// With a value, or none, at each of the stops.
     pub fn over(stops: &[f64], name: &str, tone: &'static str, style: Style, values: Vec<Option<f64>>) -> Self {
         let points = stops.iter().zip(&values).filter_map(|(&x, y)| Some([x, (*y)?])).collect();
         Series { name: name.to_owned(), tone, style, points, values, ..Series::default() }
@@ -172,7 +171,6 @@ pub struct Zone {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {
-    /// Unique on the page.
     pub id: String,
     /// What it is, for those who do not see it.
     pub label: String,
@@ -196,10 +194,8 @@ const WIDTH: f64 = 4000.0;
 const HEIGHT: f64 = 1000.0;
 /// Pixels between the axes on a phone, where labels of the class `spare` are hidden.
 const NARROW: f64 = 200.0;
-/// Pixels from one line of text to the next.
 const TEXT: f64 = 13.0;
 
-/// About how wide a label is, pixels.
 fn width_of(label: &str) -> f64 {
     7.0 * label.chars().count() as f64 + 8.0
 }
@@ -236,7 +232,6 @@ impl Chart {
         [(x * WIDTH).round() as i64, (y * HEIGHT).round() as i64]
     }
 
-    /// A command for each point.
     fn path(&self, points: impl IntoIterator<Item = [f64; 2]>) -> String {
         let (mut path, mut last) = (String::new(), None);
         for [x, y] in points.into_iter().map(|at| self.point(at)) {
@@ -450,23 +445,10 @@ fn line(upright: bool, share: f64, class: &str, tone: &str) -> String {
 fn text(class: &str, [x, y]: [f64; 2], [dx, dy]: [f64; 2], tone: &str, text: &str) -> String {
     let style = if tone.is_empty() { String::new() } else { format!(" style=\"fill:var(--tone-{tone})\"") };
     let (x, y, class) = (percent(x), percent(y), class.trim_end());
-    format!("<text class=\"{class}\"{style} x=\"{x}\" y=\"{y}\" dx=\"{dx:.0}\" dy=\"{dy:.0}\">{}</text>", escape(text))
-}
-
-/// Text for HTML and SVG, in elements and in quoted attributes.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '&' => escaped.push_str("&amp;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+    format!(
+        "<text class=\"{class}\"{style} x=\"{x}\" y=\"{y}\" dx=\"{dx:.0}\" dy=\"{dy:.0}\">{}</text>",
+        HtmlEscape(text)
+    )
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub fn csv(runs: &[Run]) -> String {
     let mut text = header.join(",") + "\r\n";
     for (run, level) in levels(runs) {
         let mut cells = vec![
-            field(run.about.run_id.as_deref().unwrap_or_default()),
+            field(run.run_id.as_ref().map_or("", |id| id.as_str())),
             field(run.about.model.as_deref().unwrap_or_default()),
             level.summary.concurrency.to_string(),
             json!(level.verdict).as_str().unwrap_or_default().to_owned(),
@@ -76,7 +76,7 @@ fn field(text: &str) -> String {
 pub fn json_lines(runs: &[Run]) -> String {
     let line = |(run, level): (&Run, &JudgedLevel)| {
         let mut value = json!(level);
-        value["run_id"] = json!(run.about.run_id);
+        value["run_id"] = json!(run.run_id);
         value["model"] = json!(run.about.model);
         value["recommended"] = Value::Bool(is_recommended(run, level));
         format!("{value}\n")
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::decide::{Policy, recommend};
     use crate::figures::Estimate;
-    use crate::report::html::About;
+    use crate::record::About;
 
     fn run() -> Run {
         let level = |concurrency, rps| LevelSummary {
@@ -102,6 +102,7 @@ mod tests {
             label: String::new(),
             recommendation: recommend(&[level(1, 5.5), level(8, 40.0)], &policy),
             policy,
+            run_id: None,
             about: About { model: Some("a \"b\",\nc".to_owned()), ..About::default() },
             curves: None,
             missing: Vec::new(),

@@ -1,4 +1,4 @@
-//! Which figures a report shows, and what is said below each. Pure.
+//! Which figures a report shows, and their captions. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::requests::{Segment, Timeline, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{JudgedLevel, Objective, Status, Verdict, p95_limit_s, passing};
 use crate::figures::LevelSummary;
-use crate::report::words::{percent, seconds};
+use crate::report::words::{percent, rate, seconds};
 
 /// One subject: charts below each other that belong together, or why there are none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,9 +33,8 @@ impl Figure {
 
 /// Levels of a distribution that are drawn at first; the others can be chosen.
 const DISTRIBUTIONS: usize = 6;
-/// Points of a fitted curve.
 const CURVE_POINTS: u32 = 80;
-/// A limit further above the data than this is only told.
+/// A limit further above the data than this is mentioned, not drawn.
 const LIMIT_IN_SIGHT: f64 = 1.6;
 const TIMES: (&str, Unit) = ("time", Unit::Seconds);
 
@@ -101,7 +100,6 @@ fn named(run: &Run, runs: &[Run], what: &str) -> String {
 
 // ---- over the levels ----
 
-/// A figure that each level has.
 struct Measure {
     name: &'static str,
     /// Alone on the page; two runs have a tone each.
@@ -319,7 +317,7 @@ fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<S
     all
 }
 
-/// The limits on latency: what is said of them, where they are, and why. The same limit of two runs is told once.
+/// The limits on latency: name, seconds and source. A limit that two runs share is listed once.
 fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
     let mut all = Vec::new();
     for run in runs {
@@ -352,7 +350,7 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
     Some(Figure::new("Output tokens per second, all requests together", "", vec![chart]))
 }
 
-/// What the server said of its load.
+/// The load by the server's own metrics.
 fn queueing(runs: &[Run]) -> Option<Figure> {
     let label = "Requests that run and wait at the server, over the concurrency level";
     let chart = by_level(runs, "queueing", label, true, ("requests", Unit::Number), &QUEUE)?;
@@ -378,7 +376,7 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
     let judged = &run.recommendation.levels;
     let rates: Vec<f64> = judged.iter().filter_map(|level| error_rate(&level.summary)).collect();
     let limit = run.policy.max_error_rate;
-    let gate = format!("A level passes while below {}.", percent(limit));
+    let gate = format!("A level passes while below {}.", rate(limit));
     if rates.is_empty() {
         return figure.without("No error rates: the file holds none, so that gate was not checked.");
     }
@@ -412,7 +410,7 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
         y: Axis::from_zero("failed requests", Unit::Percent, rates.into_iter().chain([limit])),
         stops: (0..judged.len()).map(|at| at as f64).collect(),
         series,
-        marks: vec![Mark { upright: false, at: limit, label: format!("limit {}", percent(limit)), tone: "bad" }],
+        marks: vec![Mark { upright: false, at: limit, label: format!("limit {}", rate(limit)), tone: "bad" }],
         ..chart
     };
     Figure { caption: gate, charts: vec![chart], ..figure }

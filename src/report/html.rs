@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::figures::{self, Figure};
 use super::requests::{Curves, ReasonAt};
@@ -13,7 +12,8 @@ use super::text;
 use crate::decide::compare::compare;
 use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
-use crate::report::words::{self, UNKNOWN, list, percent, range, seconds, signed};
+use crate::record::{About, RunId};
+use crate::report::words::{self, UNKNOWN, or_unknown, range, rate, seconds, signed};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -24,19 +24,12 @@ const SCRIPT: &str = include_str!("page.js");
 #[error("the report's template does not render: {0}. This is a mistake in llm-concurrency: please report it")]
 pub struct ReportError(#[from] minijinja::Error);
 
-/// What was measured. Anything may be unknown.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct About {
-    pub run_id: Option<String>,
-    /// RFC 3339.
-    pub started_at: Option<String>,
-    /// Redacted.
-    pub endpoint: Option<String>,
-    pub model: Option<String>,
-    /// As a results file holds them.
-    pub settings: Value,
-    /// Machine and versions, as a results file holds them.
-    pub environment: Value,
+/// What is not known of a run, beside what can be seen from the rest.
+#[derive(Clone, Debug)]
+pub enum Missing {
+    Policy,
+    Decision,
+    Requests { level: usize, error: String },
 }
 
 /// A run as the report takes it.
@@ -45,15 +38,14 @@ pub struct Run {
     /// What it is called beside another, such as A; empty alone.
     pub label: String,
     pub recommendation: Recommendation,
-    /// What it was decided by.
     pub policy: Policy,
+    pub run_id: Option<RunId>,
     pub about: About,
     /// The number that the config holds today.
     pub present: Option<usize>,
     /// From the records of the single requests, where they were found.
     pub curves: Option<Curves>,
-    /// What is not known, beside what can be seen from the rest.
-    pub missing: Vec<String>,
+    pub missing: Vec<Missing>,
 }
 
 /// The page of one run, or of two: the earlier (or A) first.
@@ -105,7 +97,6 @@ struct Page<'a> {
 struct Answer<'a> {
     label: &'a str,
     headline: String,
-    /// How sure that is.
     sure: String,
     /// Whether it may be written: good, careful or none.
     mood: &'static str,
@@ -117,6 +108,7 @@ struct Answer<'a> {
     sizes: Vec<(&'a str, Vec<String>)>,
     reasons: &'a [ReasonAt],
     reasons_left_out: usize,
+    run_id: &'a Option<RunId>,
     about: &'a About,
     gates: String,
     status: &'static str,
@@ -148,10 +140,11 @@ impl<'a> Answer<'a> {
             sizes: sizes.map(|part| (part.size.as_str(), text::size_row(part))).collect(),
             reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
             reasons_left_out: run.curves.as_ref().map_or(0, |curves| curves.reasons_left_out),
+            run_id: &run.run_id,
             about: &run.about,
             gates: words::gates(&run.policy),
             status: recommendation.status.name(),
-            missing: missing(run),
+            missing: words::missing(run),
         }
     }
 }
@@ -176,7 +169,6 @@ fn quoted(word: &str) -> String {
 
 // ---- the answer ----
 
-/// Name, value and detail.
 type Tile = (&'static str, String, String);
 
 fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
@@ -188,7 +180,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
     let gain = words::gain(recommendation, level);
     let gain = gain.as_ref();
     let beside = |name: &str, time: Option<f64>| time.map(|time| format!("{name} {}", seconds(time)));
-    let timeouts = summary.timeout_rate.map(|rate| format!("timeouts {}", percent(rate)));
+    let timeouts = summary.timeout_rate.map(|rate| format!("timeouts {}", words::rate(rate)));
     let thousand = |rps: f64| seconds(1000.0 / rps);
     let all = [
         ("Throughput", rps.map(|rps| format!("{:.2}/s", rps.estimate)), rps.and_then(half_width)),
@@ -202,7 +194,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
         ),
         ("Mean latency", latency.mean.map(seconds), beside("median", latency.p50)),
         ("P95 latency", latency.p95.map(seconds), beside("P99", latency.p99)),
-        ("Failed requests", summary.error_rate.map(percent), timeouts),
+        ("Failed requests", summary.error_rate.map(rate), timeouts),
         (
             "1000 requests",
             gain.map(|gain| thousand(gain.fast)),
@@ -219,7 +211,6 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
 
 #[derive(Serialize)]
 struct Row {
-    /// From the level to the number of requests.
     cells: Vec<String>,
     verdict: &'static str,
     why: String,
@@ -243,7 +234,6 @@ struct ChangeRow {
     level: usize,
     /// Throughput before, after, change and its interval; P95 before, after, change; error rate before, after.
     cells: Vec<String>,
-    /// What that shows of the throughput.
     shows: &'static str,
 }
 
@@ -262,10 +252,10 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
         let interval = change.map(|change| range(change.interval, signed));
         let [a, b] = both.each_ref().map(|summary| summary.throughput_rps.map(|t| t.estimate));
         let mut cells = compared(a, b, |rps| format!("{rps:.2}"));
-        cells.push(interval.unwrap_or_else(unknown));
+        cells.push(interval.unwrap_or_else(|| UNKNOWN.to_owned()));
         let [a, b] = both.each_ref().map(|summary| summary.latency_s.and_then(|d| d.p95));
         cells.extend(compared(a, b, seconds));
-        cells.extend(both.map(|summary| summary.error_rate.map_or_else(unknown, percent)));
+        cells.extend(both.map(|summary| or_unknown(summary.error_rate, rate)));
         let shows = change.map_or(UNKNOWN, |change| words::moved(change.moved));
         ChangeRow { level, cells, shows }
     };
@@ -274,66 +264,18 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
 
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
     let change = before.zip(after).filter(|(before, _)| *before > 0.0).map(|(a, b)| b / a - 1.0);
-    let cells = [before, after].map(|value| value.map_or_else(unknown, &write));
-    cells.into_iter().chain([change.map_or_else(unknown, signed)]).collect()
-}
-
-fn unknown() -> String {
-    UNKNOWN.to_owned()
-}
-
-/// What the report cannot show, and why.
-fn missing(run: &Run) -> Vec<String> {
-    let levels = &run.recommendation.levels;
-    type Has = fn(&LevelSummary) -> bool;
-    let figures: [(&str, Has); 8] = [
-        ("Throughput", |s| s.throughput_rps.is_some()),
-        ("The throughput's interval", |s| s.throughput_rps.is_none_or(|t| t.lower.is_some() && t.upper.is_some())),
-        ("The throughput of the single windows", |s| s.samples.is_some()),
-        ("The number of requests", |s| s.requests.is_some()),
-        ("The error rate", |s| s.error_rate.is_some() || s.succeeded.is_some()),
-        ("Latency", |s| s.latency_s.is_some()),
-        ("Time to first token", |s| s.ttft_s.is_some()),
-        ("Time per output token", |s| s.tpot_s.is_some()),
-    ];
-    let without = |(name, has): (&str, Has)| {
-        let lacking = levels.iter().map(|level| &level.summary).filter(|summary| !has(summary));
-        let lacking: Vec<usize> = lacking.map(|summary| summary.concurrency).collect();
-        match lacking.len() {
-            0 => None,
-            n if n == levels.len() => Some(format!("{name} of every level")),
-            _ => Some(format!("{name} of level {}", list(&lacking))),
-        }
-    };
-    let mut lines: Vec<String> = figures.into_iter().filter_map(without).collect();
-    if run.curves.is_none() {
-        lines.push("The records of the single requests: without them there is no distribution, no course of the run and no reasons of failures".to_owned());
-    }
-    let About { run_id, started_at, endpoint, model, settings, environment } = &run.about;
-    let is_filled = |value: &Value| value.as_object().is_some_and(|value| !value.is_empty());
-    let facts = [
-        ("the endpoint", endpoint.is_some()),
-        ("the model", model.is_some()),
-        ("when it was", started_at.is_some()),
-        ("the run's id", run_id.is_some()),
-        ("the settings", is_filled(settings)),
-        ("the machine", is_filled(environment)),
-    ];
-    let unknown: Vec<&str> = facts.into_iter().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect();
-    if !unknown.is_empty() {
-        lines.push(format!("What was measured: {}", unknown.join(", ")));
-    }
-    lines.extend(run.missing.iter().cloned());
-    lines
+    let cells = [before, after].map(|value| or_unknown(value, &write));
+    cells.into_iter().chain([or_unknown(change, signed)]).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::decide::recommend;
     use crate::figures::SizeSummary;
+    use crate::record::RunSettings;
 
     fn level(concurrency: usize, rps: f64) -> LevelSummary {
         LevelSummary {
@@ -349,11 +291,16 @@ mod tests {
             label: String::new(),
             recommendation: recommend(levels, &policy),
             policy,
+            run_id: None,
             about: About::default(),
             present: None,
             curves: None,
             missing: Vec::new(),
         }
+    }
+
+    fn settings(recorded: Value) -> RunSettings {
+        serde_json::from_value(recorded).expect("they read")
     }
 
     #[test]
@@ -391,8 +338,8 @@ mod tests {
         assert!(!page.contains("NaN") && !page.contains("undefined<"), "a figure that is none");
         assert_eq!(page.matches("<figure").count(), 1);
         let counted = LevelSummary { requests: Some(100), error_rate: Some(0.0), ..level(2, 9.0) };
-        let lines = missing(&run(&[level(1, 5.0), counted, level(3, 12.0)]));
-        assert!(lines.contains(&"The number of requests of level 1, 3".to_owned()), "{lines:?}");
+        let lines = words::missing(&run(&[level(1, 5.0), counted, level(3, 12.0)]));
+        assert!(lines.contains(&"The number of requests of levels 1, 3".to_owned()), "{lines:?}");
         for levels in [vec![], vec![level(1, 0.0)], vec![LevelSummary { concurrency: 4, ..LevelSummary::default() }]] {
             let page = super::page(&[run(&levels)]).expect("it renders");
             assert!(page.contains("There is no number to recommend"), "{levels:?}");
@@ -405,9 +352,9 @@ mod tests {
         let mut hostile = run(&[level(1, 5.0), level(2, 9.0)]);
         hostile.recommendation.notes.push(crate::decide::Note::Other { text: evil.to_owned() });
         hostile.about.model = Some(evil.to_owned());
-        hostile.about.settings = json!({"levels": [1, 2], "request": {evil: evil}});
+        hostile.about.settings = settings(json!({"levels": [1, 2], "request": {"extra_body": {evil: evil}}}));
         hostile.about.endpoint = Some(evil.to_owned());
-        hostile.missing = vec![evil.to_owned()];
+        hostile.missing = vec![Missing::Requests { level: 1, error: evil.to_owned() }];
         let mut other = hostile.clone();
         (hostile.label, other.label) = (evil.to_owned(), "B".to_owned());
         let page = page(&[hostile, other]).expect("it renders");
@@ -425,28 +372,28 @@ mod tests {
 
     #[test]
     fn the_setup_is_shown_and_the_command_repeats_the_run_quoted_for_a_shell() {
-        let shown = |settings: Value| {
+        let shown = |recorded: Value| {
             let mut run = run(&[level(1, 5.0)]);
             run.about = About {
                 endpoint: Some("http://host/v1".to_owned()),
                 model: Some("it's a model".to_owned()),
                 started_at: Some("2026-11-24T08:09:45Z".to_owned()),
-                settings,
-                environment: json!({"os": "linux", "cpus": 4}),
+                settings: settings(recorded),
+                environment: serde_json::from_value(json!({"os": "linux", "cpus": 4})).expect("it reads"),
                 ..About::default()
             };
             page(&[run]).expect("it renders").replace("&#x2f;", "/").replace("&#x27;", "'")
         };
         let full =
             shown(json!({"levels": [1, 2], "total_requests": 100, "seed": 0, "quick": false, "request_timeout_s": 30,
-            "request": {"stream": true, "max_tokens": 64, "none": null, "extra": {}}}));
+            "request": {"stream": true, "max_tokens": 64}}));
         for part in [
             "llm-concurrency run --llm-endpoint http://host/v1 --llm-model 'it'\\''s a model' --levels 1,2 \
              --total-requests 100 --seed 0</code>",
             "<dt>Started</dt><dd>2026-11-24 08:09:45 UTC</dd>",
             "<dt>Levels</dt><dd>1, 2</dd>",
             "<dt>Timeout</dt><dd>30.00 s</dd>",
-            "<dt>Request</dt><dd>max_tokens 64, stream true</dd>",
+            "<dt>Request</dt><dd>kind chat, stream true, max_tokens 64, cache fresh</dd>",
             "<dt>Measured from</dt><dd>linux, 4 processors</dd>",
         ] {
             assert!(full.contains(part), "{part} is not in {}", &full[full.find("id=\"about\"").expect("it is")..]);

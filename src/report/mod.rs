@@ -1,4 +1,4 @@
-//! Summaries and a recommendation to something to look at. Pure: returns text.
+//! Summaries and a recommendation as text, page and exports. Pure: returns text.
 
 pub mod chart;
 pub mod export;

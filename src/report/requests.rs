@@ -39,7 +39,6 @@ struct Life {
 enum End {
     /// A success of the cohort.
     Measured,
-    /// Another success.
     Uncounted,
     Failed,
     /// The level ended first.
@@ -53,7 +52,6 @@ impl Life {
 }
 
 impl Measurement {
-    /// With its measured window, seconds since it began.
     pub fn new(level: usize, window_s: Option<[f64; 2]>) -> Self {
         Measurement { level, window_s, ..Measurement::default() }
     }
@@ -105,7 +103,6 @@ pub struct Timeline {
     pub in_flight: Vec<[f64; 2]>,
     /// Successes per second that ended in each of other, wider bins.
     pub successes_rps: Vec<[f64; 2]>,
-    /// Failures per second, in the same bins.
     pub failures_rps: Vec<[f64; 2]>,
 }
 
@@ -114,9 +111,7 @@ pub struct Curves {
     /// Per level the latency, seconds, at each of [`shares`]; all measurements of a level together.
     pub distributions: BTreeMap<usize, Vec<f64>>,
     pub timeline: Timeline,
-    /// The most frequent reasons of failures.
     pub reasons: Vec<ReasonAt>,
-    /// How many different ones are left out.
     pub reasons_left_out: usize,
 }
 
@@ -217,7 +212,6 @@ impl Bins {
         }
     }
 
-    /// The rate of what happens.
     fn add_event(&mut self, at: f64) {
         let bin = self.of(at);
         self.values[bin] += 1.0 / self.width_s;

@@ -5,9 +5,8 @@ use std::fmt::Write as _;
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
 use crate::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
-use crate::report::words::{self, UNKNOWN, number, percent, range, signed, time};
+use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, signed, time};
 
-/// The table of all levels with their verdicts, and that of the recommended level by prompt size.
 pub fn table(recommendation: &Recommendation) -> String {
     let by_size = recommendation.chosen().map(by_size).unwrap_or_default();
     levels(recommendation) + &by_size
@@ -56,7 +55,6 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-/// The best throughput of the levels that pass.
 pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
     let rates = passing(&recommendation.levels).filter_map(JudgedLevel::throughput);
     rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
@@ -71,7 +69,7 @@ pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
         summary.concurrency.to_string(),
         number(rps, 2),
         number(summary.throughput_rps.and_then(half_width), 2),
-        number(rps.zip(best).map(|(rps, best)| rps / best), 3),
+        or_unknown(rps.zip(best).map(|(rps, best)| rps / best), percent),
         time(latency.mean),
         time(latency.p50),
         time(latency.p95),
@@ -79,13 +77,9 @@ pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
         p50(summary.ttft_s),
         p50(summary.tpot_s),
         number(summary.output_tps, 0),
-        rate(summary.error_rate),
+        or_unknown(summary.error_rate, rate),
         summary.requests.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string()),
     ]
-}
-
-fn rate(rate: Option<f64>) -> String {
-    rate.map_or_else(|| UNKNOWN.to_owned(), percent)
 }
 
 /// Cells of the longest bar.
@@ -94,8 +88,8 @@ const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
 
 /// Throughput by level as bars, for a terminal; with `colour` the chosen level is green and what fails is red.
 pub fn plot(recommendation: &Recommendation, colour: bool) -> String {
-    let rate = |level: &JudgedLevel| level.throughput().filter(|rps| rps.is_finite() && *rps >= 0.0);
-    let best = recommendation.levels.iter().filter_map(rate).fold(0.0, f64::max);
+    let throughput = |level: &JudgedLevel| level.throughput().filter(|rps| rps.is_finite() && *rps >= 0.0);
+    let best = recommendation.levels.iter().filter_map(throughput).fold(0.0, f64::max);
     if best <= 0.0 {
         return String::new();
     }
@@ -103,7 +97,7 @@ pub fn plot(recommendation: &Recommendation, colour: bool) -> String {
     let width = widest.unwrap_or_default().max("level".len());
     let mut text = format!("{:>width$}  requests/s\n", "level");
     for level in &recommendation.levels {
-        let Some(rps) = rate(level) else { continue };
+        let Some(rps) = throughput(level) else { continue };
         let eighths = (rps / best * BAR * 8.0).round() as usize;
         let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
         let is_chosen = recommendation.recommended_concurrency == Some(level.summary.concurrency);
@@ -143,7 +137,6 @@ pub(super) fn why(level: &JudgedLevel) -> String {
 /// Characters of a server's own words in the table.
 const LONGEST_QUOTE: usize = 100;
 
-/// The beginning of a text.
 fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -151,52 +144,8 @@ fn cut(text: &str, most: usize) -> String {
     }
 }
 
-/// The answer as a user would want it.
 pub fn answer(recommendation: &Recommendation) -> String {
-    let mut lines = match recommendation.chosen() {
-        Some(level) => choice(recommendation, level),
-        None => {
-            let simulated = words::simulated(recommendation.simulated);
-            let head = format!("No recommendation ({simulated}{})", recommendation.status.name());
-            vec![head, words::reason(recommendation)]
-        }
-    };
-    let simulated = "SIMULATED: this is the embedded simulator, not a server of yours";
-    lines.extend(recommendation.simulated.then(|| simulated.to_owned()));
-    let notes = recommendation.notes.iter().map(words::note).chain(words::advice(recommendation));
-    lines.extend(notes.map(|note| format!("note: {note}")));
-    lines.join("\n  ") + "\n"
-}
-
-fn choice(recommendation: &Recommendation, level: &JudgedLevel) -> Vec<String> {
-    let summary = &level.summary;
-    let interval = match recommendation.interval {
-        Some([low, high]) if low == high => format!(", interval {low}"),
-        Some([low, high]) => format!(", interval {low} to {high}"),
-        None => String::new(),
-    };
-    let simulated = words::simulated(recommendation.simulated);
-    let (answer, provisional) = match recommendation.provisional {
-        true => (format!("First look: about {}, not confirmed", summary.concurrency), "provisional, "),
-        false => (format!("Optimal concurrency: {}", summary.concurrency), ""),
-    };
-    let latency = summary.latency_s.unwrap_or_default();
-    let mut lines = vec![
-        format!("{answer}  ({simulated}{provisional}status {}{interval})", recommendation.status.name()),
-        words::reason(recommendation),
-        format!(
-            "Throughput {} requests/s, mean {}, P95 {}, P99 {}, error rate {}, timeout rate {}",
-            number(level.throughput(), 2),
-            time(latency.mean),
-            time(latency.p95),
-            time(latency.p99),
-            rate(summary.error_rate),
-            rate(summary.timeout_rate),
-        ),
-    ];
-    lines.extend(words::gain(recommendation, level).map(|gain| gain.to_string()));
-    lines.extend(words::information(recommendation));
-    lines
+    words::answer(recommendation).join("\n  ") + "\n"
 }
 
 /// What moved against a baseline, and what of it is a regression. `once` where nothing was measured again for it.
@@ -217,7 +166,7 @@ pub fn comparison(comparison: &Comparison, threshold: Option<f64>, once: bool) -
         moved => words::moved(moved).to_owned(),
     });
     let table = aligned(&rows, std::iter::once(String::new()).chain(moved));
-    let mut text = format!("Against the baseline {}, in {}\n{table}", comparison.title, comparison.unit);
+    let mut text = format!("{}\n{table}", words::against(comparison));
     let Some(threshold) = threshold else { return text };
     let found = comparison.regressions.iter().map(words::regression);
     let mut found: Vec<String> = found.chain(comparison.doubts.iter().map(words::doubt)).collect();

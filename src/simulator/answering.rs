@@ -114,7 +114,7 @@ impl Answering {
         self.at_once(RequestEnd::Faulted, body)
     }
 
-    /// An answer whose text goes on for `mib` MiB. A client that leaves before is logged as such.
+    /// An answer of `mib` MiB. A client that leaves before its end is logged as such.
     pub(super) fn huge(self, mib: u32) -> Response {
         let start: &[u8] = if self.answer.request.stream {
             br#"data: {"choices":[{"index":0,"delta":{"content":""#

@@ -44,7 +44,7 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot start a thread.
+    /// The operating system's reason for not starting a thread.
     pub(super) fn start(config: &SimulatorConfig) -> io::Result<Self> {
         let state = Mutex::new(State { engine: Engine::new(config), stopping: false });
         let shared = Arc::new(Shared { state, work: Condvar::new(), stop: Condvar::new() });

@@ -85,7 +85,7 @@ impl<T: Clone> Engine<T> {
         Ok(id)
     }
 
-    /// Removes a sequence whose client is gone. Returns whether it was still inside.
+    /// Removes a sequence after its client has left. Returns whether it was still inside.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         // Both are in order of submission, so their ids rise.
         if let Ok(at) = self.running.binary_search_by_key(&id, |s| s.id) {

@@ -14,7 +14,7 @@ use super::{SimulatorConfig, SimulatorError};
 /// The optimum is the smallest level with this share of the best throughput.
 const NEAR_BEST: f64 = 0.95;
 
-/// A level whose error rate is not below this does not qualify.
+/// A level qualifies with an error rate below this.
 const MAX_ERROR_RATE: f64 = 0.05;
 
 /// A permit whose request was refused is held until the median success latency so far, at most this long, and
@@ -119,7 +119,6 @@ enum End {
     Refused,
 }
 
-/// A closed loop around an engine, in virtual time.
 struct IdealLoop<'a> {
     level: usize,
     tasks: &'a [Task],
@@ -168,7 +167,6 @@ impl IdealLoop<'_> {
         }
     }
 
-    /// One step of the engine, with all that is sent during it.
     fn step(&mut self) {
         // An idle engine starts with the first request alone.
         if self.engine.is_idle() {

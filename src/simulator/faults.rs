@@ -160,7 +160,7 @@ impl Faults {
         }
         // Ten rates of 0.1 add up to a little more than 1.
         let sum: f64 = Fault::ALL.map(|fault| self.rate(fault)).iter().sum();
-        require(sum <= 1.0 + 1e-9, "faults", format!("{sum} in sum"), "rates whose sum is 1 or less")?;
+        require(sum <= 1.0 + 1e-9, "faults", format!("{sum} in all"), "rates that add up to 1 or less")?;
         require_within("faults.slow_start_s", self.slow_start_s, 0.0..=3600.0, " (seconds)")?;
         require_within("faults.stall_s", self.stall_s, 0.0..=3600.0, " (seconds)")
     }

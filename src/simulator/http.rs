@@ -142,7 +142,7 @@ fn serve(app: App, port: u16, started: &mpsc::Sender<io::Result<SocketAddr>>, st
 
 fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
-    // Elsewhere than on Windows this only allows a port whose last connections are not quite forgotten.
+    // Allows a port with connections of the last run in TIME_WAIT. (On Windows it would allow a port in use.)
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;

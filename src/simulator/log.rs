@@ -82,7 +82,6 @@ struct Inner {
 }
 
 impl RequestLog {
-    /// An empty log whose times count from now.
     pub(super) fn new() -> Self {
         Self { start: Instant::now(), inner: Mutex::default() }
     }
@@ -110,7 +109,6 @@ impl RequestLog {
         OpenRequest { record, log: Arc::clone(self), logged: false }
     }
 
-    /// The requests that have ended, in order of arrival.
     pub(super) fn records(&self) -> Vec<RequestRecord> {
         let mut records = self.lock().ended.clone();
         records.sort_by_key(|record| record.id);

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use super::faults::Fault;
 use super::log::{RequestEnd, RequestRecord};
 
-/// The text, from the requests that have ended and the sequences that run and wait now.
 pub(super) fn text(ended: &[RequestRecord], running: usize, waiting: usize) -> String {
     let sum = |tokens: fn(&RequestRecord) -> u32| ended.iter().map(|r| u64::from(tokens(r))).sum::<u64>();
     let mut out = String::new();

@@ -58,13 +58,13 @@ pub enum SimulatorError {
     Listen {
         /// The port asked for.
         port: u16,
-        /// What the operating system said.
+        /// The operating system's reason.
         source: io::Error,
     },
     /// The engine's thread could not be started.
     #[error("the simulated server cannot start the thread of its engine")]
     Thread {
-        /// What the operating system said.
+        /// The operating system's reason.
         source: io::Error,
     },
     /// There is nothing to explain.

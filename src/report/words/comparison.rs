@@ -21,6 +21,10 @@ pub fn moved(moved: Moved) -> &'static str {
     }
 }
 
+pub fn against(Comparison { title, unit, .. }: &Comparison) -> String {
+    format!("Against the baseline {title}, in {unit}")
+}
+
 /// What regressions and doubts come to.
 pub fn outcome(comparison: &Comparison, threshold: f64) -> String {
     let limit = percent(threshold);

@@ -1,13 +1,12 @@
 //! Why a level has its verdict, and why a number was chosen or none.
 
-use super::numbers::{percent, range, seconds, signed};
+use super::numbers::{count, percent, range, rate as error_rate, seconds, signed};
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
 use crate::decide::causes::{Drifted, Limit, Passed, QuotaReached};
 use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, Recommendation};
 use crate::figures::Outage;
 use crate::figures::reasons::EarlyEnd;
 
-/// What a gate looks at.
 pub(super) fn gate(gate: Gate) -> &'static str {
     match gate {
         Gate::Errors => "the error rate",
@@ -18,14 +17,13 @@ pub(super) fn gate(gate: Gate) -> &'static str {
     }
 }
 
-/// The gates of a policy.
 pub fn gates(policy: &Policy) -> String {
     let times = policy.limits().map(|(of, limit)| match limit {
         Some(limit) => format!(", {} at most {}", gate(of), seconds(limit)),
         None if of == Gate::P95 => format!(", P95 at most {DEFAULT_P95_FACTOR} x that of the lowest level"),
         None => format!(", {} not limited", gate(of)),
     });
-    let [errors, tolerance] = [policy.max_error_rate, policy.tolerance].map(percent);
+    let (errors, tolerance) = (error_rate(policy.max_error_rate), percent(policy.tolerance));
     format!("error rate below {errors}{}; within {tolerance} of the best throughput", times.concat())
 }
 
@@ -40,7 +38,7 @@ fn cause(cause: &Cause) -> String {
         Cause::Interrupted => "interrupted before it was complete".to_owned(),
         Cause::LevelZero => "level 0 sends nothing".to_owned(),
         Cause::TooFewRequests { requests, least } => {
-            format!("only {requests} requests, at least {least} are needed (benchmark.total_requests)")
+            format!("only {}, at least {least} are needed (benchmark.total_requests)", count(*requests, "request"))
         }
         Cause::NoValue { objective: Objective::Requests } => "no throughput".to_owned(),
         Cause::NoValue { objective: Objective::OutputTokens } => {
@@ -48,15 +46,15 @@ fn cause(cause: &Cause) -> String {
                 .to_owned()
         }
         Cause::ErrorRate { rate, limit, uncertain: spanning, outage } => {
-            let spanning = uncertain(spanning.map(|interval| range(interval, percent)));
+            let spanning = uncertain(spanning.map(|interval| range(interval, error_rate)));
             let lost = outage.map(|outage| format!("; {}", found_no_server(&outage))).unwrap_or_default();
-            format!("error rate {} is not below {}{spanning}{lost}", percent(*rate), percent(*limit))
+            format!("error rate {} is not below {}{spanning}{lost}", error_rate(*rate), error_rate(*limit))
         }
-        Cause::ErrorRateUncertain { interval } => format!("error rate uncertain: {}", range(*interval, percent)),
+        Cause::ErrorRateUncertain { interval } => format!("error rate uncertain: {}", range(*interval, error_rate)),
         Cause::GivenUp { why: None } => "given up, since it had clearly failed".to_owned(),
         Cause::GivenUp { why: Some(why) } => format!("given up: {}", early_end(why)),
         Cause::EndedAtOnce { answers, of } => {
-            format!("output shrank: {answers} of {of} answers ended with their first token (output_shrank)")
+            format!("output shrank: {answers} of {} ended with their first token (output_shrank)", count(*of, "answer"))
         }
         Cause::OutputShrank { tokens, median } => format!(
             "output shrank: {tokens:.1} tokens per answer, against a median of {median:.1} over the levels (output_shrank)"
@@ -77,7 +75,7 @@ fn cause(cause: &Cause) -> String {
 }
 
 pub(super) fn found_no_server(Outage { lost, requests, .. }: &Outage) -> String {
-    format!("{lost} of {requests} requests found no server")
+    format!("{lost} of {} found no server", count(*requests, "request"))
 }
 
 /// Why a level ended before it was complete.
@@ -116,7 +114,6 @@ pub fn reason(recommendation: &Recommendation) -> String {
     why(&recommendation.reason) + &client.unwrap_or_default()
 }
 
-/// The same without what else holds.
 pub(super) fn why(reason: &Reason) -> String {
     match reason {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
@@ -199,8 +196,9 @@ fn quota(QuotaReached { limited, failed, server_limit, passed }: &QuotaReached) 
         None => (format!("keep to what is granted{server_limit}"), String::new()),
     };
     format!(
-        "{limited} of {failed} failures are HTTP 429: {quota} is the limit, not concurrency; {rate} (or ask for a higher \
-         quota) instead of tuning the concurrency{enough}"
+        "{limited} of {} are HTTP 429: {quota} is the limit, not concurrency; {rate} (or ask for a higher \
+         quota) instead of tuning the concurrency{enough}",
+        count(*failed, "failure")
     )
 }
 
@@ -224,13 +222,13 @@ fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
         let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();
         let what = counted(counts);
-        Some(format!("{} {what}s (x-ratelimit-limit-{what}s{full})", limit?))
+        Some(format!("{} (x-ratelimit-limit-{what}s{full})", count(limit?, what)))
     };
     let requests = || header(by_server.limit_requests, Counted::Requests, by_server.reset_s);
     let tokens = || header(by_server.limit_tokens, Counted::Tokens, by_server.reset_tokens_s);
     match by_server.exceeded {
         Some(Quota { counts, limit: Some(limit), per }) => {
-            Some(format!("{limit} {}s{}", counted(counts), per.map_or("", Period::words)))
+            Some(format!("{}{}", count(limit, counted(counts)), per.map_or("", Period::words)))
         }
         Some(Quota { counts: Counted::Tokens, .. }) => tokens(),
         Some(Quota { counts: Counted::Requests, .. }) => requests(),

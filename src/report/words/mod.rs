@@ -2,28 +2,29 @@
 //!
 //! [`causes`] are phrases that stand behind a verdict; reasons and notes are sentences.
 
+mod answer;
 mod card;
 mod comparison;
 mod decision;
+mod missing;
 mod notes;
 mod numbers;
 mod trouble;
+mod writing;
 
 use serde_json::{Value, json};
 
+pub use answer::{answer, simulated};
 pub use card::{headline, how_sure};
-pub use comparison::{baseline, doubt, moved, once, outcome, regression};
+pub use comparison::{against, baseline, doubt, moved, once, outcome, regression};
 pub use decision::{causes, gates, reason};
+pub use missing::missing;
 pub use notes::{advice, gain, information, note};
-pub use numbers::{UNKNOWN, list, number, percent, range, seconds, signed, time};
+pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, signed, time};
 pub use trouble::{endpoint_problem, refused_prompt};
+pub use writing::{WhyNot, already_written, left_as_it_was, why_not, written};
 
 use crate::decide::{Recommendation, Verdict};
-
-/// Before the status wherever a number of the embedded simulator stands.
-pub fn simulated(is_simulated: bool) -> &'static str {
-    if is_simulated { "SIMULATED, " } else { "" }
-}
 
 pub fn verdict(verdict: Verdict) -> &'static str {
     match verdict {

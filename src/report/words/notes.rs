@@ -1,9 +1,9 @@
-//! What is said beside the answer.
+//! Notes beside the answer.
 
 use std::fmt;
 
 use super::decision::{early_end, found_no_server, gate};
-use super::numbers::{levels, percent, seconds};
+use super::numbers::{count, levels, percent, seconds};
 use crate::decide::causes::ClientLimit;
 use crate::decide::{JudgedLevel, Note, Recommendation, passing};
 use crate::figures::{LevelSummary, Outage};
@@ -20,7 +20,7 @@ pub fn note(note: &Note) -> String {
             client_limit(limit)
         ),
         Note::EndedAtOnce { level, answers } => {
-            format!("Level {level}: {answers} answers have no content, since their first token ended them")
+            format!("Level {level}: the first token ended {} without content", count(*answers, "answer"))
         }
         Note::SetAside { level, outage } => format!(
             "Level {level} was measured again: {} (outage); the measurement that it disturbed is not used",
@@ -36,13 +36,20 @@ pub fn note(note: &Note) -> String {
             format!("What the server itself can do at level {level} was not seen")
         }
         Note::Small { level, requests: Some(requests), full } => {
-            format!("Level {level} was measured with {requests} requests; a full result takes at least {full}")
+            format!(
+                "Level {level} was measured with {}; a full result takes at least {full}",
+                count(*requests, "request")
+            )
         }
         Note::Small { level, requests: None, .. } => {
             format!("Level {level}: the number of requests is unknown, and may be too small")
         }
         Note::Unchecked { level, gate: of, least: Some(least) } => {
-            format!("Level {level}: {} needs at least {least} requests, so its gate was not checked", gate(*of))
+            format!(
+                "Level {level}: {} needs at least {}, so its gate was not checked",
+                gate(*of),
+                count(*least, "request")
+            )
         }
         Note::Unchecked { level, gate: of, least: None } => {
             format!("Level {level}: {} is unknown, so its gate was not checked", gate(*of))
@@ -143,7 +150,6 @@ pub fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<Gain
     (from != to).then_some(Gain { from, slow: rps(lowest)?, level: to, fast: rps(level)? })
 }
 
-/// What a result says besides, as information only.
 pub fn information(recommendation: &Recommendation) -> Vec<String> {
     let Some(pick) = recommendation.recommended_concurrency else { return Vec::new() };
     let alternative = recommendation.low_latency_alternative.filter(|&level| level < pick);

@@ -3,7 +3,6 @@
 /// For a figure that is unknown.
 pub const UNKNOWN: &str = "–";
 
-/// Levels in a row.
 pub fn list(levels: &[usize]) -> String {
     levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -13,9 +12,30 @@ pub(super) fn levels(levels: &[usize]) -> String {
     format!("level{} {}", if levels.len() == 1 { "" } else { "s" }, list(levels))
 }
 
-/// A fraction as per cent.
-pub fn percent(rate: f64) -> String {
-    format!("{:.2} %", rate * 100.0)
+/// `1 request` or `2 requests`.
+pub fn count(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// A fraction, with one decimal below 10 % and above 90 %.
+pub fn percent(fraction: f64) -> String {
+    let percent = 100.0 * fraction;
+    let is_near_an_end = percent.abs() < 10.0 || (90.0..100.0).contains(&percent);
+    format!("{} %", rounded(percent, usize::from(is_near_an_end)))
+}
+
+/// An error rate: with a decimal more, to show on which side of its limit it lies, and never 0 where something failed.
+pub fn rate(rate: f64) -> String {
+    match 100.0 * rate {
+        percent if percent > 0.0 && percent < 0.005 => "<0.01 %".to_owned(),
+        percent => format!("{} %", rounded(percent, if percent < 10.0 { 2 } else { 1 })),
+    }
+}
+
+/// Without zeros at the end. Adding 0 turns -0 into 0.
+fn rounded(value: f64, digits: usize) -> String {
+    let scale = 10_f64.powi(digits as i32);
+    ((value * scale).round() / scale + 0.0).to_string()
 }
 
 /// A change in per cent. Adding 0 turns -0 into 0.
@@ -27,14 +47,33 @@ pub fn seconds(s: f64) -> String {
     if s < 1.0 { format!("{:.0} ms", s * 1000.0) } else { format!("{s:.2} s") }
 }
 
+pub fn or_unknown(value: Option<f64>, write: impl Fn(f64) -> String) -> String {
+    value.map_or_else(|| UNKNOWN.to_owned(), write)
+}
+
 pub fn time(seconds_if_known: Option<f64>) -> String {
-    seconds_if_known.map_or_else(|| UNKNOWN.to_owned(), seconds)
+    or_unknown(seconds_if_known, seconds)
 }
 
 pub fn number(value: Option<f64>, digits: usize) -> String {
-    value.map_or_else(|| UNKNOWN.to_owned(), |value| format!("{value:.digits$}"))
+    or_unknown(value, |value| format!("{value:.digits$}"))
 }
 
 pub fn range([low, high]: [f64; 2], write: fn(f64) -> String) -> String {
     format!("{} to {}", write(low), write(high))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages_have_the_digits_that_they_need() {
+        let shares = [0.0, 0.005, 0.05, 0.0876, 0.12, 0.333, 0.949, 0.992, 1.0, 1.006, -0.0001].map(percent);
+        let expected = ["0 %", "0.5 %", "5 %", "8.8 %", "12 %", "33 %", "94.9 %", "99.2 %", "100 %", "101 %", "0 %"];
+        assert_eq!(shares, expected);
+        let rates = [0.0, 0.00004, 0.0499, 0.05, 0.0501, 0.1118, 0.33].map(rate);
+        assert_eq!(rates, ["0 %", "<0.01 %", "4.99 %", "5 %", "5.01 %", "11.2 %", "33 %"]);
+        assert_eq!([count(1, "request"), count(0, "request")], ["1 request", "0 requests"]);
+    }
 }

@@ -5,7 +5,6 @@ use crate::client::{BodyTemplate, Endpoint, RequestSettings, headers};
 use crate::load::preflight::{Probe, Which};
 use crate::settings::Settings;
 
-/// What to say when one of the run's own prompts was refused before anything was measured.
 pub fn refused_prompt(probe: &Probe, settings: &Settings) -> String {
     let Some(failed) = &probe.reply.failure else { return String::new() };
     if probe.which == Which::Typical {
@@ -23,7 +22,6 @@ pub fn refused_prompt(probe: &Probe, settings: &Settings) -> String {
     )
 }
 
-/// What to say when every request of the first level failed.
 pub fn endpoint_problem(failed: &Failed, settings: &Settings) -> String {
     let Failed { kind, message, .. } = failed;
     let endpoint = settings.endpoint.redacted();
