@@ -224,8 +224,8 @@ mod tests {
     fn files_that_cannot_be_read() {
         assert_eq!(
             load("test-data/none.json").unwrap_err().to_string(),
-            "Test data file not found: test-data/none.json. Generate it with `llm-concurrency generate-test-data` (or \
-             `cargo run -- generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file."
+            "Test data file not found: test-data/none.json. Leave `benchmark.request.prompts` out of config.yaml to use the \
+             built-in prompts, name your own file in it, or make this one with `llm-concurrency generate-test-data`."
         );
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(load(folder.path()), Err(PromptError::Read { .. })));
