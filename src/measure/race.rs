@@ -240,7 +240,7 @@ impl Race {
             return None;
         };
         let cap = wall.map_or(highest, |wall| wall - 1);
-        let observed = Observed::new(evidence, &self.rules, self.standing.pick);
+        let observed = Observed::new(evidence, &self.rules, self.standing.pick, cap);
         self.weigh(&observed, cap);
         let high = self.possible_picks()[1];
         if wall.is_none() && top < highest && (high > top as f64 * 1.001 || evidence.levels.len() < 4) {
@@ -520,9 +520,10 @@ struct Facts {
 }
 
 impl Observed {
-    fn new(evidence: &Evidence, rules: &Rules, pick: Option<usize>) -> Self {
-        let visits: Vec<&VisitEvidence> =
-            evidence.visits.iter().filter(|visit| visit.succeeded > 0.0 && visit.cycle_s > 0.0).collect();
+    /// From the levels up to `cap`: what a level serves that fails is on no curve.
+    fn new(evidence: &Evidence, rules: &Rules, pick: Option<usize>, cap: usize) -> Self {
+        let counts = |visit: &&VisitEvidence| visit.level <= cap && visit.succeeded > 0.0 && visit.cycle_s > 0.0;
+        let visits: Vec<&VisitEvidence> = evidence.visits.iter().filter(counts).collect();
         let mut levels: Vec<usize> = visits.iter().map(|visit| visit.level).collect();
         levels.sort_unstable();
         levels.dedup();
