@@ -3,6 +3,7 @@
 mod criterion;
 mod load_thread;
 pub mod plan;
+pub mod race;
 pub mod search;
 mod stop;
 pub mod sweep;
