@@ -329,7 +329,7 @@ impl Noisy<'_> {
             let of_level = sweep.measured.entry(level).or_default();
             let plan = LoopPlan::new(level, TOTAL, WARMUP, SAMPLES, search.smallest_window(level));
             of_level.push(self.measure(&plan));
-            sweep.requests += of_level.last().map_or(0, |measured| measured.record.sent);
+            sweep.requests += of_level.last().map_or(0, |measured| measured.sent);
             let summary = pooled(of_level);
             if of_level.len() == 1 {
                 sweep.first.push(summary.clone());
@@ -755,7 +755,7 @@ impl Found {
     fn new(runtime: &Runtime, server: &Server, plan: &LoopPlan, seed: u64) -> Self {
         let measured = measure(runtime, plan, Busy::new(server, plan.level, 1.0, seed));
         let batches = measure_with_barrier(runtime, plan, Busy::new(server, plan.level, 1.0, seed));
-        let windows = &measured.facts.samples;
+        let windows = &measured.measurement.samples;
         let ours = pooled(std::slice::from_ref(&measured)).throughput_rps.expect("a window of some length");
         let mut rng = StdRng::seed_from_u64(seed);
         Found {

@@ -1,18 +1,13 @@
 //! Reading files that anybody may have put there, and writing such that nobody finds half of one.
 
 use std::fs::{self, File};
-#[cfg(feature = "suite")]
-use std::io::Write as _;
 use std::io::{self, Error, ErrorKind, Read};
 use std::path::Path;
 
 #[cfg(feature = "suite")]
-use tempfile::NamedTempFile;
+pub use writing::{TEMPORARY, replace, temporary_in, temporary_with};
 
-/// Opens a regular file of at most `most` bytes.
-///
-/// # Errors
-/// If it is larger, or something else than a file: who opens a pipe waits for somebody to write.
+/// Opens a regular file of at most `most` bytes: who opens a pipe waits for somebody to write.
 pub fn open(path: &Path, most: u64) -> io::Result<File> {
     let found = fs::metadata(path)?;
     if !found.is_file() {
@@ -26,9 +21,6 @@ pub fn open(path: &Path, most: u64) -> io::Result<File> {
 }
 
 /// Reads such a file of UTF-8 text.
-///
-/// # Errors
-/// As [`open`], and if it cannot be read to its end or is no such text.
 pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
     let mut text = String::new();
     // It may be growing.
@@ -36,51 +28,47 @@ pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
     Ok(text)
 }
 
-/// Begins the name of a file that is not complete, and locked for as long as somebody writes to it.
 #[cfg(feature = "suite")]
-pub const TEMPORARY: &str = ".llm-concurrency-";
+mod writing {
+    use std::fs;
+    use std::io::{self, Write as _};
+    use std::path::Path;
 
-/// Writes a file, and the folders above it where they are missing, so that a reader sees the old or the new one, never a
-/// torn one. Where `path` is a symbolic link, the file that it points to is replaced and the link stays.
-///
-/// # Errors
-/// What the system said. The old file is then still in place.
-#[cfg(feature = "suite")]
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    temporary_with(folder, bytes)?.persist(&target)?;
-    Ok(())
-}
+    use tempfile::NamedTempFile;
 
-/// A temporary file that holds these bytes, on disk.
-///
-/// # Errors
-/// What the system said.
-#[cfg(feature = "suite")]
-pub fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-    let mut file = temporary_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_data()?;
-    Ok(file)
-}
+    /// Begins the name of a file that is not complete, and locked for as long as somebody writes to it.
+    pub const TEMPORARY: &str = ".llm-concurrency-";
 
-/// A temporary file with the mode of an ordinary one (tempfile's own default is 0600).
-///
-/// # Errors
-/// What the system said.
-#[cfg(feature = "suite")]
-pub fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o644));
+    /// Writes a file, and the folders above it where they are missing, so that a reader sees the old or the new one, never
+    /// a torn one. Where `path` is a symbolic link, the file that it points to is replaced and the link stays.
+    pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        temporary_with(folder, bytes)?.persist(&target)?;
+        Ok(())
     }
-    let file = builder.tempfile_in(folder)?;
-    // Where files cannot be locked, nobody will take it for one that was left behind either.
-    let _ = file.as_file().try_lock();
-    Ok(file)
+
+    /// A temporary file that holds these bytes, on disk.
+    pub fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+        let mut file = temporary_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_data()?;
+        Ok(file)
+    }
+
+    /// A temporary file with the mode of an ordinary one (tempfile's own default is 0600).
+    pub fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(TEMPORARY);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(fs::Permissions::from_mode(0o644));
+        }
+        let file = builder.tempfile_in(folder)?;
+        // Where files cannot be locked, nobody will take it for one that was left behind either.
+        let _ = file.as_file().try_lock();
+        Ok(file)
+    }
 }

@@ -14,6 +14,7 @@
 //! `default-features = false, features = ["tls"]` only [`LlmClient`] and its configuration are built.
 
 pub mod client;
+#[cfg(feature = "suite")]
 pub mod settings;
 
 #[doc(hidden)]

@@ -1,54 +1,74 @@
 //! Settings: config.yaml, overridden by the environment (a `.env` beside the file included), overridden by flags.
+//!
+//! Each is written down once, as a field: its `#[arg]` names the flag and the variable, and from those come the command
+//! line, its help, the reading of the environment and the refusal of a variable that is none.
 
+use std::ffi::OsStr;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::builder::Resettable;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use secrecy::SecretString;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, bad, config_path};
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
 use crate::client::request::RequestSettings;
+use crate::decide::Policy;
+use crate::simulator::SimulatorConfig;
 
 /// All of config.yaml that belongs to this project; the file may hold the caller's own keys elsewhere.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Config {
     /// The server and how the caller's program talks to it.
+    #[arg(skip)]
     pub llm: Llm,
     /// What is measured.
+    #[command(flatten)]
     #[serde(default)]
     pub benchmark: Benchmark,
     /// How the level is chosen.
-    #[cfg(feature = "suite")]
+    #[arg(skip)]
     #[serde(default)]
-    pub policy: crate::decide::Policy,
+    pub policy: Policy,
     /// The embedded simulator, used while `llm.endpoint` is the word `simulator`.
-    #[cfg(feature = "suite")]
+    #[arg(skip)]
     #[serde(default)]
-    pub simulator: crate::simulator::SimulatorConfig,
+    pub simulator: SimulatorConfig,
 }
 
 /// The section `benchmark`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Args, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Benchmark {
-    /// The levels, or `auto`.
+    /// Levels such as 1,2,5, or auto
+    #[arg(long, env = "LLM_BENCH_LEVELS", visible_alias = "custom-levels", value_name = "LEVELS")]
     pub levels: Levels,
-    /// Listed levels below are left out; the lower bound of `auto`.
+    /// Leave out listed levels below; where an automatic search begins
+    #[arg(long, env = "LLM_BENCH_MIN_CONCURRENCY", value_name = "N", value_parser = whole::<usize>)]
     pub min_concurrency: usize,
-    /// Listed levels above are left out; the upper bound of `auto`.
+    /// Leave out listed levels above; where an automatic search ends
+    #[arg(long, env = "LLM_BENCH_MAX_CONCURRENCY", value_name = "N", value_parser = whole::<usize>)]
     pub max_concurrency: usize,
-    /// Requests per level; a level takes at least 10 x the level.
+    /// Requests per level (at least 10 x the level are sent)
+    #[arg(long, env = "LLM_BENCH_TOTAL_REQUESTS", value_name = "N", value_parser = whole::<usize>)]
     pub total_requests: usize,
-    /// Completions before the measured window; at least the level.
+    /// Completions before the measured window of a level (at least the level)
+    #[arg(long, env = "LLM_BENCH_WARMUP_REQUESTS", value_name = "N", value_parser = whole::<usize>)]
     pub warmup_requests: usize,
     /// What is sent.
+    #[arg(skip)]
     pub request: RequestSettings,
-    /// Seed of everything random on our side.
+    /// Seed of everything random on our side
+    #[arg(long, env = "LLM_BENCH_SEED", value_name = "N", value_parser = whole::<u64>)]
     pub seed: u64,
     /// Limits on what a run may spend.
+    #[command(flatten)]
     pub budget: Budget,
 }
 
@@ -68,12 +88,21 @@ impl Default for Benchmark {
 }
 
 /// Which levels to measure.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub enum Levels {
     /// These.
     List(Vec<usize>),
     /// Found by an adaptive search between the minimum and the maximum.
     Auto,
+}
+
+/// Levels as a config file has them.
+#[derive(Deserialize, Serialize)]
+#[serde(untagged, expecting = "expected a list of levels such as [1, 2, 5, 10], or auto")]
+enum Written {
+    List(Vec<usize>),
+    Word(String),
 }
 
 impl FromStr for Levels {
@@ -87,224 +116,240 @@ impl FromStr for Levels {
             let part = part.trim();
             part.parse::<usize>().map_err(|_| format!("`{part}` is not a level; expected 1,2,5 or auto"))
         });
-        levels.collect::<Result<Vec<_>, _>>().and_then(checked_levels).map(Levels::List)
+        Written::List(levels.collect::<Result<_, _>>()?).try_into()
     }
 }
 
-fn checked_levels(levels: Vec<usize>) -> Result<Vec<usize>, String> {
-    if levels.is_empty() {
-        return Err("no levels; expected a list such as [1, 2, 5, 10]".to_owned());
-    }
-    if levels.contains(&0) {
-        return Err("level 0 would send nothing; levels start at 1".to_owned());
-    }
-    if let Some(pair) = levels.windows(2).find(|pair| pair[0] >= pair[1]) {
-        let mut sorted = levels.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        let fault = if pair[0] == pair[1] { "is there twice" } else { "is out of order" };
-        return Err(format!("level {} {fault}; write {sorted:?}", pair[1]));
-    }
-    Ok(levels)
-}
+impl TryFrom<Written> for Levels {
+    type Error = String;
 
-impl<'de> Deserialize<'de> for Levels {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "expected a list of levels such as [1, 2, 5, 10], or auto")]
-        enum Written {
-            List(Vec<usize>),
-            Word(String),
-        }
-        let levels = match Written::deserialize(deserializer)? {
-            Written::List(levels) => checked_levels(levels).map(Levels::List),
-            Written::Word(word) => word.parse(),
+    fn try_from(written: Written) -> Result<Self, String> {
+        let levels = match written {
+            Written::List(levels) => levels,
+            Written::Word(word) => return word.parse(),
         };
-        levels.map_err(serde::de::Error::custom)
+        if levels.is_empty() {
+            return Err("no levels; expected a list such as [1, 2, 5, 10]".to_owned());
+        }
+        if levels.contains(&0) {
+            return Err("level 0 would send nothing; levels start at 1".to_owned());
+        }
+        if let Some(pair) = levels.windows(2).find(|pair| pair[0] >= pair[1]) {
+            let mut sorted = levels.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            let fault = if pair[0] == pair[1] { "is there twice" } else { "is out of order" };
+            return Err(format!("level {} {fault}; write {sorted:?}", pair[1]));
+        }
+        Ok(Levels::List(levels))
     }
 }
 
-impl Serialize for Levels {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Levels::List(levels) => levels.serialize(serializer),
-            Levels::Auto => serializer.serialize_str("auto"),
+impl From<Levels> for Written {
+    fn from(levels: Levels) -> Self {
+        match levels {
+            Levels::List(levels) => Written::List(levels),
+            Levels::Auto => Written::Word("auto".to_owned()),
         }
     }
 }
 
 /// Limits on what a run may spend. None is set by default.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Budget {
-    /// Requests.
+    /// Stop before more requests than this are sent
+    #[arg(long, env = "LLM_BENCH_MAX_REQUESTS", value_name = "N", value_parser = whole::<u64>)]
     pub max_requests: Option<u64>,
-    /// Output tokens, as the server counts them (`max_tokens` each where it does not).
+    /// Stop before more output tokens than this are made, as the server counts them (`max_tokens` each where it does not)
+    #[arg(long, env = "LLM_BENCH_MAX_OUTPUT_TOKENS", value_name = "N", value_parser = whole::<u64>)]
     pub max_output_tokens: Option<u64>,
-    /// Minutes of wall time.
+    /// Stop after this many minutes
+    #[arg(long, env = "LLM_BENCH_MAX_MINUTES", value_name = "MINUTES", value_parser = decimal)]
     pub max_minutes: Option<f64>,
-    /// US dollars, by the two prices below.
+    /// Stop before more than this is spent (needs prices in the config)
+    #[arg(long, env = "LLM_BENCH_MAX_COST_USD", value_name = "USD", value_parser = decimal)]
     pub max_cost_usd: Option<f64>,
-    /// Price of a million input tokens.
+    /// Price of a million input tokens, US dollars.
+    #[arg(skip)]
     pub usd_per_million_input: Option<f64>,
-    /// Price of a million output tokens.
+    /// Price of a million output tokens, US dollars.
+    #[arg(skip)]
     pub usd_per_million_output: Option<f64>,
 }
 
-/// How those begin that only a measurement reads; any other that begins so is a mistake.
-const BENCH: &str = "LLM_BENCH_";
-
-const BENCH_VARIABLES: [&str; 14] = [
-    "LLM_BENCH_LEVELS",
-    "LLM_BENCH_MIN_CONCURRENCY",
-    "LLM_BENCH_MAX_CONCURRENCY",
-    "LLM_BENCH_TOTAL_REQUESTS",
-    "LLM_BENCH_WARMUP_REQUESTS",
-    "LLM_BENCH_SEED",
-    "LLM_BENCH_QUICK",
-    "LLM_BENCH_QUIET",
-    "LLM_BENCH_SERVER_METRICS",
-    "LLM_BENCH_METRICS_ADDR",
-    "LLM_BENCH_MAX_REQUESTS",
-    "LLM_BENCH_MAX_OUTPUT_TOKENS",
-    "LLM_BENCH_MAX_MINUTES",
-    "LLM_BENCH_MAX_COST_USD",
-];
-
-/// What flags or variables may override. `None` leaves the value as it is.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overrides {
-    /// `llm.endpoint`.
-    pub endpoint: Option<Endpoint>,
-    /// `llm.model`.
-    pub model: Option<String>,
-    /// `benchmark.levels`.
-    pub levels: Option<Levels>,
-    /// `benchmark.min_concurrency`.
-    pub min_concurrency: Option<usize>,
-    /// `benchmark.max_concurrency`.
-    pub max_concurrency: Option<usize>,
-    /// `benchmark.total_requests`.
-    pub total_requests: Option<usize>,
-    /// `benchmark.warmup_requests`.
-    pub warmup_requests: Option<usize>,
-    /// `benchmark.seed`.
-    pub seed: Option<u64>,
-    /// Fewer levels and requests; the result is provisional.
-    pub quick: Option<bool>,
-    /// Nothing is shown of a level while it runs.
-    pub quiet: Option<bool>,
-    /// Ask the server for its own `/metrics`.
-    pub server_metrics: Option<bool>,
-    /// Where to serve `/metrics`.
-    pub metrics_addr: Option<SocketAddr>,
-    /// `benchmark.budget.max_requests`.
-    pub max_requests: Option<u64>,
-    /// `benchmark.budget.max_output_tokens`.
-    pub max_output_tokens: Option<u64>,
-    /// `benchmark.budget.max_minutes`.
-    pub max_minutes: Option<f64>,
-    /// `benchmark.budget.max_cost_usd`.
-    pub max_cost_usd: Option<f64>,
-}
-
-impl Overrides {
-    /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
-    pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
-        const WHOLE: &str = "a whole number such as 100";
-        let ours = [CLIENT_VARIABLES.as_slice(), &BENCH_VARIABLES].concat();
-        if let Some(name) = env.0.keys().find(|name| name.starts_with(BENCH) && !ours.contains(&name.as_str())) {
-            let known = BENCH_VARIABLES.map(|name| &name[BENCH.len()..]).join(", ");
-            return Err(bad(name, format!("no such variable; after {BENCH} comes one of {known}")));
-        }
-        env.refuse_near_misses(&ours)?;
-        Ok(Overrides {
-            endpoint: env.parsed("LLM_ENDPOINT")?,
-            model: env.get("LLM_MODEL").map(|model| model.trim().to_owned()),
-            levels: env.parsed("LLM_BENCH_LEVELS")?,
-            min_concurrency: env.number("LLM_BENCH_MIN_CONCURRENCY", WHOLE)?,
-            max_concurrency: env.number("LLM_BENCH_MAX_CONCURRENCY", WHOLE)?,
-            total_requests: env.number("LLM_BENCH_TOTAL_REQUESTS", WHOLE)?,
-            warmup_requests: env.number("LLM_BENCH_WARMUP_REQUESTS", WHOLE)?,
-            seed: env.number("LLM_BENCH_SEED", WHOLE)?,
-            quick: env.get("LLM_BENCH_QUICK").map(|value| switch("LLM_BENCH_QUICK", value)).transpose()?,
-            quiet: env.get("LLM_BENCH_QUIET").map(|value| switch("LLM_BENCH_QUIET", value)).transpose()?,
-            server_metrics: env
-                .get("LLM_BENCH_SERVER_METRICS")
-                .map(|value| switch("LLM_BENCH_SERVER_METRICS", value))
-                .transpose()?,
-            metrics_addr: env.number("LLM_BENCH_METRICS_ADDR", "an address such as 127.0.0.1:9464")?,
-            max_requests: env.number("LLM_BENCH_MAX_REQUESTS", WHOLE)?,
-            max_output_tokens: env.number("LLM_BENCH_MAX_OUTPUT_TOKENS", WHOLE)?,
-            max_minutes: env.number("LLM_BENCH_MAX_MINUTES", "a number such as 2.5")?,
-            max_cost_usd: env.number("LLM_BENCH_MAX_COST_USD", "a number such as 2.5")?,
-        })
-    }
-
-    fn apply(self, settings: &mut Settings) {
-        fn set<T>(place: &mut T, value: Option<T>) {
-            if let Some(value) = value {
-                *place = value;
-            }
-        }
-        let Settings { config: Config { llm, benchmark, .. }, quick, quiet, server_metrics, .. } = settings;
-        // Levels named for this run are meant: neither a bound from a less specific place nor `quick` leaves them out.
-        if let Some(Levels::List(levels)) = &self.levels {
-            benchmark.min_concurrency = levels[0];
-            benchmark.max_concurrency = levels[levels.len() - 1];
-            settings.levels_named = true;
-        }
-        llm.endpoint = self.endpoint.or(llm.endpoint.take());
-        set(&mut llm.model, self.model);
-        set(&mut benchmark.levels, self.levels);
-        set(&mut benchmark.min_concurrency, self.min_concurrency);
-        set(&mut benchmark.max_concurrency, self.max_concurrency);
-        set(&mut benchmark.total_requests, self.total_requests);
-        set(&mut benchmark.warmup_requests, self.warmup_requests);
-        set(&mut benchmark.seed, self.seed);
-        set(quick, self.quick);
-        set(quiet, self.quiet);
-        set(server_metrics, self.server_metrics);
-        let budget = &mut benchmark.budget;
-        budget.max_requests = self.max_requests.or(budget.max_requests);
-        budget.max_output_tokens = self.max_output_tokens.or(budget.max_output_tokens);
-        budget.max_minutes = self.max_minutes.or(budget.max_minutes);
-        budget.max_cost_usd = self.max_cost_usd.or(budget.max_cost_usd);
-        settings.metrics_addr = self.metrics_addr.or(settings.metrics_addr);
-    }
-}
-
-fn switch(name: &str, value: &str) -> Result<bool, ConfigError> {
-    match value.trim() {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "0" | "false" | "no" | "off" => Ok(false),
-        other => Err(bad(name, format!("`{other}` is neither 1 nor 0"))),
-    }
+/// The server, as flags and variables name it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Target {
+    // A string, since clap repeats what it cannot parse, and this may hold a password.
+    /// Base URL such as http://localhost:8000/v1, or simulator
+    #[arg(long, env = "LLM_ENDPOINT", hide_env_values = true, value_name = "URL")]
+    llm_endpoint: Option<String>,
+    /// The model, as the server knows it
+    #[arg(long, env = "LLM_MODEL", value_name = "NAME")]
+    llm_model: Option<String>,
 }
 
 /// Everything a run needs to know, resolved and checked.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// The config file.
+    #[arg(skip)]
     pub path: PathBuf,
+    #[command(flatten)]
+    target: Target,
     /// The merged configuration.
+    #[command(flatten)]
     pub config: Config,
     /// Where requests go.
+    #[arg(skip = Endpoint::Simulator)]
     pub endpoint: Endpoint,
     /// Whether the config file itself, without environment and flags, names the simulator as its endpoint.
+    #[arg(skip)]
     pub config_is_simulated: bool,
     /// Whether the levels were named for this run, by a flag or a variable.
+    #[arg(skip)]
     pub levels_named: bool,
-    /// Fewer levels and requests.
+    /// Fewer levels and requests; the result is provisional
+    #[arg(long, env = "LLM_BENCH_QUICK")]
     pub quick: bool,
-    /// Nothing is shown of a level while it runs.
+    /// Show nothing of a level while it runs
+    #[arg(long, env = "LLM_BENCH_QUIET")]
     pub quiet: bool,
-    /// Whether the server is asked for its own `/metrics` while a level runs.
+    /// Read the server's own /metrics once a second (vLLM, llama.cpp, SGLang), to show its queue in the report
+    #[arg(long, env = "LLM_BENCH_SERVER_METRICS")]
     pub server_metrics: bool,
-    /// Where `/metrics` is served during a run, if anywhere.
+    /// Serve Prometheus metrics of the run at http://ADDRESS/metrics
+    #[arg(long, env = "LLM_BENCH_METRICS_ADDR", value_name = "ADDRESS", value_parser = address)]
+    #[arg(num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
     pub metrics_addr: Option<SocketAddr>,
     /// From the environment only.
+    #[arg(skip)]
     pub api_key: Option<SecretString>,
+}
+
+// The standard library's "invalid digit found in string" tells nobody what to write.
+fn expected<T: FromStr>(text: &str, what: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| format!("`{text}` is not {what}"))
+}
+
+fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    expected(text, "a whole number such as 100")
+}
+
+fn decimal(text: &str) -> Result<f64, String> {
+    expected(text, "a number such as 2.5")
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    expected(text, "an address such as 127.0.0.1:9464")
+}
+
+/// Begins the names of variables that only a measurement reads; any other that begins so is a mistake.
+const BENCH: &str = "LLM_BENCH_";
+
+/// What flags or variables set, as arguments of a command line.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides(Vec<String>);
+
+impl Overrides {
+    /// Arguments such as `--seed=7`.
+    pub fn of<const N: usize>(args: [&str; N]) -> Self {
+        Overrides(args.map(str::to_owned).to_vec())
+    }
+
+    /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
+    fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        let options = options();
+        let variable = |arg: &Arg| arg.get_env().and_then(OsStr::to_str).map(str::to_owned);
+        let variables: Vec<String> = options.get_arguments().filter_map(variable).collect();
+        let ours: Vec<&str> = CLIENT_VARIABLES.into_iter().chain(variables.iter().map(String::as_str)).collect();
+        if let Some(name) = env.0.keys().find(|name| name.starts_with(BENCH) && !ours.contains(&name.as_str())) {
+            let names: Vec<&str> = variables.iter().filter_map(|name| name.strip_prefix(BENCH)).collect();
+            return Err(bad(name, format!("no such variable; after {BENCH} comes one of {}", names.join(", "))));
+        }
+        env.refuse_near_misses(&ours)?;
+        let mut given = Vec::new();
+        for arg in options.get_arguments() {
+            let (Some(flag), Some(name)) = (arg.get_long(), variable(arg)) else { continue };
+            let Some(value) = env.get(&name).map(str::trim) else { continue };
+            let argument = match (arg.get_action(), value) {
+                (ArgAction::SetTrue, "1" | "true" | "yes" | "on") => format!("--{flag}"),
+                (ArgAction::SetTrue, "0" | "false" | "no" | "off") => continue,
+                (ArgAction::SetTrue, _) => return Err(bad(name, format!("`{value}` is neither 1 nor 0"))),
+                _ => format!("--{flag}={value}"),
+            };
+            matches(std::slice::from_ref(&argument)).map_err(|error| {
+                let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                bad(name, reason)
+            })?;
+            given.push(argument);
+        }
+        Ok(Overrides(given))
+    }
+}
+
+/// All that flags and variables may set.
+fn options() -> Command {
+    Settings::augment_args_for_update(Command::new("settings").no_binary_name(true))
+}
+
+/// What these arguments set, and no defaults.
+fn matches(args: &[String]) -> Result<ArgMatches, clap::Error> {
+    let mut matches = options().mut_args(|arg| arg.env(Resettable::Reset)).try_get_matches_from(args)?;
+    let ids: Vec<String> = matches.ids().map(|id| id.as_str().to_owned()).collect();
+    for id in ids.iter().filter(|id| matches.value_source(id) == Some(ValueSource::DefaultValue)).collect::<Vec<_>>() {
+        let _ = matches.try_clear_id(id);
+    }
+    Ok(matches)
+}
+
+/// The flags of `T`, which is [`Settings`] or a part of it, as clap finds them among others of a command.
+#[derive(Clone, Debug)]
+pub struct Flags<T> {
+    /// Those given.
+    pub given: Overrides,
+    of: PhantomData<T>,
+}
+
+impl<T: Args> Args for Flags<T> {
+    /// The variables are only listed in the help: clap takes one that is set and empty for a value, knows no `.env`, and
+    /// names the flag where the variable is wrong.
+    fn augment_args(command: Command) -> Command {
+        T::augment_args_for_update(command).mut_args(|arg| match arg.get_env().and_then(OsStr::to_str) {
+            Some(name) => {
+                let help = format!("{} [env: {name}]", arg.get_help().cloned().unwrap_or_default());
+                arg.env(Resettable::Reset).help(help)
+            }
+            None => arg,
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<T> FromArgMatches for Flags<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Vec::new();
+        for arg in options().get_arguments() {
+            let is_given = matches.ids().any(|id| id == arg.get_id())
+                && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+            let Some(flag) = arg.get_long().filter(|_| is_given) else { continue };
+            let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+            given.extend(values.map(|value| match arg.get_action() {
+                ArgAction::SetTrue => format!("--{flag}"),
+                _ => format!("--{flag}={}", value.to_string_lossy()),
+            }));
+        }
+        Ok(Flags { given: Overrides(given), of: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// The model's name wherever the simulator was measured: a real one beside its figures would lend it their weight.
@@ -329,11 +374,12 @@ impl Settings {
             server_metrics: false,
             metrics_addr: None,
             api_key: api_key(env),
+            target: Target::default(),
             path,
             config,
         };
-        Overrides::from_env(env)?.apply(&mut settings);
-        flags.apply(&mut settings);
+        settings.set(&Overrides::from_env(env)?, "LLM_ENDPOINT")?;
+        settings.set(&flags, "--llm-endpoint")?;
         let Settings { path, config, endpoint, .. } = &mut settings;
         *endpoint = config.llm.endpoint(path)?.clone();
         if *endpoint == Endpoint::Simulator {
@@ -342,6 +388,24 @@ impl Settings {
         config.check()?;
         config.llm.resolve_paths(path);
         Ok(settings)
+    }
+
+    fn set(&mut self, overrides: &Overrides, endpoint: &str) -> Result<(), ConfigError> {
+        let wrong = |error: clap::Error| bad("flags", error.to_string());
+        let matches = matches(&overrides.0).map_err(wrong)?;
+        // Levels named for this run are meant: neither a bound from a less specific place nor `quick` leaves them out.
+        if let Some(Levels::List(levels)) = matches.get_one("levels") {
+            let benchmark = &mut self.config.benchmark;
+            (benchmark.min_concurrency, benchmark.max_concurrency) = (levels[0], levels[levels.len() - 1]);
+            self.levels_named = true;
+        }
+        self.update_from_arg_matches(&matches).map_err(wrong)?;
+        let (llm, target) = (&mut self.config.llm, std::mem::take(&mut self.target));
+        if let Some(url) = target.llm_endpoint {
+            llm.endpoint = Some(url.parse().map_err(|message: String| bad(endpoint, message))?);
+        }
+        llm.model = target.llm_model.unwrap_or(std::mem::take(&mut llm.model));
+        Ok(())
     }
 
     /// A path of the settings, which is relative to the config file's folder.
@@ -362,61 +426,17 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let Config { llm, benchmark, .. } = self;
-        llm.check()?;
-        if benchmark.min_concurrency == 0 {
-            return Err(bad("benchmark.min_concurrency", "level 0 would send nothing; levels start at 1"));
-        }
-        if benchmark.min_concurrency > benchmark.max_concurrency {
-            return Err(bad(
-                "benchmark.min_concurrency",
-                format!("{} is above max_concurrency {}", benchmark.min_concurrency, benchmark.max_concurrency),
-            ));
-        }
-        for (key, value) in [
-            ("benchmark.max_concurrency", benchmark.max_concurrency),
-            ("benchmark.total_requests", benchmark.total_requests),
-            ("benchmark.warmup_requests", benchmark.warmup_requests),
-        ] {
-            if value > MOST {
-                return Err(bad(key, format!("must be at most {MOST}")));
+        self.llm.check()?;
+        self.benchmark.check()?;
+        let Policy { max_error_rate, tolerance, .. } = &self.policy;
+        for (key, value) in [("max_error_rate", max_error_rate), ("tolerance", tolerance)] {
+            if !(0.0..=1.0).contains(value) {
+                return Err(bad(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        if benchmark.total_requests == 0 {
-            return Err(bad("benchmark.total_requests", "must be at least 1; 100 is a good start"));
-        }
-        if benchmark.request.max_tokens == 0 {
-            return Err(bad("benchmark.request.max_tokens", "must be at least 1"));
-        }
-        benchmark.request.check()?;
-        if self.benchmark.levels().is_empty() {
-            return Err(bad(
-                "benchmark.levels",
-                format!(
-                    "none lies between min_concurrency {} and max_concurrency {}",
-                    benchmark.min_concurrency, benchmark.max_concurrency
-                ),
-            ));
-        }
-        benchmark.budget.check()?;
-        #[cfg(feature = "suite")]
-        self.check_suite()?;
-        Ok(())
-    }
-
-    #[cfg(feature = "suite")]
-    fn check_suite(&self) -> Result<(), ConfigError> {
-        let policy = &self.policy;
-        for (key, value) in [("policy.max_error_rate", policy.max_error_rate), ("policy.tolerance", policy.tolerance)] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(bad(key, "must be a fraction between 0 and 1, such as 0.05"));
-            }
-        }
-        for (key, value) in
-            [("policy.max_p95_seconds", policy.max_p95_seconds), ("policy.max_p99_seconds", policy.max_p99_seconds)]
-        {
-            if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
-                return Err(bad(key, "must be a positive number of seconds"));
+        for (gate, limit) in self.policy.limits() {
+            if limit.is_some_and(|seconds| !(seconds.is_finite() && seconds > 0.0)) {
+                return Err(bad(gate.key().unwrap_or_default(), "must be a positive number of seconds"));
             }
         }
         self.simulator.validate().map_err(|error| bad("simulator", error.to_string()))
@@ -438,105 +458,54 @@ impl Benchmark {
         };
         all.into_iter().filter(|n| (self.min_concurrency..=self.max_concurrency).contains(n)).collect()
     }
-}
 
-impl Budget {
     fn check(&self) -> Result<(), ConfigError> {
-        let numbers = [
-            ("max_minutes", self.max_minutes),
-            ("max_cost_usd", self.max_cost_usd),
-            ("usd_per_million_input", self.usd_per_million_input),
-            ("usd_per_million_output", self.usd_per_million_output),
-        ];
-        for (key, value) in numbers {
-            if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
-                return Err(bad(format!("benchmark.budget.{key}"), "must be a number and not negative"));
+        let wrong = |key: &str, message: &str| Err(bad(format!("benchmark.{key}"), message));
+        let &Benchmark { min_concurrency, max_concurrency, total_requests, warmup_requests, .. } = self;
+
+        if min_concurrency == 0 {
+            return wrong("min_concurrency", "level 0 would send nothing; levels start at 1");
+        }
+        if min_concurrency > max_concurrency {
+            let message = format!("{min_concurrency} is above max_concurrency {max_concurrency}");
+            return wrong("min_concurrency", &message);
+        }
+        for (key, value) in [
+            ("max_concurrency", max_concurrency),
+            ("total_requests", total_requests),
+            ("warmup_requests", warmup_requests),
+        ] {
+            if value > MOST {
+                return wrong(key, &format!("must be at most {MOST}"));
             }
         }
-        if self.max_cost_usd.is_some() && self.usd_per_million_output.is_none() {
-            return Err(bad(
-                "benchmark.budget.max_cost_usd",
-                "needs a price: set budget.usd_per_million_output (and usd_per_million_input)",
-            ));
+        if total_requests == 0 {
+            return wrong("total_requests", "must be at least 1; 100 is a good start");
+        }
+        if self.request.max_tokens == 0 {
+            return wrong("request.max_tokens", "must be at least 1");
+        }
+        self.request.check()?;
+        if self.levels().is_empty() {
+            let message =
+                format!("none lies between min_concurrency {min_concurrency} and max_concurrency {max_concurrency}");
+            return wrong("levels", &message);
+        }
+        let budget = &self.budget;
+        for (key, value) in [
+            ("max_minutes", budget.max_minutes),
+            ("max_cost_usd", budget.max_cost_usd),
+            ("usd_per_million_input", budget.usd_per_million_input),
+            ("usd_per_million_output", budget.usd_per_million_output),
+        ] {
+            if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
+                return wrong(&format!("budget.{key}"), "must be a number and not negative");
+            }
+        }
+        if budget.max_cost_usd.is_some() && budget.usd_per_million_output.is_none() {
+            let message = "needs a price: set budget.usd_per_million_output (and usd_per_million_input)";
+            return wrong("budget.max_cost_usd", message);
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const YAML: &str = "llm: {endpoint: 'http://localhost:8000', model: m}\nbenchmark: {max_concurrency: 10}\n";
-
-    #[test]
-    fn every_variable_in_the_list_is_read() {
-        for name in BENCH_VARIABLES {
-            let error = resolve(YAML, &Env::of([(name, "?")]), Overrides::default()).unwrap_err().to_string();
-            assert!(error.starts_with(name) && !error.contains("no such variable"), "{error}");
-        }
-    }
-
-    fn resolve(yaml: &str, env: &Env, flags: Overrides) -> Result<Settings, ConfigError> {
-        let path = PathBuf::from("config.yaml");
-        Settings::resolve(path.clone(), Config::parse(yaml, &path)?, env, flags)
-    }
-
-    #[test]
-    fn base_urls() {
-        for (written, base) in [
-            ("http://h:8000", "http://h:8000/v1"),
-            ("http://h:8000/", "http://h:8000/v1"),
-            ("http://h:8000/v1", "http://h:8000/v1"),
-            ("http://h:8000/v1/", "http://h:8000/v1"),
-            ("https://h/openai/v1//", "https://h/openai/v1"),
-            ("http://h/v1/chat/completions", "http://h/v1"),
-            ("http://h/v1/embeddings", "http://h/v1"),
-            ("http://user:pw@h/v1?key=1#x", "http://h/v1"),
-            (" simulator ", "simulator"),
-        ] {
-            assert_eq!(written.parse::<Endpoint>().map(|e| e.redacted()), Ok(base.to_owned()), "{written}");
-        }
-        for wrong in ["", "localhost:8000", "ftp://h", "http://", "/v1", "simulators"] {
-            assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn levels_named_for_this_run_are_not_left_out_by_the_files_bounds() {
-        let env = Env::of([("LLM_BENCH_LEVELS", "5,80")]);
-        assert_eq!(resolve(YAML, &env, Overrides::default()).unwrap().config.benchmark.levels(), [5, 80]);
-        // A bound given beside them still counts.
-        let env = Env::of([("LLM_BENCH_LEVELS", "5,80"), ("LLM_BENCH_MAX_CONCURRENCY", "50")]);
-        assert_eq!(resolve(YAML, &env, Overrides::default()).unwrap().config.benchmark.levels(), [5]);
-        // So do the file's bounds for the file's levels, and for auto.
-        let file = resolve(YAML, &Env::default(), Overrides::default()).unwrap();
-        assert_eq!(file.config.benchmark.levels(), [1, 2, 5, 10]);
-        let auto = Overrides { levels: Some(Levels::Auto), ..Overrides::default() };
-        assert_eq!(resolve(YAML, &Env::default(), auto).unwrap().config.benchmark.levels(), [1, 2, 4, 8]);
-    }
-
-    #[test]
-    fn flags_win_over_variables_over_the_file() {
-        let env = Env::of([("LLM_BENCH_SEED", "2"), ("LLM_BENCH_TOTAL_REQUESTS", "200"), ("LLM_BENCH_QUICK", "1")]);
-        let flags = Overrides { seed: Some(3), ..Overrides::default() };
-        let settings = resolve(YAML, &env, flags).unwrap();
-        let benchmark = &settings.config.benchmark;
-        assert_eq!((benchmark.seed, benchmark.total_requests, benchmark.max_concurrency), (3, 200, 10));
-        assert!(settings.quick);
-        // Set and empty is as good as not set.
-        let empty = Env::of([("LLM_BENCH_SEED", ""), ("LLM_MODEL", " ")]);
-        assert_eq!(resolve(YAML, &empty, Overrides::default()).unwrap().config.llm.model, "m");
-    }
-
-    #[test]
-    fn the_key_comes_from_the_environment_and_shows_nowhere() {
-        use secrecy::ExposeSecret;
-        let key = |env: &Env| api_key(env).map(|key| key.expose_secret().to_owned());
-        assert_eq!(key(&Env::of([("LLM_API_KEY", "a"), ("OPENAI_API_KEY", "b")])).as_deref(), Some("a"));
-        assert_eq!(key(&Env::of([("LLM_API_KEY", ""), ("OPENAI_API_KEY", "b")])).as_deref(), Some("b"));
-        assert_eq!(key(&Env::default()), None);
-        let settings = resolve(YAML, &Env::of([("LLM_API_KEY", "hunter2")]), Overrides::default()).unwrap();
-        assert!(!format!("{settings:?}").contains("hunter2"));
     }
 }

@@ -4,39 +4,36 @@
 //! Criterion prints by `println!`, which panics where it cannot write. So while a run lasts, each of the two that is no
 //! terminal is a pipe, emptied by a thread that passes on what it can.
 
+#[cfg(not(unix))]
+pub use elsewhere::{Guard, guard, leave_terminal, let_go};
 #[cfg(unix)]
 pub use unix::{Guard, guard, leave_terminal, let_go};
 
 /// Elsewhere they are left as they are.
 #[cfg(not(unix))]
 mod elsewhere {
-    /// Ends what [`guard`] began.
     #[derive(Debug)]
     pub struct Guard;
 
-    /// Begins nothing.
     pub fn guard() -> Guard {
         Guard
     }
 
-    /// Does nothing.
     pub fn let_go() {}
 
-    /// Does nothing.
     pub fn leave_terminal() {}
 }
-
-#[cfg(not(unix))]
-pub use elsewhere::{Guard, guard, leave_terminal, let_go};
 
 #[cfg(unix)]
 mod unix {
     use std::fs::{File, OpenOptions};
     use std::io::{self, ErrorKind, IsTerminal, PipeReader, Read, Write};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::fs::MetadataExt;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
     use std::thread::JoinHandle;
+
+    use rustix::stdio;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Stream {
@@ -44,28 +41,18 @@ mod unix {
         Stderr,
     }
 
-    const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
-
     impl Stream {
-        fn is_terminal(self) -> bool {
+        fn fd(self) -> BorrowedFd<'static> {
             match self {
-                Stream::Stdout => io::stdout().is_terminal(),
-                Stream::Stderr => io::stderr().is_terminal(),
+                Stream::Stdout => stdio::stdout(),
+                Stream::Stderr => stdio::stderr(),
             }
-        }
-
-        fn file(self) -> io::Result<File> {
-            let file = match self {
-                Stream::Stdout => io::stdout().as_fd().try_clone_to_owned(),
-                Stream::Stderr => io::stderr().as_fd().try_clone_to_owned(),
-            };
-            file.map(File::from)
         }
 
         fn replace(self, by: &impl AsFd) -> io::Result<()> {
             Ok(match self {
-                Stream::Stdout => rustix::stdio::dup2_stdout(by),
-                Stream::Stderr => rustix::stdio::dup2_stderr(by),
+                Stream::Stdout => stdio::dup2_stdout(by),
+                Stream::Stderr => stdio::dup2_stderr(by),
             }?)
         }
     }
@@ -80,6 +67,15 @@ mod unix {
     /// Of the guard there is, if there is one: descriptors are the process's.
     static FORWARDS: Mutex<Option<Vec<Forward>>> = Mutex::new(None);
 
+    fn forwards() -> MutexGuard<'static, Option<Vec<Forward>>> {
+        FORWARDS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of the two that are no terminal.
+    fn not_terminals() -> impl Iterator<Item = Stream> {
+        [Stream::Stdout, Stream::Stderr].into_iter().filter(|stream| !stream.fd().is_terminal())
+    }
+
     /// Ends what [`guard`] began.
     #[derive(Debug)]
     pub struct Guard {
@@ -89,19 +85,17 @@ mod unix {
     /// Lets nothing that is written to stdout and stderr fail, until the guard is dropped. It does nothing while there is
     /// another one.
     pub fn guard() -> Guard {
-        let mut forwards = FORWARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut forwards = forwards();
         let is_first = forwards.is_none();
-        if is_first {
-            // Without a pipe or thread they are as good as they were.
-            *forwards = Some(begin());
-        }
+        // Without a pipe or thread they are as good as they were.
+        forwards.get_or_insert_with(begin);
         Guard { is_first }
     }
 
     fn begin() -> Vec<Forward> {
         let mut files: Vec<(Vec<Stream>, File)> = Vec::new();
-        for stream in BOTH.into_iter().filter(|stream| !stream.is_terminal()) {
-            let Ok(file) = stream.file() else { continue };
+        for stream in not_terminals() {
+            let Ok(file) = stream.fd().try_clone_to_owned().map(File::from) else { continue };
             let id = |file: &File| file.metadata().map(|found| (found.dev(), found.ino())).ok();
             match files.iter_mut().find(|(_, other)| id(other) == id(&file)) {
                 Some((streams, _)) => streams.push(stream),
@@ -142,7 +136,7 @@ mod unix {
             let _ = io::stdout().flush();
             for Forward { streams, thread, .. } in take() {
                 let Ok(Err(error)) = thread.join() else { continue };
-                // Who has left knows.
+                // A reader that has left knows.
                 if streams.contains(&Stream::Stdout) && error.kind() != ErrorKind::BrokenPipe {
                     let _ = writeln!(io::stderr(), "note: cannot write all of it to stdout: {error}");
                 }
@@ -151,11 +145,9 @@ mod unix {
     }
 
     fn take() -> Vec<Forward> {
-        let forwards = FORWARDS.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let forwards = forwards().take().unwrap_or_default();
         for Forward { streams, original, .. } in &forwards {
-            for stream in streams {
-                let _ = stream.replace(original);
-            }
+            streams.iter().for_each(|stream| drop(stream.replace(original)));
         }
         forwards
     }
@@ -167,10 +159,10 @@ mod unix {
 
     /// After a hang-up: a terminal that is gone fails whoever writes to it, so that nobody does.
     pub fn leave_terminal() {
-        let forwards = FORWARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let forwards = forwards();
         let Some(forwards) = &*forwards else { return };
-        let is_a_pipe = |stream| forwards.iter().any(|forward| forward.streams.contains(stream));
-        for stream in BOTH.iter().filter(|stream| !is_a_pipe(*stream) && !stream.is_terminal()) {
+        let is_a_pipe = |stream: &Stream| forwards.iter().any(|forward| forward.streams.contains(stream));
+        for stream in not_terminals().filter(|stream| !is_a_pipe(stream)) {
             let _ = OpenOptions::new().write(true).open("/dev/null").and_then(|nowhere| stream.replace(&nowhere));
         }
     }

@@ -5,14 +5,52 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use llm_concurrency::client::Env;
+use llm_concurrency::client::{Endpoint, Env};
 use llm_concurrency::settings::{Config, Overrides, Settings};
 use serde_yaml::{Mapping, Value};
 
 fn settings(yaml: &str, env: &Env) -> Result<Settings, String> {
+    settings_with(yaml, env, Overrides::default())
+}
+
+fn settings_with(yaml: &str, env: &Env, flags: Overrides) -> Result<Settings, String> {
     let path = Path::new("config.yaml");
     let config = Config::parse(yaml, path).map_err(|error| error.to_string())?;
-    Settings::resolve(path.to_owned(), config, env, Overrides::default()).map_err(|error| error.to_string())
+    Settings::resolve(path.to_owned(), config, env, flags).map_err(|error| error.to_string())
+}
+
+#[test]
+fn other_formats_say_the_same() {
+    let read = |name: &str, text: &str| Config::parse(text, Path::new(name)).map_err(|error| error.to_string());
+    let yaml =
+        read("c.yaml", "llm: {endpoint: simulator, max_concurrent_requests: 7}\nbenchmark: {levels: [1, 2]}").unwrap();
+    for (name, text) in [
+        ("c.toml", "[llm]\nendpoint = 'simulator'\nmax_concurrent_requests = 7\n[benchmark]\nlevels = [1, 2]\n"),
+        (
+            "c.json",
+            r#"{"llm": {"endpoint": "simulator", "max_concurrent_requests": 7}, "benchmark": {"levels": [1, 2]}}"#,
+        ),
+    ] {
+        let read = serde_yaml::to_value(read(name, text).unwrap()).unwrap();
+        assert_eq!(read, serde_yaml::to_value(&yaml).unwrap(), "{name}");
+    }
+    for (name, text, message) in [
+        ("c.toml", "[llm]\nendpont = 'simulator'\n", "c.toml:2: "),
+        ("c.toml", "[llm]\n\nendpoint =\n", "c.toml:3: "),
+        ("c.json", "{\"llm\": {\"endpoint\": 1,}}", "c.json:1:"),
+        ("c.toml", "[benchmark]\nlevel = [1]\n", "c.toml: "),
+    ] {
+        let error = read(name, text).unwrap_err();
+        assert!(error.starts_with(message), "{error}");
+    }
+    // A file of variables is read as the environment; another `.env` beside it is not.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), "LLM_MODEL=beside\n").unwrap();
+    let prod = folder.path().join("prod.env");
+    std::fs::write(&prod, "LLM_ENDPOINT=http://127.0.0.1:1/v1\nOTHER='# x'\n").unwrap();
+    let settings = Settings::load(Some(&prod), Overrides::default()).unwrap();
+    assert!(format!("{:?}", settings.endpoint).contains("127.0.0.1:1"));
+    assert_eq!(settings.config.llm.model, "default");
 }
 
 /// The name with one letter dropped, doubled, swapped with the next or changed, at every place.
@@ -104,6 +142,10 @@ fn every_variable_with_a_slip_of_the_pen_is_refused() {
     let others = ["LLM_CONFIG", "LLM_ENDPOINT", "LLM_MODEL", "LLM_API_KEY", "OPENAI_API_KEY"].map(str::to_owned);
     let ours: Vec<String> = bench.chain(others).collect();
     assert_eq!(ours.len(), 19);
+    for name in ours.iter().filter(|name| name.starts_with("LLM_BENCH_")) {
+        let error = settings("llm: {endpoint: simulator}", &Env::of([(name, "?")])).unwrap_err();
+        assert!(error.starts_with(&format!("{name}: `?` is n")), "{error}");
+    }
     let mut tried = 0;
     for name in &ours {
         for slip in slips(name).into_iter().filter(|slip| !ours.contains(slip)) {
@@ -230,5 +272,76 @@ fn numbers_that_would_overflow_are_refused() {
         let error = settings(&format!("llm: {{endpoint: simulator}}\nbenchmark: {{{key}: {value}}}"), &Env::default())
             .unwrap_err();
         assert!(error.contains(key), "{error}");
+    }
+}
+
+const YAML: &str = "llm: {endpoint: 'http://localhost:8000', model: m}\nbenchmark: {max_concurrency: 10}\n";
+
+#[test]
+fn levels_named_for_this_run_are_not_left_out_by_bounds_from_elsewhere() {
+    let bound = ("LLM_BENCH_MAX_CONCURRENCY", "50");
+    let named = ("LLM_BENCH_LEVELS", "5,80");
+    for (env, flags, expected) in [
+        (Env::of([named]), Overrides::default(), &[5, 80][..]),
+        // A bound given beside them counts.
+        (Env::of([named, bound]), Overrides::default(), &[5]),
+        (Env::of([named]), Overrides::of(["--max-concurrency=50"]), &[5]),
+        (Env::of([bound]), Overrides::of(["--levels=5,80"]), &[5, 80]),
+        // So do the file's bounds for the file's levels, and for auto.
+        (Env::default(), Overrides::default(), &[1, 2, 5, 10]),
+        (Env::default(), Overrides::of(["--levels=auto"]), &[1, 2, 4, 8]),
+    ] {
+        assert_eq!(settings_with(YAML, &env, flags.clone()).unwrap().config.benchmark.levels(), expected, "{flags:?}");
+    }
+}
+
+#[test]
+fn flags_win_over_variables_over_the_file() {
+    let env = Env::of([
+        ("LLM_BENCH_SEED", "2"),
+        ("LLM_BENCH_TOTAL_REQUESTS", " 200 "),
+        ("LLM_BENCH_QUICK", "1"),
+        ("LLM_BENCH_QUIET", "off"),
+    ]);
+    let settings = settings_with(YAML, &env, Overrides::of(["--seed=3", "--server-metrics"])).unwrap();
+    let benchmark = &settings.config.benchmark;
+    assert_eq!((benchmark.seed, benchmark.total_requests, benchmark.max_concurrency), (3, 200, 10));
+    assert_eq!((settings.quick, settings.quiet, settings.server_metrics), (true, false, true));
+    // Set and empty is as good as not set.
+    let empty = Env::of([("LLM_BENCH_SEED", ""), ("LLM_MODEL", " ")]);
+    let settings = settings_with(YAML, &empty, Overrides::default()).unwrap();
+    assert_eq!((settings.config.llm.model.as_str(), settings.config.benchmark.seed), ("m", 42));
+}
+
+#[test]
+fn the_key_comes_from_the_environment_and_shows_nowhere() {
+    use secrecy::ExposeSecret;
+    let key = |env: Env| {
+        let settings = settings(YAML, &env).unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        settings.api_key.map(|key| key.expose_secret().to_owned())
+    };
+    assert_eq!(key(Env::of([("LLM_API_KEY", "hunter2"), ("OPENAI_API_KEY", "b")])).as_deref(), Some("hunter2"));
+    assert_eq!(key(Env::of([("LLM_API_KEY", ""), ("OPENAI_API_KEY", "b")])).as_deref(), Some("b"));
+    assert_eq!(key(Env::default()), None);
+}
+
+#[test]
+fn base_urls() {
+    for (written, base) in [
+        ("http://h:8000", "http://h:8000/v1"),
+        ("http://h:8000/", "http://h:8000/v1"),
+        ("http://h:8000/v1", "http://h:8000/v1"),
+        ("http://h:8000/v1/", "http://h:8000/v1"),
+        ("https://h/openai/v1//", "https://h/openai/v1"),
+        ("http://h/v1/chat/completions", "http://h/v1"),
+        ("http://h/v1/embeddings", "http://h/v1"),
+        ("http://user:pw@h/v1?key=1#x", "http://h/v1"),
+        (" simulator ", "simulator"),
+    ] {
+        assert_eq!(written.parse::<Endpoint>().map(|e| e.redacted()), Ok(base.to_owned()), "{written}");
+    }
+    for wrong in ["", "localhost:8000", "ftp://h", "http://", "/v1", "simulators"] {
+        assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
     }
 }

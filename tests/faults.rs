@@ -26,7 +26,7 @@ type Counts = BTreeMap<&'static str, usize>;
 
 /// One line of the matrix.
 struct Row {
-    fault: &'static str,
+    fault: String,
     form: &'static str,
     level: usize,
     lines: usize,
@@ -39,7 +39,7 @@ struct Row {
 
 impl Row {
     fn of(
-        fault: &'static str,
+        fault: impl ToString,
         form: &'static str,
         level: usize,
         ours: &[RequestOutcome],
@@ -53,7 +53,7 @@ impl Row {
         }
         servers.retain(|_, count| *count > 0);
         Row {
-            fault,
+            fault: fault.to_string(),
             form,
             level,
             lines: ours.len(),
@@ -139,7 +139,7 @@ fn cell(fault: Fault, form: &'static str, level: usize) -> Row {
     let ours = servers::measure(&simulator.base_url(), &impatient(), &request, &plan);
     let resent: u32 = ours.iter().map(|line| line.resent).sum();
     let log = whole_log(&simulator, ours.len() + resent as usize);
-    Row::of(fault.name(), form, level, &ours, &log)
+    Row::of(fault, form, level, &ours, &log)
 }
 
 /// The faults side by side, since most of it is waiting.

@@ -131,15 +131,16 @@ fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
         let server = scripted(answers);
         let client = client(&server.base_url(), Llm { retry_attempts, ..Llm::default() });
         let result = runtime().block_on(client.chat(&ChatRequest::user("Hello?")));
-        let told = match result {
+        let outcome = match result {
             Ok(answer) => (answer.attempts, None),
-            Err(LlmError::Request { attempts, failure, ref message, .. }) => {
+            Err(LlmError::Request { attempts, failure, status, ref message, .. }) => {
                 assert!(message.contains("not now"), "{message}");
+                assert_eq!(status, answers.last().map(|(status, _)| *status));
                 (attempts, Some(failure))
             }
             Err(other) => panic!("{other}"),
         };
-        assert_eq!((told, sent(&server) as u32), ((attempts, failure), attempts), "{answers:?}");
+        assert_eq!((outcome, sent(&server) as u32), ((attempts, failure), attempts), "{answers:?}");
     }
 }
 

@@ -142,6 +142,9 @@ fn error_bodies_of_all_shapes_are_quoted_short() {
         let reply = servers::send_once(&server.base_url(), &Llm::default(), &whole());
         let (failed, said) = failure(&reply);
         assert_eq!((reply.status, failed), (Some(status), Some(kind)), "{body}: {said}");
+        // Also where it stands inside an answer with status 200.
+        let stated = if body.contains("429") { Some(429) } else { Some(status).filter(|&status| status != 200) };
+        assert_eq!(reply.failure.and_then(|failed| failed.status), stated, "{body}");
         assert!(said == message || said.starts_with(message) && said.chars().count() == 201, "{said}");
     }
 }

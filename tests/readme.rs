@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llm_concurrency::client::Env;
-use llm_concurrency::client::outcome::Failure;
+use llm_concurrency::client::outcome::{Failure, Reply};
 use llm_concurrency::prompts::PromptError;
-use llm_concurrency::report::text::endpoint_problem;
+use llm_concurrency::report::words::endpoint_problem;
 use llm_concurrency::settings::{Config, Overrides, Settings};
 use serde_json::{Value, json};
 
@@ -23,7 +23,10 @@ fn shipped() -> Config {
 fn troubleshooting_uses_the_words_of_the_errors() {
     let settings = Settings::resolve("config.yaml".into(), shipped(), &Env::default(), Overrides::default())
         .expect("the shipped settings");
-    let problem = |kind| endpoint_problem(kind, "what was said", &settings);
+    let problem = |kind| {
+        let reply = Reply::failed(kind, "what was answered");
+        endpoint_problem(&reply.failure.unwrap(), &settings)
+    };
     let errors = [
         PromptError::NotFound(PathBuf::from("prompts.json")).to_string(),
         problem(Failure::Connect),

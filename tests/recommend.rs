@@ -4,12 +4,14 @@
 
 use llm_concurrency::client::outcome::{Counted, Period, Quota, RateLimit};
 use llm_concurrency::decide::{DriftCheck, Gate, Note, Objective, Policy, Recommendation, Status, Verdict, recommend};
+use llm_concurrency::figures::reasons::EarlyEnd;
 use llm_concurrency::figures::{
     ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Outage, Sample, SizeSummary,
 };
 use llm_concurrency::report::text;
 use llm_concurrency::report::words;
 use proptest::prelude::*;
+use serde_json::json;
 
 /// A level measured in full, free of errors, known to ±1 %.
 fn level(concurrency: usize, rps: f64) -> LevelSummary {
@@ -208,6 +210,18 @@ fn p99_is_gated_from_400_requests() {
 }
 
 #[test]
+fn ttft_is_gated_where_a_limit_is_set_and_must_then_be_known() {
+    let answering = |ttft, level| LevelSummary { ttft_s: Some(latency(ttft)), ..level };
+    let all = [answering(0.2, level(1, 10.0)), answering(0.5, level(5, 45.0)), answering(0.51, level(10, 80.0))];
+    let policy = Policy { max_ttft_p95_seconds: Some(0.5), ..Policy::default() };
+    let recommendation = case("ttft_p95", &all, &policy, Status::LimitedByGate, Some(5));
+    assert_eq!(recommendation.levels[2].gate, Some(Gate::TtftP95));
+    assert_eq!(recommend(&all, &Policy::default()).recommended_concurrency, Some(10));
+    let unknown = levels(&[(1, 10.0), (5, 45.0)]);
+    case("ttft_p95_unknown", &unknown, &policy, Status::NoQualifyingLevel, None);
+}
+
+#[test]
 fn a_level_of_29_requests_is_not_used() {
     let all = [level(1, 10.0), level(2, 20.0), of_size(29, level(4, 100.0))];
     let recommendation = case("n_29", &all, &Policy::default(), Status::NotSaturated, Some(2));
@@ -244,7 +258,7 @@ fn a_level_that_never_reached_its_concurrency_is_named() {
     // Where the permits were held back, that is why.
     all[2].mean_held = Some(7.94);
     let notes = recommend(&all, &Policy::default()).notes;
-    let held = "level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
+    let held = "Level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
     assert!(notes.iter().any(|note| words::note(note) == held), "{notes:?}");
 }
 
@@ -386,13 +400,13 @@ fn a_best_level_that_was_limited_by_the_client_is_no_silent_answer() {
     assert!(recommend(&all, &Policy::default()).provisional);
     all[3].client = client(None, Some(0.029));
     assert!(!recommend(&all, &Policy::default()).provisional);
-    // Another level's trouble is only told.
+    // At another level it is only noted.
     all[3].client = None;
     all[1].client = client(Some(0.83), None);
     let recommendation = recommend(&all, &Policy::default());
     assert!(
         !recommendation.provisional
-            && recommendation.notes.iter().any(|note| words::note(note).starts_with("level 10: "))
+            && recommendation.notes.iter().any(|note| matches!(note, Note::ClientBound { level: 10, .. }))
     );
 }
 
@@ -435,7 +449,7 @@ fn mainly_429_is_a_quota() {
     assert!(reason.contains(stated), "{reason}");
 }
 
-/// A limit that was not the one in the way is not told as the cause.
+/// A limit that was not reached is not given as the cause.
 #[test]
 fn the_quota_that_was_used_up_is_named() {
     let mut all = levels(&[(1, 5.0), (2, 9.5), (5, 10.0)]);
@@ -534,7 +548,7 @@ fn the_recommended_level_is_shown_by_the_size_of_the_prompts() {
     P50      P95  tokens out   n  prompts
  550 ms   1.00 s        50.0  60  small
  1.10 s   2.00 s        50.0  30  medium
-22.00 s  40.00 s           -  10  large
+22.00 s  40.00 s           –  10  large
 "
     );
 }
@@ -560,7 +574,7 @@ fn an_empty_list() {
 fn a_hopeless_level_fails_however_small() {
     let hopeless = LevelSummary {
         state: Some(LevelState::Hopeless),
-        reason: Some("every request of the warm-up failed".to_owned()),
+        reason: Some(EarlyEnd::WarmUpFailed),
         ..failing(of_size(10, level(20, 0.5)), "Timeout", 10)
     };
     let all = [level(1, 10.0), level(10, 80.0), hopeless.clone()];
@@ -620,6 +634,36 @@ fn a_verdict_from_a_file_does_not_hide_the_new_one() {
     all[0].unknown = [("verdict".to_owned(), "fail".into()), ("mine".to_owned(), 1.into())].into();
     let json = serde_json::to_value(recommend(&all, &Policy::default())).unwrap();
     assert_eq!((&json["levels"][0]["verdict"], &json["levels"][0]["mine"]), (&"pass".into(), &1.into()));
+}
+
+/// What another version recorded and this one does not know is shown in the words beside it.
+#[test]
+fn a_recommendation_of_another_version_is_read() {
+    let all = [level(1, 10.0), level(5, 45.0), slow(9.0, level(10, 80.0))];
+    let decided = recommend(&all, &Policy::default());
+    assert_eq!(Recommendation::recorded(words::with_words(&decided)).as_ref(), Some(&decided));
+    let mut file = words::with_words(&decided);
+    let late =
+        json!([{"kind": "p95", "p95": 9.0, "limit": {"seconds": 5.0, "interval": [5.0, 5.0], "from": [1, 1.0]}}]);
+    file["levels"][2]["causes"] = late.clone();
+    file["levels"][2]["why"] = json!("P95 9.00 s is above 5 x the 1.00 s of level 1");
+    file["cause"] = json!({"kind": "last_passing", "level": 5, "failed": 10, "causes": late});
+    file["reason"] = json!("5 is the last level that passes; but at level 5 this client was the limit");
+    file["client_bound_at"] = json!(5);
+    file["findings"] = json!([{"kind": "quick"}, {"kind": "of_run", "text": "levels come from 2 runs"}]);
+    file["notes"] = json!(["a quick run", "levels come from 2 runs"]);
+    let read = Recommendation::recorded(file.clone()).unwrap();
+    assert_eq!(words::causes(&read.levels[2].causes), "P95 9.00 s is above 5 x the 1.00 s of level 1");
+    assert_eq!(words::reason(&read), "5 is the last level that passes; but at level 5 this client was the limit");
+    assert_eq!(read.notes, [Note::Quick, Note::Other { text: "levels come from 2 runs".to_owned() }]);
+    // Nor does it need the words, where it knows the data; without either there is nothing to show.
+    file["notes"] = json!(null);
+    assert_eq!(Recommendation::recorded(file), None);
+    assert_eq!(Recommendation::recorded(json!("nothing of the kind")), None);
+    let cut: LevelSummary = serde_json::from_value(json!({"concurrency": 5, "reason": "interrupted"})).unwrap();
+    assert_eq!(cut.reason, Some(EarlyEnd::Other("interrupted".to_owned())));
+    let stalled = LevelSummary { reason: Some(EarlyEnd::NoSuccess { seconds: 30.0 }), ..cut };
+    assert_eq!(serde_json::from_value::<LevelSummary>(json!(stalled)).unwrap(), stalled);
 }
 
 // ---- properties ----
@@ -714,12 +758,14 @@ fn sane_levels() -> impl Strategy<Value = Vec<LevelSummary>> {
 
 fn any_policy() -> impl Strategy<Value = Policy> {
     let objective = prop_oneof![Just(Objective::Requests), Just(Objective::OutputTokens)];
-    (objective, 0.0..=1.0, maybe(0.1..10.0), maybe(0.1..10.0), 0.0..=1.0).prop_map(
-        |(objective, max_error_rate, max_p95_seconds, max_p99_seconds, tolerance)| Policy {
+    let limits = [(); 3].map(|()| maybe(0.1..10.0));
+    (objective, 0.0..=1.0, limits, 0.0..=1.0).prop_map(
+        |(objective, max_error_rate, [max_p95_seconds, max_p99_seconds, max_ttft_p95_seconds], tolerance)| Policy {
             objective,
             max_error_rate,
             max_p95_seconds,
             max_p99_seconds,
+            max_ttft_p95_seconds,
             tolerance,
         },
     )

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use llm_concurrency::client::Env;
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::{LevelState, Reach, Sample};
-use llm_concurrency::measure::search::{Stage, Step};
+use llm_concurrency::figures::{LevelState, LevelSummary, Measurement, Sample, Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
-    Environment, Identity, LevelRecord, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
+    About, Environment, Identity, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
     criterion_id, load_measured, read_sidecar,
 };
+use llm_concurrency::report::words;
 use llm_concurrency::settings::{Config, Overrides, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -61,13 +61,19 @@ impl Disk {
         let identity = identity(yaml);
         let manifest = Manifest {
             run_id: RunId::try_from(format!("run-{}", self.runs)).unwrap(),
-            started_at: "2026-01-01T00:00:00Z".to_owned(),
-            fingerprint: identity.fingerprint(),
-            endpoint: identity.endpoint.clone(),
-            model: identity.model.clone(),
+            about: About {
+                started_at: Some("2026-01-01T00:00:00Z".to_owned()),
+                fingerprint: Some(identity.fingerprint()),
+                endpoint: Some(identity.endpoint.clone()),
+                model: Some(identity.model.clone()),
+                settings: RunSettings {
+                    levels: planned.to_vec(),
+                    request_timeout_s: Some(30.0),
+                    ..RunSettings::default()
+                },
+                environment: Environment::here(),
+            },
             identity,
-            settings: RunSettings { levels: planned.to_vec(), request_timeout_s: 30.0, ..RunSettings::default() },
-            environment: Environment::here(),
             levels: Vec::new(),
         };
         Recorded { folder: self.places().runs.join(manifest.run_id.as_str()), manifest }
@@ -134,7 +140,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
     let window = n as f64 / rps;
     // Times differ from run to run, as real ones do.
     let wave_ns = latency * 1e9 + f64::from(run.manifest.run_id.as_bytes()[4]);
-    run.manifest.levels.push(LevelRecord {
+    run.manifest.levels.push(Measurement {
         concurrency: level,
         stage: step.stage,
         round: step.round,
@@ -142,13 +148,8 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         sample_ns: vec![wave_ns; 10],
         window_s: Some([0.0, window]),
         samples: vec![Sample { duration_s: window / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 }; 10],
-        itl_histogram: Vec::new(),
         state,
-        reason: None,
-        client: None,
-        rate_limit: None,
-        server: None,
-        reach: Reach::default(),
+        ..Measurement::default()
     });
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
 }
@@ -183,7 +184,8 @@ fn taken(measured: &Measured) -> Vec<(usize, i64)> {
 }
 
 fn notes(measured: &Measured, disk: &Disk) -> String {
-    measured.notes.join("\n").replace(&disk.folder.path().display().to_string(), "<target>")
+    let notes: Vec<String> = measured.notes.iter().map(words::note).collect();
+    notes.join("\n").replace(&disk.folder.path().display().to_string(), "<target>")
 }
 
 fn message(error: &ResultsError, disk: &Disk) -> String {
@@ -205,7 +207,7 @@ fn the_newest_record_whose_times_are_criterions() {
     assert_eq!((rates[0].0, rates[1].0), (1, 2));
     // By shares of life: of 100 overlapping requests the last few end after the window.
     assert!((28..=30).contains(&rates[0].1) && (19..=20).contains(&rates[1].1), "{rates:?}");
-    insta::assert_snapshot!(notes(&measured, &disk), @"levels come from 2 runs of the same fingerprint: run-1, run-2");
+    insta::assert_snapshot!(notes(&measured, &disk), @"The levels come from 2 runs of the same fingerprint: run-1, run-2");
     assert!(!measured.incomplete);
 }
 
@@ -235,14 +237,15 @@ fn confirm_rounds_of_the_same_run_are_pooled_with_the_first_measurement() {
     measure(&disk, &mut run, 2, 20.0);
     measure_step(&disk, &mut run, confirm(1, 2), 40.0);
     record(&mut run, confirm(3, 2), 80.0, LevelState::Cut);
-    let pooled = &disk.load(CONFIG).unwrap().levels[1];
+    let measured = disk.load(CONFIG).unwrap();
+    assert_eq!(measured.notes, []);
+    let pooled = &measured.levels[1];
     assert_eq!((pooled.requests, pooled.blocks_rps.len()), (Some(200), 20));
     // 100 requests in 5 s and 100 in 2.5 s, without what the last ones of each have left.
     let rps = pooled.throughput_rps.unwrap().estimate;
     assert!((26.0..200.0 / 7.5).contains(&rps), "{rps}");
     let drift = pooled.drift.unwrap();
     assert!((drift.first.estimate - 19.8).abs() < 0.2 && (drift.confirmed.estimate - 39.6).abs() < 0.4, "{drift:?}");
-    assert_eq!(pooled.notes, [""; 0]);
 
     // Once another run has overwritten the round in Criterion's folder, it is left out.
     let mut other = disk.run(CONFIG, &[1, 2]);
@@ -341,7 +344,7 @@ fn a_level_that_was_cut_is_left_out() {
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"level 2 is left out (not measured to its end, or since overwritten), and may be the better one"
+        @"Left out (not measured to the end, or since overwritten): level 2, and the better one may be among them"
     );
 }
 
@@ -369,7 +372,7 @@ fn a_torn_manifest_is_named_and_left_out() {
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"left out: <target>/concurrency/run-9/run.json is not a run manifest: EOF while parsing a string at line 1 column 24"
+        @"Left out: <target>/concurrency/run-9/run.json is not a run manifest: EOF while parsing a string at line 1 column 24"
     );
 
     // If it is the only one, Criterion's figures are left, and it is named all the same.
@@ -426,11 +429,11 @@ fn pipes_and_huge_files_are_refused_unread() {
         let mut errors = vec![
             ResultsFile::read(&results).unwrap_err().to_string(),
             std::error::Error::source(&refused).unwrap().to_string(),
-            disk.load(CONFIG).unwrap().levels[0].notes.join("\n"),
+            notes(&disk.load(CONFIG).unwrap(), &disk),
         ];
         fs::remove_file(&manifest).unwrap();
         make(&manifest);
-        errors.push(disk.load(CONFIG).unwrap().notes[0].clone());
+        errors.push(notes(&disk.load(CONFIG).unwrap(), &disk));
         assert!(errors.iter().all(|error| error.contains(why)), "{errors:#?}");
     }
 }
@@ -461,7 +464,8 @@ fn two_runs_of_one_second_have_a_results_file_each() {
         run.results_file = first.clone();
         let mut recorded = Recorded { folder: run.folder().to_owned(), manifest: run.manifest.clone() };
         record(&mut recorded, sweep(1), 10.0, LevelState::Complete);
-        run.level_ended(recorded.manifest.levels.remove(0)).unwrap();
+        let summary = LevelSummary { concurrency: 1, ..LevelSummary::default() };
+        run.level_ended(recorded.manifest.levels.remove(0), summary).unwrap();
     }
     for run in &runs {
         run.write_results(None).unwrap();
@@ -531,7 +535,7 @@ fn a_torn_or_missing_sidecar() {
         let measured = disk.load(CONFIG).unwrap();
         assert_eq!(measured.levels[1].throughput_rps.unwrap().estimate.round(), 20.0);
         assert_eq!(measured.levels[1].requests, None);
-        let note = measured.levels[1].notes.join("\n");
+        let note = notes(&measured, &disk);
         assert!(note.contains("level-2.jsonl") && note.ends_with("only Criterion's throughput is known"), "{note}");
         assert!(note.contains(if torn { "line 100" } else { "cannot read" }), "{note}");
         let recommendation = recommend(&measured.levels, &Policy::default());
@@ -549,7 +553,7 @@ fn criterions_figures_alone() {
     assert!(measured.incomplete);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"there are no request records in <target>/concurrency: only Criterion's throughput is known, and not what it was measured against"
+        @"There are no request records in <target>/concurrency: only Criterion's throughput is known, and not what it was measured against"
     );
 }
 
@@ -568,11 +572,11 @@ fn criterion_and_our_own_figure_are_compared() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
-    assert_eq!(disk.load(CONFIG).unwrap().levels[0].notes, [""; 0]);
+    assert_eq!(disk.load(CONFIG).unwrap().notes, []);
     disk.estimates(sweep(1), 12.0);
     insta::assert_snapshot!(
-        disk.load(CONFIG).unwrap().levels[0].notes.join("\n"),
-        @"Criterion's mean gives 12.00 requests/s, 20.00 % from the 10.00 used here: windows of unequal speed"
+        notes(&disk.load(CONFIG).unwrap(), &disk),
+        @"Level 1: Criterion's mean gives 12.00 requests/s, 20.00 % off the 10.00 used here, since the windows differ in speed"
     );
 }
 

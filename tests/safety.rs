@@ -103,9 +103,9 @@ fn a_model_that_the_server_does_not_list_is_named() {
     let ran = run(folder.path(), &[], &["run", "--quick", "--levels", "1,2"]);
     let (said, told) = (text(&ran.stdout), text(&ran.stderr));
     assert!(told.contains("does not list the model other; it has: simulated"), "{told}");
-    assert!(said.contains("the server lists other models and not llm.model"), "{said}");
+    assert!(said.contains("The server lists other models and not llm.model"), "{said}");
     let again = text(&run(folder.path(), &[], &["recommend"]).stdout);
-    assert!(again.contains("the server lists other models and not llm.model"), "{again}");
+    assert!(again.contains("The server lists other models and not llm.model"), "{again}");
 }
 
 /// Answers well, but refuses what is longer than this many bytes.

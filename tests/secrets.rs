@@ -296,7 +296,7 @@ fn nothing_in_a_file_acts_on_a_terminal() {
         "levels": [level(1), level(2)],
     });
     let cases = [
-        ("results.json", results.to_string(), vec!["recommend", "--results", "results.json"], "measured: m]0;titlex"),
+        ("results.json", results.to_string(), vec!["recommend", "--results", "results.json"], "Measured: m]0;titlex"),
         ("results.json", results.to_string(), vec!["report", "results.json", "--format", "csv"], "5"),
         (
             "broken.json",

@@ -203,7 +203,7 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
     assert_eq!((output.status.code(), &json["status"]), (Some(3), &"not_saturated".into()), "{json:#}");
     assert_eq!(json["provisional"], true, "{json:#}");
     let notes = json["notes"].to_string();
-    assert!(notes.contains("level 50 is left out (not measured to its end"), "{notes}");
+    assert!(notes.contains("Left out (not measured to the end, or since overwritten): level 50"), "{notes}");
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
     // Unless it is asked for.
     let output = recommend(running.folder.path(), &["--update-config", "--allow-provisional"]);
@@ -248,7 +248,7 @@ fn signals_give_up_the_level_in_hand_and_show_the_rest() {
         let row = |level: &str| table.lines().find(|line| line.trim_start().starts_with(level)).unwrap_or_default();
         assert!(row("1 ").ends_with("pass") || row("1 ").contains("pass  <-"), "{stdout}");
         assert!(row("50 ").contains("not used: ") && row("50 ").contains("interrupted"), "{stdout}");
-        assert!(stdout.contains("note: stopped at level 50: interrupted"), "{stdout}");
+        assert!(stdout.contains("note: Stopped at level 50: interrupted"), "{stdout}");
         let stderr = running.stderr();
         assert!(stderr.contains("interrupted: giving up the level in hand (again to kill)"), "{stderr}");
         assert!(stderr.contains("(every request)") && !stderr.contains("panicked"), "{stderr}");
@@ -266,7 +266,7 @@ fn signals_give_up_the_level_in_hand_and_show_the_rest() {
 
         let output = recommend(running.folder.path(), &[]);
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(answer.contains("level 50 is left out"), "{answer}");
+        assert!(answer.contains("since overwritten): level 50"), "{answer}");
     }
 }
 
@@ -540,7 +540,7 @@ fn a_level_whose_server_was_gone_is_measured_again_and_the_outage_set_aside() {
     assert!(outage.lost > 5 && second.requests.is_some_and(|n| n >= 200), "{second:?}");
     assert_eq!((second.error_rate, second.failures.len()), (Some(0.0), 0));
     let printed = fs::read_to_string(running.path("stdout")).unwrap();
-    let note = format!("level 4 was measured again: {} of {} requests found no server", outage.lost, outage.requests);
+    let note = format!("Level 4 was measured again: {} of {} requests found no server", outage.lost, outage.requests);
     assert!(printed.contains(&note), "{printed}");
     assert!(running.stderr().contains("once more"), "{}", running.stderr());
 }

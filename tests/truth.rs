@@ -1,6 +1,6 @@
 //! The truth bench in short: a real server, the real client, and a curve that is known.
 //!
-//! The tight bound on both sides is held in virtual time, where there is no noise (`simulator::virtual_time_tests`), and in
+//! The tight bound on both sides is held in virtual time, where there is no noise (`tests/virtual_time.rs`), and in
 //! real time by `cargo bench --bench truth` on an idle machine. A machine that is busy can only slow a measurement
 //! down: the server's steps have absolute deadlines, so nothing makes it faster than explained. So here the upper bound
 //! is tight; the lower one allows for late wake-ups, which cost a request one step of six, and not for a fault in the

@@ -1,4 +1,4 @@
-//! The patch of a YAML file: whatever the file holds, either it stays as it is, or exactly one number has changed.
+//! The patch of a config file: whatever the file holds, either it stays as it is, or exactly one number has changed.
 //!
 //! `cargo +nightly fuzz run config_patch fuzz/corpus/config_patch fuzz/seeds/config_patch`; with a stable compiler
 //! `RUSTC_BOOTSTRAP=1 cargo fuzz run -s none config_patch fuzz/corpus/config_patch fuzz/seeds/config_patch`.
@@ -24,7 +24,12 @@ thread_local! {
     });
 }
 
-fuzz_target!(|before: &[u8]| FOLDER.with(|folder| check(&folder.path().join("config.yaml"), before)));
+/// Each input is read as every format.
+const NAMES: [&str; 4] = ["config.yaml", "config.json", "config.toml", "config.env"];
+
+fuzz_target!(
+    |before: &[u8]| FOLDER.with(|folder| NAMES.iter().for_each(|name| check(&folder.path().join(name), before)))
+);
 
 fn check(path: &Path, before: &[u8]) {
     std::fs::write(path, before).expect("the file is written");
@@ -43,14 +48,16 @@ fn check(path: &Path, before: &[u8]) {
     assert!(!old.contains(&b'\n') && old.len() < 64, "{shown}");
 
     // Read by a parser that the patch does not find its place with: the same but for that number.
-    let value = |bytes: &[u8]| {
-        let text = std::str::from_utf8(bytes).expect("only UTF-8 is patched");
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        serde_yaml::from_str::<Value>(text).expect("only YAML is patched")
-    };
-    let mut expected = value(before);
-    set(&mut expected);
-    assert_eq!(value(&after), expected, "{shown}");
+    if path.extension().is_some_and(|it| it == "yaml") {
+        let value = |bytes: &[u8]| {
+            let text = std::str::from_utf8(bytes).expect("only UTF-8 is patched");
+            let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+            serde_yaml::from_str::<Value>(text).expect("only YAML is patched")
+        };
+        let mut expected = value(before);
+        set(&mut expected);
+        assert_eq!(value(&after), expected, "{shown}");
+    }
 
     let again = plan(path, KEY, VALUE).expect("a patched file can be patched");
     assert!(again.is_noop(), "{}", again.diff());
@@ -59,17 +66,10 @@ fn check(path: &Path, before: &[u8]) {
 
 fn set(document: &mut Value) {
     let mut place = document;
-    let names = KEY.split('.').collect::<Vec<_>>();
-    for (at, name) in names.iter().enumerate() {
-        let last = at + 1 == names.len();
-        // A section that is there without anything in it is null.
-        if place.is_null() {
-            *place = Value::Mapping(Default::default());
-        }
+    for name in KEY.split('.') {
         let mapping = place.as_mapping_mut().expect("what was patched lies in mappings");
-        place = mapping.entry((*name).into()).or_insert(Value::Null);
-        if last {
-            *place = VALUE.into();
-        }
+        place = mapping.entry(name.into()).or_insert(Value::Null);
     }
+    // A number in quotes stays a text.
+    *place = if place.is_string() { VALUE.to_string().into() } else { VALUE.into() };
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-use super::config_file::{parse, read_text};
+use super::config_file::{is_dotenv, parse, read_text};
 use super::endpoint::Endpoint;
 use super::redact;
 
@@ -22,64 +22,24 @@ pub enum ConfigError {
         "config file not found: {0}\n\nMake one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\nor name another with --config (LLM_CONFIG)."
     )]
     NotFound(PathBuf),
-    /// It cannot be read.
-    #[error("cannot read {path}: {cause}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
-    /// Nothing says what to measure.
-    #[error(
-        "{0}: llm.endpoint is missing, so nobody knows what to measure\n\nSet it in the file, by LLM_ENDPOINT or by --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial."
-    )]
-    NoEndpoint(PathBuf),
-    /// It is empty, or nothing but comments.
-    #[error("{0} is empty: it needs at least a section `llm` with `endpoint` and `model`")]
-    Empty(PathBuf),
-    /// It is not YAML, or a key is unknown or of the wrong type.
-    #[error("{place}: {message}")]
-    Invalid {
-        /// The file, with line and column where they are known.
-        place: String,
-        /// What.
-        message: String,
-    },
-    /// A key or variable that is nearly one of ours, and would be ignored.
-    #[error(
-        "{place}: unknown {kind} `{name}`; did you mean `{ours}`?\n\nAs it stands it would be ignored: correct it, or remove it."
-    )]
-    Unknown {
-        /// The file, or the environment.
-        place: String,
-        /// A key or a variable.
-        kind: &'static str,
-        /// As it is written.
-        name: String,
-        /// The right one.
-        ours: String,
-    },
-    /// A value makes no sense.
+    /// A file, key, variable or flag is wrong.
     #[error("{what}: {message}")]
     Value {
-        /// The key, variable or flag.
+        /// The key, variable or flag, or the file with the line and column where they are known.
         what: String,
         /// What is wrong, and what would be right.
-        message: String,
-    },
-    /// The `.env` beside the config file is broken.
-    #[error("cannot read {path}: {message}")]
-    DotEnv {
-        /// The file.
-        path: PathBuf,
-        /// Why.
         message: String,
     },
 }
 
 pub(crate) fn bad(what: impl Into<String>, message: impl Into<String>) -> ConfigError {
     ConfigError::Value { what: what.into(), message: message.into() }
+}
+
+/// A key or variable that is nearly one of ours, and would be ignored.
+pub(super) fn near_miss(place: impl Into<String>, kind: &str, name: &str, ours: &str) -> ConfigError {
+    let remedy = "As it stands it would be ignored: correct it, or remove it.";
+    bad(place, format!("unknown {kind} `{name}`; did you mean `{ours}`?\n\n{remedy}"))
 }
 
 /// The section `llm`. Unknown keys are the caller's own.
@@ -111,19 +71,12 @@ const DEFAULT_LIMIT: usize = 10;
 
 /// What the patcher can fill must be readable: nothing, or the number as a text.
 fn count_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a whole number such as 10")]
-    enum Written {
-        Number(usize),
-        Text(String),
-    }
-    match Option::deserialize(deserializer)? {
-        None => Ok(DEFAULT_LIMIT),
-        Some(Written::Number(n)) => Ok(n),
-        Some(Written::Text(text)) => {
-            text.trim().parse().map_err(|_| serde::de::Error::custom("expected a whole number such as 10"))
-        }
-    }
+    let written = match Option::<serde_yaml::Value>::deserialize(deserializer)? {
+        None => return Ok(DEFAULT_LIMIT),
+        Some(serde_yaml::Value::String(text)) => text.trim().parse().ok(),
+        Some(other) => other.as_u64().and_then(|n| n.try_into().ok()),
+    };
+    written.ok_or_else(|| serde::de::Error::custom("expected a whole number such as 10"))
 }
 
 impl Default for Llm {
@@ -163,7 +116,13 @@ impl Llm {
     }
 
     pub(crate) fn endpoint(&self, path: &Path) -> Result<&Endpoint, ConfigError> {
-        self.endpoint.as_ref().ok_or_else(|| ConfigError::NoEndpoint(path.to_owned()))
+        self.endpoint.as_ref().ok_or_else(|| {
+            bad(
+                path.display().to_string(),
+                "llm.endpoint is missing, so nobody knows what to measure\n\nSet it in the file, by LLM_ENDPOINT or by \
+                 --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial.",
+            )
+        })
     }
 
     pub(crate) fn resolve_paths(&mut self, config: &Path) {
@@ -201,13 +160,12 @@ impl Llm {
 pub struct Env(pub(crate) HashMap<String, String>);
 
 impl Env {
-    /// The process's environment over the `.env` beside the config file, if there is one.
+    /// The process's environment over the `.env` beside the config file, if there is one, or the config file that is one.
     pub fn load(config: &Path) -> Result<Self, ConfigError> {
-        let path = config.with_file_name(".env");
+        let path = if is_dotenv(config) { config.to_owned() } else { config.with_file_name(".env") };
         let mut vars = HashMap::new();
         if path.exists() {
-            let broken =
-                |error: dotenvy::Error| ConfigError::DotEnv { path: path.clone(), message: dotenv_reason(error) };
+            let broken = |error| bad(format!("cannot read {}", path.display()), dotenv_reason(error));
             for item in dotenvy::from_path_iter(&path).map_err(broken)? {
                 let (key, value) = item.map_err(broken)?;
                 vars.insert(key, value);
@@ -221,14 +179,9 @@ impl Env {
     pub(crate) fn refuse_near_misses(&self, ours: &[&str]) -> Result<(), ConfigError> {
         for name in self.0.keys().filter(|name| !ours.contains(&name.as_str())) {
             // One edit, not two: the environment is everybody's, and these are a neighbour's.
-            let known = ["VLLM_", "GLM_"].iter().any(|prefix| name.starts_with(prefix));
-            if let Some(near) = ours.iter().find(|ours| !known && strsim::osa_distance(name, ours) == 1) {
-                return Err(ConfigError::Unknown {
-                    place: "environment".to_owned(),
-                    kind: "variable",
-                    name: name.clone(),
-                    ours: (*near).to_owned(),
-                });
+            let foreign = ["VLLM_", "GLM_"].iter().any(|prefix| name.starts_with(prefix));
+            if let Some(near) = ours.iter().find(|ours| !foreign && strsim::osa_distance(name, ours) == 1) {
+                return Err(near_miss("environment", "variable", name, near));
             }
         }
         Ok(())
@@ -249,12 +202,6 @@ impl Env {
         T::Err: fmt::Display,
     {
         self.get(name).map(|text| text.trim().parse().map_err(|error: T::Err| bad(name, error.to_string()))).transpose()
-    }
-
-    /// As [`Env::parsed`]; the standard library's "invalid digit found in string" tells nobody what to write.
-    pub(crate) fn number<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, ConfigError> {
-        let parse = |text: &str| text.trim().parse().map_err(|_| bad(name, format!("`{text}` is not {expected}")));
-        self.get(name).map(parse).transpose()
     }
 }
 

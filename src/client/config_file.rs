@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
-use super::config::ConfigError;
+use super::config::{ConfigError, bad, near_miss};
 use crate::files;
 
 /// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
@@ -19,7 +19,7 @@ const DEEPEST: usize = 64;
 pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     files::read_to_string(path, LARGEST_FILE).map_err(|cause| match cause.kind() {
         ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
-        _ => ConfigError::Unreadable { path: path.to_owned(), cause },
+        _ => bad(format!("cannot read {}", path.display()), cause.to_string()),
     })
 }
 
@@ -29,35 +29,57 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if depth(text) > DEEPEST {
         let message = format!("it is nested deeper than {DEEPEST} levels, so it is hardly a configuration");
-        return Err(ConfigError::Invalid { place: path.display().to_string(), message });
+        return Err(bad(path.display().to_string(), message));
     }
     let invalid = |error: serde_yaml::Error| invalid(&error, path);
-    let mut value: Value = serde_yaml::from_str(text).map_err(invalid)?;
+    let format = path.extension().map(|it| it.to_string_lossy().to_lowercase());
+    let is_yaml = !is_dotenv(path) && !matches!(format.as_deref(), Some("toml" | "json"));
+    let mut value: Value = match format.as_deref() {
+        // All settings in it are variables of the environment.
+        _ if is_dotenv(path) => return Ok(T::default()),
+        Some("toml") => toml_edit::de::from_str(text).map_err(|error| {
+            let at = error.span().map(|span| text[..span.start].lines().count().max(1));
+            let place = at.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
+            bad(place, error.message().trim())
+        })?,
+        Some("json") => serde_json::from_str(text).map_err(|error| {
+            bad(format!("{}:{}:{}", path.display(), error.line(), error.column()), error.to_string())
+        })?,
+        _ => serde_yaml::from_str(text).map_err(invalid)?,
+    };
     if value.is_null() {
-        return Err(ConfigError::Empty(path.to_owned()));
+        let needed = "it needs at least a section `llm` with `endpoint` and `model`";
+        return Err(bad(format!("{} is empty", path.display()), needed));
     }
     let ours = serde_yaml::to_value(T::default()).map_err(invalid)?;
     refuse_near_misses(text, path, &value, &ours)?;
     refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     // Read from the text wherever that will do: then an error has its line.
-    let merges = text.contains("<<");
+    let merges = is_yaml && text.contains("<<");
     if merges {
         value.apply_merge().map_err(invalid)?;
         refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     }
-    if merges { serde_yaml::from_value(value).map_err(invalid) } else { serde_yaml::from_str(text).map_err(invalid) }
+    if merges || !is_yaml {
+        serde_yaml::from_value(value).map_err(invalid)
+    } else {
+        serde_yaml::from_str(text).map_err(invalid)
+    }
+}
+
+/// Whether a config file is one of `NAME=value` lines: `.env`, `prod.env`, `.env.production`.
+pub(crate) fn is_dotenv(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.ends_with(".env") || name.starts_with(".env.")
 }
 
 /// Line and column go to the front, where editors look for them.
 fn invalid(error: &serde_yaml::Error, path: &Path) -> ConfigError {
-    let (path, message) = (path.display(), error.to_string());
-    match error.location() {
-        Some(at) => ConfigError::Invalid {
-            place: format!("{path}:{}:{}", at.line(), at.column()),
-            message: message.replacen(&format!(" at line {} column {}", at.line(), at.column()), "", 1),
-        },
-        None => ConfigError::Invalid { place: path.to_string(), message },
-    }
+    let message = error.to_string();
+    let Some(at) = error.location() else { return bad(path.display().to_string(), message) };
+    let (line, column) = (at.line(), at.column());
+    let message = message.replacen(&format!(" at line {line} column {column}"), "", 1);
+    bad(format!("{}:{line}:{column}", path.display()), message)
 }
 
 /// How deep brackets and dashes nest at most. Those in quotes and comments count too: a few do no harm.
@@ -88,8 +110,7 @@ fn refuse_near_misses(text: &str, path: &Path, section: &Value, ours: &Value) ->
         if let Some(near) = ours.iter().find(|ours| is_near(&name, ours)) {
             let line = text.lines().position(|line| names_key(line, &name));
             let line = line.map_or_else(String::new, |at| format!(":{}", at + 1));
-            let place = format!("{}{line}", path.display());
-            return Err(ConfigError::Unknown { place, kind: "key", name, ours: near.clone() });
+            return Err(near_miss(format!("{}{line}", path.display()), "key", &name, near));
         }
     }
     Ok(())
@@ -106,5 +127,5 @@ fn is_near(name: &str, ours: &str) -> bool {
 /// Whether `name` stands in this line as a key.
 fn names_key(line: &str, name: &str) -> bool {
     line.match_indices(name)
-        .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+        .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with([':', '=']))
 }

@@ -1,8 +1,16 @@
 //! What comes from outside, fit to be shown and kept: no character that acts on a terminal or hides, and no secret.
 
+use std::sync::Arc;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use icu_properties::CodePointSetData;
 use icu_properties::props::DefaultIgnorableCodePoint;
+use percent_encoding::percent_decode_str;
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
+
+// ---- characters ----
 
 /// Text on one line of a terminal.
 pub fn one_line(text: &str) -> String {
@@ -34,24 +42,87 @@ pub fn value_in_lines(value: Value) -> Value {
     }
 }
 
-/// Whether what stands under this key is for the server alone: `api_key`, `X-Auth-Token`, `clientSecret`, and not
-/// `stop_token_ids`.
+// ---- secrets of a connection, in what a server says ----
+
+/// Of an error's text no more is quoted than this, characters.
+const LONGEST_QUOTE: usize = 200;
+
+/// What no message may show, the longest first: a server may echo the request, as it was written or decoded.
+#[derive(Clone)]
+pub(super) struct Secrets(Arc<[String]>);
+
+impl Secrets {
+    /// The key, the userinfo and the query of `base`, and what goes to a proxy (`Basic` and base64).
+    pub fn of(base: &Url, key: Option<&SecretString>, to_proxy: Option<&str>) -> Self {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let userinfo = [base.username(), base.password().unwrap_or_default()];
+        let query = base.query().unwrap_or_default();
+        let mut all: Vec<String> = key.map(|key| key.expose_secret().trim().to_owned()).into_iter().collect();
+        all.extend([userinfo[0], userinfo[1], query].iter().flat_map(|&text| [text.to_owned(), decoded(text)]));
+        all.extend(query.split('&').filter_map(|pair| Some(pair.split_once('=')?.1.to_owned())));
+        all.extend(base.query_pairs().map(|(_, value)| value.into_owned()));
+        if userinfo != ["", ""] {
+            // As it travels.
+            all.push(BASE64_STANDARD.encode(userinfo.map(decoded).join(":")));
+        }
+        if let Some(basic) = to_proxy.and_then(|header| header.strip_prefix("Basic ")) {
+            all.push(basic.to_owned());
+            let decoded = BASE64_STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            all.extend(decoded.iter().flat_map(|userinfo| userinfo.split(':')).map(str::to_owned));
+        }
+        Secrets(Arc::default()).and(all)
+    }
+
+    /// These, too, as they stand in the text of one line and in JSON.
+    pub fn and(&self, more: Vec<String>) -> Self {
+        let mut all: Vec<String> = more.iter().map(|secret| one_line(secret)).collect();
+        let in_json: Vec<_> = all.iter().map(|secret| Value::from(secret.as_str()).to_string()).collect();
+        all.extend(in_json.iter().map(|quoted| quoted[1..quoted.len() - 1].to_owned()));
+        // Replacing very short ones would only garble the text.
+        all.retain(|secret| secret.len() >= 4);
+        all.extend(self.0.iter().cloned());
+        all.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        all.dedup();
+        Secrets(all.into())
+    }
+
+    /// Short, on one line, and without any of them.
+    pub fn removed_from(&self, message: &str) -> String {
+        // First of all, lest a character that is left out afterwards hides a secret.
+        let mut text = one_line(&unescaped(message));
+        for secret in self.0.iter() {
+            text = text.replace(secret.as_str(), "[redacted]");
+        }
+        match text.char_indices().nth(LONGEST_QUOTE) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
+        }
+    }
+}
+
+/// Without JSON's escapes for single characters, which a quoted body may hold.
+fn unescaped(text: &str) -> String {
+    let text = text.replace("\\/", "/");
+    let mut parts = text.split("\\u");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        match code.and_then(char::from_u32) {
+            Some(c) => plain.extend(std::iter::once(c).chain(part[4..].chars())),
+            None => plain.extend(["\\u", part]),
+        }
+    }
+    plain
+}
+
+// ---- secrets in a request's body ----
+
+/// Ends the name of a key whose value is for the server alone.
+const SECRET_WORDS: &str =
+    " key apikey token secret password passwd passphrase pwd authorization auth bearer credential credentials ";
+
+/// `api_key`, `X-Auth-Token`, `clientSecret`, and not `stop_token_ids`.
 fn is_secret(key: &str) -> bool {
-    const WORDS: [&str; 13] = [
-        "key",
-        "apikey",
-        "token",
-        "secret",
-        "password",
-        "passwd",
-        "passphrase",
-        "pwd",
-        "authorization",
-        "auth",
-        "bearer",
-        "credential",
-        "credentials",
-    ];
     let mut words = String::new();
     for c in key.chars() {
         if c.is_uppercase() && words.ends_with(char::is_lowercase) {
@@ -60,8 +131,9 @@ fn is_secret(key: &str) -> bool {
         words.push(if c.is_alphanumeric() { c } else { ' ' });
     }
     let words = words.to_lowercase();
-    let mut words = words.split(' ').rev().peekable();
-    words.peek().is_some_and(|last| !matches!(*last, "id" | "ids")) && words.any(|word| WORDS.contains(&word))
+    let mut words = words.split_whitespace().rev().peekable();
+    words.peek().is_some_and(|last| !matches!(*last, "id" | "ids"))
+        && words.any(|word| SECRET_WORDS.contains(&format!(" {word} ")))
 }
 
 /// Texts and numbers under such keys, at any depth.

@@ -1,10 +1,13 @@
-//! What is sent: the section `benchmark.request` of config.yaml.
+//! What is sent: the section `benchmark.request` of config.yaml, and the bodies made by it.
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value, json};
 
 use super::config::{ConfigError, bad};
+use super::kind::RequestKind;
 use super::redact;
 
 /// What is sent: part of the fingerprint.
@@ -24,7 +27,7 @@ pub struct RequestSettings {
     pub cache: Cache,
     /// Merged into the body of every request. What is secret in it is not written into any file.
     #[serde(serialize_with = "without_secrets")]
-    pub extra_body: serde_json::Map<String, serde_json::Value>,
+    pub extra_body: Map<String, Value>,
 }
 
 impl Default for RequestSettings {
@@ -35,78 +38,50 @@ impl Default for RequestSettings {
             max_tokens: 64,
             prompts: None,
             cache: Cache::Fresh,
-            extra_body: serde_json::Map::new(),
+            extra_body: Map::new(),
         }
     }
 }
 
-fn without_secrets<S: Serializer>(
-    map: &serde_json::Map<String, serde_json::Value>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn without_secrets<S: Serializer>(map: &Map<String, Value>, serializer: S) -> Result<S::Ok, S::Error> {
     redact::without_secrets(map).serialize(serializer)
 }
 
 impl RequestSettings {
     /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
     /// planned and counted.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let ours = [
-            (self.kind.prompt_key(), "it carries the prompts; set benchmark.request.prompts instead"),
-            ("model", "set llm.model instead"),
-            ("stream", "set benchmark.request.stream instead"),
-        ];
+    pub fn check(&self) -> Result<(), ConfigError> {
         let body = &self.extra_body;
-        let refused = |(key, mend): (&str, &str)| Err(bad(format!("benchmark.request.extra_body.{key}"), mend));
-        if let Some(found) = ours.into_iter().find(|(key, _)| body.contains_key(*key)) {
-            return refused(found);
-        }
-        let asks_for_usage = |options: &serde_json::Value| options.is_null() || options["include_usage"] == true;
-        if !body.get("stream_options").is_none_or(asks_for_usage) {
-            return refused((
-                "stream_options",
-                "set include_usage: true in it (tokens are counted by it), or make it null",
-            ));
-        }
+        let has = |key| body.contains_key(key);
+        let prompt_key = self.kind.wire().prompt_key;
+        let asks_for_usage = |options: &Value| options.is_null() || options["include_usage"] == true;
         // Some models know the limit by this name only, and refuse the other unless it is null.
         let renamed = body.get("max_completion_tokens");
-        if renamed.is_some_and(|limit| *limit != self.max_tokens) {
-            return refused((
+        let rules = [
+            (prompt_key, has(prompt_key), "it carries the prompts; set benchmark.request.prompts instead"),
+            ("model", has("model"), "set llm.model instead"),
+            ("stream", has("stream"), "set benchmark.request.stream instead"),
+            (
+                "stream_options",
+                !body.get("stream_options").is_none_or(asks_for_usage),
+                "set include_usage: true in it (tokens are counted by it), or make it null",
+            ),
+            (
                 "max_completion_tokens",
+                renamed.is_some_and(|limit| *limit != self.max_tokens),
                 "must equal benchmark.request.max_tokens, which the plan and the budget go by",
-            ));
-        }
-        match body.get("max_tokens") {
-            Some(limit) if !limit.is_null() || renamed.is_none() => {
-                refused(("max_tokens", "set benchmark.request.max_tokens instead"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl RequestKind {
-    /// What carries the prompt in a request's body.
-    pub(crate) fn prompt_key(self) -> &'static str {
-        match self {
-            RequestKind::Chat => "messages",
-            RequestKind::Completion => "prompt",
-            RequestKind::Embedding => "input",
+            ),
+            (
+                "max_tokens",
+                body.get("max_tokens").is_some_and(|limit| !limit.is_null() || renamed.is_none()),
+                "set benchmark.request.max_tokens instead",
+            ),
+        ];
+        match rules.into_iter().find(|(_, broken, _)| *broken) {
+            Some((key, _, remedy)) => Err(bad(format!("benchmark.request.extra_body.{key}"), remedy)),
+            None => Ok(()),
         }
     }
-}
-
-/// The route requests go to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RequestKind {
-    /// `/chat/completions`.
-    #[default]
-    Chat,
-    /// `/completions`.
-    Completion,
-    /// `/embeddings`; never streamed.
-    Embedding,
 }
 
 /// Whether prompts are made unique.
@@ -118,4 +93,64 @@ pub enum Cache {
     Fresh,
     /// Prompts are sent as they are.
     Reuse,
+}
+
+/// The body of a request, built once per prompt; only the prefix that makes it unique is filled in per request.
+pub struct BodyTemplate {
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl BodyTemplate {
+    /// The body that asks `model` about `prompt` as `settings` say.
+    pub fn new(model: &str, settings: &RequestSettings, prompt: &str) -> Self {
+        let wire = settings.kind.wire();
+        let mut others = Map::from_iter([("model".to_owned(), model.into())]);
+        if wire.generates {
+            others.insert("max_tokens".into(), settings.max_tokens.into());
+            others.insert("stream".into(), settings.stream.into());
+            if settings.stream {
+                others.insert("stream_options".into(), json!({"include_usage": true}));
+            }
+        }
+        others.extend(settings.extra_body.clone());
+        others.remove(wire.prompt_key);
+        let others = Value::Object(others).to_string();
+        let (key, [open, close]) = (wire.prompt_key, wire.around_prompt);
+        let quoted = Value::from(prompt).to_string();
+        // The prompt comes last, and its place is where it is put: behind the others' last entry, after the quote.
+        let before = format!("{},\"{key}\":{open}\"", &others[..others.len() - 1]);
+        BodyTemplate { before: before.into(), after: format!("{}{close}}}", &quoted[1..]).into() }
+    }
+
+    /// The body with `prefix` (plain letters and digits) before the prompt.
+    pub fn fill(&self, prefix: &str) -> Bytes {
+        [&self.before, prefix.as_bytes(), &self.after].concat().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_stands_where_it_belongs_whatever_else_is_sent() {
+        let extra_body = Map::from_iter([
+            ("messages".to_owned(), json!("x")),
+            ("a".to_owned(), json!({"\u{1}prefix\u{1}": [1]})),
+            ("z".to_owned(), Value::Null),
+        ]);
+        let prompt = "say \"hi\" \u{1}prefix\u{1}\n";
+        for (kind, place) in [
+            (RequestKind::Chat, "/messages/0/content"),
+            (RequestKind::Completion, "/prompt"),
+            (RequestKind::Embedding, "/input"),
+        ] {
+            let settings = RequestSettings { kind, extra_body: extra_body.clone(), ..RequestSettings::default() };
+            let body: Value = serde_json::from_slice(&BodyTemplate::new("m", &settings, prompt).fill("0123 ")).unwrap();
+            assert_eq!(body.pointer(place).unwrap(), &format!("0123 {prompt}"), "{body}");
+            assert_eq!((&body["model"], &body["a"]), (&json!("m"), &extra_body["a"]));
+            assert_eq!(body.get("max_tokens").is_some(), kind != RequestKind::Embedding);
+        }
+    }
 }

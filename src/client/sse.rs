@@ -4,21 +4,17 @@
 //! reads, and a last event without its blank line. Data stay bytes: the JSON parser checks their UTF-8.
 //! (WHATWG HTML, section 9.2.6, but for the last: the standard drops an event without its blank line.)
 
-/// A line longer than the limit; the stream cannot be trusted any more.
+/// The stream cannot be trusted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a line of the stream is longer than {limit} bytes")]
-pub struct LineTooLong {
-    /// The limit, bytes.
-    pub limit: usize,
-}
+#[error("a line of the stream is longer than {0} bytes")]
+pub struct LineTooLong(usize);
 
 /// The state between two reads.
-#[derive(Debug)]
 pub struct SseParser {
     limit: usize,
-    /// The line in hand, without its end.
+    /// The line so far.
     line: Vec<u8>,
-    /// The data of the event in hand, lines joined by `\n`.
+    /// The data of the event so far, lines joined by `\n`.
     data: Vec<u8>,
     has_data: bool,
     first_line: bool,
@@ -49,10 +45,7 @@ impl SseParser {
                 self.end_line(line, &mut on_data)?;
             } else {
                 self.extend_line(line)?;
-                let whole = std::mem::take(&mut self.line);
-                self.end_line(&whole, &mut on_data)?;
-                self.line = whole;
-                self.line.clear();
+                self.end_own_line(&mut on_data)?;
             }
             let crlf = rest.starts_with(b"\r\n");
             self.after_cr = rest == b"\r";
@@ -63,11 +56,18 @@ impl SseParser {
 
     /// The stream has ended: hands over an event whose blank line never came.
     pub fn finish(&mut self, mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
-        let line = std::mem::take(&mut self.line);
-        if !line.is_empty() {
-            self.end_line(&line, &mut on_data)?;
+        if !self.line.is_empty() {
+            self.end_own_line(&mut on_data)?;
         }
         self.end_line(b"", &mut on_data)
+    }
+
+    fn end_own_line(&mut self, on_data: &mut impl FnMut(&[u8])) -> Result<(), LineTooLong> {
+        let mut line = std::mem::take(&mut self.line);
+        self.end_line(&line, on_data)?;
+        line.clear();
+        self.line = line;
+        Ok(())
     }
 
     fn extend_line(&mut self, bytes: &[u8]) -> Result<(), LineTooLong> {
@@ -77,15 +77,12 @@ impl SseParser {
     }
 
     fn check(&self, length: usize) -> Result<(), LineTooLong> {
-        if length > self.limit { Err(LineTooLong { limit: self.limit }) } else { Ok(()) }
+        if length > self.limit { Err(LineTooLong(self.limit)) } else { Ok(()) }
     }
 
     fn end_line(&mut self, line: &[u8], on_data: &mut impl FnMut(&[u8])) -> Result<(), LineTooLong> {
-        let line = if std::mem::take(&mut self.first_line) {
-            line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line)
-        } else {
-            line
-        };
+        let mark = if std::mem::take(&mut self.first_line) { &b"\xef\xbb\xbf"[..] } else { b"" };
+        let line = line.strip_prefix(mark).unwrap_or(line);
         if line.is_empty() {
             if std::mem::take(&mut self.has_data) {
                 on_data(&self.data);
@@ -93,11 +90,9 @@ impl SseParser {
             }
             return Ok(());
         }
-        let (field, value) = match memchr::memchr(b':', line) {
-            Some(colon) => (&line[..colon], &line[colon + 1..]),
-            None => (line, &line[line.len()..]),
-        };
+        let (field, value) = line.split_at(memchr::memchr(b':', line).unwrap_or(line.len()));
         if field == b"data" {
+            let value = value.strip_prefix(b":").unwrap_or(value);
             let value = value.strip_prefix(b" ").unwrap_or(value);
             self.check(self.data.len() + value.len())?;
             if self.has_data {
@@ -157,11 +152,9 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_refused() {
-        let mut parser = SseParser::new(10);
-        assert_eq!(parser.feed(b"data: 0123456789", |_| {}), Err(LineTooLong { limit: 10 }));
-        let mut parser = SseParser::new(10);
-        let many_lines = b"data: 01234\ndata: 56789\ndata: 01234\n";
-        assert_eq!(parser.feed(many_lines, |_| {}), Err(LineTooLong { limit: 10 }));
+        for endless in [&b"data: 0123456789"[..], b"data: 01234\ndata: 56789\ndata: 01234\n"] {
+            assert_eq!(SseParser::new(10).feed(endless, |_| {}), Err(LineTooLong(10)));
+        }
     }
 
     proptest! {

@@ -16,38 +16,30 @@ use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::decide::{
-    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, half_width, measurements,
+    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, half_width, measurements,
     open_outages, passing, value,
 };
 
-/// How a figure moved.
+/// How a figure moved, beyond what noise explains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moved {
-    /// Up, beyond what noise explains.
     Faster,
-    /// Down, beyond what noise explains.
     Slower,
-    /// No further than noise explains.
     NotShown,
 }
 
-/// A throughput then and now.
+/// A throughput then and now, and the level that each was measured at.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// The level it was measured at in the baseline.
     pub concurrency_before: usize,
-    /// The level it is measured at now.
     pub concurrency_now: usize,
-    /// Requests (or output tokens) per second in the baseline.
     pub before: f64,
-    /// The same now.
     pub now: f64,
     /// `now / before - 1`.
     pub change: f64,
-    /// The interval on `change`.
+    /// That of `change`.
     pub interval: [f64; 2],
-    /// What that shows.
     pub moved: Moved,
 }
 
@@ -56,7 +48,6 @@ pub struct Change {
 pub struct Comparison {
     /// What it is compared with, in words.
     pub title: String,
-    /// What the figures are counted in.
     pub unit: &'static str,
     /// Levels that could be used in both, ascending. They inform only.
     pub levels: Vec<Change>,
@@ -64,66 +55,30 @@ pub struct Comparison {
     pub best: Option<Change>,
     /// The level that the baseline recommends, in both.
     pub recommended: Option<Change>,
-    /// What counts as a regression; always empty without a threshold.
+    /// Always empty without a threshold.
     pub regressions: Vec<Regression>,
-    /// Why it cannot be told whether there is one; always empty without a threshold.
+    /// Why it cannot be told whether there is a regression; always empty without a threshold.
     pub doubts: Vec<Doubt>,
 }
 
-/// What has become worse.
+/// What has become worse; `concurrency` is the level that the baseline recommends.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Regression {
-    /// The best throughput fell.
     Best(Change),
-    /// The throughput at the recommended level fell.
     Recommended(Change),
-    /// The recommended level fails a gate now.
-    Fails {
-        /// The level.
-        concurrency: usize,
-        /// The gate.
-        gate: Gate,
-        /// By what figures.
-        causes: Vec<Cause>,
-    },
-    /// A level was recommended, and now no level passes the gates.
-    NothingQualifies {
-        /// The level.
-        concurrency: usize,
-        /// Why none does.
-        reason: Reason,
-    },
+    Fails { concurrency: usize, gate: Gate, causes: Vec<Cause> },
+    NothingQualifies { concurrency: usize, reason: Reason },
 }
 
-/// Why nothing can be told.
+/// Why nothing can be told of that level: it fails, perhaps by chance; the server was gone; nothing is recommended now, for
+/// a reason that is no regression; or no level that could be used is in both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Doubt {
-    /// The recommended level fails a gate now, but that may be chance.
-    Gate {
-        /// The level.
-        concurrency: usize,
-        /// The gate.
-        gate: Gate,
-        /// By what figures.
-        causes: Vec<Cause>,
-    },
-    /// The server was gone while the recommended level was measured.
-    Outage {
-        /// The level.
-        concurrency: usize,
-    },
-    /// A level was recommended, and now nothing can be, for a reason that is no regression.
-    Undecided {
-        /// The level.
-        concurrency: usize,
-        /// The status now.
-        status: Status,
-        /// Why.
-        reason: Reason,
-    },
-    /// No level that could be used is in both.
+    Gate { concurrency: usize, gate: Gate, causes: Vec<Cause> },
+    Outage { concurrency: usize },
+    Undecided { concurrency: usize, status: Status, reason: Reason },
     NothingInCommon,
 }
 
@@ -140,14 +95,14 @@ pub struct Baseline {
 /// threshold is asked.
 const CONFIDENCE: f64 = 0.99;
 /// Equal servers differ by 4 to 8 % from one measurement to the next when nobody else uses the machine. That is known about
-/// as well as from so many measurements: it is the range in which 95 % of standard deviations lie for which these stand.
+/// as well as from ten measurements, of whose standard deviations 95 % lie in that range.
 const USUAL_SPREAD: f64 = 0.06;
 const USUAL_FREEDOM: f64 = 10.0;
 /// Half of a 95 % interval by its standard error.
 const Z: f64 = 1.96;
 
-/// Compares. With `threshold` (a fraction), a throughput that is really lower, and by more than that, is a regression; so
-/// is a recommended level of the baseline that fails a gate now, and a recommendation where no level qualifies any more.
+/// With `threshold` (a fraction), a throughput that is really lower, and by more than that, is a regression; so is a
+/// recommended level of the baseline that fails a gate now, and a recommendation where no level qualifies any more.
 pub fn compare(
     before: &Recommendation,
     now: &Recommendation,
@@ -155,16 +110,16 @@ pub fn compare(
     threshold: Option<f64>,
 ) -> Comparison {
     let noise = Noise::of([before, now]);
-    let of_one = |(old, new): (&JudgedLevel, &JudgedLevel)| noise.change(old, new, objective, 1);
     let chances = passing(&before.levels).count().max(1);
-    let of_several = |(old, new): (&JudgedLevel, &JudgedLevel)| noise.change(old, new, objective, chances);
-    let in_both = |old| Some((old, level(now, concurrency(old))?));
+    let in_both = |old| noise.change(old, used(now, concurrency(old))?, objective, chances);
+    let best = |decided| best(decided, objective);
+    let usable = before.levels.iter().filter(|level| level.verdict != Verdict::NotUsed);
     let mut comparison = Comparison {
         title: String::new(),
         unit: objective.unit(),
-        levels: used(before).filter_map(in_both).filter_map(of_several).collect(),
-        best: best(before, objective).zip(best(now, objective)).and_then(of_one),
-        recommended: picked(before).and_then(in_both).and_then(of_several),
+        levels: usable.filter_map(in_both).collect(),
+        best: best(before).zip(best(now)).and_then(|(old, new)| noise.change(old, new, objective, 1)),
+        recommended: before.chosen().and_then(in_both),
         regressions: Vec::new(),
         doubts: Vec::new(),
     };
@@ -178,16 +133,8 @@ fn concurrency(level: &JudgedLevel) -> usize {
     level.summary.concurrency
 }
 
-fn used(decided: &Recommendation) -> impl Iterator<Item = &JudgedLevel> {
-    decided.levels.iter().filter(|level| level.verdict != Verdict::NotUsed)
-}
-
-fn level(decided: &Recommendation, wanted: usize) -> Option<&JudgedLevel> {
-    used(decided).find(|level| concurrency(level) == wanted)
-}
-
-fn picked(decided: &Recommendation) -> Option<&JudgedLevel> {
-    level(decided, decided.recommended_concurrency?)
+fn used(decided: &Recommendation, wanted: usize) -> Option<&JudgedLevel> {
+    decided.levels.iter().find(|level| level.verdict != Verdict::NotUsed && concurrency(level) == wanted)
 }
 
 fn best(decided: &Recommendation, objective: Objective) -> Option<&JudgedLevel> {
@@ -203,17 +150,13 @@ struct Noise {
 
 impl Noise {
     fn of(runs: [&Recommendation; 2]) -> Self {
-        let (mut squares, mut freedom) = (USUAL_FREEDOM * USUAL_SPREAD.powi(2), USUAL_FREEDOM);
-        for level in runs.into_iter().flat_map(|run| passing(&run.levels)) {
-            let logs: Vec<f64> =
-                measurements(&level.summary).into_iter().filter(|&rps| rps > 0.0).map(f64::ln).collect();
-            if logs.len() > 1 {
-                let mean = logs.iter().sum::<f64>() / logs.len() as f64;
-                squares += logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>();
-                freedom += (logs.len() - 1) as f64;
-            }
-        }
-        Noise { variance: squares / freedom, freedom }
+        let levels = runs.into_iter().flat_map(|run| passing(&run.levels));
+        let (squares, freedom) = deviations(
+            levels
+                .map(|level| measurements(&level.summary).into_iter().filter(|&rps| rps > 0.0).map(f64::ln).collect()),
+        );
+        let variance = (USUAL_FREEDOM * USUAL_SPREAD.powi(2) + squares) / (USUAL_FREEDOM + freedom);
+        Noise { variance, freedom: USUAL_FREEDOM + freedom }
     }
 
     /// Of a level's throughput, all its measurements pooled. What they differ among themselves holds the noise within
@@ -223,7 +166,7 @@ impl Noise {
         (self.variance / measurements(&level.summary).len().max(1) as f64).max(within.powi(2))
     }
 
-    /// Of a level that may have been taken for its luck among so many.
+    /// Of a level that may have been taken for its luck among this many.
     fn change(&self, old: &JudgedLevel, new: &JudgedLevel, objective: Objective, chances: usize) -> Option<Change> {
         let (before, now) = (value(&old.summary, objective)?, value(&new.summary, objective)?);
         let ratio = now / before;
@@ -244,31 +187,29 @@ impl Noise {
 impl Comparison {
     fn judge(&mut self, before: &Recommendation, now: &Recommendation, threshold: f64) {
         let fell = |change: &Change| change.moved == Moved::Slower && change.change < -threshold;
-        let picked = picked(before);
-        let then = picked.map(concurrency).and_then(|pick| level(now, pick));
         let is_gone =
             |level: &JudgedLevel| level.summary.outage.is_some() && open_outages(&now.levels).any(|open| open == level);
-        let in_outage = then.filter(|level| is_gone(level));
+        let pick = before.chosen().map(concurrency);
+        let then = pick.and_then(|pick| used(now, pick));
+        let in_outage = then.is_some_and(is_gone);
         self.regressions.extend(self.best.filter(fell).map(Regression::Best));
         // A server that was gone for a while is not a slower one.
-        let recommended = self.recommended.filter(|_| in_outage.is_none());
-        self.regressions.extend(recommended.filter(fell).map(Regression::Recommended));
-        if let Some(level) = in_outage {
-            self.doubts.push(Doubt::Outage { concurrency: concurrency(level) });
-        } else if let Some((level, gate)) = then.and_then(|level| Some((level, level.gate?))) {
+        self.regressions.extend(self.recommended.filter(|_| !in_outage).filter(fell).map(Regression::Recommended));
+        if let Some(level) = then {
             let (concurrency, causes) = (concurrency(level), level.causes.clone());
-            match level.uncertain {
-                true => self.doubts.push(Doubt::Gate { concurrency, gate, causes }),
-                false => self.regressions.push(Regression::Fails { concurrency, gate, causes }),
+            match level.gate {
+                _ if in_outage => self.doubts.push(Doubt::Outage { concurrency }),
+                Some(gate) if level.uncertain => self.doubts.push(Doubt::Gate { concurrency, gate, causes }),
+                Some(gate) => self.regressions.push(Regression::Fails { concurrency, gate, causes }),
+                None => {}
             }
         }
-        if let Some(concurrency) = picked.map(concurrency).filter(|_| now.recommended_concurrency.is_none()) {
-            let reason = now.reason.clone();
-            let clearly =
-                now.status == Status::NoQualifyingLevel && used(now).all(|level| !level.uncertain && !is_gone(level));
-            match clearly {
+        if let Some(concurrency) = pick.filter(|_| now.recommended_concurrency.is_none()) {
+            let (status, reason) = (now.status, now.reason.clone());
+            let mut usable = now.levels.iter().filter(|level| level.verdict != Verdict::NotUsed);
+            match status == Status::NoQualifyingLevel && usable.all(|level| !level.uncertain && !is_gone(level)) {
                 true => self.regressions.push(Regression::NothingQualifies { concurrency, reason }),
-                false => self.doubts.push(Doubt::Undecided { concurrency, status: now.status, reason }),
+                false => self.doubts.push(Doubt::Undecided { concurrency, status, reason }),
             }
         }
         if self.best.is_none() && self.recommended.is_none() && self.regressions.is_empty() && self.doubts.is_empty() {
@@ -331,15 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn the_same_again_is_no_change() {
+    fn a_fall_counts_when_it_is_real_and_beyond_the_threshold() {
         let same = against(&levels(1.0));
         assert!(same.regressions.is_empty() && same.doubts.is_empty());
         assert!(same.levels.iter().all(|change| change.moved == Moved::NotShown && change.change == 0.0));
         assert_eq!(same.best.map(|best| (best.concurrency_before, best.now)), Some((40, 81.0)));
-    }
-
-    #[test]
-    fn a_fall_counts_when_it_is_real_and_beyond_the_threshold() {
         let slower = against(&levels(0.85));
         let [Regression::Best(best), Regression::Recommended(recommended)] = slower.regressions.as_slice() else {
             panic!("{:?}", slower.regressions)
@@ -353,6 +290,12 @@ mod tests {
         // Without a threshold nothing is one.
         let unasked = compare(&decided(&levels(1.0)), &decided(&levels(0.5)), Objective::Requests, None);
         assert!(unasked.regressions.is_empty() && unasked.doubts.is_empty());
+        // Levels that decide nothing inform only.
+        let mut now = levels(1.0);
+        (now[0], now[1]) = (measured(1, 5.0 * 0.6, 0.0, &ROUNDS), measured(10, 45.0 * 0.6, 0.0, &ROUNDS));
+        let found = against(&now);
+        assert!(found.regressions.is_empty() && found.doubts.is_empty(), "{found:?}");
+        assert_eq!(found.levels[1].moved, Moved::Slower);
     }
 
     /// Each measurement is known to 3 %, but one of each is not enough to tell 15 % from what servers differ anyway.
@@ -364,17 +307,6 @@ mod tests {
         let found = |factor| compare(&decided(&once(1.0)), &decided(&once(factor)), Objective::Requests, Some(0.10));
         assert!(found(0.85).regressions.is_empty());
         assert_eq!(found(0.7).regressions.len(), 2);
-    }
-
-    /// A level that decides nothing may fall as it likes.
-    #[test]
-    fn other_levels_inform_only() {
-        let mut now = levels(1.0);
-        now[0] = measured(1, 5.0 * 0.6, 0.0, &ROUNDS);
-        now[1] = measured(10, 45.0 * 0.6, 0.0, &ROUNDS);
-        let found = against(&now);
-        assert!(found.regressions.is_empty() && found.doubts.is_empty(), "{found:?}");
-        assert_eq!(found.levels[1].moved, Moved::Slower);
     }
 
     /// Four measurements of three levels in each run: 3 degrees of freedom a level and run, 18 + 10 with the usual ones.
@@ -400,51 +332,33 @@ mod tests {
     }
 
     #[test]
-    fn a_recommended_level_that_clearly_fails_now_is_a_regression_even_if_it_is_as_fast() {
-        let mut now = levels(1.0);
-        now[2] = measured(20, 80.0, 0.2, &ROUNDS);
-        let found = against(&now);
-        let [Regression::Fails { concurrency: 20, gate: Gate::Errors, causes }] = found.regressions.as_slice() else {
-            panic!("{found:?}")
-        };
-        assert!(matches!(causes[..], [Cause::ErrorRate { rate: 0.2, .. }]), "{causes:?}");
-    }
-
-    #[test]
-    fn a_gate_that_fails_by_chance_maybe_is_a_doubt_and_so_is_an_outage() {
-        let mut now = levels(1.0);
-        now[2] = measured(20, 80.0 * 1.17, 0.055, &ROUNDS);
-        let found = against(&now);
-        assert!(found.regressions.is_empty(), "{found:?}");
-        assert!(
-            matches!(found.doubts.as_slice(), [Doubt::Gate { concurrency: 20, gate: Gate::Errors, .. }]),
-            "{found:?}"
-        );
-
-        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
-        now[2] = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
-        let found = against(&now);
-        assert!(found.regressions.is_empty(), "{found:?}");
-        assert_eq!(found.doubts, [Doubt::Outage { concurrency: 20 }]);
-    }
-
-    #[test]
-    fn nothing_that_qualifies_any_more_is_a_regression_and_nothing_decided_a_doubt() {
+    fn what_clearly_fails_is_a_regression_and_what_may_be_chance_a_doubt() {
+        let at_20 = |level| [&levels(1.0)[..2], &[level], &levels(1.0)[3..]].concat();
         let broken: Vec<_> = BEFORE.iter().map(|&(level, rps)| measured(level, rps, 0.5, &ROUNDS)).collect();
-        let found = against(&broken);
-        assert!(
-            found.regressions.iter().any(|found| matches!(found, Regression::NothingQualifies { concurrency: 20, .. })),
-            "{found:?}"
-        );
-        let drifted = Recommendation {
+        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
+        let gone = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
+        let undecided = Recommendation {
             status: Status::Unresolved,
             recommended_concurrency: None,
             drift: DriftCheck::Found,
             ..decided(&levels(1.0))
         };
-        let found = compare(&decided(&levels(1.0)), &drifted, Objective::Requests, Some(0.10));
-        assert!(found.regressions.is_empty(), "{found:?}");
-        assert!(matches!(found.doubts.as_slice(), [Doubt::Undecided { concurrency: 20, .. }]), "{found:?}");
+        for (now, regressions, doubts) in [
+            (decided(&at_20(measured(20, 80.0, 0.2, &ROUNDS))), &["fails"][..], &[][..]),
+            (decided(&at_20(measured(20, 80.0 * 1.17, 0.055, &ROUNDS))), &[], &["gate"]),
+            (decided(&at_20(gone)), &[], &["outage"]),
+            (decided(&broken), &["fails", "nothing_qualifies"], &[]),
+            (undecided, &[], &["undecided"]),
+        ] {
+            let found = compare(&decided(&levels(1.0)), &now, Objective::Requests, Some(0.10));
+            let json = serde_json::json!(found);
+            let kinds = |list: &str| -> Vec<_> {
+                let found = json[list].as_array().expect("a list").iter();
+                found.map(|found| (found["kind"].clone(), found["concurrency"].clone())).collect()
+            };
+            let expected = |kinds: &[&str]| -> Vec<_> { kinds.iter().map(|&kind| (kind.into(), 20.into())).collect() };
+            assert_eq!((kinds("regressions"), kinds("doubts")), (expected(regressions), expected(doubts)), "{json:#}");
+        }
         // Nor can anything be told of levels that are not there.
         let elsewhere = decided(&[measured(7, 1.0, 0.5, &ROUNDS), measured(8, 1.0, 0.5, &ROUNDS)]);
         let found = compare(&elsewhere, &decided(&levels(1.0)), Objective::Requests, Some(0.10));

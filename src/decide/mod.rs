@@ -11,7 +11,9 @@ mod outages;
 mod pick;
 mod quota;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 pub use causes::{Cause, Note, Reason};
 pub use notes::p95_limit_s;
@@ -23,19 +25,16 @@ pub(crate) use pick::{best_passing, half_width, smallest_good};
 use crate::figures::usl::{self, Usl};
 use crate::figures::{BLOCKS, LevelSummary};
 
-/// What the decision maximises.
+/// What the decision maximises: successful requests per second, or output tokens per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// Successful requests per second.
     #[default]
     Requests,
-    /// Output tokens per second.
     OutputTokens,
 }
 
 impl Objective {
-    /// What its figures are counted in.
     pub(crate) fn unit(self) -> &'static str {
         match self {
             Objective::Requests => "requests/s",
@@ -48,14 +47,15 @@ impl Objective {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// What to maximise.
     pub objective: Objective,
     /// A level passes while failures / requests stay strictly below this.
     pub max_error_rate: f64,
-    /// Limit on P95 latency, seconds; without one, five times the P95 of the lowest level that passes on errors.
+    /// Without one, five times the P95 of the lowest level that passes on errors.
     pub max_p95_seconds: Option<f64>,
-    /// Limit on P99 latency, seconds; not gated without one.
+    /// Not gated without one.
     pub max_p99_seconds: Option<f64>,
+    /// Not gated without one; with one a level of unknown TTFT does not pass.
+    pub max_ttft_p95_seconds: Option<f64>,
     /// How much throughput a lower level may give away against the best.
     pub tolerance: f64,
 }
@@ -67,12 +67,23 @@ impl Default for Policy {
             max_error_rate: 0.05,
             max_p95_seconds: None,
             max_p99_seconds: None,
+            max_ttft_p95_seconds: None,
             tolerance: 0.05,
         }
     }
 }
 
-/// What is known, in one word.
+impl Policy {
+    /// The gates on times, each with its limit in seconds where one is set.
+    pub fn limits(&self) -> [(Gate, Option<f64>); 3] {
+        [
+            (Gate::P95, self.max_p95_seconds),
+            (Gate::P99, self.max_p99_seconds),
+            (Gate::TtftP95, self.max_ttft_p95_seconds),
+        ]
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -88,7 +99,6 @@ pub enum Status {
     RateLimited,
     /// The data do not decide.
     Unresolved,
-    /// No level passes the gates.
     NoQualifyingLevel,
 }
 
@@ -112,13 +122,10 @@ impl Status {
     }
 }
 
-/// What became of a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It passes every gate.
     Pass,
-    /// It fails a gate.
     Fail,
     /// Too little data to use it.
     NotUsed,
@@ -132,32 +139,49 @@ pub enum Gate {
     Errors,
     /// The length of its answers beside those of the other levels.
     Output,
-    /// P95.
     P95,
-    /// P99.
     P99,
+    TtftP95,
+}
+
+impl Gate {
+    /// The key of its limit in config.yaml.
+    pub fn key(self) -> Option<&'static str> {
+        match self {
+            Gate::Errors => Some("policy.max_error_rate"),
+            Gate::Output => None,
+            Gate::P95 => Some("policy.max_p95_seconds"),
+            Gate::P99 => Some("policy.max_p99_seconds"),
+            Gate::TtftP95 => Some("policy.max_ttft_p95_seconds"),
+        }
+    }
 }
 
 /// A level with its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLevel {
-    /// Pass, fail or not used.
     pub verdict: Verdict,
     /// The gate it fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
-    /// Why; empty for a plain pass.
+    /// Empty for a plain pass.
     #[serde(default)]
     pub causes: Vec<Cause>,
-    /// The 95 % Wilson interval of its error rate.
+    /// The 95 % Wilson interval.
     #[serde(default)]
     pub error_rate_interval: Option<[f64; 2]>,
     /// The interval of the figure that decided spans its limit: with other requests the verdict might be another.
     #[serde(default)]
     pub uncertain: bool,
-    /// Its figures.
     #[serde(flatten)]
     pub summary: LevelSummary,
+}
+
+impl JudgedLevel {
+    /// Requests per second.
+    pub fn throughput(&self) -> Option<f64> {
+        self.summary.throughput_rps.map(|throughput| throughput.estimate)
+    }
 }
 
 /// Whether the server was as fast when measured again as it was at first.
@@ -169,16 +193,13 @@ pub enum DriftCheck {
     NotChecked,
     /// It was as fast.
     None,
-    /// It was not.
     Found,
 }
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recommendation {
-    /// In one word.
     pub status: Status,
-    /// The level, where there is one.
     pub recommended_concurrency: Option<usize>,
     /// Central 95 % of the picks when the measurements are resampled.
     pub interval: Option<[usize; 2]>,
@@ -187,19 +208,16 @@ pub struct Recommendation {
     /// The embedded simulator was measured: the figures say nothing about any other server.
     #[serde(default)]
     pub simulated: bool,
-    /// Why.
     #[serde(rename = "cause")]
     pub reason: Reason,
     /// The best level, where this client was the limit there: the server may do more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_bound_at: Option<usize>,
-    /// Whether the server changed its speed in the course of the run.
     #[serde(default)]
     pub drift: DriftCheck,
-    /// What else is worth knowing.
     #[serde(default, rename = "findings")]
     pub notes: Vec<Note>,
-    /// All levels, ascending.
+    /// Ascending.
     pub levels: Vec<JudgedLevel>,
     /// The fitted Universal Scalability Law; information only.
     #[serde(default)]
@@ -209,25 +227,47 @@ pub struct Recommendation {
     pub low_latency_alternative: Option<usize>,
 }
 
-/// The USL curve as reported.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct UslInfo {
-    /// Contention.
-    pub sigma: f64,
-    /// Coherency (crosstalk).
-    pub kappa: f64,
-    /// Throughput of one.
-    pub lambda: f64,
-    /// Goodness of fit.
-    pub r_squared: f64,
-    /// Where the curve peaks; null if it does not.
-    pub peak: Option<f64>,
+impl Recommendation {
+    /// The recommended level.
+    pub fn chosen(&self) -> Option<&JudgedLevel> {
+        let pick = self.recommended_concurrency?;
+        self.levels.iter().find(|level| level.summary.concurrency == pick)
+    }
+
+    /// As a results file records it: as data, and beside that in words, which stand for data that this version does not
+    /// know.
+    pub fn recorded(mut value: Value) -> Option<Self> {
+        fn reads<T: DeserializeOwned>(data: Option<&Value>) -> bool {
+            data.is_none_or(|data| T::deserialize(data).is_ok())
+        }
+        let other = |words: Option<&Value>| json!({"kind": "other", "text": words});
+        let file = value.as_object_mut()?;
+        if !reads::<Reason>(file.get("cause")) {
+            file.insert("cause".to_owned(), other(file.get("reason")));
+        }
+        let words = file.remove("notes").unwrap_or_default();
+        for (at, note) in file.get_mut("findings").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+            if !reads::<Note>(Some(&*note)) {
+                *note = other(words.get(at));
+            }
+        }
+        for level in file.get_mut("levels").and_then(Value::as_array_mut).into_iter().flatten() {
+            let level = level.as_object_mut()?;
+            let words = level.remove("why");
+            if !reads::<Vec<Cause>>(level.get("causes")) {
+                level.insert("causes".to_owned(), json!([other(words.as_ref())]));
+            }
+        }
+        serde_json::from_value(value).ok()
+    }
 }
 
-impl From<Usl> for UslInfo {
-    fn from(fit: Usl) -> Self {
-        UslInfo { sigma: fit.sigma, kappa: fit.kappa, lambda: fit.lambda, r_squared: fit.r_squared, peak: fit.peak() }
-    }
+/// The USL curve as reported, and where it peaks; null if it does not.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UslInfo {
+    #[serde(flatten)]
+    pub curve: Usl,
+    pub peak: Option<f64>,
 }
 
 /// Requests, fixed and per level: below these the result is provisional.
@@ -276,6 +316,15 @@ pub(crate) fn measurements(summary: &LevelSummary) -> Vec<f64> {
     summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
 }
 
+/// Squared deviations from the mean of each group, added up, and their degrees of freedom.
+fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
+    groups.filter(|group| group.len() > 1).fold((0.0, 0.0), |(squares, freedom), group| {
+        let mean = group.iter().sum::<f64>() / group.len() as f64;
+        let of_group = group.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        (squares + of_group, freedom + (group.len() - 1) as f64)
+    })
+}
+
 fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
     let (best, _) = best_passing(levels, policy)?;
     pick::client_bound(&best.summary).map(|_| best.summary.concurrency)
@@ -286,25 +335,24 @@ pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
     summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 
-/// The larger of a fixed number of requests and so many times the level.
+/// The larger of a fixed number of requests and a multiple of the level.
 fn size(level: usize, (fixed, times): (u64, u64)) -> u64 {
     fixed.max(times.saturating_mul(level as u64))
 }
 
 fn fit_usl(levels: &[JudgedLevel]) -> (Option<UslInfo>, Option<Note>) {
-    let points: Vec<(f64, f64)> = passing(levels)
-        .filter_map(|level| Some((level.summary.concurrency as f64, level.summary.throughput_rps?.estimate)))
-        .collect();
+    let points: Vec<(f64, f64)> =
+        passing(levels).filter_map(|level| Some((level.summary.concurrency as f64, level.throughput()?))).collect();
     match usl::fit(&points) {
-        Ok(fit) => (Some(fit.into()), None),
+        Ok(curve) => (Some(UslInfo { curve, peak: curve.peak() }), None),
         Err(error) => (None, Some(Note::NoCurve { why: error.to_string() })),
     }
 }
 
 fn low_latency_alternative(levels: &[JudgedLevel]) -> Option<usize> {
     let power = |level: &JudgedLevel| {
-        let summary = &level.summary;
-        Some((summary.concurrency, summary.throughput_rps?.estimate / summary.latency_s?.mean.filter(|&m| m > 0.0)?))
+        let latency = level.summary.latency_s?.mean.filter(|&mean| mean > 0.0)?;
+        Some((level.summary.concurrency, level.throughput()? / latency))
     };
     passing(levels).filter_map(power).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(level, _)| level)
 }

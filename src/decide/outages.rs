@@ -21,7 +21,6 @@ pub(crate) fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &Judg
         (false, true) => true,
         (false, false) => at == lowest_beyond && (outage.of < 2 || is_gone),
     };
-    let open = levels.iter().enumerate();
-    open.filter(move |(at, level)| level.summary.outage.is_some_and(|outage| is_open(*at, outage)))
-        .map(|(_, level)| level)
+    let with_outage = levels.iter().enumerate().filter_map(|(at, level)| Some((at, level, level.summary.outage?)));
+    with_outage.filter(move |&(at, _, outage)| is_open(at, outage)).map(|(_, level, _)| level)
 }

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::causes::{ClientLimit, Drifted, Reason};
 use super::gates::value;
-use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, measurements, passing, quota};
+use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, deviations, measurements, passing, quota};
 use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
@@ -43,13 +43,13 @@ pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
     if let Some(reached) = quota::reached(levels, policy) {
         return Decision::none(Status::RateLimited, Reason::Quota(reached));
     }
-    let candidates: Vec<Candidate> = levels
-        .iter()
-        .enumerate()
-        .filter(|(_, level)| level.verdict == Verdict::Pass)
-        .filter_map(|(at, level)| Candidate::new(at, level, policy))
-        .collect();
-    let Some(pick) = pick(&candidates, policy.tolerance) else {
+    let passing = levels.iter().enumerate().filter(|(_, level)| level.verdict == Verdict::Pass);
+    let candidate = |(at, level): (usize, &JudgedLevel)| {
+        let value = value(&level.summary, policy.objective)?;
+        Some(Candidate { at, value, blocks: block_rates(&level.summary) })
+    };
+    let candidates: Vec<Candidate> = passing.filter_map(candidate).collect();
+    let Some(pick) = smallest_good(candidates.iter().map(|c| (c.at, c.value)), policy.tolerance) else {
         let lowest = Some(&levels[used[0]]).filter(|level| level.verdict == Verdict::Fail);
         let lowest = lowest.map(|level| (level.summary.concurrency, level.causes.clone()));
         return Decision::none(Status::NoQualifyingLevel, Reason::NothingQualifies { lowest });
@@ -94,7 +94,7 @@ fn drifted(levels: &[JudgedLevel]) -> Option<Reason> {
     (!changes.is_empty()).then_some(Reason::Drifted { changes })
 }
 
-/// Those of the confirm rounds: of all measurements but the first.
+/// The throughputs of all measurements but the first.
 fn rounds(summary: &LevelSummary) -> Vec<f64> {
     measurements(summary).into_iter().skip(1).collect()
 }
@@ -105,18 +105,15 @@ fn rounds(summary: &LevelSummary) -> Vec<f64> {
 /// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
 /// where the interval of a throughput comes from.
 fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
-    let (mut squares, mut freedom) = (0.0, 0);
-    for rounds in levels.iter().map(|level| rounds(&level.summary)).filter(|rounds| rounds.len() > 1) {
+    let (squares, freedom) = deviations(levels.iter().filter_map(|level| {
+        let rounds = rounds(&level.summary);
         let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
-        if mean > 0.0 {
-            squares += rounds.iter().map(|round| (round / mean - 1.0).powi(2)).sum::<f64>();
-            freedom += rounds.len() - 1;
-        }
-    }
-    if freedom > 0 { (squares / freedom as f64).sqrt() } else { 0.0 }
+        (mean > 0.0).then(|| rounds.iter().map(|round| round / mean).collect())
+    }));
+    if freedom > 0.0 { (squares / freedom).sqrt() } else { 0.0 }
 }
 
-/// By what this client, not the server, was the limit at a level.
+/// Whether this client, not the server, was the limit at a level.
 pub(super) fn client_bound(summary: &LevelSummary) -> Option<ClientLimit> {
     let client = summary.client?;
     if let Some(cores) = client.cpu.filter(|&cpu| cpu > BUSY_CPU) {
@@ -142,13 +139,6 @@ struct Candidate {
     blocks: Vec<f64>,
 }
 
-impl Candidate {
-    fn new(at: usize, level: &JudgedLevel, policy: &Policy) -> Option<Self> {
-        let value = value(&level.summary, policy.objective)?;
-        Some(Candidate { at, value, blocks: block_rates(&level.summary) })
-    }
-}
-
 /// The cohort's blocks; of a file without them, its windows.
 pub(super) fn block_rates(summary: &LevelSummary) -> Vec<f64> {
     if !summary.blocks_rps.is_empty() {
@@ -156,11 +146,6 @@ pub(super) fn block_rates(summary: &LevelSummary) -> Vec<f64> {
     }
     let windows = summary.samples.iter().flatten().filter(|window| window.duration_s > 0.0);
     windows.map(|window| window.succeeded as f64 / window.duration_s).collect()
-}
-
-/// The smallest level within `tolerance` of the best.
-fn pick(candidates: &[Candidate], tolerance: f64) -> Option<usize> {
-    smallest_good(candidates.iter().map(|c| (c.at, c.value)), tolerance)
 }
 
 /// Of ascending levels with what is maximised, the smallest within `tolerance` of the best.
@@ -243,8 +228,9 @@ fn explain_pick(
     }
     let Policy { objective, tolerance, .. } = *policy;
     let best = value(&levels[pick].summary, objective).zip(best_passing(levels, policy));
-    let of_best = best.filter(|(own, (_, highest))| own < highest);
-    let of_best = of_best.map(|(own, (best, highest))| (own / highest, best.summary.concurrency));
+    let of_best = best
+        .filter(|(own, (_, highest))| own < highest)
+        .map(|(own, (best, highest))| (own / highest, best.summary.concurrency));
     (Status::Ok, Reason::WithinTolerance { objective, tolerance, of_best })
 }
 

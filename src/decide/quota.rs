@@ -19,13 +19,13 @@ pub(super) fn reached(levels: &[JudgedLevel], policy: &Policy) -> Option<QuotaRe
     if limited <= failed / 2 {
         return None;
     }
-    let said = levels.iter().filter_map(|level| level.summary.rate_limit).reduce(RateLimit::updated);
-    let said = said.unwrap_or_default();
+    let stated = levels.iter().filter_map(|level| level.summary.rate_limit).reduce(RateLimit::updated);
+    let stated = stated.unwrap_or_default();
     // Most quotas let a burst through first: at the highest level that was limited it is long used up. What a day's
     // quota let through before it was used up is no rate.
-    let of_a_day = said.exceeded.is_some_and(|quota| quota.per == Some(Period::Day));
+    let of_a_day = stated.exceeded.is_some_and(|quota| quota.per == Some(Period::Day));
     let passed = levels.iter().rev().find_map(|level| passed(level, levels)).filter(|_| !of_a_day);
-    Some(QuotaReached { limited, failed, said, passed })
+    Some(QuotaReached { limited, failed, stated, passed })
 }
 
 fn passed(level: &JudgedLevel, levels: &[JudgedLevel]) -> Option<Passed> {

@@ -1,4 +1,5 @@
-//! Why requests failed, in the server's own words, grouped: ids and token counts differ from one to the next.
+//! Why a level ended early, and why its requests failed: in the server's own words, grouped, since ids and token counts
+//! differ from one to the next.
 
 use std::collections::BTreeMap;
 
@@ -13,23 +14,36 @@ const LENGTH: usize = 240;
 /// Words with digits of at least this length are ids or counts; shorter ones (`503`, `30s`) tell reasons apart.
 const ID_LENGTH: usize = 4;
 
+/// Why a level ended before it was complete; `Other` as earlier versions wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EarlyEnd {
+    WarmUpFailed,
+    NoSuccess {
+        seconds: f64,
+    },
+    TimeLimit {
+        seconds: f64,
+    },
+    Interrupted,
+    OutOfTime,
+    #[serde(untagged)]
+    Other(String),
+}
+
 /// A failure's kind and words, and how often it came.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// The kind.
     pub kind: Failure,
     /// What the server or the network said of one of them, short and redacted.
     pub text: String,
-    /// How often.
     pub count: u64,
 }
 
-/// Counts reasons.
 #[derive(Clone, Debug, Default)]
 pub struct Reasons(BTreeMap<(Failure, String), Reason>);
 
 impl Reasons {
-    /// Counts a failure.
     pub fn add(&mut self, kind: Failure, text: &str) {
         let key = (kind, without_ids(text));
         if self.0.len() < MOST || self.0.contains_key(&key) {
@@ -38,12 +52,20 @@ impl Reasons {
         }
     }
 
+    pub fn of_all<'a>(parts: impl Iterator<Item = &'a Reasons>) -> Self {
+        let mut all = Reasons::default();
+        for (key, reason) in parts.flat_map(Reasons::groups) {
+            let count = all.0.get(key).map_or(0, |found| found.count) + reason.count;
+            all.0.entry(key.clone()).or_insert_with(|| reason.clone()).count = count;
+        }
+        all
+    }
+
     /// The groups, each with what its members have in common.
     pub fn groups(&self) -> impl Iterator<Item = (&(Failure, String), &Reason)> {
         self.0.iter()
     }
 
-    /// The most frequent one.
     pub fn most_frequent(self) -> Option<Reason> {
         self.0.into_values().max_by_key(|reason| reason.count)
     }

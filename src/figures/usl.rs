@@ -48,7 +48,6 @@ pub struct Usl {
 
 impl Usl {
     /// The throughput that the curve gives at concurrency `n`, in the unit of `lambda` (the formula of the module).
-    #[must_use]
     pub fn throughput(&self, n: f64) -> f64 {
         self.lambda * capacity(self.sigma, self.kappa, n)
     }
@@ -57,24 +56,18 @@ impl Usl {
     ///
     /// `None` where `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
     /// The value may lie far outside the measured levels, where it is an extrapolation.
-    #[must_use]
     pub fn peak(&self) -> Option<f64> {
         (self.kappa > KAPPA_ZERO).then(|| ((1.0 - self.sigma).max(0.0) / self.kappa).sqrt())
     }
 }
 
-/// Why there is no fit.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum UslError {
-    /// Too few distinct concurrency levels for three parameters.
     #[error(
         "the USL curve needs at least {MIN_LEVELS} distinct concurrency levels, and there are {distinct}: measure \
          more levels"
     )]
-    TooFewLevels {
-        /// How many distinct levels were given.
-        distinct: usize,
-    },
+    TooFewLevels { distinct: usize },
     /// A point that is no measurement: not finite, zero or negative.
     #[error(
         "point {index} of the USL fit (concurrency {n}, throughput {x}) is not usable: both must be finite and above 0"
@@ -82,9 +75,7 @@ pub enum UslError {
     BadPoint {
         /// Position in the input, counted from 0.
         index: usize,
-        /// Its concurrency.
         n: f64,
-        /// Its throughput.
         x: f64,
     },
     /// Nothing is faster than the lowest level, in the data or on the fitted curve.
@@ -92,71 +83,43 @@ pub enum UslError {
         "the throughput is falling: no level does better than the lowest one (concurrency {lowest}), so a USL curve \
          says nothing on a peak; measure lower levels, if there are any"
     )]
-    Falling {
-        /// The lowest concurrency given.
-        lowest: f64,
-    },
+    Falling { lowest: f64 },
 }
 
 /// Fits the law to `(concurrency, throughput)` points by least squares in throughput.
 ///
-/// Several points of one level are all used. The order does not matter to more than rounding, and the same input
-/// always gives the same output. For a given `(sigma, kappa)` the best `lambda` has a closed form, so the search has two
-/// dimensions (variable projection, Golub and Pereyra 1973): a grid over the whole box finds where to start, and
-/// a Levenberg-Marquardt search from the best cells and along the edges of the box finishes.
+/// Several points of one level are all used. The same input always gives the same output. For a given `(sigma, kappa)` the
+/// best `lambda` has a closed form, so the search has two dimensions (variable projection, Golub and Pereyra 1973): a grid
+/// over the whole box finds where to start, and a Levenberg-Marquardt search from the best cells and along the edges of the
+/// box finishes.
 ///
 /// # Errors
-/// [`UslError::BadPoint`] for a number that is not finite and positive, [`UslError::TooFewLevels`] below
-/// [`MIN_LEVELS`] distinct levels, [`UslError::Falling`] where the lowest level is the best one or the fitted curve
-/// is highest at or below it.
+/// [`UslError::BadPoint`] for a number that is not finite and positive, [`UslError::TooFewLevels`] below [`MIN_LEVELS`]
+/// distinct levels, [`UslError::Falling`] where the lowest level is the best one or the fitted curve is highest at or
+/// below it.
 pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
-    check_points(points)?;
-    let lowest = points.iter().fold(f64::INFINITY, |low, p| low.min(p.0));
-    if best_level(points) <= lowest {
-        return Err(UslError::Falling { lowest });
-    }
-
-    let problem = Problem::new(points);
-    let best = problem.solve();
-    let usl = Usl {
-        sigma: best.sigma,
-        kappa: best.kappa,
-        lambda: best.lambda * problem.unit,
-        r_squared: problem.r_squared(&best),
-    };
-    let falls_throughout = usl.sigma >= UPPER || usl.peak().is_some_and(|peak| peak <= lowest);
-    if falls_throughout {
-        return Err(UslError::Falling { lowest });
-    }
-    Ok(usl)
-}
-
-fn check_points(points: &[(f64, f64)]) -> Result<(), UslError> {
     let usable = |v: f64| v.is_finite() && v > 0.0;
     if let Some((index, &(n, x))) = points.iter().enumerate().find(|(_, p)| !usable(p.0) || !usable(p.1)) {
         return Err(UslError::BadPoint { index, n, x });
     }
-    let mut levels: Vec<f64> = points.iter().map(|p| p.0).collect();
-    levels.sort_by(f64::total_cmp);
-    levels.dedup();
-    if levels.len() < MIN_LEVELS {
-        return Err(UslError::TooFewLevels { distinct: levels.len() });
-    }
-    Ok(())
-}
-
-/// The level with the highest mean throughput; the lowest of them at a tie.
-fn best_level(points: &[(f64, f64)]) -> f64 {
     let mut sorted = points.to_vec();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let mut best = (f64::NAN, f64::NEG_INFINITY);
-    for level in sorted.chunk_by(|a, b| a.0 == b.0) {
-        let mean = level.iter().map(|p| p.1).sum::<f64>() / level.len() as f64;
-        if mean > best.1 {
-            best = (level[0].0, mean);
-        }
+    let mean = |level: &[(f64, f64)]| level.iter().map(|p| p.1).sum::<f64>() / level.len() as f64;
+    let means: Vec<f64> = sorted.chunk_by(|a, b| a.0 == b.0).map(mean).collect();
+    if means.len() < MIN_LEVELS {
+        return Err(UslError::TooFewLevels { distinct: means.len() });
     }
-    best.0
+    let falling = UslError::Falling { lowest: sorted[0].0 };
+    if means.iter().all(|&mean| mean <= means[0]) {
+        return Err(falling);
+    }
+    // Divided by their maximum, so that no tolerance depends on the caller's unit.
+    let unit = points.iter().fold(0.0_f64, |max, p| max.max(p.1));
+    let problem = Problem(points.iter().map(|&(n, x)| (n, x / unit)).collect());
+    let Candidate { sigma, kappa, lambda, sse } = problem.solve();
+    let usl = Usl { sigma, kappa, lambda: lambda * unit, r_squared: 1.0 - sse / problem.squares_about_mean() };
+    let falls_throughout = sigma >= UPPER || usl.peak().is_some_and(|peak| peak <= sorted[0].0);
+    if falls_throughout { Err(falling) } else { Ok(usl) }
 }
 
 /// `X(N) / lambda`: throughput in units of that of one request at a time.
@@ -176,37 +139,19 @@ struct Candidate {
 /// Which of `(sigma, kappa)` a search may move; the others stay where they start.
 type Free = [bool; 2];
 
-/// Normal equations of one step: the gradient (half of it, downhill) and the approximate Hessian.
-struct Normal {
-    gradient: [f64; 2],
-    hessian: [[f64; 2]; 2],
-}
-
-/// The points, with the throughput divided by its maximum, so that no tolerance depends on the caller's unit.
-struct Problem {
-    points: Vec<(f64, f64)>,
-    unit: f64,
-    sum_of_squares: f64,
-}
+struct Problem(Vec<(f64, f64)>);
 
 impl Problem {
-    fn new(points: &[(f64, f64)]) -> Self {
-        let unit = points.iter().fold(0.0_f64, |max, p| max.max(p.1));
-        let points: Vec<_> = points.iter().map(|&(n, x)| (n, x / unit)).collect();
-        let sum_of_squares = points.iter().map(|p| p.1 * p.1).sum();
-        Self { points, unit, sum_of_squares }
-    }
-
     fn at(&self, sigma: f64, kappa: f64) -> Candidate {
         let (mut fx, mut ff) = (0.0, 0.0);
-        for &(n, x) in &self.points {
+        for &(n, x) in &self.0 {
             let f = capacity(sigma, kappa, n);
             fx += f * x;
             ff += f * f;
         }
         let lambda = fx / ff;
         let residual = |&(n, x): &(f64, f64)| x - lambda * capacity(sigma, kappa, n);
-        let sse = self.points.iter().map(|p| residual(p).powi(2)).sum();
+        let sse = self.0.iter().map(|p| residual(p).powi(2)).sum();
         Candidate { sigma, kappa, lambda, sse }
     }
 
@@ -214,20 +159,15 @@ impl Problem {
     /// by themselves so that a parameter which is 0 comes out as exactly 0, not as a rounding error.
     fn solve(&self) -> Candidate {
         let grid = self.grid();
-        let edge = |free: Free, on_edge: fn(&Candidate) -> bool| {
-            let start = grid.iter().filter(|c| on_edge(c)).take(3);
-            start.map(|c| self.descend(*c, free)).collect::<Vec<_>>()
-        };
-        let mut finished = vec![self.at(0.0, 0.0)];
-        finished.extend(edge([true, false], |c| c.kappa == 0.0));
-        finished.extend(edge([false, true], |c| c.sigma == 0.0));
-        finished.extend(edge([true, true], |_| true));
-
-        let tie = TIE * self.sum_of_squares;
-        let mut best = finished[0];
-        for candidate in finished {
-            if candidate.sse + tie < best.sse {
-                best = candidate;
+        let mut best = self.at(0.0, 0.0);
+        let tie = TIE * self.0.iter().map(|p| p.1 * p.1).sum::<f64>();
+        for free in [[true, false], [false, true], [true, true]] {
+            let may_start = |c: &&Candidate| (free[0] || c.sigma == 0.0) && (free[1] || c.kappa == 0.0);
+            for start in grid.iter().filter(may_start).take(3) {
+                let found = self.descend(*start, free);
+                if found.sse + tie < best.sse {
+                    best = found;
+                }
             }
         }
         best
@@ -251,8 +191,7 @@ impl Problem {
         let mut best = start;
         let mut damping = 1e-3;
         for _ in 0..500 {
-            let normal = self.normal_equations(&best);
-            let Some(step) = damped_step(&normal, inward(&best, &normal, free), damping) else { break };
+            let Some(step) = self.step(&best, free, damping) else { break };
             let next = self.at((best.sigma + step[0]).clamp(0.0, UPPER), (best.kappa + step[1]).clamp(0.0, UPPER));
             let settled = close(next.sigma, best.sigma) && close(next.kappa, best.kappa);
             if next.sse < best.sse {
@@ -268,62 +207,52 @@ impl Problem {
         best
     }
 
-    /// Kaufman's form (1975) of the variable projection Jacobian: the derivative of the curve less its part along
-    /// the curve, which `lambda` takes up. Its gradient is exact.
-    fn normal_equations(&self, at: &Candidate) -> Normal {
-        let rows: Vec<[f64; 3]> = self.points.iter().map(|&(n, _)| derivatives(at, n)).collect();
+    /// Solves the damped normal equations for the parameters that may move: free, and not at a wall with the descent
+    /// pointing through it. `None` where none can.
+    ///
+    /// The Jacobian is that of variable projection in Kaufman's form (1975): the derivative of the curve less its part
+    /// along the curve, which `lambda` takes up. Its gradient is exact.
+    fn step(&self, at: &Candidate, free: Free, damping: f64) -> Option<[f64; 2]> {
+        // f = X / lambda with its derivatives by sigma and by kappa.
+        let derivatives = |&(n, _): &(f64, f64)| {
+            let f = capacity(at.sigma, at.kappa, n);
+            let by_sigma = -f * f * (n - 1.0) / n;
+            [f, by_sigma, by_sigma * n]
+        };
+        let rows: Vec<[f64; 3]> = self.0.iter().map(derivatives).collect();
         let ff: f64 = rows.iter().map(|r| r[0] * r[0]).sum();
         let along = [1, 2].map(|k| rows.iter().map(|r| r[0] * r[k]).sum::<f64>() / ff);
-
-        let mut normal = Normal { gradient: [0.0; 2], hessian: [[0.0; 2]; 2] };
-        for (row, &(_, x)) in rows.iter().zip(&self.points) {
+        // The gradient (half of it, downhill) and the approximate Hessian.
+        let (mut g, mut h) = ([0.0; 2], [[0.0; 2]; 2]);
+        for (row, &(_, x)) in rows.iter().zip(&self.0) {
             let residual = x - at.lambda * row[0];
             let j = [0, 1].map(|k| at.lambda * (row[k + 1] - along[k] * row[0]));
             for a in 0..2 {
-                normal.gradient[a] += j[a] * residual;
+                g[a] += j[a] * residual;
                 for b in 0..2 {
-                    normal.hessian[a][b] += j[a] * j[b];
+                    h[a][b] += j[a] * j[b];
                 }
             }
         }
-        normal
+        let may_move =
+            |value: f64, downhill: f64| !(value <= 0.0 && downhill < 0.0 || value >= UPPER && downhill > 0.0);
+        let d = [h[0][0] * (1.0 + damping), h[1][1] * (1.0 + damping)];
+        let step = match (free[0] && may_move(at.sigma, g[0]), free[1] && may_move(at.kappa, g[1])) {
+            (true, true) => {
+                let determinant = d[0] * d[1] - h[0][1] * h[1][0];
+                [(g[0] * d[1] - h[0][1] * g[1]) / determinant, (d[0] * g[1] - h[1][0] * g[0]) / determinant]
+            }
+            (true, false) => [g[0] / d[0], 0.0],
+            (false, true) => [0.0, g[1] / d[1]],
+            (false, false) => return None,
+        };
+        step.iter().all(|s| s.is_finite()).then_some(step)
     }
 
-    /// `1 - SSE / SST`, the variance being about the mean.
-    fn r_squared(&self, fit: &Candidate) -> f64 {
-        let mean = self.points.iter().map(|p| p.1).sum::<f64>() / self.points.len() as f64;
-        let total: f64 = self.points.iter().map(|p| (p.1 - mean).powi(2)).sum();
-        1.0 - fit.sse / total
+    fn squares_about_mean(&self) -> f64 {
+        let mean = self.0.iter().map(|p| p.1).sum::<f64>() / self.0.len() as f64;
+        self.0.iter().map(|p| (p.1 - mean).powi(2)).sum()
     }
-}
-
-/// `f = X / lambda` at `n` with its derivatives by `sigma` and by `kappa`.
-fn derivatives(at: &Candidate, n: f64) -> [f64; 3] {
-    let f = capacity(at.sigma, at.kappa, n);
-    let by_sigma = -f * f * (n - 1.0) / n;
-    [f, by_sigma, by_sigma * n]
-}
-
-/// The parameters that may move: free, and not at a wall with the descent pointing through it.
-fn inward(at: &Candidate, normal: &Normal, free: Free) -> Free {
-    let may_move = |value: f64, downhill: f64| !(value <= 0.0 && downhill < 0.0 || value >= UPPER && downhill > 0.0);
-    [free[0] && may_move(at.sigma, normal.gradient[0]), free[1] && may_move(at.kappa, normal.gradient[1])]
-}
-
-/// Solves the damped equations for the parameters that may move; `None` where none can.
-fn damped_step(normal: &Normal, movable: Free, damping: f64) -> Option<[f64; 2]> {
-    let Normal { gradient: g, hessian: h } = normal;
-    let diagonal = [h[0][0] * (1.0 + damping), h[1][1] * (1.0 + damping)];
-    let step = match movable {
-        [true, true] => {
-            let determinant = diagonal[0] * diagonal[1] - h[0][1] * h[1][0];
-            [(g[0] * diagonal[1] - h[0][1] * g[1]) / determinant, (diagonal[0] * g[1] - h[1][0] * g[0]) / determinant]
-        }
-        [true, false] => [g[0] / diagonal[0], 0.0],
-        [false, true] => [0.0, g[1] / diagonal[1]],
-        [false, false] => return None,
-    };
-    step.iter().all(|s| s.is_finite()).then_some(step)
 }
 
 /// Equal to about thirteen digits, or both as good as 0.
@@ -405,38 +334,36 @@ mod tests {
         consider(0.5, 0.5)
     }
 
-    /// Figures published with R's `usl` 3.0 (README: coefficients, residual standard error, peak) and in its
-    /// regression tests (`limit.scalability`, which is lambda / sigma). It writes alpha, beta, gamma for our sigma,
-    /// kappa, lambda.
+    /// Figures published with R's `usl` 3.0: of `specsdm91` in its README (coefficients, residual standard error, peak) and in
+    /// its regression tests (`limit.scalability`, which is lambda / sigma); of the data of its test of `coef` to three digits.
+    /// It writes alpha, beta, gamma for our sigma, kappa, lambda.
     #[test]
-    fn specsdm91_matches_the_published_fit() {
+    fn published_fits_are_met() {
         let usl = fit(&SPECSDM91).unwrap();
-        assert_near(usl.sigma, 0.027_728_5, 2e-6);
-        assert_near(usl.kappa, 1.044e-4, 5e-4);
-        assert_near(usl.lambda, 89.995_23, 1e-6);
-        assert_near(usl.peak().unwrap(), 96.52, 1e-4);
-        assert_near(usl.throughput(96.52), 1_884.0, 3e-4);
-        assert_near(usl.lambda / usl.sigma, 3_245.589, 1e-6);
-        let residual_error = (squared_error(&SPECSDM91, usl.sigma, usl.kappa, usl.lambda) / 4.0).sqrt();
-        assert_near(residual_error, 82.8, 1e-3);
+        for (got, want, within) in [
+            (usl.sigma, 0.027_728_5, 2e-6),
+            (usl.kappa, 1.044e-4, 5e-4),
+            (usl.lambda, 89.995_23, 1e-6),
+            (usl.peak().unwrap(), 96.52, 1e-4),
+            (usl.throughput(96.52), 1_884.0, 3e-4),
+            (usl.lambda / usl.sigma, 3_245.589, 1e-6),
+            ((squared_error(&SPECSDM91, usl.sigma, usl.kappa, usl.lambda) / 4.0).sqrt(), 82.8, 1e-3),
+        ] {
+            assert_near(got, want, within);
+        }
         assert!(usl.r_squared > 0.98 && usl.r_squared < 1.0, "{usl:?}");
-    }
+        // Points in another order, and each of them twice.
+        let twice: Vec<_> = SPECSDM91.iter().rev().chain(&SPECSDM91).copied().collect();
+        assert_near(fit(&twice).unwrap().sigma, usl.sigma, 1e-6);
 
-    /// The synthetic data of that package's test of `coef`: alpha = beta = 0.02, gamma = 1 to three digits.
-    #[test]
-    fn coef_data_of_the_r_package() {
-        let data = [(1.0, 1.0), (2.0, 1.8868), (4.0, 3.0769), (6.0, 3.5294), (8.0, 3.5398), (10.0, 3.3557)];
-        let usl = fit(&data).unwrap();
-        assert_near(usl.sigma, 0.02, 5e-3);
-        assert_near(usl.kappa, 0.02, 5e-3);
-        assert_near(usl.lambda, 1.0, 1e-3);
-    }
+        let coef = [(1.0, 1.0), (2.0, 1.8868), (4.0, 3.0769), (6.0, 3.5294), (8.0, 3.5398), (10.0, 3.3557)];
+        let usl = fit(&coef).unwrap();
+        for (got, want, within) in [(usl.sigma, 0.02, 5e-3), (usl.kappa, 0.02, 5e-3), (usl.lambda, 1.0, 1e-3)] {
+            assert_near(got, want, within);
+        }
 
-    #[test]
-    fn raytracer_has_no_peak() {
         let usl = fit(&RAYTRACER).unwrap();
-        assert_eq!(usl.kappa, 0.0);
-        assert_eq!(usl.peak(), None);
+        assert_eq!((usl.kappa, usl.peak()), (0.0, None));
         assert_near(usl.sigma, 0.057_77, 1e-3);
         assert_near(usl.lambda, 21.85, 1e-3);
     }
@@ -488,78 +415,26 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_of_the_throughput_changes_only_lambda() {
-        let reference = fit(&SPECSDM91).unwrap();
-        for scale in [1e-9, 0.37, 60.0, 3.3e12] {
-            let scaled: Vec<_> = SPECSDM91.iter().map(|&(n, x)| (n, x * scale)).collect();
-            let usl = fit(&scaled).unwrap();
-            assert_near(usl.sigma, reference.sigma, 1e-6);
-            assert_near(usl.kappa, reference.kappa, 1e-6);
-            assert_near(usl.lambda, reference.lambda * scale, 1e-6);
-            assert_near(usl.r_squared, reference.r_squared, 1e-9);
-        }
-    }
-
-    #[test]
-    fn order_does_not_matter_and_repeats_count() {
-        let mut turned = SPECSDM91;
-        turned.reverse();
-        let (a, b) = (fit(&SPECSDM91).unwrap(), fit(&turned).unwrap());
-        assert_near(a.sigma, b.sigma, 1e-6);
-        assert_near(a.kappa, b.kappa, 1e-6);
-
-        let twice: Vec<_> = SPECSDM91.iter().chain(&SPECSDM91).copied().collect();
-        assert_near(fit(&twice).unwrap().sigma, a.sigma, 1e-6);
-    }
-
-    /// The peak of the formula is where the curve is highest.
-    #[test]
-    fn peak_is_the_maximum_of_the_curve() {
-        let usl = fit(&SPECSDM91).unwrap();
-        let peak = usl.peak().unwrap();
-        for n in [1.0, 10.0, peak - 0.5, peak + 0.5, 500.0] {
-            assert!(usl.throughput(n) < usl.throughput(peak));
-        }
-    }
-
-    #[test]
-    fn too_few_levels() {
+    fn what_cannot_be_fitted_is_refused() {
         let twice_two = [(1.0, 5.0), (1.0, 6.0), (2.0, 9.0), (2.0, 9.5)];
         assert_eq!(fit(&twice_two), Err(UslError::TooFewLevels { distinct: 2 }));
-        assert_eq!(fit(&[]), Err(UslError::TooFewLevels { distinct: 0 }));
         let text = fit(&[]).unwrap_err().to_string();
         assert!(text.contains("at least 3 distinct concurrency levels, and there are 0"), "{text}");
-    }
-
-    #[test]
-    fn bad_points() {
         for (n, x) in [(0.0, 1.0), (-1.0, 1.0), (2.0, 0.0), (2.0, -3.0), (f64::NAN, 1.0), (2.0, f64::INFINITY)] {
             let error = fit(&[(1.0, 1.0), (n, x), (3.0, 2.0), (4.0, 2.5)]).unwrap_err();
             assert!(matches!(error, UslError::BadPoint { index: 1, .. }), "{error}");
         }
-    }
-
-    #[test]
-    fn falling_data_are_said_to_be_falling() {
-        let cases: [&[(f64, f64)]; 3] = [
+        let falling: [&[(f64, f64)]; 3] = [
             &[(5.0, 90.0), (10.0, 70.0), (20.0, 40.0), (40.0, 15.0)],
             // Flat: nothing is gained either.
             &[(5.0, 90.0), (10.0, 90.0), (20.0, 90.0)],
             // A little noise above the lowest level; the curve falls all the same.
             &[(5.0, 90.0), (6.0, 90.1), (10.0, 80.0), (20.0, 30.0), (40.0, 10.0)],
         ];
-        for points in cases {
+        for points in falling {
             let error = fit(points).unwrap_err();
             assert_eq!(error, UslError::Falling { lowest: 5.0 });
             assert!(error.to_string().contains("falling"), "{error}");
-        }
-    }
-
-    #[test]
-    fn json_has_the_symbols() {
-        let json = serde_json::to_value(fit(&SPECSDM91).unwrap()).unwrap();
-        for key in ["sigma", "kappa", "lambda", "r_squared"] {
-            assert!(json[key].is_f64(), "{json}");
         }
     }
 }

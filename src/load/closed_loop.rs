@@ -17,24 +17,22 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
+use crate::figures::{LevelState, Measurement, Sample};
 
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
-/// So many requests start together. Fewer would cost clearly more processor time where the server answers at once; with
+/// How many requests start together. Fewer would cost clearly more processor time where the server answers at once; with
 /// more, the first token of streams that begin together seems later than it is.
 const AT_ONCE: u64 = 4;
 
-/// How much one level measures.
+/// How much one level measures; `warmup` and `window` count completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopPlan {
     /// Requests kept in flight.
     pub level: usize,
-    /// Completions before the measured window.
     pub warmup: usize,
-    /// Completions per window.
     pub window: usize,
-    /// Windows.
     pub samples: usize,
     /// A `Retry-After` is honoured up to this long.
     pub longest_wait: Duration,
@@ -44,7 +42,7 @@ pub struct LoopPlan {
     pub time_limit: Duration,
 }
 
-/// A request may take as long as it may; so many times that without a success is no progress.
+/// A level has stalled after this many times the longest a request may take without a success.
 const PATIENCE: u32 = 3;
 
 impl LoopPlan {
@@ -90,14 +88,12 @@ impl LoopPlan {
 pub struct Ticket {
     /// Order of issue, from 0.
     pub seq: u64,
-    /// Phase of issue.
     pub phase: Phase,
 }
 
 /// A stretch of the level's life, in seconds since it began.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
-    /// Its start.
     pub start_s: f64,
     /// Its end: the moment of its last completion.
     pub end_s: f64,
@@ -108,7 +104,6 @@ pub struct Window {
 }
 
 impl Window {
-    /// Seconds from start to end.
     pub fn duration_s(&self) -> f64 {
         self.end_s - self.start_s
     }
@@ -129,14 +124,10 @@ pub enum Ending {
     Cut,
 }
 
-/// What the loop leaves behind.
 #[derive(Clone, Debug)]
 pub struct LoopRecord {
-    /// Why it ended.
     pub ending: Ending,
-    /// The windows, without the warm-up.
     pub windows: Vec<Window>,
-    /// Requests sent.
     pub sent: u64,
 }
 
@@ -145,15 +136,34 @@ impl LoopRecord {
     pub fn window_s(&self) -> Option<[f64; 2]> {
         Some([self.windows.first()?.start_s, self.windows.last()?.end_s])
     }
+
+    /// What it came to at `level`, as far as the loop knows.
+    pub fn measurement(&self, level: usize) -> Measurement {
+        let sample = |window: &Window| Sample {
+            duration_s: window.duration_s(),
+            completed: window.completed as u64,
+            succeeded: window.succeeded as u64,
+        };
+        Measurement {
+            concurrency: level,
+            window_s: self.window_s(),
+            samples: self.windows.iter().map(sample).collect(),
+            state: match self.ending {
+                Ending::Complete => LevelState::Complete,
+                Ending::Hopeless | Ending::Stalled | Ending::Overdue => LevelState::Hopeless,
+                Ending::Cut => LevelState::Cut,
+            },
+            ..Measurement::default()
+        }
+    }
 }
 
-/// Who is told what happens, as it happens. Called on the loop's own task: keep it short.
+/// Is called as things happen, on the loop's own task: keep it short.
 pub trait Observer {
-    /// A request was issued.
     fn issued(&mut self, _ticket: Ticket) {}
     /// A request ended (or was given up: `end_s` is null).
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
-    /// So many permits are held back after failures now.
+    /// `permits` are held back after failures now.
     fn held(&mut self, _permits: usize) {}
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
@@ -228,7 +238,6 @@ where
     state.into_record(observer)
 }
 
-/// A request that came to its end.
 struct Arrival {
     seq: u64,
     end: Instant,
@@ -311,14 +320,14 @@ impl<'a> State<'a> {
         let sample = (self.warmed_up && !self.done()).then_some(self.windows.len() as u32);
         let held_s = (held > Duration::ZERO).then_some(held.as_secs_f64());
         observer.ended(RequestOutcome { held_s, ..record(ticket, sample, start_s, Some(end_s), &reply) }, reply);
-        self.look_at_the_clock(end);
+        self.check_time(end);
         self.count(end_s, succeeded, observer);
         held_s.map(|_| (permit, end + held))
     }
 
     /// Gives the level up if it has made no progress for too long. Every request comes to its end in time, so that
-    /// it is enough to look when one does.
-    fn look_at_the_clock(&mut self, now: Instant) {
+    /// it is enough to check when one does.
+    fn check_time(&mut self, now: Instant) {
         let since = |then| now.saturating_duration_since(then);
         if since(self.last_success) > self.plan.patience {
             self.given_up.get_or_insert(Ending::Stalled);
@@ -327,7 +336,6 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Counts a completion into the open window.
     fn count(&mut self, end_s: f64, succeeded: bool, observer: &mut impl Observer) {
         if self.done() || self.cut {
             return;
@@ -395,7 +403,6 @@ fn empty_window(start_s: f64) -> Window {
     Window { start_s, end_s: start_s, completed: 0, succeeded: 0 }
 }
 
-/// The record of a request.
 pub(crate) fn record(
     ticket: Ticket,
     sample: Option<u32>,
@@ -463,6 +470,7 @@ mod tests {
 
     use super::*;
     use crate::client::outcome::Failure;
+    use crate::figures::{LevelSummary, Limits, summarize};
 
     #[derive(Default)]
     struct Log {
@@ -483,29 +491,47 @@ mod tests {
         }
     }
 
-    /// Runs a plan in virtual time; `send` gives each ticket its latency and reply.
+    /// Runs a plan in virtual time.
+    fn run_virtually<F>(plan: &LoopPlan, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        run_until(plan, Duration::MAX, send)
+    }
+
+    /// The same, stopped after `stop_after`.
+    fn run_until<F>(plan: &LoopPlan, stop_after: Duration, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        let mut log = Log::default();
+        let (stopper, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let record = runtime.block_on(async {
+            tokio::spawn(async move {
+                tokio::time::sleep(stop_after).await;
+                stopper.send(true).expect("the loop listens");
+            });
+            run(plan, stop, send, &mut log).await
+        });
+        (record, log)
+    }
+
+    /// `send` gives each ticket its latency and reply. Also gives the most that were in flight at once.
     fn virtually(plan: &LoopPlan, mut send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
         let in_flight = Arc::new(AtomicUsize::new(0));
         let peak = Arc::new(AtomicUsize::new(0));
-        let mut log = Log::default();
-        let (_keep, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(run(
-            plan,
-            stop,
-            |ticket| {
-                let (latency, reply) = send(ticket);
-                let (in_flight, peak) = (in_flight.clone(), peak.clone());
-                async move {
-                    peak.fetch_max(in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
-                    tokio::time::sleep(latency).await;
-                    in_flight.fetch_sub(1, Relaxed);
-                    reply
-                }
-            },
-            &mut log,
-        ));
+        let (record, log) = run_virtually(plan, |ticket| {
+            let (latency, reply) = send(ticket);
+            let (in_flight, peak) = (in_flight.clone(), peak.clone());
+            async move {
+                peak.fetch_max(in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
+                tokio::time::sleep(latency).await;
+                in_flight.fetch_sub(1, Relaxed);
+                reply
+            }
+        });
         (record, log, peak.load(Relaxed))
     }
 
@@ -513,12 +539,20 @@ mod tests {
         Duration::from_millis(n)
     }
 
+    fn summary(plan: &LoopPlan, record: &LoopRecord, log: &Log) -> LevelSummary {
+        let requests = log.outcomes.iter().collect();
+        summarize(
+            &[(&record.measurement(plan.level), &requests)],
+            Limits { request_timeout_s: 0.0, max_error_rate: 1.0 },
+        )
+    }
+
     fn measured(log: &Log) -> usize {
         log.outcomes.iter().filter(|o| o.phase == Phase::Measured).count()
     }
 
     #[test]
-    fn every_level_sends_its_tickets_and_never_more_than_the_level_at_once() {
+    fn every_level_sends_its_tickets_in_windows_that_touch_and_never_more_than_the_level_at_once() {
         for level in [1, 2, 7, 50] {
             let plan = LoopPlan::new(level, 100, 5, 10, level);
             let (record, log, peak) = virtually(&plan, |t| (ms(20 + t.seq * 7919 % 30), Reply::default()));
@@ -530,6 +564,12 @@ mod tests {
             assert_eq!(log.outcomes.len() as u64, record.sent);
             assert!(record.sent <= plan.tickets());
             assert_eq!(log.windows.len(), 11, "the warm-up and ten windows");
+            assert!(log.windows.windows(2).all(|pair| pair[0].end_s == pair[1].start_s), "they touch");
+            for (index, window) in record.windows.iter().enumerate() {
+                let inside = log.outcomes.iter().filter(|o| o.sample == Some(index as u32));
+                assert_eq!(inside.clone().count(), window.completed);
+                assert!(inside.clone().all(|o| o.end_s.is_some_and(|e| e >= window.start_s && e <= window.end_s)));
+            }
         }
     }
 
@@ -538,7 +578,6 @@ mod tests {
     fn of_those_that_end_together_few_start_together() {
         let (issued, started) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
         let most = AtomicUsize::new(0);
-        let (_keep, stop) = watch::channel(false);
         let send = |_| {
             let waiting = issued.fetch_add(1, Relaxed) + 1 - started.load(Relaxed);
             most.fetch_max(waiting, Relaxed);
@@ -549,9 +588,7 @@ mod tests {
                 Reply::default()
             }
         };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        runtime.block_on(run(&LoopPlan::new(32, 320, 0, 10, 32), stop, send, &mut Log::default()));
+        run_virtually(&LoopPlan::new(32, 320, 0, 10, 32), send);
         assert!(issued.into_inner() >= 320);
         assert_eq!(most.into_inner() as u64, AT_ONCE);
     }
@@ -563,10 +600,6 @@ mod tests {
     fn the_last_window_does_not_outlast_the_tickets() {
         let slots = Arc::new(Semaphore::new(8));
         let plan = LoopPlan::new(10, 100, 5, 10, 10);
-        let mut log = Log::default();
-        let (_keep, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
         let send = |_| {
             let slots = slots.clone();
             async move {
@@ -575,26 +608,10 @@ mod tests {
                 Reply::default()
             }
         };
-        let record = runtime.block_on(run(&plan, stop, send, &mut log));
-        let window = record.window_s().expect("complete");
-        let shares: f64 = log.outcomes.iter().map(|outcome| outcome.share(window)).sum();
-        let rps = shares / (window[1] - window[0]);
+        let (record, log) = run_virtually(&plan, send);
+        let rps = summary(&plan, &record, &log).throughput_rps.expect("complete").estimate;
         assert!((rps / 80.0 - 1.0).abs() < 1e-9, "{rps} where the truth is 80");
         assert!(measured(&log) >= plan.measured());
-    }
-
-    #[test]
-    fn windows_touch_and_hold_their_completions() {
-        let plan = LoopPlan::new(4, 100, 5, 10, 4);
-        let (record, log, _) = virtually(&plan, |t| (ms(10 + t.seq % 5), Reply::default()));
-        for pair in record.windows.windows(2) {
-            assert_eq!(pair[0].end_s, pair[1].start_s);
-        }
-        for (index, window) in record.windows.iter().enumerate() {
-            let inside = log.outcomes.iter().filter(|o| o.sample == Some(index as u32));
-            assert_eq!(inside.clone().count(), window.completed);
-            assert!(inside.clone().all(|o| o.end_s.is_some_and(|e| e >= window.start_s && e <= window.end_s)));
-        }
     }
 
     #[test]
@@ -602,37 +619,25 @@ mod tests {
         // Slots for 4 of 6: two are refused after 1 ms, the others take 100 ms.
         let plan = LoopPlan::new(6, 600, 6, 10, 6);
         let busy = Arc::new(AtomicUsize::new(0));
-        let mut log = Log::default();
-        let (_keep, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(run(
-            &plan,
-            stop,
-            |_| {
-                let busy = busy.clone();
-                async move {
-                    if busy.fetch_add(1, Relaxed) >= 4 {
-                        tokio::time::sleep(ms(1)).await;
-                        busy.fetch_sub(1, Relaxed);
-                        return Reply::failed(Failure::ServerError, "full");
-                    }
-                    tokio::time::sleep(ms(100)).await;
+        let (record, log) = run_virtually(&plan, |_| {
+            let busy = busy.clone();
+            async move {
+                if busy.fetch_add(1, Relaxed) >= 4 {
+                    tokio::time::sleep(ms(1)).await;
                     busy.fetch_sub(1, Relaxed);
-                    Reply::default()
+                    return Reply::failed(Failure::ServerError, "full");
                 }
-            },
-            &mut log,
-        ));
+                tokio::time::sleep(ms(100)).await;
+                busy.fetch_sub(1, Relaxed);
+                Reply::default()
+            }
+        });
         let failed = log.outcomes.iter().filter(|o| o.failure.is_some()).count() as f64;
         let rate = failed / log.outcomes.len() as f64;
         assert!((0.30..0.37).contains(&rate), "a third is refused, not all but a few: {rate}");
         // Two permits of six are held back nearly all the time, and what is not held is in flight.
-        let window = record.window_s().expect("complete");
-        let per_second = |of: fn(&RequestOutcome, [f64; 2]) -> f64| {
-            log.outcomes.iter().map(|outcome| of(outcome, window)).sum::<f64>() / (window[1] - window[0])
-        };
-        let (held, in_flight) = (per_second(RequestOutcome::held_back_s), per_second(RequestOutcome::overlap_s));
+        let summary = summary(&plan, &record, &log);
+        let (held, in_flight) = (summary.mean_held.expect("some"), summary.mean_in_flight.expect("some"));
         assert!((held - 2.0).abs() < 0.1 && (held + in_flight - 6.0).abs() < 0.1, "{held} held, {in_flight} in flight");
         assert_eq!(log.held.iter().max(), Some(&2));
         assert!(measured(&log) >= plan.measured());
@@ -694,25 +699,9 @@ mod tests {
     #[test]
     fn stopping_gives_up_what_is_in_flight_and_still_accounts_for_it() {
         let plan = LoopPlan::new(8, 1000, 8, 10, 8);
-        let mut log = Log::default();
-        let (stopper, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(async {
-            tokio::spawn(async move {
-                tokio::time::sleep(ms(5_050)).await;
-                stopper.send(true).expect("the loop listens");
-            });
-            run(
-                &plan,
-                stop,
-                |_| async {
-                    tokio::time::sleep(ms(100)).await;
-                    Reply::default()
-                },
-                &mut log,
-            )
-            .await
+        let (record, log) = run_until(&plan, ms(5_050), |_| async {
+            tokio::time::sleep(ms(100)).await;
+            Reply::default()
         });
         assert_eq!(record.ending, Ending::Cut);
         assert_eq!(log.outcomes.len() as u64, record.sent);

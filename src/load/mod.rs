@@ -3,6 +3,7 @@
 pub mod closed_loop;
 pub mod open_files;
 pub mod preflight;
+pub mod recorder;
 pub mod self_check;
 pub mod server_load;
 pub mod target;

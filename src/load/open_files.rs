@@ -5,15 +5,12 @@ use thiserror::Error;
 /// Files that are open beside the connections: sidecars, Criterion's, the runtimes' own.
 const OTHERS: u64 = 100;
 
-/// There would not be enough of them.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "level {level} takes {needed} open files, and this process may have {allowed}\n\nNothing was sent. Allow more with `ulimit -n {needed}` (above the hard limit only root may: `LimitNOFILE` of a service, `--ulimit nofile={needed}` of a container, /etc/security/limits.conf), or measure lower levels (benchmark.max_concurrency, --max-concurrency)."
 )]
 pub struct TooFewFiles {
-    /// The highest level.
     pub level: usize,
-    /// What it needs.
     pub needed: u64,
     /// The hard limit.
     pub allowed: u64,

@@ -11,27 +11,19 @@ use crate::prompts::Prompt;
 /// Requests that a preflight sends at most: two prompts, each once more if it was refused.
 pub const AT_MOST: u64 = 4;
 
-/// Which prompt was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// One of median length.
     Typical,
-    /// The longest.
     Longest,
 }
 
-/// A prompt and what the server made of it.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// Which one.
     pub which: Which,
-    /// The prompt's own name.
     pub id: String,
-    /// Its length.
     pub characters: usize,
     /// Seconds from sending it to the answer's last byte.
     pub latency_s: f64,
-    /// The last answer.
     pub reply: Reply,
 }
 

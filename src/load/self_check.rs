@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 
 use crate::figures::{ClientLoad, Distribution};
 
-/// How often the ticker looks.
+/// How often the ticker wakes.
 const TICK: Duration = Duration::from_millis(20);
 /// Tokio's timer rounds up to a whole millisecond, and the wait for events below it does so once more.
 const TIMER_ROUNDING: Duration = Duration::from_millis(2);
@@ -138,7 +138,7 @@ mod tests {
         })
     }
 
-    /// A thread that computes for 30 ms before it looks at its timers again is late by more than a thread that waits.
+    /// A thread that computes for 30 ms before it polls its timers again is late by more than a thread that waits.
     #[test]
     fn a_thread_that_computes_shows_in_both_figures() {
         let busy = watch(|| {

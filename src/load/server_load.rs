@@ -46,40 +46,40 @@ fn parse(text: &str) -> Option<ServerLoad> {
     (load.running.is_some() || load.waiting.is_some()).then_some(load)
 }
 
-/// Looks at the server until it is dropped.
+/// Reads the server's metrics until it is dropped.
 #[derive(Debug)]
 pub struct ServerWatch {
-    looks: Arc<Mutex<Vec<(Instant, ServerLoad)>>>,
+    readings: Arc<Mutex<Vec<(Instant, ServerLoad)>>>,
     _until_dropped: oneshot::Sender<()>,
 }
 
 impl ServerWatch {
-    /// Begins to look, by connections of `transport` that nothing else uses.
+    /// Begins to read, by connections of `transport` that nothing else uses.
     ///
     /// # Errors
     /// If there can be no thread.
     pub fn start(transport: Transport) -> std::io::Result<Self> {
-        let looks: Arc<Mutex<Vec<_>>> = Arc::default();
+        let readings: Arc<Mutex<Vec<_>>> = Arc::default();
         let (until_dropped, dropped) = oneshot::channel::<()>();
-        let (runtime, seen) = (tokio::runtime::Builder::new_current_thread().enable_all().build()?, looks.clone());
+        let (runtime, seen) = (tokio::runtime::Builder::new_current_thread().enable_all().build()?, readings.clone());
         let watch = async move {
             tokio::select! {
-                () = look_on(&transport, &seen) => {}
+                () = read_metrics(&transport, &seen) => {}
                 _ = dropped => {}
             }
         };
         std::thread::Builder::new().name("server-metrics".to_owned()).spawn(move || runtime.block_on(watch))?;
-        Ok(ServerWatch { looks, _until_dropped: until_dropped })
+        Ok(ServerWatch { readings, _until_dropped: until_dropped })
     }
 
     /// The means of what was seen in between; `None` if nothing was.
     pub fn between(&self, from: Instant, to: Instant) -> Option<ServerLoad> {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        looks.iter().filter(|(at, _)| (from..=to).contains(at)).map(|(_, load)| *load).reduce(ServerLoad::with)
+        let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        readings.iter().filter(|(at, _)| (from..=to).contains(at)).map(|(_, load)| *load).reduce(ServerLoad::with)
     }
 }
 
-async fn look_on(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLoad)>>) {
+async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLoad)>>) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut is_known = false;

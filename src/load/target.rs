@@ -32,12 +32,10 @@ impl Target {
         Target { transport, bodies, sizes, cache: request.cache, salt: salt.into() }
     }
 
-    /// Which prompt the request with this sequence number asks.
     fn prompt(&self, seq: u64) -> usize {
         (seq % self.bodies.len() as u64) as usize
     }
 
-    /// The size label of its prompt.
     pub fn prompt_size(&self, seq: u64) -> Arc<str> {
         self.sizes[self.prompt(seq)].clone()
     }

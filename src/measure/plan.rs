@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::client;
 use crate::client::Endpoint;
-use crate::decide::Policy;
 use crate::decide::compare::Baseline;
+use crate::decide::{Note, Policy};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::preflight;
 use crate::measure::search::{Search, adaptive_at_most, most_rounds, smallest_window};
 use crate::prompts::Prompt;
-use crate::report::words::list;
+use crate::report::words::{self, list};
 use crate::settings::{Budget, Config, Levels, Settings};
 
 /// Criterion samples per level: its minimum.
@@ -20,7 +20,6 @@ const QUICK: (usize, usize) = (30, 3);
 /// Code has at least this many characters per token, so that the estimate of a cost is not too low.
 const CHARACTERS_PER_TOKEN: f64 = 2.5;
 
-/// What a run will send.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// One plan per level that will run, ascending; of an adaptive search those that may run at most.
@@ -30,12 +29,11 @@ pub struct Plan {
     pub configured: Vec<usize>,
     /// Levels for which the budget has no room, and the key that says so.
     pub over_budget: Option<(Vec<usize>, &'static str)>,
-    /// The bounds of an adaptive search.
     auto: Option<(usize, usize)>,
     /// Whether levels near the best are measured again.
     confirm: bool,
     /// Whether what has fallen against a baseline is measured once more at the end.
-    last_look: bool,
+    baseline_round: bool,
     input_tokens: f64,
 }
 
@@ -62,9 +60,8 @@ impl Plan {
         plan
     }
 
-    /// The same with what a baseline asks for.
     pub fn against(self, baseline: Option<&Baseline>) -> Self {
-        Plan { last_look: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
+        Plan { baseline_round: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
     }
 
     fn empty(prompts: &[Prompt]) -> Self {
@@ -74,7 +71,7 @@ impl Plan {
             over_budget: None,
             auto: None,
             confirm: false,
-            last_look: false,
+            baseline_round: false,
             input_tokens: mean_input_tokens(prompts),
         }
     }
@@ -106,7 +103,6 @@ impl Plan {
         }
     }
 
-    /// The steps of this plan.
     pub fn search(&self, policy: &Policy) -> Search {
         match self.auto {
             Some((lowest, highest)) if self.confirm => Search::adaptive(lowest, highest, policy),
@@ -115,7 +111,6 @@ impl Plan {
         }
     }
 
-    /// How one level is measured.
     pub fn level_plan(&self, settings: &Settings, level: usize) -> LoopPlan {
         let benchmark = &settings.config.benchmark;
         let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
@@ -130,7 +125,7 @@ impl Plan {
         plan.with_request_timeout(timeout)
     }
 
-    /// The key of the limit that `further` might pass, after so many requests.
+    /// The key of the limit that `further` might pass after `sent` requests.
     pub fn no_room(&self, settings: &Settings, sent: u64, further: &LoopPlan) -> Option<&'static str> {
         self.exceeds(settings, sent + further.tickets())
     }
@@ -144,16 +139,15 @@ impl Plan {
         self.levels.iter().map(LoopPlan::tickets).sum()
     }
 
-    /// What all confirm rounds may send at most.
     fn requests_to_confirm(&self) -> u64 {
         self.of_levels() * u64::from(self.most_rounds())
     }
 
     fn most_rounds(&self) -> u32 {
-        u32::from(self.last_look) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
+        u32::from(self.baseline_round) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
     }
 
-    /// US dollars that so many requests cost at most, where prices are known; the input tokens in it are estimated.
+    /// US dollars that `requests` cost at most, where prices are set; the input tokens in it are estimated.
     fn cost_usd(&self, settings: &Settings, requests: u64) -> Option<f64> {
         let Budget { usd_per_million_input: input, usd_per_million_output: output, .. } =
             settings.config.benchmark.budget;
@@ -163,7 +157,6 @@ impl Plan {
         (input.is_some() || output.is_some()).then_some(cost / 1e6)
     }
 
-    /// The key of the first limit that so many requests would pass.
     fn exceeds(&self, settings: &Settings, requests: u64) -> Option<&'static str> {
         let budget = &settings.config.benchmark.budget;
         if budget.max_requests.is_some_and(|limit| requests > limit) {
@@ -181,7 +174,7 @@ impl Plan {
         self.levels.iter().map(|plan| plan.tickets() as f64 / plan.level as f64).sum()
     }
 
-    /// What is said before the first request.
+    /// Printed before the first request.
     pub fn describe(&self, settings: &Settings) -> String {
         let Config { llm, benchmark, .. } = &settings.config;
         let target = match &settings.endpoint {
@@ -225,15 +218,15 @@ impl Plan {
             text.push_str(&format!("      stops after {minutes} minutes (budget.max_minutes)\n"));
         }
         if let Some(note) = self.over_budget_note() {
-            text.push_str(&format!("      {note}\n"));
+            text.push_str(&format!("      {}\n", words::note(&note)));
         }
         text
     }
 
-    /// Which levels the budget leaves out, in words.
-    pub fn over_budget_note(&self) -> Option<String> {
-        let (levels, key) = self.over_budget.as_ref()?;
-        Some(format!("not measured: level {}, for which benchmark.budget.{key} has no room", list(levels)))
+    /// Which levels the budget leaves out.
+    pub fn over_budget_note(&self) -> Option<Note> {
+        let (levels, key) = self.over_budget.clone()?;
+        Some(Note::NoRoom { levels, again: false, key: key.to_owned() })
     }
 }
 
@@ -246,8 +239,8 @@ fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
     characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
 }
 
-/// Without the levels whose neighbours are no further apart than a factor of two: what lies between them is told well
-/// enough by both.
+/// Without the levels whose neighbours are no further apart than a factor of two: both tell well enough
+/// what lies between them.
 fn thinned(levels: &[usize]) -> Vec<usize> {
     let mut kept: Vec<usize> = Vec::new();
     for (at, &level) in levels.iter().enumerate() {
@@ -323,7 +316,7 @@ mod tests {
             "110 requests",
             "7040 in all",
             "0.07 USD",
-            "level 10",
+            "Level 10 was not measured",
             "max_requests",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");

@@ -6,38 +6,13 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use serde::{Deserialize, Serialize};
-
 use crate::decide::compare::Baseline;
 use crate::decide::{
     DriftCheck, Gate, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, measurements,
     open_outages, passing, recommend, smallest_good, value,
 };
 use crate::figures::LevelSummary;
-
-/// Which part of a run a measurement belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stage {
-    /// The sweep over the listed levels.
-    #[default]
-    Sweep,
-    /// A contender, measured again.
-    Confirm,
-    /// A probe of the adaptive search.
-    Auto,
-}
-
-/// One measurement to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The level.
-    pub level: usize,
-    /// The part of the run.
-    pub stage: Stage,
-    /// The confirm round, from 1; 0 outside of them.
-    pub round: u32,
-}
+pub use crate::figures::{Stage, Step};
 
 /// Contenders are measured again at most this often; in an adaptive search twice as often, since its measurements are
 /// half as large.

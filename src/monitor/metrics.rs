@@ -1,12 +1,9 @@
 //! The run for Prometheus: `/metrics` while it runs, and its final figures as a textfile.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,17 +12,16 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry, Unit};
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::histogram::Times;
-use super::{Live, PhaseCounts, PhaseLook};
+use super::Live;
 use crate::client::outcome::Failure;
 use crate::decide::{Recommendation, Verdict};
 use crate::figures::Distribution;
@@ -44,19 +40,13 @@ const MOST_SCRAPERS: usize = 16;
 /// From the connection to the last byte of the answer.
 const LONGEST_SCRAPE: Duration = Duration::from_secs(5);
 
-/// Why there are no metrics.
 #[derive(Debug, Error)]
-pub enum MetricsError {
-    /// The address cannot be had.
-    #[error(
-        "cannot serve metrics on {address}: {cause}\n\nNothing was sent. Name another address with --metrics-addr (LLM_BENCH_METRICS_ADDR)."
-    )]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The reason.
-        cause: io::Error,
-    },
+#[error(
+    "cannot serve metrics on {address}: {cause}\n\nNothing was sent. Name another address with --metrics-addr (LLM_BENCH_METRICS_ADDR)."
+)]
+pub struct MetricsError {
+    address: SocketAddr,
+    cause: io::Error,
 }
 
 /// Serves `/metrics` until it is dropped.
@@ -80,8 +70,7 @@ impl MetricsServer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let serving = async move {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                let registry = Arc::new(registry(live));
-                let app = Router::new().route("/metrics", get(move |headers| scrape(registry.clone(), headers)));
+                let app = Router::new().route("/metrics", get(async move |headers| scrape(&live.0.registry, &headers)));
                 tokio::select! {
                     () = serve(listener, app) => {}
                     _ = dropped => {}
@@ -93,7 +82,7 @@ impl MetricsServer {
             std::thread::Builder::new().name("metrics".to_owned()).spawn(serving)?;
             Ok(address)
         };
-        let address = start().map_err(|cause| MetricsError::Listen { address, cause })?;
+        let address = start().map_err(|cause| MetricsError { address, cause })?;
         Ok(MetricsServer { address, _until_dropped: until_dropped })
     }
 
@@ -123,19 +112,13 @@ async fn serve(listener: tokio::net::TcpListener, app: Router) {
     }
 }
 
-async fn scrape(registry: Arc<Registry>, headers: HeaderMap) -> ([(header::HeaderName, &'static str); 1], String) {
+fn scrape(registry: &Registry, headers: &HeaderMap) -> ([(header::HeaderName, &'static str); 1], String) {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if accept.contains("application/openmetrics-text") {
-        ([(header::CONTENT_TYPE, OPENMETRICS)], openmetrics(&registry))
+        ([(header::CONTENT_TYPE, OPENMETRICS)], openmetrics(registry))
     } else {
-        ([(header::CONTENT_TYPE, PLAIN)], plain(&openmetrics(&registry)))
+        ([(header::CONTENT_TYPE, PLAIN)], plain(&openmetrics(registry)))
     }
-}
-
-fn registry(live: Arc<Live>) -> Registry {
-    let mut registry = Registry::with_prefix(PREFIX);
-    registry.register_collector(Box::new(Scrape(live)));
-    registry
 }
 
 // Writing to a string cannot fail.
@@ -162,116 +145,103 @@ fn plain(openmetrics: &str) -> String {
     text
 }
 
-// ---- the live counts ----
+// ---- while it runs ----
 
-/// One phase of a level: all its measurements together.
-struct PhaseSum {
-    look: PhaseLook,
-    output_tokens: u64,
-    latency: Times,
-    ttft: Times,
-}
+type Labels = Vec<(&'static str, String)>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-impl PhaseSum {
-    fn none() -> Self {
-        let look = PhaseLook { issued: 0, succeeded: 0, failed: Default::default(), given_up: 0 };
-        PhaseSum { look, output_tokens: 0, latency: Times::none(), ttft: Times::none() }
-    }
-
-    fn add(&mut self, counts: &PhaseCounts) {
-        let PhaseLook { issued, succeeded, failed, given_up } = counts.look();
-        self.look.issued += issued;
-        self.look.succeeded += succeeded;
-        self.look.failed.iter_mut().zip(failed).for_each(|(sum, more)| *sum += more);
-        self.look.given_up += given_up;
-        self.output_tokens += counts.output_tokens.load(Relaxed);
-        self.latency.add(&counts.latency.read());
-        self.ttft.add(&counts.ttft.read());
-    }
-
-    /// Every outcome has its series from the start, so that a rate sees its first event.
-    fn outcomes(&self) -> Vec<(&'static str, u64)> {
-        let failed = Failure::ALL.iter().zip(self.look.failed).map(|(kind, count)| (kind.name(), count));
-        [("Success", self.look.succeeded), ("GivenUp", self.look.given_up)].into_iter().chain(failed).collect()
-    }
-}
-
+/// The series of a run.
 #[derive(Debug)]
-struct Scrape(Arc<Live>);
+pub(super) struct Series {
+    registry: Registry,
+    requests: Family<Labels, Counter>,
+    in_flight: Family<Labels, Gauge>,
+    output_tokens: Family<Labels, Counter>,
+    latency: Histograms,
+    ttft: Histograms,
+    /// Of the measurement in hand; 0 between measurements.
+    pub(super) level: Gauge,
+    pub(super) left: Gauge,
+}
 
-impl Collector for Scrape {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let measurements = self.0.measurements();
-        let mut phases: BTreeMap<(usize, &str), PhaseSum> = BTreeMap::new();
-        for counts in &measurements {
-            for (name, phase) in [("warmup", &counts.warmup), ("measured", &counts.measured)] {
-                phases.entry((counts.level, name)).or_insert_with(PhaseSum::none).add(phase);
-            }
+impl Default for Series {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
+        let tokens = "Output tokens of the successes, as the server reported them";
+        let level = "Requests that the measurement in hand keeps in flight; 0 between measurements";
+        let left = "Requests that the measurement in hand may still end";
+        let latency = "From sending a request to its last byte, of the successes";
+        let ttft = "From sending a request to its first token, of the successes; only when streaming";
+        let mut histograms = |name: &str, help: &str| {
+            let family = Histograms::new_with_constructor(|| Histogram::new(BOUNDS_S));
+            registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+            family
+        };
+        Series {
+            latency: histograms("latency", latency),
+            ttft: histograms("time_to_first_token", ttft),
+            requests: add(&mut registry, "requests", ended),
+            in_flight: add(&mut registry, "requests_in_flight", "Requests that are in flight"),
+            output_tokens: add(&mut registry, "output_tokens", tokens),
+            level: add(&mut registry, "level", level),
+            left: add(&mut registry, "requests_left", left),
+            registry,
         }
-        let phases: Vec<_> = phases
-            .into_iter()
-            .map(|((level, phase), sum)| ([("level", level.to_string()), ("phase", phase.to_owned())], sum))
-            .collect();
-
-        let help = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
-        let mut family = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
-        for (labels, sum) in &phases {
-            for (outcome, count) in sum.outcomes() {
-                let labels: Vec<_> = labels.iter().cloned().chain([("outcome", outcome.to_owned())]).collect();
-                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
-            }
-        }
-        let help = "Requests that are in flight";
-        let mut family = encoder.encode_descriptor("requests_in_flight", help, None, MetricType::Gauge)?;
-        for (labels, sum) in &phases {
-            family.encode_family(labels)?.encode_gauge(&sum.look.in_flight())?;
-        }
-        let help = "Output tokens of the successes, as the server reported them";
-        let mut family = encoder.encode_descriptor("output_tokens", help, None, MetricType::Counter)?;
-        for (labels, sum) in &phases {
-            family.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(&sum.output_tokens, None)?;
-        }
-        let help = "From sending a request to its last byte, of the successes";
-        histograms(&mut encoder, "latency", help, phases.iter().map(|(labels, sum)| (labels, &sum.latency)))?;
-        let help = "From sending a request to its first token, of the successes; only when streaming";
-        histograms(&mut encoder, "time_to_first_token", help, phases.iter().map(|(labels, sum)| (labels, &sum.ttft)))?;
-
-        let in_hand = measurements.last().filter(|counts| !counts.over.load(Relaxed));
-        let help = "Requests that the measurement in hand keeps in flight; 0 between measurements";
-        let mut family = encoder.encode_descriptor("level", help, None, MetricType::Gauge)?;
-        family.encode_gauge(&in_hand.map_or(0, |counts| counts.level as u64))?;
-        let help = "Requests that the measurement in hand may still end";
-        let mut family = encoder.encode_descriptor("requests_left", help, None, MetricType::Gauge)?;
-        family.encode_gauge(&in_hand.map_or(0, |counts| counts.planned.saturating_sub(counts.look().ended)))
     }
 }
 
-fn histograms<'a, L: EncodeLabelSet + 'a>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    all: impl Iterator<Item = (&'a L, &'a Times)>,
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-    for (labels, times) in all {
-        let buckets = times.up_to(&BOUNDS_S);
-        family.encode_family(labels)?.encode_histogram::<NoLabelSet>(times.sum_s, times.count(), &buckets, None)?;
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+impl Series {
+    /// Of a level's warm-up and of its measured phase.
+    pub(super) fn of(&self, level: usize) -> [PhaseSeries; 2] {
+        ["warmup", "measured"].map(|phase| {
+            let labels = vec![("level", level.to_string()), ("phase", phase.to_owned())];
+            let requests = |outcome: &str| {
+                let labels = [labels.as_slice(), &[("outcome", outcome.to_owned())]].concat();
+                self.requests.get_or_create_owned(&labels)
+            };
+            // Every outcome has its series from the start, so that a rate sees its first event.
+            PhaseSeries {
+                succeeded: requests("Success"),
+                given_up: requests("GivenUp"),
+                failed: Failure::ALL.map(|kind| requests(kind.name())),
+                in_flight: self.in_flight.get_or_create_owned(&labels),
+                output_tokens: self.output_tokens.get_or_create_owned(&labels),
+                latency: self.latency.get_or_create_owned(&labels),
+                ttft: self.ttft.get_or_create_owned(&labels),
+            }
+        })
     }
-    Ok(())
+}
+
+/// The series of one phase of a level.
+#[derive(Debug)]
+pub(super) struct PhaseSeries {
+    pub(super) succeeded: Counter,
+    /// In flight when the run was interrupted.
+    pub(super) given_up: Counter,
+    /// By kind, as in [`Failure::ALL`].
+    pub(super) failed: [Counter; Failure::ALL.len()],
+    pub(super) in_flight: Gauge,
+    pub(super) output_tokens: Counter,
+    pub(super) latency: Histogram,
+    pub(super) ttft: Histogram,
 }
 
 // ---- the final figures ----
 
-type Figures = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
+type Figures = Family<Labels, Gauge<f64, AtomicU64>>;
 
 /// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
 pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
-    let mut family = |name: &str, help: &str| {
-        let figures = Figures::default();
-        registry.register(name, help, figures.clone());
-        figures
-    };
+    let mut family = |name: &str, help: &str| add::<Figures>(&mut registry, name, help);
     let requests = family("final_requests", "Requests that the figures of a level are taken over");
     let throughput = family("final_throughput_requests_per_second", "Successful requests per second of a level");
     let tokens = family("final_output_tokens_per_second", "Output tokens per second of a level");
@@ -294,7 +264,7 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
         for (family, times) in [(&latency, summary.latency_s), (&ttft, summary.ttft_s)] {
             let Distribution { p50, p90, p95, p99, .. } = times.unwrap_or_default();
             for (percentile, value) in [("50", p50), ("90", p90), ("95", p95), ("99", p99)] {
-                let labels: Vec<_> = labels.iter().cloned().chain([("percentile", percentile.to_owned())]).collect();
+                let labels = [labels.as_slice(), &[("percentile", percentile.to_owned())]].concat();
                 self::set(family, &labels, value);
             }
         }
@@ -305,7 +275,7 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
     plain(&openmetrics(&registry))
 }
 
-fn set(family: &Figures, labels: &Vec<(&'static str, String)>, value: Option<f64>) {
+fn set(family: &Figures, labels: &Labels, value: Option<f64>) {
     if let Some(value) = value {
         family.get_or_create(labels).set(value);
     }
@@ -325,7 +295,7 @@ mod tests {
         let first = live.begin(2, 0, 30);
         first.issued(Phase::Measured);
         first.ended(&RequestOutcome { ttft_s: Some(0.04), output_tokens: Some(9), ..outcome(0.0, 0.4) });
-        first.over.store(true, Relaxed);
+        first.over();
         let again = live.begin(2, 1, 30);
         (0..3).for_each(|_| again.issued(Phase::Measured));
         again.ended(&outcome(0.0, 4.0));
@@ -341,7 +311,8 @@ mod tests {
 
     #[test]
     fn the_measurements_of_a_level_are_counted_together() {
-        let text = openmetrics(&registry(live()));
+        let live = live();
+        let text = openmetrics(&live.0.registry);
         assert_has(
             &text,
             &[
@@ -362,19 +333,18 @@ mod tests {
                 "# EOF",
             ],
         );
-    }
-
-    #[test]
-    fn the_plain_format_names_a_counter_as_its_samples() {
-        let text = plain(&openmetrics(&registry(live())));
+        live.begin(3, 0, 30).over();
+        assert_has(&openmetrics(&live.0.registry), &["llm_concurrency_level 0", "llm_concurrency_requests_left 0"]);
+        // The plain format names a counter as its samples.
+        let text = plain(&text);
         assert_has(&text, &["# TYPE llm_concurrency_requests_total counter"]);
-        assert!(text.starts_with("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
+        assert!(text.contains("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
         assert!(!text.contains("# EOF") && !text.contains("# UNIT"));
     }
 
     #[test]
     fn the_dashboard_names_nothing_else() {
-        let text = openmetrics(&registry(live()));
+        let text = openmetrics(&live().0.registry);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -385,14 +355,6 @@ mod tests {
             let serves = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
             assert!(text.lines().any(serves), "{name}");
         }
-    }
-
-    #[test]
-    fn bounds_are_those_of_the_histogram() {
-        let histogram = super::super::histogram::Histogram::default();
-        BOUNDS_S.into_iter().for_each(|bound| histogram.add(bound));
-        let stretches = histogram.read().up_to(&BOUNDS_S);
-        assert!(stretches.iter().all(|&(bound, count)| count == u64::from(bound.is_finite())), "{stretches:?}");
     }
 
     #[test]

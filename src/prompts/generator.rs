@@ -22,7 +22,6 @@ const WORDS: &str = include_str!("words.json");
 const SCHEMA: &str = "llm-concurrency/snippets/v1";
 
 pub(super) struct Language {
-    /// As in the file.
     pub name: &'static str,
     /// As in a sentence.
     pub noun: &'static str,
@@ -33,14 +32,16 @@ pub(super) struct Language {
 }
 
 pub(super) const LANGUAGES: [Language; 4] = [
-    Language::new(["javascript", "JavaScript", "js"], 30, include_str!("templates/javascript.j2")),
-    Language::new(["typescript", "TypeScript", "ts"], 30, include_str!("templates/typescript.j2")),
-    Language::new(["python", "Python", "python"], 20, include_str!("templates/python.j2")),
-    Language::new(["react", "React", "tsx"], 20, include_str!("templates/react.j2")),
+    Language::new("javascript", "JavaScript", "js", 30, include_str!("templates/javascript.j2")),
+    Language::new("typescript", "TypeScript", "ts", 30, include_str!("templates/typescript.j2")),
+    Language::new("python", "Python", "python", 20, include_str!("templates/python.j2")),
+    Language::new("react", "React", "tsx", 20, include_str!("templates/react.j2")),
 ];
 
+type Text = &'static str;
+
 impl Language {
-    const fn new([name, noun, fence]: [&'static str; 3], percent: usize, templates: &'static str) -> Self {
+    const fn new(name: Text, noun: Text, fence: Text, percent: usize, templates: Text) -> Self {
         Self { name, noun, fence, percent, templates }
     }
 
@@ -68,28 +69,23 @@ const SIZES: [Size; 3] = [
     Size { name: "large", percent: 15, lines: 90..=180, target: 95..=165 },
 ];
 
-/// One piece of code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snippet {
-    /// Its name within the file, for example `snippet-0001`.
+    /// `snippet-0001` and so on.
     pub id: String,
-    /// `javascript`, `typescript`, `python` or `react`.
-    pub language: String,
-    /// `small`, `medium` or `large`.
-    pub size: String,
-    /// The code, with a final newline.
+    pub language: &'static str,
+    pub size: &'static str,
+    /// With a final newline.
     pub code: String,
 }
 
 impl Snippet {
     /// The text to send, as [`load`](super::load) makes it.
-    #[must_use]
     pub fn prompt(&self) -> String {
-        super::ask_about(&self.code, &self.language)
+        super::ask_about(&self.code, self.language)
     }
 }
 
-/// The content of a generated file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SnippetFile {
     schema: &'static str,
@@ -110,18 +106,17 @@ impl SnippetFile {
 ///
 /// The same seed gives the same bytes on every platform: xoshiro256++ is one of rand's *named portable generators*,
 /// and rand changes what its functions make of the stream in a breaking release only.
-#[must_use]
 pub fn generate(seed: u64, count: usize) -> SnippetFile {
     let mut generator = Generator::new(seed);
     let mut plan = plan(count);
     plan.shuffle(&mut *generator.dice());
-    let snippet = |(index, (language, size)): (usize, (&'static Language, &'static Size))| Snippet {
-        id: format!("snippet-{:04}", index + 1),
-        language: language.name.to_owned(),
-        size: size.name.to_owned(),
+    let snippet = |((language, size), index): ((&'static Language, &'static Size), usize)| Snippet {
+        id: format!("snippet-{index:04}"),
+        language: language.name,
+        size: size.name,
         code: generator.unseen(language, size),
     };
-    SnippetFile { schema: SCHEMA, seed, snippets: plan.into_iter().enumerate().map(snippet).collect() }
+    SnippetFile { schema: SCHEMA, seed, snippets: plan.into_iter().zip(1..).map(snippet).collect() }
 }
 
 /// The language and size of every snippet, not yet mixed.
@@ -181,17 +176,18 @@ impl Generator {
     /// A snippet unlike those so far. The templates have far more outcomes than anyone asks for, so the number at
     /// the end is a safeguard that lets any count terminate.
     fn unseen(&mut self, language: &'static Language, size: &'static Size) -> String {
-        for attempt in 0.. {
-            let mut code = self.compose(language, size);
+        let mut code = self.compose(language, size);
+        for attempt in 1.. {
+            if self.seen.insert(code.clone()) {
+                break;
+            }
+            code = self.compose(language, size);
             if attempt >= 50 {
                 let mark = if language.is_python() { "#" } else { "//" };
                 code = format!("{mark} Revision {}.\n{code}", self.seen.len() + 1);
             }
-            if self.seen.insert(code.clone()) {
-                return code;
-            }
         }
-        unreachable!("every revision has a number of its own")
+        code
     }
 
     /// Puts templates of one domain together until the snippet is long enough: in random order, those used least so
@@ -202,20 +198,20 @@ impl Generator {
         let mut order: Vec<_> = language.templates().map(|(name, _)| name).collect();
         order.shuffle(&mut *self.dice());
         order.sort_by_key(|&name| self.uses.get(&(name, size.name)).copied().unwrap_or(0));
-        let mut file = SourceFile::default();
+        let mut parts = Vec::new();
         for name in order {
-            let mut longer = file.clone();
             let template = self.environment.get_template(name).expect("listed above");
-            longer.add(&template.render(&words).expect("the templates are tested"));
-            if longer.text(language).lines().count() <= *size.lines.end() {
-                file = longer;
+            parts.push(template.render(&words).expect("the templates are tested"));
+            if assemble(&parts, language).lines().count() <= *size.lines.end() {
                 *self.uses.entry((name, size.name)).or_default() += 1;
+            } else {
+                parts.pop();
             }
-            if file.text(language).lines().count() >= target {
+            if assemble(&parts, language).lines().count() >= target {
                 break;
             }
         }
-        file.text(language)
+        assemble(&parts, language)
     }
 
     /// The words of one snippet: a domain, and the fields and states that it uses. A name's case is the word's:
@@ -270,47 +266,35 @@ fn environment(dice: Arc<Mutex<Xoshiro256PlusPlus>>) -> Result<Environment<'stat
     Ok(environment)
 }
 
-/// A file in the making.
-#[derive(Clone, Default)]
-struct SourceFile {
-    /// The names imported, by what stands before and after them; none where a whole module is.
-    imports: BTreeMap<(bool, String, String), BTreeSet<String>>,
-    blocks: Vec<String>,
-}
-
-impl SourceFile {
-    fn add(&mut self, rendered: &str) {
-        let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
-        let (imports, block) =
-            rendered.split_once("\n\n").filter(|(head, _)| is_import(head)).unwrap_or(("", rendered));
-        for line in imports.lines() {
+/// One file out of rendered templates: their imports merged and sorted, then what else they hold.
+fn assemble(rendered: &[String], language: &Language) -> String {
+    let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
+    // The names imported, by what stands before and after them; none where a whole module is.
+    let mut imports: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
+    let mut parts = vec![String::new()];
+    for text in rendered {
+        let (head, block) = text.split_once("\n\n").filter(|(head, _)| is_import(head)).unwrap_or(("", text));
+        for line in head.lines() {
             // `import { a, b } from "m";`, `from m import a, b` or `import m`.
             let (before, rest) = line.split_once(" { ").or(line.split_once(" import ")).unwrap_or((line, ""));
             let (names, after) = rest.split_once(" } ").unwrap_or((rest, ""));
             // By module, whole modules before names, as isort does.
-            let key = (line.starts_with("from "), after.to_owned(), before.to_owned());
-            let names = names.split(", ").filter(|name| !name.is_empty()).map(str::to_owned);
-            self.imports.entry(key).or_default().extend(names);
+            let names = names.split(", ").filter(|name| !name.is_empty());
+            imports.entry((line.starts_with("from "), after, before)).or_default().extend(names);
         }
-        self.blocks.push(block.trim_end().to_owned());
+        parts.push(block.trim_end().to_owned());
     }
-
-    fn text(&self, language: &Language) -> String {
-        let mut imports = String::new();
-        for ((_, after, before), names) in &self.imports {
-            let names = names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            imports += &match (names.is_empty(), after.is_empty()) {
-                (true, _) => format!("{before}\n"),
-                (false, true) => format!("{before} import {names}\n"),
-                (false, false) => format!("{before} {{ {names} }} {after}\n"),
-            };
+    let lines = imports.into_iter().map(|((_, after, before), names)| {
+        let names = Vec::from_iter(names).join(", ");
+        match (names.is_empty(), after.is_empty()) {
+            (true, _) => before.to_owned(),
+            (false, true) => format!("{before} import {names}"),
+            (false, false) => format!("{before} {{ {names} }} {after}"),
         }
-        let mut parts = self.blocks.clone();
-        if !imports.is_empty() {
-            parts.insert(0, imports.trim_end().to_owned());
-        }
-        parts.join(if language.is_python() { "\n\n\n" } else { "\n\n" }) + "\n"
-    }
+    });
+    parts[0] = lines.collect::<Vec<_>>().join("\n");
+    parts.retain(|part| !part.is_empty());
+    parts.join(if language.is_python() { "\n\n\n" } else { "\n\n" }) + "\n"
 }
 
 #[cfg(test)]
@@ -347,7 +331,7 @@ mod tests {
         assert_eq!(snippets.iter().map(|s| &s.code).collect::<HashSet<_>>().len(), 1000);
         assert_eq!(snippets.iter().map(|s| &s.id).collect::<HashSet<_>>().len(), 1000);
         for Snippet { id, language, size, code } in &snippets {
-            let size = SIZES.iter().find(|s| s.name == size).unwrap();
+            let size = SIZES.iter().find(|s| s.name == *size).unwrap();
             assert!(size.lines.contains(&code.lines().count()), "{id}\n{code}");
             assert!(!code.contains(['«', '»', '‹', '›', '\r']) && !code.contains("===="), "{code}");
             assert!(!code.contains("```") && code.ends_with('\n') && !code.ends_with("\n\n"), "{code}");
@@ -357,13 +341,13 @@ mod tests {
                 assert_eq!(of(&pair[..1]), of(&pair[1..]), "{pair} in\n{code}");
             }
             assert!(code.lines().all(|line| line == line.trim_end()), "blanks at the end of a line:\n{code}");
-            let looks_right = match language.as_str() {
+            let is_in_language = match *language {
                 "javascript" => !code.contains(": string") && !code.contains("interface "),
                 "typescript" => code.contains("export ") && code.contains(": "),
                 "python" => code.contains("def ") || code.contains("class "),
                 _ => code.contains("</") && code.contains("return"),
             };
-            assert!(looks_right, "no {language}:\n{code}");
+            assert!(is_in_language, "no {language}:\n{code}");
             let defined = code.lines().filter(|line| {
                 ["def ", "class ", "function ", "const "]
                     .iter()
@@ -390,17 +374,16 @@ mod tests {
 
     #[test]
     fn imports_are_merged_and_sorted() {
-        let mut file = SourceFile::default();
-        file.add("import { b } from \"n\";\nimport type { T } from \"m\";\n\nlet x;\n");
-        file.add("import { c, a } from \"n\";\nimport { b } from \"n\";\n\nlet y;");
-        file.add("let z;");
+        let javascript = [
+            "import { b } from \"n\";\nimport type { T } from \"m\";\n\nlet x;\n",
+            "import { c, a } from \"n\";\nimport { b } from \"n\";\n\nlet y;",
+            "let z;",
+        ];
         let text = "import type { T } from \"m\";\nimport { a, b, c } from \"n\";\n\nlet x;\n\nlet y;\n\nlet z;\n";
-        assert_eq!(file.text(&LANGUAGES[0]), text);
-
-        let mut file = SourceFile::default();
-        file.add("from a import y\nimport time\n\npass");
-        file.add("from a import x, y\nimport csv\n\npass");
-        assert_eq!(file.text(&LANGUAGES[2]), "import csv\nimport time\nfrom a import x, y\n\n\npass\n\n\npass\n");
+        assert_eq!(assemble(&javascript.map(str::to_owned), &LANGUAGES[0]), text);
+        let python = ["from a import y\nimport time\n\npass", "from a import x, y\nimport csv\n\npass"];
+        let text = "import csv\nimport time\nfrom a import x, y\n\n\npass\n\n\npass\n";
+        assert_eq!(assemble(&python.map(str::to_owned), &LANGUAGES[2]), text);
     }
 
     #[test]

@@ -27,23 +27,18 @@ pub use generator::{Snippet, SnippetFile, generate};
 /// Where the generated file is kept, relative to the working folder.
 pub const DEFAULT_PATH: &str = "test-data/test_snippets.json";
 
-/// The seed of the file that is shipped.
 pub const DEFAULT_SEED: u64 = 42;
-
-/// The number of snippets in the file that is shipped.
 pub const DEFAULT_COUNT: usize = 100;
 
-/// A prompts file has at most this many bytes. In memory it takes several times as many.
+/// Bytes of a prompts file. In memory it takes several times as many.
 const MOST: u64 = 256 << 20;
 
-/// The file at [`DEFAULT_PATH`], as shipped.
 const SHIPPED: &str = include_str!("../../test-data/test_snippets.json");
 
 /// What is asked about a piece of code. All want an answer of some length, so that the output reaches `max_tokens`
 /// rather than ending after a word.
 const INSTRUCTIONS: &str = include_str!("instructions.txt");
 
-/// One text to send, from whatever file it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// That of the file, else `prompt-0001` and so on by position.
@@ -58,45 +53,42 @@ pub struct Prompt {
 /// Why there are no prompts, or why they could not be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
-    /// There is no such file.
     #[error(
         "Test data file not found: {}. Make it with `llm-concurrency generate-test-data` (or `cargo run -- \
          generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file.",
         .0.display()
     )]
     NotFound(PathBuf),
-    /// The file is there and cannot be read, or is no UTF-8 text.
     #[error("cannot read the test data file {}: check its permissions, and that it is UTF-8 text", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// The file has no content.
-    #[error("the test data file {} is empty. {MEND}", .0.display())]
-    EmptyFile(PathBuf),
-    /// The file is not JSON.
-    #[error("the test data file {} is not valid JSON: {}. {MEND}", .0.display(), .1)]
-    Json(PathBuf, serde_json::Error),
-    /// The file is JSON of another shape, namely this.
-    #[error(
-        "the test data file {} holds {}, not a list of prompts: it must be an array, or an object with \
-         `snippets` or `prompts` that is one. {MEND}",
-        .0.display(), .1
-    )]
-    Shape(PathBuf, String),
-    /// The list has no entries.
-    #[error("the test data file {} has an empty list: at least one prompt is needed. {MEND}", .0.display())]
-    EmptyList(PathBuf),
-    /// The entry at this place has nothing to send, but for this.
+    #[error("the test data file {} {}. {MEND}", .0.display(), .1)]
+    Content(PathBuf, Fault),
     #[error(
         "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a string that \
          is not blank, or an object with one as `prompt`, `text`, `code` or `content`.",
         .0.display(), .1, .2
     )]
     NoText(PathBuf, usize, String),
-    /// The file could not be written; what was there before is still there.
+    /// What was there before is still there.
     #[error("cannot write the test data file {}: choose a path in a folder that you may write to", .0.display())]
     Write(PathBuf, #[source] io::Error),
 }
 
-/// The same advice in several messages.
+/// What is wrong with the content of a file as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("is empty")]
+    EmptyFile,
+    #[error("is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error(
+        "holds {0}, not a list of prompts: it must be an array, or an object with `snippets` or `prompts` that is one"
+    )]
+    Shape(String),
+    #[error("has an empty list: at least one prompt is needed")]
+    EmptyList,
+}
+
 const MEND: &str = "Make it anew with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
                     config.yaml to your own file.";
 
@@ -134,33 +126,27 @@ pub fn of_run(settings: &Settings) -> Result<Vec<Prompt>, PromptError> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
-    let path = || path.to_owned();
+    let entries = entries(text).map_err(|fault| PromptError::Content(path.to_owned(), fault))?;
+    let no_text = |index, what| PromptError::NoText(path.to_owned(), index, what);
+    entries.iter().enumerate().map(|(index, e)| prompt_of(index, e).map_err(|what| no_text(index, what))).collect()
+}
+
+fn entries(text: &str) -> Result<Vec<Value>, Fault> {
     // Editors on Windows like to put a byte order mark first, which JSON forbids.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
-        return Err(PromptError::EmptyFile(path()));
+        return Err(Fault::EmptyFile);
     }
-    let value = serde_json::from_str(text).map_err(|error| PromptError::Json(path(), error))?;
-    let entries = entries(value).map_err(|found| PromptError::Shape(path(), found))?;
-    if entries.is_empty() {
-        return Err(PromptError::EmptyList(path()));
-    }
-    let prompt = |(index, entry)| prompt_of(index, entry).map_err(|what| PromptError::NoText(path(), index, what));
-    entries.iter().enumerate().map(prompt).collect()
-}
-
-/// The list in a file, or a description of what is there instead.
-fn entries(value: Value) -> Result<Vec<Value>, String> {
-    let mut map = match value {
-        Value::Array(list) => return Ok(list),
-        Value::Object(map) => map,
-        other => return Err(kind(&other).to_owned()),
+    let list = match serde_json::from_str(text)? {
+        Value::Array(list) => list,
+        Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
+            Some((_, Value::Array(list))) => list,
+            Some((key, other)) => return Err(Fault::Shape(format!("{} as `{key}`", kind(&other)))),
+            None => return Err(Fault::Shape("an object without `snippets` and `prompts`".to_owned())),
+        },
+        other => return Err(Fault::Shape(kind(&other).to_owned())),
     };
-    match ["snippets", "prompts"].into_iter().find_map(|key| Some((key, map.remove(key)?))) {
-        Some((_, Value::Array(list))) => Ok(list),
-        Some((key, other)) => Err(format!("{} as `{key}`", kind(&other))),
-        None => Err("an object without `snippets` and `prompts`".to_owned()),
-    }
+    if list.is_empty() { Err(Fault::EmptyList) } else { Ok(list) }
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -174,7 +160,6 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// One entry as a prompt, or what is wrong with it.
 fn prompt_of(index: usize, entry: &Value) -> Result<Prompt, String> {
     let present = |key: &&str| !entry[*key].is_null();
     let key = ["prompt", "text", "code", "content"].into_iter().find(present);
@@ -216,8 +201,8 @@ fn size_of(text: &str) -> &'static str {
 /// An instruction and the code in a Markdown fence. The instruction varies from snippet to snippet and is always the
 /// same for one.
 fn ask_about(code: &str, language: &str) -> String {
-    let known = generator::LANGUAGES.iter().find(|known| known.name == language);
-    let (noun, fence) = known.map_or((language, language), |known| (known.noun, known.fence));
+    let ours = generator::LANGUAGES.iter().find(|ours| ours.name == language);
+    let (noun, fence) = ours.map_or((language, language), |ours| (ours.noun, ours.fence));
     let instructions: Vec<_> = INSTRUCTIONS.lines().collect();
     let instruction = instructions[code.len() % instructions.len()].replace("{language}", noun).replace("  ", " ");
     format!("{instruction}\n\n```{fence}\n{}\n```", code.trim_end())
@@ -248,58 +233,62 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_said_to_be_missing() {
-        let error = load("test-data/none.json").unwrap_err();
+    fn files_that_cannot_be_read() {
         assert_eq!(
-            error.to_string(),
+            load("test-data/none.json").unwrap_err().to_string(),
             "Test data file not found: test-data/none.json. Make it with `llm-concurrency generate-test-data` (or \
              `cargo run -- generate-test-data`), or set `benchmark.request.prompts` in config.yaml to your own file."
         );
-    }
-
-    #[test]
-    fn a_folder_is_not_read_as_a_file() {
         let folder = tempfile::tempdir().unwrap();
-        let error = load(folder.path()).unwrap_err();
-        assert!(matches!(error, PromptError::Read { .. }), "{error}");
+        assert!(matches!(load(folder.path()), Err(PromptError::Read { .. })));
     }
 
     #[test]
     fn own_files_of_every_shape() {
-        let strings = load_text("\u{feff}[\"one\", \"two\"]").unwrap();
-        assert_eq!(strings[1], Prompt { id: "prompt-0002".into(), size: "small".into(), text: "two".into() });
-
-        let objects = load_text(
-            r#"[{"prompt": "a"}, {"text": "b", "id": 7}, {"content": "c", "id": "x", "size": "huge"}, {"text": null, "content": "d"}]"#,
-        )
-        .unwrap();
-        let texts: Vec<_> = objects.iter().map(|p| (p.id.as_str(), p.size.as_str(), p.text.as_str())).collect();
-        assert_eq!(
-            texts,
-            [("prompt-0001", "small", "a"), ("7", "small", "b"), ("x", "huge", "c"), ("prompt-0004", "small", "d")]
-        );
-
-        assert_eq!(load_text(r#"{"prompts": ["a"]}"#).unwrap()[0].text, "a");
-        assert_eq!(load_text(r#"{"snippets": [{"text": "b"}], "note": 1}"#).unwrap()[0].text, "b");
+        let (small, large) = ("é".repeat(799), "é".repeat(3000));
+        // Two bytes a character: it is characters that count.
+        let [medium, last_medium] = [800, 2999].map(|length| "é".repeat(length));
+        let sizes = format!(r#"["{small}", "{medium}", "{last_medium}", "{large}"]"#);
+        type Fields<'a> = &'a [(&'a str, &'a str, &'a str)];
+        let cases: [(&str, Fields<'_>); 5] = [
+            ("\u{feff}[\"one\", \"two\"]", &[("prompt-0001", "small", "one"), ("prompt-0002", "small", "two")]),
+            (
+                r#"[{"prompt": "a"}, {"text": "b", "id": 7}, {"content": "c", "id": "x", "size": "huge"}, {"text": null, "content": "d"}]"#,
+                &[
+                    ("prompt-0001", "small", "a"),
+                    ("7", "small", "b"),
+                    ("x", "huge", "c"),
+                    ("prompt-0004", "small", "d"),
+                ],
+            ),
+            (r#"{"prompts": ["a"]}"#, &[("prompt-0001", "small", "a")]),
+            (r#"{"snippets": [{"text": "b"}], "note": 1}"#, &[("prompt-0001", "small", "b")]),
+            (
+                &sizes,
+                &[
+                    ("prompt-0001", "small", &small),
+                    ("prompt-0002", "medium", &medium),
+                    ("prompt-0003", "medium", &last_medium),
+                    ("prompt-0004", "large", &large),
+                ],
+            ),
+        ];
+        for (text, expected) in cases {
+            let prompts = load_text(text).unwrap();
+            let read: Vec<_> = prompts.iter().map(|p| (p.id.as_str(), p.size.as_str(), p.text.as_str())).collect();
+            assert_eq!(read, expected);
+        }
     }
 
     #[test]
     fn code_of_other_origin_gets_an_instruction() {
-        let prompts = load_text(
-            r#"[{"code": "fn main() {}\n", "language": "rust"}, {"code": "x = 1"}, {"code": "y = 2", "language": "python"}]"#,
-        )
-        .unwrap();
-        assert!(prompts[0].text.contains(" rust code") && prompts[0].text.ends_with("```rust\nfn main() {}\n```"));
-        assert!(prompts[1].text.contains(" this code") && prompts[1].text.ends_with("```\nx = 1\n```"), "{prompts:?}");
-        assert!(prompts[2].text.contains(" Python code") && prompts[2].text.ends_with("```python\ny = 2\n```"));
-    }
-
-    #[test]
-    fn sizes_of_other_origin_go_by_characters() {
-        for (length, size) in [(1, "small"), (799, "small"), (800, "medium"), (2999, "medium"), (3000, "large")] {
-            // Two bytes a character: it is characters that count.
-            let text = format!("[\"{}\"]", "é".repeat(length));
-            assert_eq!(load_text(&text).unwrap()[0].size, size, "{length}");
+        for (entry, noun, fenced) in [
+            (r#"{"code": "fn main() {}\n", "language": "rust"}"#, " rust code", "```rust\nfn main() {}\n```"),
+            (r#"{"code": "x = 1"}"#, " this code", "```\nx = 1\n```"),
+            (r#"{"code": "y = 2", "language": "python"}"#, " Python code", "```python\ny = 2\n```"),
+        ] {
+            let text = &load_text(&format!("[{entry}]")).unwrap()[0].text;
+            assert!(text.contains(noun) && text.ends_with(fenced), "{text}");
         }
     }
 
@@ -335,21 +324,14 @@ mod tests {
         save(&path, &file).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), file.to_json().unwrap());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
-
         let loaded: Vec<_> = load(&path).unwrap().into_iter().map(|p| (p.id, p.size, p.text)).collect();
-        let made = file.snippets.iter().map(|s| (s.id.clone(), s.size.clone(), s.prompt()));
+        let made = file.snippets.iter().map(|s| (s.id.clone(), s.size.to_owned(), s.prompt()));
         assert_eq!(loaded, made.collect::<Vec<_>>());
-    }
 
-    #[test]
-    fn a_failed_save_says_where_and_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("taken");
-        fs::create_dir(&path).unwrap();
-        let error = save(&path, &generate(1, 1)).unwrap_err();
-        assert!(error.to_string().contains("taken"), "{error}");
+        let error = save(folder.path().join("a"), &file).unwrap_err();
+        assert!(error.to_string().contains("/a: choose a path"), "{error}");
         assert!(std::error::Error::source(&error).is_some());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
     }
 
     #[cfg(unix)]

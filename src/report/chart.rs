@@ -1,14 +1,18 @@
-//! A chart as data, and its drawing as SVG. `page.js` only reads out what [`Chart::html`] has written down.
+//! A chart as data, and its drawing as SVG. `page.js` only reads out what is written beside it.
 
 use std::fmt::Write as _;
+
+use serde::{Serialize, Serializer};
+use serde_json::json;
+
+use super::words;
 
 /// How figures of an axis are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
-    /// A plain number.
     #[default]
     Number,
-    /// Seconds, written as ms below one.
+    /// Written as ms below one.
     Seconds,
     /// A fraction, written as per cent.
     Percent,
@@ -37,16 +41,11 @@ fn number(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// One of a chart's two axes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axis {
-    /// What it shows, with its unit where `unit` does not write it.
     pub label: String,
-    /// How its figures are written.
     pub unit: Unit,
-    /// Logarithmic.
     pub log: bool,
-    /// From where to where.
     pub range: [f64; 2],
     /// Where ticks should be; empty: at round numbers.
     pub ticks: Vec<f64>,
@@ -67,8 +66,7 @@ impl Axis {
         let (low, high) = (levels.first().copied().unwrap_or(1.0), levels.last().copied().unwrap_or(1.0));
         let log = high >= 64.0 * low;
         let range = if log { [low / 1.2, high * 1.2] } else { [low.min(1.0) - 1.0, high + 0.04 * high + 0.5] };
-        let label = "level: requests in flight".to_owned();
-        Axis { label, log, range, ticks: levels.to_vec(), ..Axis::default() }
+        Axis { label: "level: requests in flight".to_owned(), log, range, ticks: levels.to_vec(), ..Axis::default() }
     }
 
     /// Share of the axis at which `value` lies.
@@ -78,32 +76,19 @@ impl Axis {
         (scale(value) - low) / (high - low)
     }
 
-    fn name(&self, tick: f64) -> String {
-        self.names.get(tick as usize).cloned().unwrap_or_else(|| self.unit.format(tick))
+    fn write(&self, value: f64) -> String {
+        self.names.get(value as usize).cloned().unwrap_or_else(|| self.unit.format(value))
     }
 
-    /// Ticks with room for `label` pixels each on an axis of so many pixels, and whether also on one of `NARROW`.
-    fn ticks(&self, pixels: f64, label: impl Fn(&str) -> f64) -> Vec<(f64, bool)> {
-        let wanted = if !self.ticks.is_empty() {
-            self.ticks.clone()
-        } else if !self.names.is_empty() {
-            (0..self.names.len()).map(|at| at as f64).collect()
-        } else {
-            round_numbers(self.range, 5)
+    /// Place and name of each tick that is wanted.
+    fn ticks(&self) -> Vec<(f64, String)> {
+        let wanted = match (self.ticks.as_slice(), self.names.len()) {
+            ([], 0) => round_numbers(self.range, 5),
+            ([], names) => (0..names).map(|at| at as f64).collect(),
+            (ticks, _) => ticks.to_vec(),
         };
-        let inside: Vec<f64> = wanted.into_iter().filter(|&tick| (0.0..=1.0).contains(&self.place(tick))).collect();
-        let longest = inside.iter().map(|&tick| label(&self.name(tick))).fold(1.0, f64::max);
-        let mut taken: Vec<(f64, bool)> = inside.first().map(|&tick| (tick, true)).into_iter().collect();
-        for (pixels, narrow) in [(NARROW.min(pixels), true), (pixels, false)] {
-            for &tick in inside.iter().skip(1).rev() {
-                // The first and the last say most.
-                let apart = |other: f64| (self.place(other) - self.place(tick)).abs() * pixels;
-                if taken.iter().all(|(other, _)| apart(*other) >= longest) {
-                    taken.push((tick, narrow));
-                }
-            }
-        }
-        taken
+        let named = wanted.into_iter().map(|tick| (self.place(tick), self.write(tick)));
+        named.filter(|(place, _)| (0.0..=1.0).contains(place)).collect()
     }
 }
 
@@ -119,91 +104,72 @@ fn round_numbers([low, high]: [f64; 2], n: usize) -> Vec<f64> {
     (first..).map(|i| i as f64 * step).take_while(|&tick| tick <= high + 1e-9 * step).collect()
 }
 
-/// How a series is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Style {
     /// A line with a point at each value.
     #[default]
     Points,
-    /// A dashed line with a point at each value.
+    /// The same, dashed.
     Dashed,
-    /// A line without points.
     Line,
-    /// Steps, each from its place to the next.
+    /// A fitted line: dashed, without points.
+    Curve,
+    /// Each from its place to the next.
     Steps,
-    /// Bars on top of the series before.
-    Stacked,
-    /// Not drawn: its values are only told.
-    Told,
+    /// One from the lower to the upper end of each entry of the band.
+    Bars,
+    Dots,
+    Crosses,
 }
 
-/// Values over the chart's `xs`.
+/// What is drawn in one colour under one name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// Its name in the key.
+    /// In the key.
     pub name: String,
-    /// The colour, one of the names in page.css (`--tone-…`).
+    /// At the end of its line, if not empty.
+    pub label: String,
+    /// One of the names in page.css (`--tone-…`).
     pub tone: &'static str,
-    /// Opacity, to tell many series of one tone from each other.
-    pub alpha: f64,
-    /// How it is drawn.
+    /// Share of its strength that is taken away, to tell many series of one tone from each other.
+    pub faint: f64,
     pub style: Style,
-    /// A value for each of `xs`, or none.
-    pub ys: Vec<Option<f64>>,
-    /// Ends of an interval around each value, drawn as a band.
-    pub band: Vec<Option<[f64; 2]>>,
-    /// Drawn from the start; the reader may choose others.
-    pub shown: bool,
-}
-
-/// Places that belong to no series: single measurements, a fitted curve, levels that failed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Extra {
-    /// Its name in the key.
-    pub name: String,
-    /// The colour.
-    pub tone: &'static str,
-    /// What is drawn there.
-    pub shape: Shape,
-    /// x and y.
     pub points: Vec<[f64; 2]>,
+    /// x, lower and upper end.
+    pub band: Vec<[f64; 3]>,
+    /// What is read out at each of the chart's stops; empty: nothing.
+    pub values: Vec<Option<f64>>,
+    /// Until the reader chooses it.
+    pub hidden: bool,
 }
 
-/// See [`Extra`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shape {
-    /// A small dot each.
-    #[default]
-    Dot,
-    /// A cross each.
-    Cross,
-    /// A dashed line through all.
-    Curve,
+impl Series {
+    /// With a value, or none, at each of the stops.
+    pub fn over(stops: &[f64], name: &str, tone: &'static str, style: Style, values: Vec<Option<f64>>) -> Self {
+        let points = stops.iter().zip(&values).filter_map(|(&x, y)| Some([x, (*y)?])).collect();
+        Series { name: name.to_owned(), tone, style, points, values, ..Series::default() }
+    }
 }
 
 /// A line across the chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mark {
-    /// Upright, at a place of the x axis; else level, at a place of the y axis.
+    /// At a place of the x axis; else level, at a place of the y axis.
     pub upright: bool,
-    /// Where.
     pub at: f64,
-    /// What stands beside it.
     pub label: String,
-    /// The colour.
     pub tone: &'static str,
 }
 
-/// A shaded part of the x axis.
+/// A part of the x axis: shaded if it has a tone, and with its name at the top.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Span {
-    /// From here.
+pub struct Zone {
     pub from: f64,
-    /// To here.
     pub to: f64,
+    pub name: String,
+    pub tone: Option<&'static str>,
 }
 
-/// A chart.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {
     /// Unique on the page.
@@ -212,35 +178,46 @@ pub struct Chart {
     pub label: String,
     /// As wide as the page, or half of it.
     pub wide: bool,
-    /// The axis of `xs`.
     pub x: Axis,
-    /// The axis of the series.
     pub y: Axis,
-    /// The x axis stands upright and the y axis lies.
-    pub flipped: bool,
-    /// Ascending.
-    pub xs: Vec<f64>,
-    /// The series.
+    /// Places of the x axis at which values are read out, ascending.
+    pub stops: Vec<f64>,
     pub series: Vec<Series>,
-    /// What belongs to none of them.
-    pub extras: Vec<Extra>,
-    /// Lines across.
     pub marks: Vec<Mark>,
-    /// Shaded parts.
-    pub spans: Vec<Span>,
+    pub zones: Vec<Zone>,
     /// Charts with the same name are read at the same place.
-    pub sync: Option<String>,
+    pub sync: String,
+    /// The reader chooses the series shown.
+    pub choice: bool,
 }
 
 /// The plot's own units, which the page stretches to its width. Whole numbers keep the paths short.
 const WIDTH: f64 = 4000.0;
 const HEIGHT: f64 = 1000.0;
-/// Pixels between the axes on a phone, where labels marked `spare` are hidden.
-const NARROW: f64 = 230.0;
+/// Pixels between the axes on a phone, where labels of the class `spare` are hidden.
+const NARROW: f64 = 200.0;
+/// Pixels from one line of text to the next.
+const TEXT: f64 = 13.0;
 
 /// About how wide a label is, pixels.
 fn width_of(label: &str) -> f64 {
     7.0 * label.chars().count() as f64 + 8.0
+}
+
+/// Which labels, each with its place and the pixels it takes, have room: on a phone too (""), only on an axis of so
+/// many pixels (`spare`), or nowhere. The first and the last say most.
+fn fit(labels: &[(f64, f64)], pixels: f64) -> Vec<Option<&'static str>> {
+    let mut fits = vec![None; labels.len()];
+    for (pixels, class) in [(NARROW.min(pixels), ""), (pixels, "spare")] {
+        for at in (0..labels.len().min(1)).chain((1..labels.len()).rev()) {
+            let apart = |other: &(f64, f64)| (other.0 - labels[at].0).abs() * pixels >= other.1.max(labels[at].1);
+            let mut taken = labels.iter().zip(&fits).filter(|(_, fits)| fits.is_some());
+            if fits[at].is_none() && taken.all(|(other, _)| apart(other)) {
+                fits[at] = Some(class);
+            }
+        }
+    }
+    fits
 }
 
 impl Chart {
@@ -249,18 +226,20 @@ impl Chart {
         if self.wide { 560.0 } else { 310.0 }
     }
 
-    /// Of a value on `x` and one on `y`, from the top left.
-    fn point(&self, x: f64, y: f64) -> [i64; 2] {
-        let (x, y) = (self.x.place(x), self.y.place(y));
-        let (across, up) = if self.flipped { (y, x) } else { (x, y) };
-        [(across * WIDTH).round() as i64, ((1.0 - up) * HEIGHT).round() as i64]
+    /// Shares of the plot, from the top left.
+    fn place(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+        [self.x.place(x), 1.0 - self.y.place(y)]
+    }
+
+    fn point(&self, at: [f64; 2]) -> [i64; 2] {
+        let [x, y] = self.place(at);
+        [(x * WIDTH).round() as i64, (y * HEIGHT).round() as i64]
     }
 
     /// A command for each point.
     fn path(&self, points: impl IntoIterator<Item = [f64; 2]>) -> String {
         let (mut path, mut last) = (String::new(), None);
-        for [x, y] in points {
-            let [x, y] = self.point(x, y);
+        for [x, y] in points.into_iter().map(|at| self.point(at)) {
             let _ = match last.replace([x, y]).map(|[a, b]: [i64; 2]| [x - a, y - b]) {
                 None => write!(path, "M{x} {y}"),
                 Some([dx, 0]) => write!(path, "h{dx}"),
@@ -271,238 +250,191 @@ impl Chart {
         path
     }
 
-    /// A dot each.
     fn dots(&self, points: &[[f64; 2]]) -> String {
-        points.iter().fold(String::new(), |dots, &[x, y]| {
-            let [x, y] = self.point(x, y);
-            dots + &format!("M{x} {y}h0")
-        })
+        points.iter().map(|&at| self.point(at)).map(|[x, y]| format!("M{x} {y}h0")).collect()
     }
 
-    /// The chart with a key of its series. Stretches to any width; lines and text keep their size.
-    pub fn html(&self) -> String {
-        let mut svg =
-            format!("<svg class=\"frame\" aria-hidden=\"true\"{}>", if self.flipped { " data-flipped" } else { "" });
-        self.draw_axes(&mut svg);
-        let _ = write!(svg, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\">");
-        for span in &self.spans {
-            let ([from, _], [to, _]) = (self.point(span.from, 0.0), self.point(span.to, 0.0));
-            let _ = write!(svg, "<path class=\"span\" d=\"M{from} 0H{to}V{HEIGHT}H{from}Z\"/>");
+    /// Stretches to any width; lines and text keep their size.
+    fn svg(&self) -> String {
+        let stretched =
+            |parts: String| format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\">{parts}</svg>");
+        let parts = [
+            stretched(self.zones.iter().map(|zone| self.shade(zone)).collect()),
+            self.axes(),
+            stretched(self.series.iter().enumerate().map(|(at, series)| self.draw(at, series)).collect()),
+            self.crosses(),
+            self.draw_marks(),
+            self.zone_names(),
+            self.line_ends(),
+        ];
+        format!("<svg class=\"frame\" aria-hidden=\"true\">{}</svg>", parts.concat())
+    }
+
+    fn axes(&self) -> String {
+        let mut svg = String::new();
+        let (across, up) = (self.x.ticks(), self.y.ticks());
+        let heights: Vec<_> = up.iter().map(|(place, _)| (*place, 20.0)).collect();
+        for ((place, name), _) in up.iter().zip(fit(&heights, 200.0)).filter(|(_, fits)| fits.is_some()) {
+            let y = 1.0 - place;
+            svg += &format!("{}{}", line(false, y, "grid", ""), text("end", [0.0, y], [-8.0, 4.0], "", name));
         }
-        self.draw_bands(&mut svg);
-        self.draw_extras(&mut svg);
-        self.draw_series(&mut svg);
-        svg.push_str("</svg>");
-        self.draw_crosses(&mut svg);
-        self.draw_marks(&mut svg);
+        let longest = across.iter().map(|(_, name)| width_of(name)).fold(0.0, f64::max);
+        let widths: Vec<_> = across.iter().map(|(place, _)| (*place, longest)).collect();
+        for ((place, name), fits) in across.iter().zip(fit(&widths, self.pixels())) {
+            svg += &fits
+                .map_or_else(String::new, |spare| text(&format!("mid {spare}"), [*place, 1.0], [0.0, 18.0], "", name));
+        }
+        svg += &line(false, 1.0, "axis", "");
+        svg += &text("mid", [0.5, 1.0], [0.0, 38.0], "", &self.x.label);
+        svg + &text("", [0.0, 0.0], [-58.0, -10.0], "", &self.y.label)
+    }
+
+    fn shade(&self, zone: &Zone) -> String {
+        let Some(tone) = zone.tone.filter(|_| zone.to > zone.from) else { return String::new() };
+        let [from, to] = [zone.from, zone.to].map(|x| self.x.place(x).clamp(0.0, 1.0) * WIDTH);
         format!(
-            "<div class=\"plot\" role=\"img\" aria-label=\"{}. The tables below hold the values.\">{svg}</svg></div>{}",
-            escape(&self.label),
-            self.key()
+            "<path class=\"zone\" style=\"fill:var(--zone-{tone})\" d=\"M{from:.0} 0H{to:.0}V{HEIGHT}H{from:.0}Z\"/>"
         )
     }
 
-    fn draw_axes(&self, svg: &mut String) {
-        let (lying, upright) = if self.flipped { (&self.y, &self.x) } else { (&self.x, &self.y) };
-        for (tick, _) in upright.ticks(200.0, |_| 20.0) {
-            let (y, name) = (percent(1.0 - upright.place(tick)), escape(&upright.name(tick)));
-            let _ = write!(
-                svg,
-                "<line class=\"grid\" x2=\"100%\" y1=\"{y}\" y2=\"{y}\"/><text class=\"end\" x=\"-8\" y=\"{y}\" dy=\"4\">{name}</text>"
-            );
-        }
-        for (tick, narrow) in lying.ticks(self.pixels(), width_of) {
-            let (x, name) = (percent(lying.place(tick)), escape(&lying.name(tick)));
-            let spare = if narrow { "" } else { " class=\"spare\"" };
-            let _ = write!(
-                svg,
-                "<g{spare}><svg class=\"tick\" x=\"{x}\" y=\"100%\"><path d=\"M0 0v5\"/></svg>\
-                 <text class=\"mid\" x=\"{x}\" y=\"100%\" dy=\"18\">{name}</text></g>"
-            );
-        }
-        let _ = write!(
-            svg,
-            "<line class=\"axis\" x2=\"100%\" y1=\"100%\" y2=\"100%\"/>\
-             <text class=\"mid\" x=\"50%\" y=\"100%\" dy=\"38\">{}</text><text x=\"-58\" y=\"-10\">{}</text>",
-            escape(&lying.label),
-            escape(&upright.label)
-        );
-    }
-
-    fn draw_bands(&self, svg: &mut String) {
-        for series in self.series.iter().filter(|series| series.shown && !series.band.is_empty()) {
-            let known = || self.xs.iter().zip(&series.band).filter_map(|(&x, band)| Some((x, (*band)?)));
-            let lower = known().map(|(x, [low, _])| [x, low]);
-            let upper = known().rev().map(|(x, [_, high])| [x, high]);
-            let path = self.path(lower.chain(upper));
-            let _ = write!(svg, "<path class=\"band\" style=\"fill:var(--tone-{})\" d=\"{path}Z\"/>", series.tone);
-        }
-    }
-
-    fn draw_extras(&self, svg: &mut String) {
-        for Extra { tone, shape, points, .. } in &self.extras {
-            let (class, path) = match shape {
-                Shape::Curve => ("curve", self.path(points.iter().copied())),
-                Shape::Dot => ("dot", self.dots(points)),
-                Shape::Cross => continue,
-            };
-            let _ = write!(svg, "<path class=\"{class}\" style=\"stroke:var(--tone-{tone})\" d=\"{path}\"/>");
-        }
+    fn draw(&self, at: usize, series: &Series) -> String {
+        let points = &series.points;
+        let lined = |class: &str| format!("<path class=\"{class}\" d=\"{}\"/>", self.path(points.iter().copied()));
+        let dotted = |class: &str| format!("<path class=\"{class}\" d=\"{}\"/>", self.dots(points));
+        let bar = |&[x, low, high]: &[f64; 3]| {
+            let ([left, top], [right, bottom]) = (self.point([x - 0.32, high]), self.point([x + 0.32, low]));
+            format!("<path class=\"bar\" d=\"M{left} {top}H{right}V{bottom}H{left}Z\"/>")
+        };
+        let drawn = match series.style {
+            Style::Points => lined("line") + &dotted("point"),
+            Style::Dashed => lined("line dashed") + &dotted("point"),
+            Style::Line => lined("line"),
+            Style::Curve => lined("curve"),
+            Style::Steps => {
+                let ends = points.iter().skip(1).chain(points.last()).map(|point| point[0]);
+                let steps = points.iter().zip(ends).flat_map(|(&[x, y], end)| [[x, y], [end, y]]);
+                format!("<path class=\"line thin\" d=\"{}\"/>", self.path(steps))
+            }
+            Style::Bars => series.band.iter().map(bar).collect(),
+            Style::Dots => dotted("dot"),
+            Style::Crosses => String::new(),
+        };
+        let band = if series.style == Style::Bars || series.band.is_empty() {
+            String::new()
+        } else {
+            let lower = series.band.iter().map(|&[x, low, _]| [x, low]);
+            let upper = series.band.iter().rev().map(|&[x, _, high]| [x, high]);
+            format!("<path class=\"band\" d=\"{}Z\"/>", self.path(lower.chain(upper)))
+        };
+        let hidden = if series.hidden { " class=\"hidden\"" } else { "" };
+        let (tone, alpha) = (series.tone, 1.0 - series.faint);
+        format!(
+            "<g{hidden} data-series=\"{at}\" style=\"color:var(--tone-{tone});opacity:{alpha:.2}\">{band}{drawn}</g>"
+        )
     }
 
     /// Outside of the stretched part, which would make them flat.
-    fn draw_crosses(&self, svg: &mut String) {
-        for Extra { tone, points, .. } in self.extras.iter().filter(|extra| extra.shape == Shape::Cross) {
-            for &[x, y] in points {
-                let (x, y) = (percent(self.x.place(x)), percent(1.0 - self.y.place(y)));
-                let _ = write!(
-                    svg,
-                    "<svg class=\"cross\" x=\"{x}\" y=\"{y}\"><path style=\"stroke:var(--tone-{tone})\" d=\"M-5-5l10 10m0-10l-10 10\"/></svg>"
-                );
-            }
-        }
+    fn crosses(&self) -> String {
+        let crossed = self.series.iter().filter(|series| series.style == Style::Crosses);
+        let cross = |tone, at| text("mid cross", self.place(at), [0.0, 6.0], tone, "×");
+        crossed.flat_map(|series| series.points.iter().map(move |&at| cross(series.tone, at))).collect()
     }
 
-    fn draw_series(&self, svg: &mut String) {
-        let mut below = vec![0.0; self.xs.len()];
-        for (at, series) in self.series.iter().enumerate().filter(|(_, series)| series.style != Style::Told) {
-            let known: Vec<[f64; 2]> = self.known(series).collect();
-            let hidden = if series.shown { "" } else { " class=\"hidden\"" };
-            let _ = write!(
-                svg,
-                "<g{hidden} data-series=\"{at}\" style=\"color:var(--tone-{});opacity:{:.2}\">",
-                series.tone, series.alpha
-            );
-            match series.style {
-                Style::Told => {}
-                Style::Stacked => {
-                    for (at, y) in series.ys.iter().enumerate().filter_map(|(at, y)| Some((at, (*y)?))) {
-                        let [left, top] = self.point(self.xs[at] - 0.32, below[at] + y);
-                        let [right, bottom] = self.point(self.xs[at] + 0.32, below[at]);
-                        below[at] += y;
-                        let _ = write!(svg, "<path class=\"bar\" d=\"M{left} {top}H{right}V{bottom}H{left}Z\"/>");
-                    }
-                }
-                Style::Steps => {
-                    let ends = known.iter().skip(1).chain(known.last()).map(|p| p[0]);
-                    let steps = known.iter().zip(ends).flat_map(|(&[x, y], end)| [[x, y], [end, y]]);
-                    let _ = write!(svg, "<path class=\"line thin\" d=\"{}\"/>", self.path(steps));
-                }
-                Style::Line | Style::Points | Style::Dashed => {
-                    let class = if series.style == Style::Dashed { "line dashed" } else { "line" };
-                    let _ = write!(svg, "<path class=\"{class}\" d=\"{}\"/>", self.path(known.iter().copied()));
-                    if series.style != Style::Line {
-                        let _ = write!(svg, "<path class=\"point\" d=\"{}\"/>", self.dots(&known));
-                    }
-                }
-            }
-            svg.push_str("</g>");
-        }
-    }
-
-    fn draw_marks(&self, svg: &mut String) {
-        // Up to where names of levels stand, on a phone and on a larger screen.
-        let mut taken = [0.0; 2];
+    fn draw_marks(&self) -> String {
+        // Each label has a line of its own above the axis, or a place of its own along the mark.
+        let (mut up, mut along) = (-6.0, 0.0);
+        let mut svg = String::new();
         for Mark { upright, at, label, tone } in &self.marks {
             let share = if *upright { self.x.place(*at) } else { 1.0 - self.y.place(*at) };
-            let (at, wide) = (percent(share), width_of(label));
-            let _ = match upright {
-                true => write!(
-                    svg,
-                    "<line class=\"mark\" style=\"stroke:var(--tone-{tone})\" x1=\"{at}\" x2=\"{at}\" y2=\"100%\"/>"
-                ),
-                false => write!(
-                    svg,
-                    "<line class=\"mark\" style=\"stroke:var(--tone-{tone})\" x2=\"100%\" y1=\"{at}\" y2=\"{at}\"/>"
-                ),
-            };
-            let swap = *upright && share * NARROW + wide > NARROW;
-            let starts = [NARROW, self.pixels()].map(|pixels| share * pixels - if swap { wide } else { 0.0 });
-            let fits = [0, 1].map(|size| *tone != "faint" || starts[size] >= taken[size]);
-            if label.is_empty() || !fits[1] {
+            svg += &line(*upright, share, "mark", tone);
+            if label.is_empty() {
                 continue;
             }
-            for size in [0, 1].into_iter().filter(|&size| fits[size]) {
-                taken[size] = starts[size] + wide;
+            if *upright {
+                let ends_there = share * NARROW + width_of(label) > NARROW;
+                let (class, dx) = if ends_there { ("halo end", -6.0) } else { ("halo", 6.0) };
+                svg += &text(class, [share, 1.0], [dx, up], tone, label);
+                up -= TEXT + 2.0;
+            } else {
+                svg += &text("halo", [along, share], [6.0, -5.0], tone, label);
+                along += 0.5;
             }
-            let (class, dx) = if swap { (" end", -6) } else { ("", 6) };
-            let spare = if fits[0] { "" } else { " spare" };
-            let place = match (upright, *tone) {
-                (false, _) => format!("dx=\"6\" y=\"{at}\" dy=\"-5\""),
-                (true, "ink") => format!("x=\"{at}\" dx=\"{dx}\" y=\"25\""),
-                (true, _) => format!("x=\"{at}\" dx=\"{dx}\" y=\"10\""),
-            };
-            let _ = write!(
-                svg,
-                "<text class=\"said{class}{spare}\" style=\"fill:var(--tone-{tone})\" {place}>{}</text>",
-                escape(label)
-            );
         }
+        svg
     }
 
-    /// Where the values of `xs` stand, in thousandths of the plot, and how they are written.
-    pub fn stops(&self) -> [String; 2] {
-        let at = self.xs.iter().map(|&x| format!("{:.0}", self.x.place(x) * 1000.0));
-        let written = self.xs.iter().map(|&x| self.x.name(x));
-        [at.collect::<Vec<_>>().join(" "), escape(&written.collect::<Vec<_>>().join("|"))]
+    fn zone_names(&self) -> String {
+        let named: Vec<&Zone> = self.zones.iter().filter(|zone| !zone.name.is_empty()).collect();
+        let place = |zone: &Zone| self.x.place(zone.from).max(0.0);
+        let mut widths: Vec<_> = named.iter().map(|zone| (place(zone), width_of(&zone.name))).collect();
+        // The end of the axis, which the last name may not cross.
+        widths.push((1.0, 0.0));
+        let name = |(zone, fits): (&&Zone, Option<&str>)| {
+            Some(text(&format!("halo {}", fits?), [place(zone), 0.0], [5.0, 10.0], "", &zone.name))
+        };
+        named.iter().zip(fit(&widths, self.pixels())).filter_map(name).collect()
     }
 
-    fn known<'a>(&'a self, series: &'a Series) -> impl Iterator<Item = [f64; 2]> + 'a {
-        self.xs.iter().zip(&series.ys).filter_map(|(&x, y)| Some([x, (*y)?]))
+    /// Names where the lines end, moved apart where they would stand on each other.
+    fn line_ends(&self) -> String {
+        let labelled = self.series.iter().enumerate().filter(|(_, series)| !series.label.is_empty());
+        let mut ends: Vec<_> = labelled.filter_map(|(at, s)| Some((self.place(*s.points.last()?), at, s))).collect();
+        ends.sort_by(|a, b| a.0[1].total_cmp(&b.0[1]));
+        // Of the lowest plot, which is that on paper.
+        let height = 110.0;
+        let (mut free, mut svg) = (f64::NEG_INFINITY, String::new());
+        for (place, at, Series { label, tone, hidden, .. }) in ends {
+            let own = place[1] * height;
+            let moved = if *hidden { own } else { own.max(free) };
+            free = if *hidden { free } else { moved + TEXT };
+            let hidden = if *hidden { " class=\"hidden\"" } else { "" };
+            let label = text("halo", place, [8.0, moved - own + 4.0], tone, label);
+            svg += &format!("<g{hidden} data-series=\"{at}\">{label}</g>");
+        }
+        svg
     }
 
-    /// Points that the series and extras draw from the start, a figure that tests compare with what was drawn.
+    /// Points that are drawn from the start, a figure that tests compare with what was drawn.
     pub fn points(&self) -> usize {
-        let drawn = self.series.iter().filter(|series| series.shown && series.style != Style::Told);
-        let extras: usize = self.extras.iter().map(|extra| extra.points.len()).sum();
-        drawn.map(|series| series.ys.iter().flatten().count()).sum::<usize>() + extras
+        let drawn = self.series.iter().filter(|series| !series.hidden);
+        drawn.map(|series| series.points.len() + if series.style == Style::Bars { series.band.len() } else { 0 }).sum()
     }
+}
 
-    /// A list of what is drawn, which the script fills with the values at the pointer. Series may be chosen from many.
-    fn key(&self) -> String {
-        let choice = self.flipped;
-        let mut key = format!(
-            "<ul class=\"key\"><li class=\"x\">{} <b></b></li>",
-            escape(self.x.label.split(':').next().unwrap_or_default())
-        );
-        let mut chooser = String::new();
-        let mut item = |attributes: &str, tone: &str, alpha: f64, dashed: bool, name: &str| {
-            let line = if dashed { "dashed" } else { "solid" };
-            let value = if attributes.is_empty() { "" } else { " <b></b>" };
-            let _ = write!(
-                key,
-                "<li{attributes}><i style=\"border-top-style:{line};border-color:var(--tone-{tone});opacity:{alpha:.2}\"></i>{}{value}</li>",
-                escape(name)
-            );
-        };
-        for (at, series) in self.series.iter().enumerate() {
-            let values = series.ys.iter().map(|y| y.map_or_else(|| "–".to_owned(), |y| self.y.name(y)));
-            let values = escape(&values.collect::<Vec<_>>().join("|"));
-            let hidden = if series.shown { "" } else { " class=\"hidden\"" };
-            let dashed = matches!(series.style, Style::Dashed | Style::Told);
-            let attributes = format!(
-                "{hidden} data-series=\"{at}\" data-name=\"{}\" data-values=\"{values}\"",
-                escape(&series.name)
-            );
-            item(&attributes, series.tone, series.alpha, dashed, &series.name);
-            if choice {
-                let checked = if series.shown { " checked" } else { "" };
-                let name = escape(series.name.trim_start_matches("level "));
-                let _ = write!(
-                    chooser,
-                    "<label><input type=\"checkbox\" value=\"{at}\"{checked}><span>{name}</span></label>"
-                );
-            }
-        }
-        // A fitted curve stands in the key by its values.
-        for extra in self.extras.iter().filter(|extra| !extra.points.is_empty() && extra.shape != Shape::Curve) {
-            item("", extra.tone, 1.0, extra.shape == Shape::Dot, &extra.name);
-        }
-        let chooser = match choice {
-            true => format!("<fieldset class=\"chooser\"><legend>Levels shown</legend>{chooser}</fieldset>"),
-            false => chooser,
-        };
-        format!("{key}</ul>{chooser}")
+/// What the template makes the picture, its key and the read-out of.
+impl Serialize for Chart {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let written =
+            |value: &Option<f64>| value.map_or_else(|| words::UNKNOWN.to_owned(), |value| self.y.write(value));
+        let series = self.series.iter().map(|series| {
+            json!({
+                "name": series.name,
+                "tone": series.tone,
+                "alpha": format!("{:.2}", 1.0 - series.faint),
+                "line": match series.style {
+                    Style::Dashed | Style::Curve => "dashed",
+                    Style::Dots | Style::Crosses => "dotted",
+                    _ => "solid",
+                },
+                "values": series.values.iter().map(written).collect::<Vec<_>>().join("|"),
+                "shown": !series.hidden,
+            })
+        });
+        let place = |&x: &f64| format!("{:.0}", self.x.place(x) * 1000.0);
+        let chart = json!({
+            "id": self.id,
+            "label": self.label,
+            "wide": self.wide,
+            "labelled": self.series.iter().any(|series| !series.label.is_empty()),
+            "reads": self.x.label.split(':').next(),
+            "at": self.stops.iter().map(place).collect::<Vec<_>>().join(" "),
+            "stops": self.stops.iter().map(|&x| self.x.write(x)).collect::<Vec<_>>().join("|"),
+            "sync": self.sync,
+            "choice": self.choice,
+            "svg": self.svg(),
+            "series": series.collect::<Vec<_>>(),
+        });
+        chart.serialize(serializer)
     }
 }
 
@@ -510,8 +442,25 @@ fn percent(share: f64) -> String {
     format!("{:.2}%", share * 100.0)
 }
 
+/// Across the whole plot at a share of it.
+fn line(upright: bool, share: f64, class: &str, tone: &str) -> String {
+    let at = percent(share);
+    let style = if tone.is_empty() { String::new() } else { format!(" style=\"stroke:var(--tone-{tone})\"") };
+    match upright {
+        true => format!("<line class=\"{class}\"{style} x1=\"{at}\" x2=\"{at}\" y2=\"100%\"/>"),
+        false => format!("<line class=\"{class}\"{style} x2=\"100%\" y1=\"{at}\" y2=\"{at}\"/>"),
+    }
+}
+
+/// At shares of the plot, moved by pixels.
+fn text(class: &str, [x, y]: [f64; 2], [dx, dy]: [f64; 2], tone: &str, text: &str) -> String {
+    let style = if tone.is_empty() { String::new() } else { format!(" style=\"fill:var(--tone-{tone})\"") };
+    let (x, y, class) = (percent(x), percent(y), class.trim_end());
+    format!("<text class=\"{class}\"{style} x=\"{x}\" y=\"{y}\" dx=\"{dx:.0}\" dy=\"{dy:.0}\">{}</text>", escape(text))
+}
+
 /// Text for HTML and SVG, in elements and in quoted attributes.
-pub fn escape(text: &str) -> String {
+fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -535,9 +484,7 @@ mod tests {
         for (unit, value, text) in [
             (Unit::Seconds, 0.0, "0"),
             (Unit::Seconds, 0.004_321, "4.32 ms"),
-            (Unit::Seconds, 0.397, "397 ms"),
             (Unit::Seconds, 1.5, "1.5 s"),
-            (Unit::Percent, 0.05, "5 %"),
             (Unit::Percent, 0.109_34, "10.9 %"),
             (Unit::Number, 65.07, "65.1"),
             (Unit::Number, 100.0, "100"),
@@ -556,67 +503,56 @@ mod tests {
     }
 
     #[test]
-    fn ticks_keep_their_distance_and_the_first_and_last_level() {
+    fn labels_keep_their_distance_and_the_first_and_last_stay() {
         let axis = Axis::of_levels(&[1.0, 2.0, 5.0, 10.0, 50.0]);
-        assert!(!axis.log);
-        let wide = [(1.0, true), (50.0, true), (10.0, true), (5.0, false)];
-        assert_eq!(axis.ticks(560.0, |_| 30.0), wide, "5 has no room on a phone, 2 nowhere");
-        assert!(Axis::of_levels(&[1.0, 64.0]).log);
+        let labels: Vec<_> = axis.ticks().into_iter().map(|(place, _)| (place, 30.0)).collect();
+        let expected = [Some(""), None, Some("spare"), Some(""), Some("")];
+        assert_eq!(fit(&labels, 560.0), expected, "5 has no room on a phone, 2 nowhere");
+        assert!(!axis.log && Axis::of_levels(&[1.0, 64.0]).log);
+        let close =
+            [2.99, 3.0].map(|y| Series { label: "end".to_owned(), points: vec![[2.0, y]], ..Series::default() });
+        let ends = Chart { series: close.to_vec(), ..chart() }.line_ends();
+        assert!(ends.contains("dy=\"4\"") && ends.contains("dy=\"17\""), "{ends}");
     }
 
     fn chart() -> Chart {
+        let xs = [1.0, 2.0];
+        let hidden = Series::over(&xs, "hidden", "ink", Style::Line, vec![Some(1.0); 2]);
+        let dots = Series { style: Style::Dots, points: vec![[1.0, 2.0], [1.0, 4.0]], ..Series::default() };
         Chart {
-            label: "a <u> & \"c\"".to_owned(),
             wide: true,
-            x: Axis::of_levels(&[1.0, 2.0]),
-            y: Axis::from_zero("requests/s", Unit::Number, [4.0]),
-            xs: vec![1.0, 2.0],
+            x: Axis::of_levels(&xs),
+            y: Axis::from_zero("a <u> & \"c\"", Unit::Number, [4.0]),
+            stops: xs.to_vec(),
             series: vec![
-                Series {
-                    name: "<s>".to_owned(),
-                    tone: "accent",
-                    alpha: 1.0,
-                    ys: vec![Some(3.0), None],
-                    shown: true,
-                    ..Series::default()
-                },
-                Series { name: "hidden".to_owned(), ys: vec![Some(1.0); 2], ..Series::default() },
+                Series::over(&xs, "shown", "accent", Style::Points, vec![Some(3.0), None]),
+                Series { hidden: true, ..hidden },
+                dots,
             ],
-            extras: vec![Extra { points: vec![[1.0, 2.0], [1.0, 4.0]], tone: "ink", ..Extra::default() }],
             ..Chart::default()
         }
     }
 
     #[test]
-    fn only_what_is_known_and_shown_is_drawn_and_counted() {
+    fn only_what_is_known_and_shown_is_drawn_and_counted_and_text_stays_text() {
         let chart = chart();
         assert_eq!(chart.points(), 1 + 2);
-        let html = chart.html();
-        assert!(!html.contains("NaN") && html.contains("<g class=\"hidden\" data-series=\"1\""), "{html}");
-        assert!(html.contains("data-series=\"0\" data-name=\"&lt;s&gt;\" data-values=\"3|–\""), "{html}");
+        let svg = chart.svg();
+        assert!(!svg.contains("NaN") && svg.contains("<g class=\"hidden\" data-series=\"1\""), "{svg}");
+        assert!(svg.contains("a &lt;u&gt; &amp; &quot;c&quot;") && !svg.contains("<u>"), "{svg}");
+        assert_eq!(json!(chart)["series"][0]["values"], "3|–");
     }
 
     #[test]
     fn a_path_has_a_command_for_each_point_and_does_not_drift() {
-        let chart = Chart {
-            x: Axis { range: [0.0, 300.0], ..Axis::default() },
-            y: Axis { range: [0.0, 3.0], ..Axis::default() },
-            ..Chart::default()
-        };
-        let thirds = (0..=300).map(|x| [f64::from(x), f64::from(x) / 100.0]);
-        let path = chart.path(thirds);
+        let axis = |high| Axis { range: [0.0, high], ..Axis::default() };
+        let chart = Chart { x: axis(300.0), y: axis(3.0), ..Chart::default() };
+        let path = chart.path((0..=300).map(|x| [f64::from(x), f64::from(x) / 100.0]));
         let steps = path.split('l').skip(1).map(|step| step.split_once('-').expect("up"));
         let sum = steps.fold([0, 0], |[x, y], (dx, dy)| {
             [x + dx.parse::<i64>().expect("whole"), y + dy.parse::<i64>().expect("whole")]
         });
         assert_eq!(sum, [4000, 1000]);
         assert_eq!(path.matches(char::is_alphabetic).count(), 301);
-    }
-
-    #[test]
-    fn text_stays_text() {
-        let svg = chart().html();
-        assert!(svg.contains("a &lt;u&gt; &amp; &quot;c&quot;") && svg.contains("&lt;s&gt;"), "{svg}");
-        assert!(!svg.contains("<u>") && !svg.contains("<s>"));
     }
 }

@@ -1,20 +1,19 @@
 //! One run, or two to compare, as one HTML file that loads nothing from anywhere. Pure: returns the text.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use minijinja::Environment;
 use minijinja::value::Serde;
+use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::chart::Chart;
-use super::figures::{self, Section};
-use super::requests::{Curves, Reason};
+use super::figures::{self, Figure};
+use super::requests::{Curves, ReasonAt};
 use super::text;
-use crate::decide::compare::{Moved, compare};
-use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status, Verdict};
+use crate::decide::compare::compare;
+use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
-use crate::report::words::{self, list, percent, seconds};
+use crate::report::words::{self, UNKNOWN, list, percent, range, seconds, signed};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -26,17 +25,15 @@ const SCRIPT: &str = include_str!("page.js");
 pub struct ReportError(#[from] minijinja::Error);
 
 /// What was measured. Anything may be unknown.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct About {
-    /// The run.
     pub run_id: Option<String>,
-    /// When it began, RFC 3339.
+    /// RFC 3339.
     pub started_at: Option<String>,
-    /// The redacted endpoint.
+    /// Redacted.
     pub endpoint: Option<String>,
-    /// The model.
     pub model: Option<String>,
-    /// Settings, as a results file holds them.
+    /// As a results file holds them.
     pub settings: Value,
     /// Machine and versions, as a results file holds them.
     pub environment: Value,
@@ -47,12 +44,12 @@ pub struct About {
 pub struct Run {
     /// What it is called beside another, such as A; empty alone.
     pub label: String,
-    /// The decision, with the figures of all levels.
     pub recommendation: Recommendation,
     /// What it was decided by.
     pub policy: Policy,
-    /// What was measured.
     pub about: About,
+    /// The number that the config holds today.
+    pub present: Option<usize>,
     /// From the records of the single requests, where they were found.
     pub curves: Option<Curves>,
     /// What is not known, beside what can be seen from the rest.
@@ -64,21 +61,26 @@ pub struct Run {
 /// # Errors
 /// If the template does not render.
 pub fn page(runs: &[Run]) -> Result<String, ReportError> {
-    let sections = figures::sections(runs);
     let title = match runs {
         [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),
         [run] => format!("Concurrency of {}", run.about.model.as_deref().unwrap_or("an LLM endpoint")),
         _ => "Two runs compared".to_owned(),
     };
     let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    environment.add_filter("seconds", seconds);
+    environment.add_filter("percent", percent);
+    environment.add_filter("readable", |time: &str| readable(time));
+    environment.add_filter("quoted", |word: &str| quoted(word));
     environment.add_template("page.html", PAGE)?;
     let page = Page {
         title,
         version: env!("CARGO_PKG_VERSION"),
+        unknown: UNKNOWN,
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
         changes: changes(runs),
-        sections: sections.iter().map(SectionView::of).collect(),
+        figures: figures::sections(runs),
         style: STYLE,
         script: SCRIPT,
     };
@@ -90,143 +92,69 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
 struct Page<'a> {
     title: String,
     version: &'static str,
+    unknown: &'static str,
     alone: bool,
-    answers: Vec<Answer>,
+    answers: Vec<Answer<'a>>,
     changes: Vec<ChangeRow>,
-    sections: Vec<SectionView<'a>>,
-    /// These two go into the page as they are.
+    /// By the id of their section. Charts go into the page as they are, and so do the next two.
+    figures: BTreeMap<&'static str, Vec<Figure>>,
     style: &'static str,
     script: &'static str,
 }
 
 #[derive(Serialize)]
-struct SectionView<'a> {
-    id: &'a str,
-    title: &'a str,
-    intro: &'a str,
-    figures: Vec<FigureView<'a>>,
-}
-
-#[derive(Serialize)]
-struct FigureView<'a> {
-    title: &'a str,
-    caption: &'a str,
-    /// Why there is no chart.
-    absent: Option<&'a str>,
-    chart: Option<ChartView<'a>>,
-}
-
-#[derive(Serialize)]
-struct ChartView<'a> {
-    id: &'a str,
-    wide: bool,
-    sync: Option<&'a str>,
-    /// These go into the page as they are.
-    stops: [String; 2],
-    html: String,
-}
-
-impl<'a> SectionView<'a> {
-    fn of(section: &'a Section) -> Self {
-        let chart = |chart: &'a Chart| ChartView {
-            id: &chart.id,
-            wide: chart.wide,
-            sync: chart.sync.as_deref(),
-            stops: chart.stops(),
-            html: chart.html(),
-        };
-        let figure = |figure: &'a figures::Figure| FigureView {
-            title: &figure.title,
-            caption: &figure.caption,
-            absent: figure.chart.as_ref().err().map(String::as_str),
-            chart: figure.chart.as_ref().ok().map(chart),
-        };
-        SectionView {
-            id: section.id,
-            title: section.title,
-            intro: section.intro,
-            figures: section.figures.iter().map(figure).collect(),
-        }
-    }
-}
-
-// ---- the answer ----
-
-/// A figure of the answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Tile {
-    name: &'static str,
-    value: String,
-    detail: String,
-}
-
-/// A run in words.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Answer {
-    label: String,
-    /// The answer in one sentence, with its interval and status.
-    sentence: String,
-    status: &'static str,
-    meaning: &'static str,
+struct Answer<'a> {
+    label: &'a str,
+    headline: String,
+    /// How sure that is.
+    sure: String,
     /// Whether it may be written: good, careful or none.
     mood: &'static str,
     reason: String,
     tiles: Vec<Tile>,
     notes: Vec<String>,
     rows: Vec<Row>,
-    sizes: Vec<SizeRow>,
-    reasons: Vec<ReasonRow>,
+    /// The chosen level by the size of the prompts.
+    sizes: Vec<(&'a str, Vec<String>)>,
+    reasons: &'a [ReasonAt],
     reasons_left_out: usize,
-    about: Vec<(&'static str, String)>,
-    command: Option<String>,
+    about: &'a About,
+    policy: &'a Policy,
+    status: &'static str,
     missing: Vec<String>,
 }
 
-impl Answer {
-    fn of(run: &Run) -> Self {
+impl<'a> Answer<'a> {
+    fn of(run: &'a Run) -> Self {
         let recommendation = &run.recommendation;
-        let status = recommendation.status;
-        let mut notes = Vec::new();
-        if is_provisional(recommendation) {
-            notes.push(
-                "Provisional: it is shown, but not written into the config without --allow-provisional.".to_owned(),
-            );
-        }
-        let told = text::beside(recommendation).into_iter().chain(recommendation.notes.iter().map(words::note));
-        notes.extend(told.chain(text::advice(recommendation)).map(sentence_case));
-        let curves = run.curves.as_ref();
+        let pick = recommendation.recommended_concurrency;
+        let provisional = "Provisional: it is shown, but not written into the config without --allow-provisional.";
+        let provisional = (recommendation.provisional && pick.is_some()).then(|| provisional.to_owned());
+        let notes = provisional.into_iter().chain(words::information(recommendation));
+        let notes = notes.chain(recommendation.notes.iter().map(words::note)).chain(words::advice(recommendation));
+        let sizes = recommendation.chosen().into_iter().flat_map(|level| &level.summary.by_size);
         Answer {
-            label: title(run),
-            sentence: sentence(recommendation),
-            status: if is_provisional(recommendation) { "provisional" } else { status.name() },
-            meaning: meaning(status),
-            mood: match status {
-                _ if recommendation.recommended_concurrency.is_none() => "none",
+            label: &run.label,
+            headline: words::headline(recommendation, run.present),
+            sure: words::how_sure(recommendation),
+            mood: match recommendation.status {
+                _ if pick.is_none() => "none",
                 Status::Ok if !recommendation.provisional => "good",
                 _ => "careful",
             },
-            reason: sentence_case(words::reason(recommendation)),
+            reason: words::reason(recommendation),
             tiles: tiles(recommendation),
-            notes,
+            notes: notes.collect(),
             rows: rows(recommendation),
-            sizes: sizes(recommendation),
-            reasons: curves.map(|curves| curves.reasons.iter().map(ReasonRow::of).collect()).unwrap_or_default(),
-            reasons_left_out: curves.map_or(0, |curves| curves.reasons_left_out),
-            about: about(&run.about, &run.policy),
-            command: command(&run.about),
+            sizes: sizes.map(|part| (part.size.as_str(), text::size_row(part))).collect(),
+            reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
+            reasons_left_out: run.curves.as_ref().map_or(0, |curves| curves.reasons_left_out),
+            about: &run.about,
+            policy: &run.policy,
+            status: recommendation.status.name(),
             missing: missing(run),
         }
     }
-}
-
-/// What was measured, in a line.
-fn title(run: &Run) -> String {
-    let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
-    let About { model, endpoint, started_at, .. } = &run.about;
-    let started = started_at.as_deref().map(readable);
-    let parts: Vec<&str> = [model, endpoint, &started].into_iter().filter_map(|part| part.as_deref()).collect();
-    let what = if parts.is_empty() { "not known what was measured".to_owned() } else { parts.join(", ") };
-    label + &what
 }
 
 /// `2026-11-24T08:09:45Z` as `2026-11-24 08:09:45 UTC`.
@@ -237,164 +165,81 @@ fn readable(time: &str) -> String {
     }
 }
 
-/// With a capital letter, as it stands on the page by itself.
-fn sentence_case(text: String) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        // Not a name such as `policy.max_p95_seconds`.
-        Some(first) if !text.split(' ').next().is_some_and(|word| word.contains(['.', '_'])) => {
-            first.to_uppercase().chain(chars).collect()
-        }
-        _ => text,
+/// For a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 
-fn sentence(recommendation: &Recommendation) -> String {
-    let status = recommendation.status.name();
-    let interval = match recommendation.interval {
-        Some([low, high]) if low == high => format!("95\u{a0}%\u{a0}interval {low}"),
-        Some([low, high]) => format!("95\u{a0}%\u{a0}interval {low} to {high}"),
-        None => "interval unknown".to_owned(),
-    };
-    let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
-    let sentence = match recommendation.recommended_concurrency {
-        Some(pick) if recommendation.provisional => {
-            format!("First look: about {pick} in parallel, not confirmed ({interval}, status {status}).")
-        }
-        Some(1) => format!("Send 1 request at a time ({interval}, status {status})."),
-        Some(pick) => format!("Send {pick} requests in parallel ({interval}, status {status})."),
-        None => format!("There is no number to recommend (status {status})."),
-    };
-    format!("{simulated}{sentence}")
-}
+// ---- the answer ----
 
-fn is_provisional(recommendation: &Recommendation) -> bool {
-    recommendation.provisional && recommendation.recommended_concurrency.is_some()
-}
-
-fn meaning(status: Status) -> &'static str {
-    match status {
-        Status::Ok => "The optimum lies inside the levels measured.",
-        Status::NotSaturated => "Throughput still rises at the highest level: the optimum is at least this.",
-        Status::LimitedByGate => "A higher level failed on errors or latency.",
-        Status::AtOrBelowLowest => "The lowest level measured is enough; the optimum may be lower.",
-        Status::RateLimited => "A quota (HTTP 429) is the limit, not concurrency.",
-        Status::Unresolved => "The measurements do not decide.",
-        Status::NoQualifyingLevel => "Every level fails.",
-    }
-}
+/// Name, value and detail.
+type Tile = (&'static str, String, String);
 
 fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
-    let Some(level) = text::chosen(recommendation) else { return Vec::new() };
+    let Some(level) = recommendation.chosen() else { return Vec::new() };
     let summary = &level.summary;
     let latency = summary.latency_s.unwrap_or_default();
-    let tile = |name, value: Option<String>, detail: Option<String>| {
-        value.map(|value| Tile { name, value, detail: detail.unwrap_or_default() })
-    };
-    let throughput = summary.throughput_rps;
-    let gain = text::gain(recommendation, level);
+    let rps = summary.throughput_rps;
+    let half_width = |rps: Estimate| Some(format!("± {:.2} (95 %)", (rps.upper? - rps.lower?) / 2.0));
+    let gain = words::gain(recommendation, level);
+    let gain = gain.as_ref();
+    let beside = |name: &str, time: Option<f64>| time.map(|time| format!("{name} {}", seconds(time)));
+    let timeouts = summary.timeout_rate.map(|rate| format!("timeouts {}", percent(rate)));
+    let thousand = |rps: f64| seconds(1000.0 / rps);
     let all = [
-        tile("Throughput", throughput.map(|t| format!("{:.2}/s", t.estimate)), throughput.and_then(interval_of)),
-        tile(
+        ("Throughput", rps.map(|rps| format!("{:.2}/s", rps.estimate)), rps.and_then(half_width)),
+        (
             "Speed-up",
-            gain.as_ref().map(|gain| format!("{:.1} ×", gain.factor())),
-            gain.as_ref().map(|gain| format!("against {}", gain.from.replace("sequential (1)", "one by one"))),
+            gain.map(|gain| format!("{:.1} ×", gain.factor())),
+            gain.map(|gain| match gain.from {
+                1 => "over sequential (1)".to_owned(),
+                level => format!("over level {level}"),
+            }),
         ),
-        tile("Mean latency", latency.mean.map(seconds), latency.p50.map(|p50| format!("median {}", seconds(p50)))),
-        tile("P95 latency", latency.p95.map(seconds), latency.p99.map(|p99| format!("P99 {}", seconds(p99)))),
-        tile(
-            "Failed requests",
-            summary.error_rate.map(percent),
-            summary.timeout_rate.map(|rate| format!("timeouts {}", percent(rate))),
-        ),
-        tile(
+        ("Mean latency", latency.mean.map(seconds), beside("median", latency.p50)),
+        ("P95 latency", latency.p95.map(seconds), beside("P99", latency.p99)),
+        ("Failed requests", summary.error_rate.map(percent), timeouts),
+        (
             "1000 requests",
-            gain.as_ref().map(|gain| seconds(1000.0 / gain.fast)),
-            gain.as_ref().map(|gain| format!("instead of {}", seconds(1000.0 / gain.slow))),
+            gain.map(|gain| thousand(gain.fast)),
+            gain.map(|gain| format!("instead of {}", thousand(gain.slow))),
         ),
     ];
-    all.into_iter().flatten().collect()
-}
-
-fn interval_of(estimate: Estimate) -> Option<String> {
-    Some(format!("± {:.2} (95 %)", (estimate.upper? - estimate.lower?) / 2.0))
+    let known = all.into_iter().filter_map(|(name, value, detail): (_, Option<_>, Option<_>)| {
+        Some((name, value?, detail.unwrap_or_default()))
+    });
+    known.collect()
 }
 
 // ---- tables ----
 
-/// A level in the table.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Serialize)]
 struct Row {
-    level: usize,
+    /// From the level to the number of requests.
     cells: Vec<String>,
     verdict: &'static str,
     why: String,
     chosen: bool,
 }
 
-const UNKNOWN: &str = "–";
-
 fn rows(recommendation: &Recommendation) -> Vec<Row> {
     let best = text::best_passing(recommendation);
     let row = |level: &JudgedLevel| Row {
-        level: level.summary.concurrency,
-        cells: text::row(&level.summary, best).into_iter().skip(1).map(as_shown).collect(),
-        verdict: match level.verdict {
-            Verdict::Pass => "pass",
-            Verdict::Fail => "fail",
-            Verdict::NotUsed => "not used",
-        },
+        cells: text::row(&level.summary, best),
+        verdict: words::verdict(level.verdict),
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
     recommendation.levels.iter().map(row).collect()
 }
 
-/// A cell of a printed table as it stands here.
-fn as_shown(cell: String) -> String {
-    if cell == "-" { unknown() } else { cell }
-}
-
-/// The prompts of one size at the recommended level.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct SizeRow {
-    size: String,
-    cells: Vec<String>,
-}
-
-/// Empty where all prompts have the same size, or nothing is recommended.
-fn sizes(recommendation: &Recommendation) -> Vec<SizeRow> {
-    let parts = text::chosen(recommendation).map(|level| &level.summary.by_size).into_iter().flatten();
-    parts
-        .map(|part| SizeRow {
-            size: part.size.clone(),
-            cells: text::size_row(part).into_iter().map(as_shown).collect(),
-        })
-        .collect()
-}
-
-/// A failure's reason in the table.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct ReasonRow {
-    kind: &'static str,
-    text: String,
-    count: u64,
-    levels: String,
-}
-
-impl ReasonRow {
-    fn of(reason: &Reason) -> Self {
-        ReasonRow {
-            kind: reason.kind.name(),
-            text: reason.text.clone(),
-            count: reason.count,
-            levels: list(&reason.levels),
-        }
-    }
-}
-
 /// A level in both runs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Debug, Serialize)]
 struct ChangeRow {
     level: usize,
     /// Throughput before, after, change and its interval; P95 before, after, change; error rate before, after.
@@ -413,26 +258,19 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
     let all: BTreeSet<usize> =
         runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
     let row = |level: usize| {
-        let (a, b) = (figures(before, level), figures(after, level));
+        let both = [figures(before, level), figures(after, level)];
         let change = found.iter().find(|change| change.concurrency_now == level);
-        let interval = change.map(|change| change.interval);
-        let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate);
-        let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|d| d.p95);
-        let mut cells = compared(rps(&a), rps(&b), |rps| format!("{rps:.2}"));
-        cells.push(interval.map_or_else(unknown, |[low, high]| format!("{} to {}", signed(low), signed(high))));
-        cells.extend(compared(p95(&a), p95(&b), seconds));
-        cells.extend([a.error_rate, b.error_rate].map(|rate| rate.map_or_else(unknown, percent)));
-        ChangeRow { level, cells, shows: change.map_or(UNKNOWN, |change| shows(change.moved)) }
+        let interval = change.map(|change| range(change.interval, signed));
+        let [a, b] = both.each_ref().map(|summary| summary.throughput_rps.map(|t| t.estimate));
+        let mut cells = compared(a, b, |rps| format!("{rps:.2}"));
+        cells.push(interval.unwrap_or_else(unknown));
+        let [a, b] = both.each_ref().map(|summary| summary.latency_s.and_then(|d| d.p95));
+        cells.extend(compared(a, b, seconds));
+        cells.extend(both.map(|summary| summary.error_rate.map_or_else(unknown, percent)));
+        let shows = change.map_or(UNKNOWN, |change| words::moved(change.moved));
+        ChangeRow { level, cells, shows }
     };
     all.into_iter().map(row).collect()
-}
-
-fn shows(moved: Moved) -> &'static str {
-    match moved {
-        Moved::Faster => "faster",
-        Moved::Slower => "slower",
-        Moved::NotShown => "no change shown",
-    }
 }
 
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
@@ -441,110 +279,13 @@ fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> Stri
     cells.into_iter().chain([change.map_or_else(unknown, signed)]).collect()
 }
 
-/// A change in per cent. Adding 0 turns -0 into 0.
-fn signed(change: f64) -> String {
-    format!("{:+.1} %", (change * 1000.0).round() / 10.0 + 0.0)
-}
-
 fn unknown() -> String {
     UNKNOWN.to_owned()
-}
-
-// ---- what was measured ----
-
-fn about(about: &About, policy: &Policy) -> Vec<(&'static str, String)> {
-    let (settings, machine) = (&about.settings, &about.environment);
-    let text = |value: &Value| match value {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
-        Value::Array(items) => Some(items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")),
-        other => Some(other.to_string()),
-    };
-    let request = settings["request"].as_object().map(|request| {
-        let known = request.iter().filter(|(_, value)| !is_empty(value));
-        known.filter_map(|(key, value)| Some(format!("{key} {}", text(value)?))).collect::<Vec<_>>().join(", ")
-    });
-    let os = text(&machine["os"]).map(|os| {
-        let arch = text(&machine["arch"]).map(|arch| format!(" {arch}")).unwrap_or_default();
-        let cpus = text(&machine["cpus"]).map(|cpus| format!(", {cpus} processors")).unwrap_or_default();
-        format!("{os}{arch}{cpus}")
-    });
-    let limit = |limit: Option<f64>, none: &str| limit.map_or_else(|| none.to_owned(), seconds);
-    let gates = format!(
-        "error rate below {}, P95 at most {}, P99 {}; within {} of the best throughput",
-        percent(policy.max_error_rate),
-        limit(policy.max_p95_seconds, "5 x that of the lowest level"),
-        limit(policy.max_p99_seconds, "not limited"),
-        percent(policy.tolerance),
-    );
-    let all = [
-        ("Endpoint", about.endpoint.clone()),
-        ("Model", about.model.clone()),
-        ("Started", about.started_at.as_deref().map(readable)),
-        ("Run", about.run_id.clone()),
-        ("Levels", text(&settings["levels"])),
-        ("Requests per level", text(&settings["total_requests"]).map(|n| format!("{n}, and at least 10 x the level"))),
-        ("Quick run", settings["quick"].as_bool().filter(|quick| *quick).map(|_| "yes: fewer requests".to_owned())),
-        ("Warm-up", text(&settings["warmup_requests"]).map(|n| format!("{n} requests, and at least the level"))),
-        ("Timeout", settings["request_timeout_s"].as_f64().map(seconds)),
-        ("Request", request),
-        ("Seed", text(&settings["seed"])),
-        ("Gates", Some(gates)),
-        ("Measured from", os),
-        ("Version", text(&machine["version"]).map(|version| format!("llm-concurrency {version}"))),
-    ];
-    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
-}
-
-/// The command that measures the same again, as far as the file tells.
-fn command(about: &About) -> Option<String> {
-    let settings = &about.settings;
-    let levels: Vec<String> = settings["levels"].as_array()?.iter().map(Value::to_string).collect();
-    let mut words = vec!["llm-concurrency".to_owned(), "run".to_owned()];
-    let mut flag = |name: &str, value: String| words.extend([name.to_owned(), quoted(&value)]);
-    flag("--llm-endpoint", about.endpoint.clone()?);
-    flag("--llm-model", about.model.clone()?);
-    let quick = settings["quick"].as_bool().unwrap_or(false);
-    if !quick {
-        // A quick run takes every second level, so these would be halved once more.
-        flag("--levels", levels.join(","));
-    }
-    if let Some(total) = settings["total_requests"].as_u64() {
-        flag("--total-requests", total.to_string());
-    }
-    if let Some(seed) = settings["seed"].as_u64() {
-        flag("--seed", seed.to_string());
-    }
-    words.extend(quick.then(|| "--quick".to_owned()));
-    Some(words.join(" "))
-}
-
-/// For a POSIX shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
 }
 
 /// What the report cannot show, and why.
 fn missing(run: &Run) -> Vec<String> {
     let levels = &run.recommendation.levels;
-    let without = |known: fn(&LevelSummary) -> bool| -> Option<String> {
-        let lacking: Vec<usize> =
-            levels.iter().map(|level| &level.summary).filter(|s| !known(s)).map(|s| s.concurrency).collect();
-        match lacking.len() {
-            0 => None,
-            n if n == levels.len() => Some("of every level".to_owned()),
-            _ => Some(format!("of level {}", list(&lacking))),
-        }
-    };
     type Known = fn(&LevelSummary) -> bool;
     let figures: [(&str, Known); 8] = [
         ("Throughput", |s| s.throughput_rps.is_some()),
@@ -556,21 +297,30 @@ fn missing(run: &Run) -> Vec<String> {
         ("Time to first token", |s| s.ttft_s.is_some()),
         ("Time per output token", |s| s.tpot_s.is_some()),
     ];
-    let mut lines: Vec<String> =
-        figures.into_iter().filter_map(|(name, known)| Some(format!("{name} {}", without(known)?))).collect();
+    let without = |(name, known): (&str, Known)| {
+        let lacking = levels.iter().map(|level| &level.summary).filter(|summary| !known(summary));
+        let lacking: Vec<usize> = lacking.map(|summary| summary.concurrency).collect();
+        match lacking.len() {
+            0 => None,
+            n if n == levels.len() => Some(format!("{name} of every level")),
+            _ => Some(format!("{name} of level {}", list(&lacking))),
+        }
+    };
+    let mut lines: Vec<String> = figures.into_iter().filter_map(without).collect();
     if run.curves.is_none() {
         lines.push("The records of the single requests: without them there is no distribution, no course of the run and no reasons of failures".to_owned());
     }
     let About { run_id, started_at, endpoint, model, settings, environment } = &run.about;
-    let told = [
+    let is_filled = |value: &Value| value.as_object().is_some_and(|value| !value.is_empty());
+    let facts = [
         ("the endpoint", endpoint.is_some()),
         ("the model", model.is_some()),
         ("when it was", started_at.is_some()),
         ("the run's id", run_id.is_some()),
-        ("the settings", settings.as_object().is_some_and(|settings| !settings.is_empty())),
-        ("the machine", environment.as_object().is_some_and(|environment| !environment.is_empty())),
+        ("the settings", is_filled(settings)),
+        ("the machine", is_filled(environment)),
     ];
-    let unknown: Vec<&str> = told.into_iter().filter(|(_, known)| !known).map(|(name, _)| name).collect();
+    let unknown: Vec<&str> = facts.into_iter().filter(|(_, known)| !known).map(|(name, _)| name).collect();
     if !unknown.is_empty() {
         lines.push(format!("What was measured: {}", unknown.join(", ")));
     }
@@ -601,6 +351,7 @@ mod tests {
             recommendation: recommend(levels, &policy),
             policy,
             about: About::default(),
+            present: None,
             curves: None,
             missing: Vec::new(),
         }
@@ -640,28 +391,20 @@ mod tests {
         }
         assert!(!page.contains("NaN") && !page.contains("undefined<"), "a figure that is none");
         assert_eq!(page.matches("<figure").count(), 1);
-    }
-
-    #[test]
-    fn what_is_known_of_some_levels_is_missing_of_the_others() {
         let known = LevelSummary { requests: Some(100), error_rate: Some(0.0), ..level(2, 9.0) };
         let lines = missing(&run(&[level(1, 5.0), known, level(3, 12.0)]));
         assert!(lines.contains(&"The number of requests of level 1, 3".to_owned()), "{lines:?}");
-        assert!(lines.contains(&"Latency of every level".to_owned()), "{lines:?}");
-    }
-
-    #[test]
-    fn no_number_and_no_level_render_as_well() {
         for levels in [vec![], vec![level(1, 0.0)], vec![LevelSummary { concurrency: 4, ..LevelSummary::default() }]] {
-            let page = page(&[run(&levels)]).expect("it renders");
+            let page = super::page(&[run(&levels)]).expect("it renders");
             assert!(page.contains("There is no number to recommend"), "{levels:?}");
         }
     }
 
     #[test]
-    fn text_from_elsewhere_stays_text() {
+    fn text_from_elsewhere_stays_text_and_nothing_is_loaded() {
         let evil = "</script><script>alert(1)</script><!--\u{2028}";
-        let mut hostile = run(&[level(1, 5.0), LevelSummary { notes: vec![evil.to_owned()], ..level(2, 9.0) }]);
+        let mut hostile = run(&[level(1, 5.0), level(2, 9.0)]);
+        hostile.recommendation.notes.push(crate::decide::Note::Other { text: evil.to_owned() });
         hostile.about.model = Some(evil.to_owned());
         hostile.about.settings = json!({"levels": [1, 2], "request": {evil: evil}});
         hostile.about.endpoint = Some(evil.to_owned());
@@ -675,11 +418,6 @@ mod tests {
         let scripts = page.find("<script").expect("it has scripts");
         assert!(!page[scripts..].contains('\u{2028}'), "it ends a line of JavaScript");
         assert!(page.contains("&lt;script&gt;"));
-    }
-
-    #[test]
-    fn the_page_asks_for_nothing_from_anywhere() {
-        let page = page(&[run(&[level(1, 5.0), level(2, 9.0)])]).expect("it renders");
         for loads in [" src=", "url(", "@import", "href=\"http", "fetch(", "XMLHttpRequest", "import("] {
             assert!(!page.contains(loads), "{loads}");
         }
@@ -687,22 +425,36 @@ mod tests {
     }
 
     #[test]
-    fn the_command_repeats_the_run_and_is_quoted_for_a_shell() {
-        let about = About {
-            endpoint: Some("http://host/v1".to_owned()),
-            model: Some("it's a model".to_owned()),
-            settings: json!({"levels": [1, 2], "total_requests": 100, "seed": 42, "quick": false}),
-            ..About::default()
+    fn the_setup_is_told_and_the_command_repeats_the_run_quoted_for_a_shell() {
+        let shown = |settings: Value| {
+            let mut run = run(&[level(1, 5.0)]);
+            run.about = About {
+                endpoint: Some("http://host/v1".to_owned()),
+                model: Some("it's a model".to_owned()),
+                started_at: Some("2026-11-24T08:09:45Z".to_owned()),
+                settings,
+                environment: json!({"os": "linux", "cpus": 4}),
+                ..About::default()
+            };
+            page(&[run]).expect("it renders").replace("&#x2f;", "/").replace("&#x27;", "'")
         };
-        let command = |about: &About| super::command(about).expect("it is known");
-        assert_eq!(
-            command(&about),
+        let full =
+            shown(json!({"levels": [1, 2], "total_requests": 100, "seed": 0, "quick": false, "request_timeout_s": 30,
+            "request": {"stream": true, "max_tokens": 64, "none": null, "extra": {}}}));
+        for part in [
             "llm-concurrency run --llm-endpoint http://host/v1 --llm-model 'it'\\''s a model' --levels 1,2 \
-             --total-requests 100 --seed 42"
-        );
-        let quick = About { settings: json!({"levels": [1, 5], "quick": true}), ..about.clone() };
-        assert!(command(&quick).ends_with("a model' --quick"));
-        assert_eq!(super::command(&About::default()), None);
+             --total-requests 100 --seed 0</code>",
+            "<dt>Started</dt><dd>2026-11-24 08:09:45 UTC</dd>",
+            "<dt>Levels</dt><dd>1, 2</dd>",
+            "<dt>Timeout</dt><dd>30.00 s</dd>",
+            "<dt>Request</dt><dd>max_tokens 64, stream true</dd>",
+            "<dt>Measured from</dt><dd>linux, 4 processors</dd>",
+        ] {
+            assert!(full.contains(part), "{part} is not in {}", &full[full.find("id=\"about\"").expect("it is")..]);
+        }
+        let quick = shown(json!({"levels": [1, 5], "quick": true}));
+        assert!(quick.contains("a model' --quick</code>"));
+        assert!(!shown(json!({})).contains("llm-concurrency run "));
     }
 
     #[test]
@@ -719,13 +471,5 @@ mod tests {
         let same = changes(with(10.0), with(9.999_999));
         assert_eq!((same.shows, same.cells[2].as_str()), ("no change shown", "+0.0 %"));
         assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..4], [UNKNOWN; 3]);
-    }
-
-    #[test]
-    fn a_sentence_begins_with_a_capital_and_a_key_stays_a_key() {
-        assert_eq!(sentence_case("no level".to_owned()), "No level");
-        assert_eq!(sentence_case("policy.max_p95_seconds is".to_owned()), "policy.max_p95_seconds is");
-        assert_eq!(readable("2026-11-24T08:09:45Z"), "2026-11-24 08:09:45 UTC");
-        assert_eq!(readable("yesterday"), "yesterday");
     }
 }

@@ -1,14 +1,16 @@
 //! What the records of single requests add to the figures of the levels: distributions, the course of the run, and
 //! the reasons of failures. A million requests come to some thousand points. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
 
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
 use crate::figures::quantile;
-use crate::figures::reasons::Reasons;
+use crate::figures::reasons::{Reason, Reasons};
 
 /// Bins of the requests in flight, all measurements together; each has at least [`FEWEST`] beside that.
-const BINS: f64 = 2_400.0;
+const BINS: f64 = 1_200.0;
 /// Bins of the rates: fewer, and with this many requests in each on average, or they show nothing but chance.
 const RATE_BINS: f64 = 400.0;
 const PER_RATE_BIN: f64 = 10.0;
@@ -16,21 +18,23 @@ const FEWEST: f64 = 4.0;
 /// Different reasons that are kept.
 const REASONS: usize = 12;
 
-/// The requests of one measurement of one level, as they are read: in columns, of 9 bytes each, since there may be
-/// millions.
+/// The requests of one measurement of one level, thinned as they are read: there may be millions.
 #[derive(Clone, Debug, Default)]
 pub struct Measurement {
     level: usize,
     window_s: Option<[f64; 2]>,
-    /// Seconds since the level began.
-    starts: Vec<f32>,
-    /// Seconds from there to the end; NaN if it was cut off.
-    lengths: Vec<f32>,
-    ends: Vec<End>,
+    lives: Vec<Life>,
     reasons: Reasons,
 }
 
-/// How a request ended, as far as the curves want to know.
+/// Seconds since the level began, and how it ended.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    start_s: f32,
+    length_s: f32,
+    end: End,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     /// A success of the cohort.
@@ -38,23 +42,31 @@ enum End {
     /// Another success.
     Uncounted,
     Failed,
+    /// The level ended first.
+    CutOff,
+}
+
+impl Life {
+    fn end_s(&self) -> f64 {
+        f64::from(self.start_s) + f64::from(self.length_s)
+    }
 }
 
 impl Measurement {
-    /// Of `level`, with its measured window, seconds since it began.
+    /// With its measured window, seconds since it began.
     pub fn new(level: usize, window_s: Option<[f64; 2]>) -> Self {
         Measurement { level, window_s, ..Measurement::default() }
     }
 
-    /// Takes a request's record.
     pub fn add(&mut self, outcome: RequestOutcome) {
-        self.starts.push(outcome.start_s as f32);
-        self.lengths.push(outcome.end_s.map_or(f32::NAN, |end_s| (end_s - outcome.start_s) as f32));
-        self.ends.push(match (outcome.failure, outcome.phase) {
-            (Some(_), _) => End::Failed,
-            (None, Phase::Measured) => End::Measured,
-            (None, _) => End::Uncounted,
-        });
+        let end = match (outcome.end_s, outcome.failure, outcome.phase) {
+            (None, ..) => End::CutOff,
+            (_, Some(_), _) => End::Failed,
+            (_, None, Phase::Measured) => End::Measured,
+            _ => End::Uncounted,
+        };
+        let length_s = outcome.end_s.map_or(0.0, |end_s| end_s - outcome.start_s) as f32;
+        self.lives.push(Life { start_s: outcome.start_s as f32, length_s, end });
         if let (Some(kind), Phase::Measured) = (outcome.failure, outcome.phase) {
             self.reasons.add(kind, outcome.error.as_deref().unwrap_or_default());
         }
@@ -62,66 +74,48 @@ impl Measurement {
 
     /// Seconds from the first request to the last answer.
     fn length_s(&self) -> f64 {
-        self.lives().map(|(start, end, _)| end.unwrap_or(start)).fold(0.0, f64::max)
-    }
-
-    /// Start and end (none if it was cut off), and how it ended.
-    fn lives(&self) -> impl Iterator<Item = (f64, Option<f64>, End)> {
-        let spans =
-            self.starts.iter().zip(&self.lengths).map(|(&start, &length)| (f64::from(start), f64::from(length)));
-        let spans = spans.map(|(start, length)| (start, Some(start + length).filter(|end| !end.is_nan())));
-        spans.zip(&self.ends).map(|((start, end), &how)| (start, end, how))
-    }
-
-    /// Latencies of the successes of the cohort.
-    fn latencies(&self) -> impl Iterator<Item = f32> {
-        let counted =
-            self.lengths.iter().zip(&self.ends).filter(|(length, end)| **end == End::Measured && !length.is_nan());
-        counted.map(|(&length, _)| length)
+        self.lives.iter().map(Life::end_s).fold(0.0, f64::max)
     }
 }
 
-/// A failure's kind and words, how often and at which levels it came.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reason {
-    /// The kind.
-    pub kind: Failure,
-    /// What the server or the network said, short and redacted.
-    pub text: String,
-    /// How often, in the cohorts of all levels.
-    pub count: u64,
-    /// Where.
+/// A failure's reason in all measurements together, and at which levels it came.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReasonAt {
+    #[serde(flatten)]
+    pub reason: Reason,
     pub levels: Vec<usize>,
 }
 
 /// One measurement on the timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
-    /// The level.
     pub level: usize,
-    /// When it begins, seconds of load since the run's first request. The pauses between measurements are left out.
+    /// On the clock of the timeline, as is the measured window.
     pub begin_s: f64,
-    /// Its length, seconds.
-    pub length_s: f64,
-    /// The measured window on the same clock.
+    pub end_s: f64,
     pub window_s: Option<[f64; 2]>,
-    /// Requests in flight, averaged over each of equal bins.
-    pub in_flight: Vec<f64>,
-    /// Successes per second that ended in each of equal (wider) bins.
-    pub successes_rps: Vec<f64>,
-    /// Failures per second, in the same bins.
-    pub failures_rps: Vec<f64>,
 }
 
-/// All of it, thinned.
+/// The measurements in their order. Seconds of load since the run's first request: the pauses between measurements are
+/// left out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeline {
+    pub segments: Vec<Segment>,
+    /// Requests in flight, averaged over each bin. A bin begins at its place, and the last entry only closes the last.
+    pub in_flight: Vec<[f64; 2]>,
+    /// Successes per second that ended in each of other, wider bins.
+    pub successes_rps: Vec<[f64; 2]>,
+    /// Failures per second, in the same bins.
+    pub failures_rps: Vec<[f64; 2]>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
     /// Per level the latency, seconds, at each of [`shares`]; all measurements of a level together.
     pub distributions: BTreeMap<usize, Vec<f64>>,
-    /// The measurements in their order.
-    pub timeline: Vec<Segment>,
+    pub timeline: Timeline,
     /// The most frequent reasons of failures.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<ReasonAt>,
     /// How many different ones are left out.
     pub reasons_left_out: usize,
 }
@@ -143,53 +137,60 @@ fn distribution(mut latencies: Vec<f32>) -> Option<Vec<f64>> {
 impl Curves {
     /// Thins the requests of all measurements; `None` if there are none.
     pub fn of(measurements: Vec<Measurement>) -> Option<Self> {
-        if measurements.iter().all(|measurement| measurement.starts.is_empty()) {
+        if measurements.iter().all(|measurement| measurement.lives.is_empty()) {
             return None;
         }
         let (reasons, reasons_left_out) = reasons(&measurements);
         let timeline = timeline(&measurements);
         let mut latencies: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        for measurement in &measurements {
-            latencies.entry(measurement.level).or_default().extend(measurement.latencies());
+        for Measurement { level, lives, .. } in measurements {
+            let measured = lives.into_iter().filter(|life| life.end == End::Measured);
+            latencies.entry(level).or_default().extend(measured.map(|life| life.length_s));
         }
         let distributions = latencies.into_iter().filter_map(|(level, values)| Some((level, distribution(values)?)));
         Some(Curves { distributions: distributions.collect(), timeline, reasons, reasons_left_out })
     }
 }
 
-fn reasons(measurements: &[Measurement]) -> (Vec<Reason>, usize) {
-    let mut all: BTreeMap<(Failure, &str), Reason> = BTreeMap::new();
+fn reasons(measurements: &[Measurement]) -> (Vec<ReasonAt>, usize) {
+    let mut all: BTreeMap<(Failure, &str), (Reason, BTreeSet<usize>)> = BTreeMap::new();
     for measurement in measurements {
         for ((kind, common), of_level) in measurement.reasons.groups() {
-            let new = || Reason { kind: *kind, text: of_level.text.clone(), count: 0, levels: Vec::new() };
-            let reason = all.entry((*kind, common)).or_insert_with(new);
+            let new = || (Reason { count: 0, ..of_level.clone() }, BTreeSet::new());
+            let (reason, levels) = all.entry((*kind, common)).or_insert_with(new);
             reason.count += of_level.count;
-            reason.levels.push(measurement.level);
+            levels.insert(measurement.level);
         }
     }
-    let mut reasons: Vec<Reason> = all.into_values().collect();
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
+    let all = all.into_values().map(|(reason, levels)| ReasonAt { reason, levels: levels.into_iter().collect() });
+    let mut reasons: Vec<ReasonAt> = all.collect();
+    reasons.sort_by_key(|of_all| std::cmp::Reverse(of_all.reason.count));
     let left_out = reasons.len().saturating_sub(REASONS);
     reasons.truncate(REASONS);
-    for reason in &mut reasons {
-        reason.levels.sort_unstable();
-        reason.levels.dedup();
-    }
     (reasons, left_out)
 }
 
-fn timeline(measurements: &[Measurement]) -> Vec<Segment> {
+fn timeline(measurements: &[Measurement]) -> Timeline {
     let total: f64 = measurements.iter().map(Measurement::length_s).sum();
+    let mut line = Timeline::default();
     let mut begin_s = 0.0;
-    let mut segments = Vec::new();
     for measurement in measurements {
         let length_s = measurement.length_s();
         if length_s > 0.0 && length_s.is_finite() {
-            segments.push(segment(measurement, begin_s, length_s, length_s / total));
-            begin_s += length_s;
+            let [in_flight, successes, failures] = binned(measurement, length_s, length_s / total);
+            line.in_flight.extend(in_flight.after(begin_s));
+            line.successes_rps.extend(successes.after(begin_s));
+            line.failures_rps.extend(failures.after(begin_s));
+            let window_s = measurement.window_s.map(|window| window.map(|at| at + begin_s));
+            let end_s = begin_s + length_s;
+            line.segments.push(Segment { level: measurement.level, begin_s, end_s, window_s });
+            begin_s = end_s;
         }
     }
-    segments
+    for bins in [&mut line.in_flight, &mut line.successes_rps, &mut line.failures_rps] {
+        bins.push([begin_s, 0.0]);
+    }
+    line
 }
 
 /// Equal bins over the length of a measurement.
@@ -221,29 +222,26 @@ impl Bins {
         let bin = self.of(at);
         self.values[bin] += 1.0 / self.width_s;
     }
+
+    fn after(self, begin_s: f64) -> impl Iterator<Item = [f64; 2]> {
+        self.values.into_iter().enumerate().map(move |(at, value)| [begin_s + at as f64 * self.width_s, value])
+    }
 }
 
-/// `share` is that of the whole run's time.
-fn segment(measurement: &Measurement, begin_s: f64, length_s: f64, share: f64) -> Segment {
-    let mut in_flight = Bins::new(length_s, BINS * share);
-    let rate_bins = (RATE_BINS * share).min(measurement.starts.len() as f64 / PER_RATE_BIN);
-    let (mut successes, mut failures) = (Bins::new(length_s, rate_bins), Bins::new(length_s, rate_bins));
-    for (start, end, how) in measurement.lives() {
-        in_flight.add_life(start, end.unwrap_or(length_s));
-        if let Some(end) = end {
-            let rates = if how == End::Failed { &mut failures } else { &mut successes };
-            rates.add_event(end);
+/// In flight, successes and failures. `share` is that of the whole run's time.
+fn binned(measurement: &Measurement, length_s: f64, share: f64) -> [Bins; 3] {
+    let rate_bins = (RATE_BINS * share).min(measurement.lives.len() as f64 / PER_RATE_BIN);
+    let [mut in_flight, mut successes, mut failures] =
+        [BINS * share, rate_bins, rate_bins].map(|count| Bins::new(length_s, count));
+    for life in &measurement.lives {
+        in_flight.add_life(f64::from(life.start_s), if life.end == End::CutOff { length_s } else { life.end_s() });
+        match life.end {
+            End::CutOff => {}
+            End::Failed => failures.add_event(life.end_s()),
+            End::Measured | End::Uncounted => successes.add_event(life.end_s()),
         }
     }
-    Segment {
-        level: measurement.level,
-        begin_s,
-        length_s,
-        window_s: measurement.window_s.map(|window| window.map(|at| at + begin_s)),
-        in_flight: in_flight.values,
-        successes_rps: successes.values,
-        failures_rps: failures.values,
-    }
+    [in_flight, successes, failures]
 }
 
 #[cfg(test)]
@@ -270,6 +268,7 @@ mod tests {
         }
         assert_eq!(distribution(Vec::new()), None);
         assert!(shares().windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(Curves::of(vec![measurement(1, [])]), None);
     }
 
     #[test]
@@ -280,37 +279,34 @@ mod tests {
         let curves = Curves::of(vec![first, second]).expect("requests");
         let curve = &curves.distributions[&2];
         assert_eq!((curve[0], curve[50], curve[curve.len() - 1]), (1.0, 2.0, 3.0));
-        assert_eq!(curves.timeline.len(), 2);
+        assert_eq!(curves.timeline.segments.len(), 2);
     }
 
     #[test]
     fn the_timeline_adds_up() {
         let cut = RequestOutcome { end_s: None, latency_s: None, ..outcome(3.0, 4.0) };
         let outcomes = [outcome(0.0, 2.0), outcome(1.0, 3.5), failed(2.0, 4.0, Failure::ServerError, "no"), cut];
-        let segment = &timeline(&[measurement(2, outcomes)])[0];
-        assert_eq!(segment.length_s, 4.0);
-        let sum = |values: &[f64]| values.iter().sum::<f64>() * segment.length_s / values.len() as f64;
+        let line = timeline(&[measurement(2, outcomes)]);
+        assert_eq!(line.segments[0].end_s, 4.0);
+        let sum = |bins: &[[f64; 2]]| bins.windows(2).map(|pair| (pair[1][0] - pair[0][0]) * pair[0][1]).sum::<f64>();
         // 2 + 2.5 + 2 seconds of life, and 1 of the one that was cut off.
-        assert!((sum(&segment.in_flight) - 7.5).abs() < 1e-9);
-        assert!((sum(&segment.successes_rps) - 2.0).abs() < 1e-9);
-        assert!((sum(&segment.failures_rps) - 1.0).abs() < 1e-9);
-        assert!(segment.in_flight.iter().all(|&n| n <= 3.0 + 1e-9));
+        for (bins, expected) in [(&line.in_flight, 7.5), (&line.successes_rps, 2.0), (&line.failures_rps, 1.0)] {
+            assert!((sum(bins) - expected).abs() < 1e-9, "{expected}: {bins:?}");
+        }
+        assert!(line.in_flight.iter().all(|[_, n]| *n <= 3.0 + 1e-9));
     }
 
     #[test]
     fn measurements_follow_each_other_and_their_bins_are_bounded() {
         let measurements: Vec<_> =
             (1..=200).map(|level| measurement(level, [outcome(0.0, 1.0), outcome(0.5, level as f64)])).collect();
-        let segments = timeline(&measurements);
+        let Timeline { segments, in_flight, successes_rps, .. } = timeline(&measurements);
         assert_eq!(segments.len(), 200);
-        for pair in segments.windows(2) {
-            assert!((pair[0].begin_s + pair[0].length_s - pair[1].begin_s).abs() < 1e-9);
-        }
+        assert!(segments.windows(2).all(|pair| pair[0].end_s == pair[1].begin_s));
         assert_eq!(segments[3].window_s, Some([segments[3].begin_s + 1.0, segments[3].begin_s + 2.0]));
-        let bins: usize = segments.iter().map(|segment| segment.in_flight.len()).sum();
-        assert!(bins as f64 <= BINS + 200.0 * FEWEST, "{bins}");
+        assert!(in_flight.len() as f64 <= BINS + 200.0 * FEWEST, "{}", in_flight.len());
         // Two requests are too few for a rate that changes.
-        assert!(segments.iter().all(|segment| segment.successes_rps.len() as f64 == FEWEST));
+        assert_eq!(successes_rps.len() as f64, 200.0 * FEWEST + 1.0);
     }
 
     #[test]
@@ -323,14 +319,9 @@ mod tests {
         ])
         .expect("requests");
         let first = &curves.reasons[0];
-        assert_eq!((first.kind, first.text.as_str(), first.count), (Failure::ServerError, "HTTP 503", 4));
+        let Reason { kind, text, count } = &first.reason;
+        assert_eq!((*kind, text.as_str(), *count), (Failure::ServerError, "HTTP 503", 4));
         assert_eq!(first.levels, [5, 10]);
         assert_eq!((curves.reasons.len(), curves.reasons_left_out), (REASONS, 21 - REASONS));
-    }
-
-    #[test]
-    fn without_requests_there_are_no_curves() {
-        assert_eq!(Curves::of(vec![measurement(1, [])]), None);
-        assert_eq!(Curves::of(Vec::new()), None);
     }
 }

@@ -2,26 +2,17 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::SimulatorConfig;
-use super::engine::{Engine, QueueFull, SequenceId, Token};
-
-/// What a request hears from the engine at the end of each step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewToken {
-    /// 0 for the answer's first token.
-    pub(super) index: u32,
-    /// Whether the answer ends with it.
-    pub(super) last: bool,
-}
+use super::engine::{Engine, QueueFull, SequenceId};
 
 struct State {
-    engine: Engine<UnboundedSender<NewToken>>,
+    /// A sequence's owner hears of each of its tokens.
+    engine: Engine<UnboundedSender<()>>,
     stopping: bool,
 }
 
@@ -33,9 +24,12 @@ struct Shared {
     stop: Condvar,
 }
 
+/// Why no lock is poisoned.
+const NO_PANIC: &str = "no thread panics while it holds the engine";
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the engine")
+        self.state.lock().expect(NO_PANIC)
     }
 }
 
@@ -52,11 +46,8 @@ impl Driver {
     ///
     /// What the operating system says when it cannot start a thread.
     pub(super) fn start(config: &SimulatorConfig) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { engine: Engine::new(config), stopping: false }),
-            work: Condvar::new(),
-            stop: Condvar::new(),
-        });
+        let state = Mutex::new(State { engine: Engine::new(config), stopping: false });
+        let shared = Arc::new(Shared { state, work: Condvar::new(), stop: Condvar::new() });
         let thread = thread::Builder::new().name("simulator-engine".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || run(&shared)
@@ -64,9 +55,21 @@ impl Driver {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// A way for requests to reach the engine.
-    pub(super) fn handle(&self) -> EngineHandle {
-        EngineHandle(Arc::clone(&self.shared))
+    /// Submits a request.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueFull`], at once.
+    pub(super) fn submit(&self, prompt_tokens: u32, output_tokens: u32) -> Result<Generation, QueueFull> {
+        let (sender, tokens) = unbounded_channel();
+        let id = self.shared.lock().engine.submit(sender, prompt_tokens, output_tokens)?;
+        self.shared.work.notify_one();
+        Ok(Generation { id, tokens, left: output_tokens, shared: Arc::clone(&self.shared) })
+    }
+
+    /// Sequences that hold a slot, and sequences that wait for one.
+    pub(super) fn load(&self) -> (usize, usize) {
+        self.shared.lock().engine.load()
     }
 }
 
@@ -90,15 +93,13 @@ fn run(shared: &Shared) {
     let mut tokens = Vec::new();
     let mut state = shared.lock();
     loop {
-        state = shared
-            .work
-            .wait_while(state, |state| state.engine.is_idle() && !state.stopping)
-            .expect("no thread panics while it holds the engine");
+        state = shared.work.wait_while(state, |state| state.engine.is_idle() && !state.stopping).expect(NO_PANIC);
         let mut deadline = Instant::now();
         let mut step = state.engine.begin_step();
         while let Some(duration) = step {
             deadline += duration;
-            state = sleep_until(shared, state, deadline);
+            let left = deadline.saturating_duration_since(Instant::now());
+            state = shared.stop.wait_timeout_while(state, left, |state| !state.stopping).expect(NO_PANIC).0;
             if state.stopping {
                 return;
             }
@@ -107,7 +108,10 @@ fn run(shared: &Shared) {
             // next request meets a step that already runs, however fast the client is.
             step = state.engine.begin_step();
             drop(state);
-            send(&mut tokens);
+            for token in tokens.drain(..) {
+                // A receiver that is gone has cancelled its sequence, or is about to.
+                let _ = token.owner.send(());
+            }
             state = shared.lock();
         }
         if state.stopping {
@@ -116,69 +120,27 @@ fn run(shared: &Shared) {
     }
 }
 
-/// Sleeps with the lock released. Returns early only when the driver is to stop.
-fn sleep_until<'a>(shared: &Shared, state: MutexGuard<'a, State>, deadline: Instant) -> MutexGuard<'a, State> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    shared
-        .stop
-        .wait_timeout_while(state, left, |state| !state.stopping)
-        .expect("no thread panics while it holds the engine")
-        .0
-}
-
-fn send(tokens: &mut Vec<Token<UnboundedSender<NewToken>>>) {
-    for Token { owner, index, last } in tokens.drain(..) {
-        // A receiver that is gone has cancelled its sequence, or is about to.
-        let _ = owner.send(NewToken { index, last });
-    }
-}
-
-/// Submits requests to the engine behind a [`Driver`].
-#[derive(Clone)]
-pub(super) struct EngineHandle(Arc<Shared>);
-
-impl EngineHandle {
-    /// Submits a request and returns the stream of its tokens.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueFull`], at once.
-    pub(super) fn submit(&self, prompt_tokens: u32, output_tokens: u32) -> Result<Generation, QueueFull> {
-        let (sender, receiver) = unbounded_channel();
-        let id = self.0.lock().engine.submit(sender, prompt_tokens, output_tokens)?;
-        self.0.work.notify_one();
-        Ok(Generation { id, tokens: receiver, engine: self.clone(), ended: false })
-    }
-
-    /// Sequences that hold a slot, and sequences that wait for one.
-    pub(super) fn load(&self) -> (usize, usize) {
-        self.0.lock().engine.load()
-    }
-}
-
 /// The tokens of one request as they come. Dropping it before the last one cancels the sequence.
 pub(super) struct Generation {
     id: SequenceId,
-    tokens: UnboundedReceiver<NewToken>,
-    engine: EngineHandle,
-    ended: bool,
+    tokens: UnboundedReceiver<()>,
+    left: u32,
+    shared: Arc<Shared>,
 }
 
 impl Generation {
-    /// The next token; `None` only if the engine was stopped before the answer was complete.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<NewToken>> {
-        let polled = self.tokens.poll_recv(context);
-        if let Poll::Ready(Some(token)) = polled {
-            self.ended = token.last;
-        }
-        polled
+    /// Waits for the next token; `None` if there is none because the engine was stopped.
+    pub(super) async fn token(&mut self) -> Option<()> {
+        self.tokens.recv().await?;
+        self.left -= 1;
+        Some(())
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if !self.ended {
-            self.engine.0.lock().engine.cancel(self.id);
+        if self.left > 0 {
+            self.shared.lock().engine.cancel(self.id);
         }
     }
 }

@@ -9,27 +9,23 @@ use std::time::Duration;
 use super::SimulatorConfig;
 
 /// Names a sequence within its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct SequenceId(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SequenceId(u64);
 
 /// A submission was refused because slots and queue are full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct QueueFull {
-    /// Sequences that hold a slot.
-    pub(super) running: usize,
-    /// Sequences that wait for one.
-    pub(super) waiting: usize,
+pub struct QueueFull {
+    pub running: usize,
+    pub waiting: usize,
 }
 
 /// A token that a sequence got at the end of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Token<T> {
+pub struct Token<T> {
     /// What the sequence was submitted with.
-    pub(super) owner: T,
-    /// 0 for the sequence's first token.
-    pub(super) index: u32,
+    pub owner: T,
     /// Whether the sequence ended with it.
-    pub(super) last: bool,
+    pub last: bool,
 }
 
 #[derive(Debug)]
@@ -37,8 +33,8 @@ struct Sequence<T> {
     id: SequenceId,
     owner: T,
     prompt_tokens: u32,
-    output_tokens: u32,
-    generated: u32,
+    /// Tokens still to be generated.
+    left: u32,
 }
 
 /// Up to `slots` sequences decode together, one token per step; the others wait, first come first served.
@@ -47,12 +43,8 @@ struct Sequence<T> {
 /// [`end_step`](Self::end_step). Sequences may be submitted and cancelled at any time between the two:
 /// what arrives during a step waits for the next one's admission.
 #[derive(Debug)]
-pub(super) struct Engine<T> {
-    slots: usize,
-    capacity: usize,
-    base_step_ms: f64,
-    per_sequence_ms: f64,
-    prefill_ms_per_token: f64,
+pub struct Engine<T> {
+    config: SimulatorConfig,
     running: Vec<Sequence<T>>,
     waiting: VecDeque<Sequence<T>>,
     submitted: u64,
@@ -60,26 +52,17 @@ pub(super) struct Engine<T> {
 
 impl<T: Clone> Engine<T> {
     /// An idle engine. The settings must have passed [`SimulatorConfig::validate`].
-    pub(super) fn new(config: &SimulatorConfig) -> Self {
-        Self {
-            slots: config.slots,
-            capacity: config.slots.saturating_add(config.queue_limit),
-            base_step_ms: config.base_step_ms,
-            per_sequence_ms: config.per_sequence_ms,
-            prefill_ms_per_token: config.prefill_ms_per_token,
-            running: Vec::new(),
-            waiting: VecDeque::new(),
-            submitted: 0,
-        }
+    pub fn new(config: &SimulatorConfig) -> Self {
+        Self { config: config.clone(), running: Vec::new(), waiting: VecDeque::new(), submitted: 0 }
     }
 
     /// Whether nothing runs or waits, so that no step can begin.
-    pub(super) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+    pub fn is_idle(&self) -> bool {
+        self.load() == (0, 0)
     }
 
     /// Sequences that hold a slot, and sequences that wait for one.
-    pub(super) fn load(&self) -> (usize, usize) {
+    pub fn load(&self) -> (usize, usize) {
         (self.running.len(), self.waiting.len())
     }
 
@@ -91,55 +74,49 @@ impl<T: Clone> Engine<T> {
     /// # Errors
     ///
     /// [`QueueFull`] if `slots + queue_limit` sequences are inside.
-    pub(super) fn submit(&mut self, owner: T, prompt_tokens: u32, output_tokens: u32) -> Result<SequenceId, QueueFull> {
+    pub fn submit(&mut self, owner: T, prompt_tokens: u32, output_tokens: u32) -> Result<SequenceId, QueueFull> {
         let (running, waiting) = self.load();
-        if running + waiting >= self.capacity {
+        if running + waiting >= self.config.slots.saturating_add(self.config.queue_limit) {
             return Err(QueueFull { running, waiting });
         }
         let id = SequenceId(self.submitted);
         self.submitted += 1;
-        self.waiting.push_back(Sequence { id, owner, prompt_tokens, output_tokens, generated: 0 });
+        self.waiting.push_back(Sequence { id, owner, prompt_tokens, left: output_tokens });
         Ok(id)
     }
 
     /// Removes a sequence whose client is gone. Returns whether it was still inside.
-    pub(super) fn cancel(&mut self, id: SequenceId) -> bool {
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
         // Both are in order of submission, so their ids rise.
         if let Ok(at) = self.running.binary_search_by_key(&id, |s| s.id) {
             self.running.remove(at);
             return true;
         }
-        if let Ok(at) = self.waiting.binary_search_by_key(&id, |s| s.id) {
-            self.waiting.remove(at);
-            return true;
-        }
-        false
+        self.waiting.binary_search_by_key(&id, |s| s.id).is_ok_and(|at| self.waiting.remove(at).is_some())
     }
 
     /// Admits waiting sequences to free slots and returns how long the step takes. `None` when idle.
-    pub(super) fn begin_step(&mut self) -> Option<Duration> {
-        let free = self.slots.saturating_sub(self.running.len());
-        let admitted = self.waiting.drain(..free.min(self.waiting.len()));
+    pub fn begin_step(&mut self) -> Option<Duration> {
         let before = self.running.len();
-        self.running.extend(admitted);
+        let free = self.config.slots.saturating_sub(before);
+        self.running.extend(self.waiting.drain(..free.min(self.waiting.len())));
         if self.running.is_empty() {
             return None;
         }
         let prefill: f64 = self.running[before..].iter().map(|sequence| f64::from(sequence.prompt_tokens)).sum();
-        let step_ms =
-            self.base_step_ms + self.per_sequence_ms * self.running.len() as f64 + self.prefill_ms_per_token * prefill;
+        let SimulatorConfig { base_step_ms, per_sequence_ms, prefill_ms_per_token, .. } = self.config;
+        let step_ms = base_step_ms + per_sequence_ms * self.running.len() as f64 + prefill_ms_per_token * prefill;
         Some(Duration::from_secs_f64(step_ms / 1000.0))
     }
 
     /// Gives every running sequence its next token, in order of admission, and lets those leave that have
     /// reached their length. `tokens` is cleared first; it is a parameter so that its memory is used again.
-    pub(super) fn end_step(&mut self, tokens: &mut Vec<Token<T>>) {
+    pub fn end_step(&mut self, tokens: &mut Vec<Token<T>>) {
         tokens.clear();
         self.running.retain_mut(|sequence| {
-            let index = sequence.generated;
-            sequence.generated += 1;
-            let last = sequence.generated >= sequence.output_tokens;
-            tokens.push(Token { owner: sequence.owner.clone(), index, last });
+            sequence.left -= 1;
+            let last = sequence.left == 0;
+            tokens.push(Token { owner: sequence.owner.clone(), last });
             !last
         });
     }
@@ -151,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    fn engine(slots: usize, queue_limit: usize) -> Engine<u64> {
+    fn engine(slots: usize, queue_limit: usize) -> Engine<usize> {
         Engine::new(&SimulatorConfig {
             slots,
             queue_limit,
@@ -162,104 +139,49 @@ mod tests {
         })
     }
 
-    fn end(engine: &mut Engine<u64>) -> Vec<Token<u64>> {
-        let mut tokens = Vec::new();
-        engine.end_step(&mut tokens);
-        tokens
+    /// A step: the owners that got a token.
+    fn step(engine: &mut Engine<usize>) -> Vec<usize> {
+        engine.begin_step();
+        end(engine)
     }
 
-    fn owners(tokens: &[Token<u64>]) -> Vec<u64> {
+    fn end(engine: &mut Engine<usize>) -> Vec<usize> {
+        let mut tokens = Vec::new();
+        engine.end_step(&mut tokens);
         tokens.iter().map(|token| token.owner).collect()
     }
 
     #[test]
     fn a_step_takes_base_plus_batch_plus_prefill_of_the_admitted() {
         let mut engine = engine(4, 0);
+        assert_eq!(engine.begin_step(), None);
         engine.submit(0, 100, 5).unwrap();
         engine.submit(1, 50, 5).unwrap();
-        let first = engine.begin_step().unwrap();
-        assert_eq!(first, Duration::from_micros(3000 + 2 * 500 + 150 * 10));
-        end(&mut engine);
-        let second = engine.begin_step().unwrap();
-        assert_eq!(second, Duration::from_micros(3000 + 2 * 500));
+        assert_eq!(engine.begin_step(), Some(Duration::from_micros(3000 + 2 * 500 + 150 * 10)));
+        // What arrives during a step waits for the next.
+        engine.submit(2, 0, 5).unwrap();
+        assert_eq!(end(&mut engine), [0, 1]);
+        assert_eq!(engine.begin_step(), Some(Duration::from_micros(3000 + 3 * 500)));
+        assert_eq!(end(&mut engine), [0, 1, 2]);
     }
 
     #[test]
-    fn an_idle_engine_begins_no_step() {
-        let mut engine = engine(2, 2);
-        assert!(engine.is_idle());
-        assert_eq!(engine.begin_step(), None);
-        engine.submit(0, 1, 1).unwrap();
-        assert!(engine.begin_step().is_some());
-        assert!(end(&mut engine)[0].last);
-        assert!(engine.is_idle());
-        assert_eq!(engine.begin_step(), None);
-    }
-
-    #[test]
-    fn refuses_at_exactly_slots_plus_queue_limit() {
+    fn a_server_refuses_when_slots_and_queue_are_full() {
         let mut engine = engine(2, 3);
         // Before the first step all five wait.
         for owner in 0..5 {
             engine.submit(owner, 1, 2).unwrap();
         }
-        let refused = engine.submit(5, 1, 2).unwrap_err();
-        assert_eq!((refused.running, refused.waiting), (0, 5));
+        assert_eq!(engine.submit(5, 1, 2), Err(QueueFull { running: 0, waiting: 5 }));
         engine.begin_step();
-        let refused = engine.submit(5, 1, 2).unwrap_err();
-        assert_eq!((refused.running, refused.waiting), (2, 3));
-        end(&mut engine);
-        engine.begin_step();
-        end(&mut engine);
+        assert_eq!(engine.submit(5, 1, 2), Err(QueueFull { running: 2, waiting: 3 }));
+        assert_eq!(end(&mut engine), [0, 1]);
+        assert_eq!(step(&mut engine), [0, 1]);
         // Two have left, two may come.
         engine.submit(5, 1, 2).unwrap();
         engine.submit(6, 1, 2).unwrap();
         engine.submit(7, 1, 2).unwrap_err();
-    }
-
-    #[test]
-    fn a_server_without_a_queue_refuses_when_its_slots_are_taken() {
-        let mut engine = engine(1, 0);
-        engine.submit(0, 1, 1).unwrap();
-        engine.submit(1, 1, 1).unwrap_err();
-    }
-
-    #[test]
-    fn an_arrival_during_a_step_waits_for_the_next_one() {
-        let mut engine = engine(2, 2);
-        engine.submit(0, 1, 3).unwrap();
-        engine.begin_step();
-        engine.submit(1, 1, 3).unwrap();
-        assert_eq!(owners(&end(&mut engine)), [0]);
-        engine.begin_step();
-        assert_eq!(owners(&end(&mut engine)), [0, 1]);
-    }
-
-    #[test]
-    fn slots_are_given_first_come_first_served() {
-        let mut engine = engine(2, 10);
-        for owner in 0..6 {
-            engine.submit(owner, 1, 1 + (owner as u32) % 2).unwrap();
-        }
-        let mut order = Vec::new();
-        while engine.begin_step().is_some() {
-            let tokens = end(&mut engine);
-            order.extend(tokens.iter().filter(|t| t.index == 0).map(|t| t.owner));
-        }
-        assert_eq!(order, [0, 1, 2, 3, 4, 5]);
-    }
-
-    #[test]
-    fn a_cancelled_sequence_frees_its_slot_or_its_place() {
-        let mut engine = engine(1, 2);
-        let ids: Vec<_> = (0..3).map(|o| engine.submit(o, 1, 9).unwrap()).collect();
-        engine.begin_step();
-        assert!(engine.cancel(ids[0]));
-        assert!(engine.cancel(ids[1]));
-        assert!(!engine.cancel(ids[1]));
-        assert_eq!(end(&mut engine), []);
-        engine.begin_step();
-        assert_eq!(owners(&end(&mut engine)), [2]);
+        assert_eq!(step(&mut engine), [2, 3]);
     }
 
     #[derive(Clone, Debug)]
@@ -278,67 +200,57 @@ mod tests {
         proptest::collection::vec(action, 0..300)
     }
 
+    /// A sequence as it should be. Those that have left stay in the list.
+    struct Expected {
+        id: SequenceId,
+        left: u32,
+        cancelled: bool,
+    }
+
+    impl Expected {
+        fn inside(&self) -> bool {
+            self.left > 0 && !self.cancelled
+        }
+    }
+
     proptest! {
-        /// Every accepted sequence either gets exactly its tokens, in order, the last one marked, or was
-        /// cancelled; slots and capacity are never exceeded; nothing is left at the end.
+        /// Every accepted sequence either gets exactly its tokens, first come first served and the last one marked,
+        /// or was cancelled; slots and capacity are never exceeded; nothing is left at the end.
         #[test]
-        fn sequences_are_conserved(
-            slots in 1usize..5,
-            queue_limit in 0usize..5,
-            actions in actions(),
-        ) {
+        fn sequences_are_conserved(slots in 1usize..5, queue_limit in 0usize..5, actions in actions()) {
             let mut engine = engine(slots, queue_limit);
-            let mut lengths = Vec::new();
-            let mut ids = Vec::new();
-            let mut received: Vec<u32> = Vec::new();
-            let mut ended: Vec<bool> = Vec::new();
-            let mut cancelled: Vec<bool> = Vec::new();
+            let mut all: Vec<Expected> = Vec::new();
             // Enough steps at the end to serve whatever is left.
-            let drain = std::iter::repeat_n(Action::Step, 100);
-            for action in actions.into_iter().chain(drain) {
-                let inside = (0..ids.len()).filter(|&i| !ended[i] && !cancelled[i]).count();
-                prop_assert!(inside <= slots + queue_limit);
+            for action in actions.into_iter().chain(std::iter::repeat_n(Action::Step, 100)) {
+                let inside: Vec<usize> = (0..all.len()).filter(|&owner| all[owner].inside()).collect();
+                prop_assert!(inside.len() <= slots + queue_limit);
                 match action {
-                    Action::Submit(length) => {
-                        let owner = ids.len() as u64;
-                        match engine.submit(owner, 1, length) {
-                            Ok(id) => {
-                                ids.push(id);
-                                lengths.push(length);
-                                received.push(0);
-                                ended.push(false);
-                                cancelled.push(false);
-                            }
-                            Err(full) => {
-                                prop_assert_eq!(inside, slots + queue_limit);
-                                prop_assert_eq!(full.running + full.waiting, inside);
-                            }
+                    Action::Submit(left) => match engine.submit(all.len(), 1, left) {
+                        Ok(id) => all.push(Expected { id, left, cancelled: false }),
+                        Err(full) => {
+                            prop_assert_eq!(inside.len(), slots + queue_limit);
+                            prop_assert_eq!(full.running + full.waiting, inside.len());
                         }
+                    },
+                    Action::Cancel(which) => if let Some(sequence) = all.get_mut(which) {
+                        prop_assert_eq!(engine.cancel(sequence.id), sequence.inside());
+                        sequence.cancelled |= sequence.inside();
                     }
-                    Action::Cancel(which) if which < ids.len() => {
-                        let was_inside = engine.cancel(ids[which]);
-                        prop_assert_eq!(was_inside, !ended[which] && !cancelled[which]);
-                        cancelled[which] |= was_inside;
-                    }
-                    Action::Cancel(_) => {}
                     Action::Step => {
-                        let begun = engine.begin_step();
-                        prop_assert_eq!(begun.is_some(), inside > 0);
-                        let tokens = end(&mut engine);
-                        prop_assert_eq!(tokens.len(), inside.min(slots));
+                        prop_assert_eq!(engine.begin_step().is_some(), !inside.is_empty());
+                        let mut tokens = Vec::new();
+                        engine.end_step(&mut tokens);
+                        let owners: Vec<usize> = tokens.iter().map(|token| token.owner).collect();
+                        prop_assert_eq!(&owners[..], &inside[..inside.len().min(slots)]);
                         for token in tokens {
-                            let i = token.owner as usize;
-                            prop_assert!(!cancelled[i] && !ended[i]);
-                            prop_assert_eq!(token.index, received[i]);
-                            received[i] += 1;
-                            ended[i] = token.last;
-                            prop_assert_eq!(token.last, received[i] == lengths[i]);
+                            let sequence = &mut all[token.owner];
+                            sequence.left -= 1;
+                            prop_assert_eq!(token.last, sequence.left == 0);
                         }
                     }
                 }
             }
             prop_assert!(engine.is_idle());
-            prop_assert!((0..ids.len()).all(|i| ended[i] != cancelled[i]));
         }
     }
 }

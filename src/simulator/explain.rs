@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::engine::{Engine, Token};
-use super::lengths::{OutputLengths, prompt_tokens};
+use super::lengths::prompt_tokens;
 use super::{SimulatorConfig, SimulatorError};
 
 /// The optimum is the smallest level with this share of the best throughput.
@@ -38,12 +38,6 @@ pub struct ExplainedLevel {
     pub latency_p95_s: f64,
     /// Refused requests as a share of all, 0 to 1.
     pub error_rate: f64,
-}
-
-impl ExplainedLevel {
-    fn qualifies(&self) -> bool {
-        self.error_rate < MAX_ERROR_RATE
-    }
 }
 
 /// The true curve of a simulated server. [`Display`](fmt::Display) writes it as a table.
@@ -85,37 +79,34 @@ pub fn explain(
     need(!prompts.is_empty(), "at least one prompt")?;
     need(requests > 0, "at least one request")?;
     need(levels.iter().all(|&level| level > 0), "levels of 1 or more")?;
-    let lengths = OutputLengths::new(config.seed, config.output_tokens.clone());
-    let tasks: Vec<Task> = prompts
-        .iter()
-        .map(|prompt| Task {
-            prompt_tokens: prompt_tokens(prompt),
-            output_tokens: lengths.of(prompt, Some(max_tokens)).tokens,
-        })
-        .collect();
-    let levels: Vec<_> = levels.iter().map(|&level| IdealLoop::new(config, level, &tasks).measure(requests)).collect();
+    let task = |prompt: &String| Task {
+        prompt_tokens: prompt_tokens(prompt),
+        output_tokens: config.answer_length(prompt, Some(max_tokens)).tokens,
+    };
+    let tasks: Vec<Task> = prompts.iter().map(task).collect();
+    let levels: Vec<_> = levels.iter().map(|&level| IdealLoop::measure(config, level, &tasks, requests)).collect();
     Ok(Explanation { optimum: optimum(&levels), levels })
 }
 
+fn qualifying(levels: &[ExplainedLevel]) -> impl Iterator<Item = &ExplainedLevel> {
+    levels.iter().filter(|level| level.error_rate < MAX_ERROR_RATE)
+}
+
 fn best_rps(levels: &[ExplainedLevel]) -> f64 {
-    let passing = levels.iter().filter(|level| level.qualifies());
-    passing.fold(0.0, |best, level| level.throughput_rps.max(best))
+    qualifying(levels).map(|level| level.throughput_rps).fold(0.0, f64::max)
 }
 
 fn optimum(levels: &[ExplainedLevel]) -> Option<usize> {
     let enough = NEAR_BEST * best_rps(levels);
-    let near_best = levels.iter().filter(|level| level.qualifies() && level.throughput_rps >= enough);
-    near_best.map(|level| level.level).min()
+    qualifying(levels).filter(|level| level.throughput_rps >= enough).map(|level| level.level).min()
 }
 
-/// What a prompt asks of the engine.
 #[derive(Clone, Copy)]
 struct Task {
     prompt_tokens: u32,
     output_tokens: u32,
 }
 
-/// A request of the ideal client.
 struct Sent {
     at: Duration,
     end: End,
@@ -136,8 +127,8 @@ struct IdealLoop<'a> {
     engine: Engine<usize>,
     now: Duration,
     sent: Vec<Sent>,
-    successes: usize,
-    latencies: RunningMedian,
+    /// Of all successes so far, sorted.
+    latencies: Vec<Duration>,
     /// Permits that are free, and whose requests reach the server during the next step.
     free: usize,
     /// When the permits of refused requests become free.
@@ -145,46 +136,48 @@ struct IdealLoop<'a> {
     tokens: Vec<Token<usize>>,
 }
 
-impl<'a> IdealLoop<'a> {
-    fn new(config: &SimulatorConfig, level: usize, tasks: &'a [Task]) -> Self {
-        Self {
+impl IdealLoop<'_> {
+    fn measure(config: &SimulatorConfig, level: usize, tasks: &[Task], requests: usize) -> ExplainedLevel {
+        let mut client = IdealLoop {
             level,
             tasks,
             engine: Engine::new(config),
             now: Duration::ZERO,
             sent: Vec::new(),
-            successes: 0,
-            latencies: RunningMedian::default(),
+            latencies: Vec::new(),
             free: level,
             held_until: BinaryHeap::new(),
             tokens: Vec::new(),
-        }
-    }
-
-    fn measure(mut self, requests: usize) -> ExplainedLevel {
-        self.run_until_successes(requests / 20 + 2 * self.level);
-        let (from, first) = (self.now, self.sent.len());
-        self.run_until_successes(self.successes + requests);
-        let (to, end) = (self.now, self.sent.len());
+        };
+        client.run_until_successes(requests / 20 + 2 * level);
+        let (from, first) = (client.now, client.sent.len());
+        client.run_until_successes(client.latencies.len() + requests);
+        let (to, end) = (client.now, client.sent.len());
         // The loop goes on until all that counts has ended, so that the last ones meet the same load.
         for ticket in 0..end {
-            while self.sent[ticket].end == End::Open {
-                self.step();
+            while client.sent[ticket].end == End::Open {
+                client.step();
             }
         }
-        self.summary(from, to, first..end)
+        client.summary(from, to, first..end)
     }
 
     fn run_until_successes(&mut self, successes: usize) {
-        while self.successes < successes {
+        while self.latencies.len() < successes {
             self.step();
         }
     }
 
     /// One step of the engine, with all that is sent during it.
     fn step(&mut self) {
+        // An idle engine starts with the first request alone.
         if self.engine.is_idle() {
-            self.send_to_idle_engine();
+            if self.free > 0 {
+                self.free -= 1;
+            } else if let Some(Reverse(due)) = self.held_until.pop() {
+                self.now = due;
+            }
+            self.send(self.now);
         }
         let duration = self.engine.begin_step().expect("something was just sent to the engine if it was idle");
         let end = self.now + duration;
@@ -201,19 +194,13 @@ impl<'a> IdealLoop<'a> {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.engine.end_step(&mut tokens);
         for token in tokens.iter().filter(|token| token.last) {
-            self.succeed(token.owner);
+            let sent = &mut self.sent[token.owner];
+            sent.end = End::Success(end);
+            let latency = end - sent.at;
+            self.latencies.insert(self.latencies.partition_point(|&other| other < latency), latency);
+            self.free += 1;
         }
         self.tokens = tokens;
-    }
-
-    /// Sends one request, the only one in the step that it starts.
-    fn send_to_idle_engine(&mut self) {
-        if self.free > 0 {
-            self.free -= 1;
-        } else if let Some(Reverse(due)) = self.held_until.pop() {
-            self.now = due;
-        }
-        self.send(self.now);
     }
 
     fn send(&mut self, at: Duration) {
@@ -222,20 +209,12 @@ impl<'a> IdealLoop<'a> {
         let end = match self.engine.submit(ticket, task.prompt_tokens, task.output_tokens) {
             Ok(_) => End::Open,
             Err(_) => {
-                let median = self.latencies.median().unwrap_or(LONGEST_HOLD);
+                let median = median(&self.latencies).unwrap_or(LONGEST_HOLD);
                 self.held_until.push(Reverse(at + median.min(LONGEST_HOLD)));
                 End::Refused
             }
         };
         self.sent.push(Sent { at, end });
-    }
-
-    fn succeed(&mut self, ticket: usize) {
-        let sent = &mut self.sent[ticket];
-        sent.end = End::Success(self.now);
-        self.latencies.push(self.now - sent.at);
-        self.successes += 1;
-        self.free += 1;
     }
 
     /// The figures of the window `from`..`to`, in which the requests `cohort` were sent.
@@ -252,13 +231,11 @@ impl<'a> IdealLoop<'a> {
             tokens += share * f64::from(self.tasks[ticket % self.tasks.len()].output_tokens);
         }
         let all = cohort.len();
-        let mut latencies: Vec<f64> = self.sent[cohort]
-            .iter()
-            .filter_map(|sent| match sent.end {
-                End::Success(end) => Some((end - sent.at).as_secs_f64()),
-                End::Open | End::Refused => None,
-            })
-            .collect();
+        let latency = |sent: &Sent| match sent.end {
+            End::Success(end) => Some((end - sent.at).as_secs_f64()),
+            End::Open | End::Refused => None,
+        };
+        let mut latencies: Vec<f64> = self.sent[cohort].iter().filter_map(latency).collect();
         latencies.sort_by(f64::total_cmp);
         let successes = latencies.len();
         ExplainedLevel {
@@ -282,29 +259,9 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
     below + (above - below) * at.fract()
 }
 
-/// The median of all values so far: the lower half and the upper half, each with its inner end on top.
-#[derive(Default)]
-struct RunningMedian {
-    lower: BinaryHeap<Duration>,
-    upper: BinaryHeap<Reverse<Duration>>,
-}
-
-impl RunningMedian {
-    fn push(&mut self, value: Duration) {
-        self.lower.push(value);
-        self.upper.extend(self.lower.pop().map(Reverse));
-        if self.upper.len() > self.lower.len() {
-            self.lower.extend(self.upper.pop().map(|Reverse(value)| value));
-        }
-    }
-
-    fn median(&self) -> Option<Duration> {
-        let &low = self.lower.peek()?;
-        match self.upper.peek() {
-            Some(&Reverse(high)) if self.upper.len() == self.lower.len() => Some((low + high) / 2),
-            _ => Some(low),
-        }
-    }
+fn median(sorted: &[Duration]) -> Option<Duration> {
+    let &low = sorted.get(sorted.len().checked_sub(1)? / 2)?;
+    Some((low + sorted[sorted.len() / 2]) / 2)
 }
 
 impl fmt::Display for Explanation {
@@ -344,103 +301,11 @@ impl fmt::Display for Explanation {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OutputTokens;
     use super::*;
 
-    const LENGTH: u32 = 24;
-    const PROMPT_CHARS: usize = 400;
-
-    fn fixed() -> SimulatorConfig {
-        SimulatorConfig {
-            slots: 8,
-            queue_limit: 8,
-            base_step_ms: 3.0,
-            per_sequence_ms: 0.25,
-            prefill_ms_per_token: 0.002,
-            output_tokens: OutputTokens::Fixed { tokens: LENGTH },
-            ..SimulatorConfig::default()
-        }
-    }
-
-    fn explain_fixed(levels: &[usize]) -> Vec<ExplainedLevel> {
-        let prompts = ["x".repeat(PROMPT_CHARS)];
-        let explained = explain(&fixed(), levels, &prompts, 64, 20_000);
-        explained.unwrap().levels
-    }
-
-    /// Throughput by hand. Each request costs `LENGTH` turns in a batch and its prefill; on top come the bases
-    /// of the steps of one round. Alone, a request starts at once and takes `LENGTH` steps. In company it waits
-    /// for the step that runs when it arrives: `LENGTH + 1`. With twice as many requests as slots there is
-    /// always one waiting for each that leaves, so that a round of full batches takes `LENGTH` steps again.
-    fn formula_rps(level: usize) -> f64 {
-        let config = fixed();
-        let length = f64::from(LENGTH);
-        let served = level.min(config.slots) as f64;
-        let steps = if level == 1 || level >= 2 * config.slots { length } else { length + 1.0 };
-        let prefill_ms = config.prefill_ms_per_token * (PROMPT_CHARS / 4) as f64;
-        let own_ms = config.per_sequence_ms * length + prefill_ms;
-        1000.0 * served / (config.base_step_ms * steps + own_ms * served)
-    }
-
     #[test]
-    fn fixed_lengths_give_the_throughput_of_the_formula() {
-        for level in explain_fixed(&[1, 2, 5, 8, 16]) {
-            let expected = formula_rps(level.level);
-            let ratio = level.throughput_rps / expected;
-            assert!((ratio - 1.0).abs() < 2e-3, "{level:?}, not {expected}");
-            assert!((level.output_tps / expected / f64::from(LENGTH) - 1.0).abs() < 2e-3);
-            // Little's law: in flight = throughput x latency.
-            let in_flight = level.throughput_rps * level.latency_mean_s;
-            assert!((in_flight / level.level as f64 - 1.0).abs() < 2e-3, "{level:?}");
-            assert_eq!(level.error_rate, 0.0);
-        }
-    }
-
-    #[test]
-    fn a_request_alone_takes_the_same_time_each_time() {
-        let level = &explain_fixed(&[1])[0];
-        let expected_s = (f64::from(LENGTH) * 3.25 + 0.2) / 1000.0;
-        for latency_s in [level.latency_mean_s, level.latency_p50_s, level.latency_p95_s] {
-            assert!((latency_s - expected_s).abs() < 1e-6);
-        }
-    }
-
-    #[test]
-    fn refusals_begin_above_slots_and_queue_and_leave_the_throughput() {
-        let levels = explain_fixed(&[16, 17, 24]);
-        assert_eq!(levels[0].error_rate, 0.0);
-        assert!(levels[1].error_rate > 0.0);
-        assert!(levels[2].error_rate > levels[1].error_rate);
-        // The permits that are held do not serve, but the queue keeps the slots full.
-        assert!(levels[2].throughput_rps / levels[0].throughput_rps > 0.98);
-        assert!(levels[2].error_rate < 0.5);
-    }
-
-    #[test]
-    fn the_defaults_have_their_knee_at_20_and_are_full_below_50() {
-        let levels = [1, 2, 5, 10, 15, 20, 25, 30, 40, 45, 50];
-        let prompts: Vec<_> = (0..100).map(|i| format!("{i:0>800}")).collect();
-        let config = SimulatorConfig::default();
-        let explanation = explain(&config, &levels, &prompts, 64, 5_000).unwrap();
-        assert_eq!(explanation.optimum, Some(20));
-        let of_best = |at: usize| explanation.levels[at].throughput_rps / best_rps(&explanation.levels);
-        assert!(of_best(4) < 0.9, "level 15: {}", of_best(4));
-        assert!(of_best(5) > 0.975, "level 20: {}", of_best(5));
-        let errors: Vec<_> = explanation.levels.iter().map(|l| l.error_rate).collect();
-        assert!(errors[..10].iter().all(|&rate| rate == 0.0));
-        assert!(errors[10] > MAX_ERROR_RATE);
-    }
-
-    #[test]
-    fn the_same_settings_give_the_same_curve() {
-        let prompts: Vec<_> = (0..10).map(|i| i.to_string()).collect();
-        let config = SimulatorConfig::default();
-        let curve = || explain(&config, &[3, 50], &prompts, 64, 500).unwrap();
-        assert_eq!(curve(), curve());
-    }
-
-    fn level(level: usize, throughput_rps: f64, error_rate: f64) -> ExplainedLevel {
-        ExplainedLevel {
+    fn the_optimum_is_the_smallest_level_near_the_best_that_qualifies() {
+        let level = |level, throughput_rps, error_rate| ExplainedLevel {
             level,
             throughput_rps,
             output_tps: 48.0 * throughput_rps,
@@ -448,66 +313,20 @@ mod tests {
             latency_p50_s: 0.2,
             latency_p95_s: 0.5,
             error_rate,
-        }
-    }
-
-    #[test]
-    fn the_optimum_is_the_smallest_level_near_the_best_that_qualifies() {
+        };
         let levels = [level(30, 100.0, 0.0), level(20, 95.0, 0.0), level(10, 94.9, 0.0), level(50, 200.0, 0.05)];
         assert_eq!(optimum(&levels), Some(20));
         assert_eq!(optimum(&levels[3..]), None);
     }
 
     #[test]
-    fn the_table_is_aligned_and_ends_with_the_optimum() {
-        let mut explanation = Explanation {
-            levels: vec![level(1, 5.5, 0.0), level(20, 66.53, 0.0), level(50, 66.9, 0.1)],
-            optimum: Some(20),
-        };
-        assert_eq!(
-            explanation.to_string(),
-            " level     req/s  of best out tokens/s   mean s    P95 s   errors
-     1      5.50    0.083          264    0.250    0.500    0.0 %
-    20     66.53    1.000         3193    0.250    0.500    0.0 %
-    50     66.90    1.006         3211    0.250    0.500   10.0 %
-optimum: 20 (the smallest level with at least 95 % of the best throughput, 66.53 req/s, and errors below 5 %)"
-        );
-        explanation.levels.drain(..2);
-        explanation.optimum = None;
-        let text = explanation.to_string();
-        assert!(text.ends_with("optimum: none (every level has errors of 5 % or more)"), "{text}");
-    }
-
-    #[test]
-    fn the_running_median_is_the_median() {
-        let mut running = RunningMedian::default();
-        assert_eq!(running.median(), None);
-        let mut all = Vec::new();
-        for i in 0..50u64 {
-            let value = Duration::from_nanos((i * 37) % 23 * 10);
-            running.push(value);
-            all.push(value);
-            all.sort();
-            let expected = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2;
-            assert_eq!(running.median(), Some(expected));
+    fn median_and_percentiles_are_those_of_the_definition() {
+        let cases = [(&[][..], None), (&[3], Some(3)), (&[1, 4], Some(2)), (&[1, 4, 9], Some(4))];
+        for (values, expected) in cases {
+            let sorted: Vec<_> = values.iter().map(|&ns| Duration::from_nanos(ns)).collect();
+            assert_eq!(median(&sorted), expected.map(Duration::from_nanos));
         }
-    }
-
-    #[test]
-    fn percentiles_interpolate_between_neighbours() {
         assert_eq!(percentile(&[1.0, 2.0, 3.0, 4.0], 0.25), 1.75);
         assert_eq!(percentile(&[7.0], 0.95), 7.0);
-    }
-
-    #[test]
-    fn what_cannot_be_explained_is_an_error() {
-        let prompts = ["a".to_owned()];
-        let config = fixed();
-        assert!(explain(&config, &[0], &prompts, 64, 100).is_err());
-        assert!(explain(&config, &[1], &[], 64, 100).is_err());
-        assert!(explain(&config, &[1], &prompts, 64, 0).is_err());
-        let impossible = SimulatorConfig { slots: 0, ..config };
-        let error = explain(&impossible, &[1], &prompts, 64, 100).unwrap_err();
-        assert!(error.to_string().starts_with("simulator.slots is 0"));
     }
 }

@@ -6,14 +6,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::SimulatorError;
-use super::config::require;
+use super::config::{require, require_within};
 use super::lengths::{fnv1a, unit};
 
-/// Longest time that a fault's pause may be set to, in seconds.
-const LONGEST_S: f64 = 3600.0;
-
 /// Something that goes wrong with a request on purpose. A request has one fault at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+///
+/// Its name is that of its key below `simulator.faults`, in `--fault`, in the log and in `/metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// The answer's head comes `slow_start_s` late; the answer is good.
@@ -26,8 +25,10 @@ pub enum Fault {
     /// The connection is reset before any byte of the answer.
     Reset,
     /// Status 500 at once.
+    #[serde(rename = "error_500")]
     Error500,
     /// Status 429 at once, with `Retry-After`.
+    #[serde(rename = "rate_429")]
     Rate429,
     /// Status 200, and JSON that breaks off halfway.
     MalformedJson,
@@ -41,39 +42,15 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 10] = [
-        Fault::SlowStart,
-        Fault::Stall,
-        Fault::CutStream,
-        Fault::Reset,
-        Fault::Error500,
-        Fault::Rate429,
-        Fault::MalformedJson,
-        Fault::EmptyOutput,
-        Fault::GarbageSse,
-        Fault::HugeBody,
-    ];
-
-    /// Its key below `simulator.faults`, and its name in `--fault`, the log and `/metrics`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Fault::SlowStart => "slow_start",
-            Fault::Stall => "stall",
-            Fault::CutStream => "cut_stream",
-            Fault::Reset => "reset",
-            Fault::Error500 => "error_500",
-            Fault::Rate429 => "rate_429",
-            Fault::MalformedJson => "malformed_json",
-            Fault::EmptyOutput => "empty_output",
-            Fault::GarbageSse => "garbage_sse",
-            Fault::HugeBody => "huge_body",
-        }
-    }
+    pub const ALL: [Fault; 10] = {
+        use Fault::*;
+        [SlowStart, Stall, CutStream, Reset, Error500, Rate429, MalformedJson, EmptyOutput, GarbageSse, HugeBody]
+    };
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        self.serialize(f)
     }
 }
 
@@ -91,8 +68,8 @@ impl FromStr for FaultRate {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, rate) = text.split_once('=').ok_or("expected NAME=RATE, such as stall=0.1")?;
-        let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name).ok_or_else(|| {
-            let names: Vec<_> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+        let fault = Fault::ALL.into_iter().find(|fault| fault.to_string() == name).ok_or_else(|| {
+            let names = Fault::ALL.map(|fault| fault.to_string());
             format!("there is no fault `{name}`; the faults are {}", names.join(", "))
         })?;
         let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
@@ -103,26 +80,17 @@ impl FromStr for FaultRate {
 /// Rates of the faults (shares of the requests, 0 to 1, together 1 at most) and their parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "a rate has the name of its fault, which is documented there")]
 pub struct Faults {
-    /// Rate of [`Fault::SlowStart`].
     pub slow_start: f64,
-    /// Rate of [`Fault::Stall`].
     pub stall: f64,
-    /// Rate of [`Fault::CutStream`].
     pub cut_stream: f64,
-    /// Rate of [`Fault::Reset`].
     pub reset: f64,
-    /// Rate of [`Fault::Error500`].
     pub error_500: f64,
-    /// Rate of [`Fault::Rate429`].
     pub rate_429: f64,
-    /// Rate of [`Fault::MalformedJson`].
     pub malformed_json: f64,
-    /// Rate of [`Fault::EmptyOutput`].
     pub empty_output: f64,
-    /// Rate of [`Fault::GarbageSse`].
     pub garbage_sse: f64,
-    /// Rate of [`Fault::HugeBody`].
     pub huge_body: f64,
     /// How late a slow start is, in seconds. 0 to 3600.
     pub slow_start_s: f64,
@@ -167,35 +135,8 @@ impl Faults {
         })
     }
 
-    pub(super) fn validate(&self) -> Result<(), SimulatorError> {
-        let mut sum = 0.0;
-        for fault in Fault::ALL {
-            let rate = self.rate(fault);
-            sum += rate;
-            let range = "a number from 0 to 1 (share of the requests)";
-            require((0.0..=1.0).contains(&rate), &format!("faults.{fault}"), rate, range)?;
-        }
-        // Ten rates of 0.1 add up to a little more than 1.
-        require(sum <= 1.0 + 1e-9, "faults", format!("in sum {sum}"), "rates whose sum is 1 or less")?;
-        for (key, seconds) in [("faults.slow_start_s", self.slow_start_s), ("faults.stall_s", self.stall_s)] {
-            require((0.0..=LONGEST_S).contains(&seconds), key, seconds, "a number from 0 to 3600 (seconds)")?;
-        }
-        Ok(())
-    }
-
     fn rate(&self, fault: Fault) -> f64 {
-        match fault {
-            Fault::SlowStart => self.slow_start,
-            Fault::Stall => self.stall,
-            Fault::CutStream => self.cut_stream,
-            Fault::Reset => self.reset,
-            Fault::Error500 => self.error_500,
-            Fault::Rate429 => self.rate_429,
-            Fault::MalformedJson => self.malformed_json,
-            Fault::EmptyOutput => self.empty_output,
-            Fault::GarbageSse => self.garbage_sse,
-            Fault::HugeBody => self.huge_body,
-        }
+        *self.clone().rate_mut(fault)
     }
 
     fn rate_mut(&mut self, fault: Fault) -> &mut f64 {
@@ -212,6 +153,17 @@ impl Faults {
             Fault::HugeBody => &mut self.huge_body,
         }
     }
+
+    pub(super) fn validate(&self) -> Result<(), SimulatorError> {
+        for fault in Fault::ALL {
+            require_within(&format!("faults.{fault}"), self.rate(fault), 0.0..=1.0, " (share of the requests)")?;
+        }
+        // Ten rates of 0.1 add up to a little more than 1.
+        let sum: f64 = Fault::ALL.map(|fault| self.rate(fault)).iter().sum();
+        require(sum <= 1.0 + 1e-9, "faults", format!("{sum} in sum"), "rates whose sum is 1 or less")?;
+        require_within("faults.slow_start_s", self.slow_start_s, 0.0..=3600.0, " (seconds)")?;
+        require_within("faults.stall_s", self.stall_s, 0.0..=3600.0, " (seconds)")
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +173,7 @@ mod tests {
     #[test]
     fn each_fault_comes_at_its_rate_and_by_the_seed() {
         let mut faults = Faults::default();
+        assert!((0..1000).all(|number| faults.of(1, number).is_none()));
         for (index, fault) in Fault::ALL.into_iter().enumerate() {
             faults.set(FaultRate { fault, rate: 0.01 * (index + 1) as f64 });
         }
@@ -234,33 +187,7 @@ mod tests {
         }
         assert!((0..100_000).all(|number| faults.of(7, number) == drawn[number as usize]));
         assert!((0..100).any(|number| faults.of(8, number) != drawn[number as usize]));
-    }
-
-    #[test]
-    fn rates_of_nothing_and_of_everything() {
-        assert!((0..1000).all(|number| Faults::default().of(1, number).is_none()));
         let always = Faults { stall: 1.0, ..Faults::default() };
         assert!((0..1000).all(|number| always.of(1, number) == Some(Fault::Stall)));
-    }
-
-    #[test]
-    fn the_flag_says_what_is_wrong_with_it() {
-        assert_eq!("stall=0.25".parse(), Ok(FaultRate { fault: Fault::Stall, rate: 0.25 }));
-        for (text, part) in
-            [("stall", "NAME=RATE"), ("stal=0.1", "slow_start, stall, cut_stream"), ("stall=2", "0 to 1")]
-        {
-            let error = text.parse::<FaultRate>().unwrap_err();
-            assert!(error.contains(part), "{error}");
-        }
-    }
-
-    #[test]
-    fn impossible_rates_are_named() {
-        let config = Faults { reset: 1.5, ..Faults::default() };
-        let message = config.validate().unwrap_err().to_string();
-        assert_eq!(message, "simulator.faults.reset is 1.5; set it to a number from 0 to 1 (share of the requests)");
-        let config = Faults { reset: 0.6, stall: 0.6, ..Faults::default() };
-        let message = config.validate().unwrap_err().to_string();
-        assert_eq!(message, "simulator.faults is in sum 1.2; set it to rates whose sum is 1 or less");
     }
 }

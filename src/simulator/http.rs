@@ -7,27 +7,27 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 
 use super::SimulatorConfig;
-use super::answering::{self, Answering, Spoil};
+use super::answering::Answering;
 use super::connection::{Connections, ResetSwitch};
-use super::driver::EngineHandle;
+use super::driver::Driver;
 use super::engine::QueueFull;
 use super::faults::Fault;
-use super::lengths::{CHARS_PER_TOKEN, OutputLength, OutputLengths, prompt_tokens};
+use super::lengths::{OutputLength, prompt_tokens};
 use super::limits::{PrefixCache, TokenBucket};
 use super::log::{CLIENT_CLOSED_REQUEST, OpenRequest, RequestEnd, RequestLog};
 use super::metrics;
-use super::protocol::{Answer, GenerationRequest, Route, Usage};
+use super::protocol::{Answer, GenerationRequest, KINDS, Kind};
 
 /// Connections that may wait to be accepted: a client that opens thousands of streams at once must not see
 /// its packets dropped (the system may cap it, on Linux at `net.core.somaxconn`).
@@ -37,46 +37,55 @@ const LISTEN_BACKLOG: u32 = 4096;
 const BODY_LIMIT: usize = 64 << 20;
 
 /// What the handlers work with.
-#[derive(Clone)]
 pub(super) struct App {
-    config: Arc<SimulatorConfig>,
-    engine: EngineHandle,
-    lengths: Arc<OutputLengths>,
+    config: SimulatorConfig,
+    engine: Driver,
     log: Arc<RequestLog>,
-    request_limit: Option<Arc<Mutex<TokenBucket>>>,
-    token_limit: Option<Arc<Mutex<TokenBucket>>>,
-    cache: Option<Arc<Mutex<PrefixCache>>>,
+    request_limit: Option<Mutex<TokenBucket>>,
+    token_limit: Option<Mutex<TokenBucket>>,
+    cache: Option<Mutex<PrefixCache>>,
 }
 
 impl App {
-    pub(super) fn new(config: SimulatorConfig, engine: EngineHandle, log: Arc<RequestLog>) -> Self {
-        let bucket = |limit, burst| Arc::new(Mutex::new(TokenBucket::new(limit, burst, Instant::now())));
+    pub(super) fn new(config: SimulatorConfig, engine: Driver, log: Arc<RequestLog>) -> Self {
+        let bucket = |limit, burst| Mutex::new(TokenBucket::new(limit, burst, Instant::now()));
+        let burst = |limit: f64| config.burst.map_or_else(|| (limit / 10.0).max(1.0).floor(), f64::from);
         App {
             engine,
-            lengths: Arc::new(OutputLengths::new(config.seed, config.output_tokens.clone())),
             log,
-            request_limit: config.requests_per_minute.map(|limit| bucket(limit, config.burst().into())),
+            request_limit: config.requests_per_minute.map(|limit| bucket(limit, burst(limit))),
             token_limit: config.tokens_per_minute.map(|limit| bucket(limit, limit / 10.0)),
-            cache: config.prefix_cache.then(Arc::default),
-            config: Arc::new(config),
+            cache: config.prefix_cache.then(Mutex::default),
+            config,
         }
     }
 
-    /// Tokens of the prompt that need no prefill; `None` where there is no prefix cache.
-    fn cached_tokens(&self, prompt: &str) -> Option<u32> {
-        let mut cache = self.cache.as_ref()?.lock().expect("no thread panics while it holds the cache");
-        Some((cache.look_up(prompt) / CHARS_PER_TOKEN) as u32)
+    fn too_many(&self, open: OpenRequest, end: RequestEnd, wait: Duration, what: &str) -> Response {
+        let seconds = self.config.retry_after_s.map_or(wait.as_secs_f64().ceil() as u64, u64::from);
+        let message = format!("{what}; try again in {seconds} s");
+        let mut response = reject(open, end, StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", &message);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        response
+    }
+
+    /// In OpenAI's words.
+    fn too_many_tokens(&self, open: OpenRequest, wait: Duration, requested: u32) -> Response {
+        let limit = self.config.tokens_per_minute.unwrap_or_default() as u64;
+        let what = format!("Rate limit reached on tokens per min (TPM): Limit {limit}, Requested {requested}");
+        let mut response = self.too_many(open, RequestEnd::RateLimited, wait, &what);
+        response.headers_mut().insert("x-ratelimit-limit-tokens", limit.into());
+        response
     }
 }
 
-fn take(limit: &Option<Arc<Mutex<TokenBucket>>>, amount: f64) -> Result<(), Duration> {
+fn take(limit: &Option<Mutex<TokenBucket>>, amount: f64) -> Result<(), Duration> {
     let Some(limit) = limit else { return Ok(()) };
     limit.lock().expect("no thread panics while it holds the limit").take(amount, Instant::now())
 }
 
 /// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
 pub(super) struct HttpServer {
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     stop: Option<oneshot::Sender<Infallible>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -97,11 +106,6 @@ impl HttpServer {
             .spawn(move || serve(app, port, &started, stopped))?;
         let address = address.recv().map_err(|_| io::Error::other("the server's thread ended at its start"))??;
         Ok(Self { address, stop: Some(stop), thread: Some(thread) })
-    }
-
-    /// The address that is listened on.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
     }
 }
 
@@ -146,168 +150,126 @@ fn listen(port: u16) -> io::Result<TcpListener> {
 }
 
 fn router(app: App) -> Router {
-    Router::new()
-        .route(Route::Chat.path(), post(|State(app): State<App>, request| generate(app, Route::Chat, request)))
-        .route(
-            Route::Completions.path(),
-            post(|State(app): State<App>, request| generate(app, Route::Completions, request)),
-        )
-        .route(
-            Route::Embeddings.path(),
-            post(|State(app): State<App>, request| generate(app, Route::Embeddings, request)),
-        )
+    let mut router = Router::new()
         .route("/v1/models", get(models))
         .route("/metrics", get(metrics))
-        .route("/health", get(|| async { json_response(StatusCode::OK, json!({"status": "ok"})) }))
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .with_state(app)
+        .route("/health", get(|| async { Json(json!({"status": "ok"})) }));
+    for kind in KINDS {
+        let handler = move |State(app): State<Arc<App>>, ConnectInfo(connection), request: Request| async move {
+            generate(&app, kind, connection, request).await
+        };
+        router = router.route(kind.path(), post(handler));
+    }
+    // The fallback for methods covers only the routes that are there when it is set.
+    router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(Arc::new(app))
 }
 
-async fn generate(app: App, route: Route, request: Request) -> Response {
-    let mut open = app.log.arrive(route.path());
+async fn generate(app: &App, kind: &'static dyn Kind, connection: ResetSwitch, request: Request) -> Response {
+    let mut open = app.log.arrive(kind.path());
     if let Err(wait) = take(&app.request_limit, 1.0) {
-        return too_many(&app, open, RequestEnd::RateLimited, wait, "too many requests");
+        return app.too_many(open, RequestEnd::RateLimited, wait, "too many requests");
     }
-    let connection = request.extensions().get::<ConnectInfo<ResetSwitch>>().cloned();
-    let asked = match read_request(route, request).await {
+    let body = to_bytes(request.into_body(), BODY_LIMIT).await;
+    let body = body.map_err(|error| format!("cannot read the request body: {error}"));
+    let asked = match body.and_then(|body| GenerationRequest::parse(kind, &body)) {
         Ok(asked) => asked,
         Err(message) => {
-            let status = StatusCode::BAD_REQUEST;
-            open.finish(status.as_u16(), RequestEnd::BadRequest);
-            return error_response(status, "invalid_request_error", &message);
+            return reject(open, RequestEnd::BadRequest, StatusCode::BAD_REQUEST, "invalid_request_error", &message);
         }
     };
-    let requested = prompt_tokens(&asked.prompt).saturating_add(asked.max_tokens.unwrap_or_default());
-    if let Err(wait) = take(&app.token_limit, requested.into()) {
-        return too_many_tokens(&app, open, wait, requested);
-    }
-    let fault = app.config.faults.of(app.config.seed, open.id());
-    open.fault(fault);
     let prompt_tokens = prompt_tokens(&asked.prompt);
-    let cached_tokens = app.cached_tokens(&asked.prompt);
-    open.prompt(prompt_tokens, cached_tokens.unwrap_or(0));
-    let answer = Answer::new(route, open.id(), unix_time_s(), asked.model, asked.include_usage);
-    let faults = &app.config.faults;
-    let spoil = match fault {
-        Some(Fault::Reset) => return reset(open, connection),
-        Some(Fault::Error500) => return internal_error(open),
-        Some(Fault::Rate429) => {
-            return too_many(&app, open, RequestEnd::Faulted, Duration::from_secs(1), "too many requests");
-        }
-        Some(Fault::EmptyOutput) => {
-            let usage = Usage::new(prompt_tokens, cached_tokens, 0);
-            return answering::empty(open, &answer, asked.stream, asked.inputs, usage);
-        }
-        Some(Fault::HugeBody) => return answering::huge(open, asked.stream, faults.huge_body_mib),
-        Some(Fault::SlowStart) => {
-            tokio::time::sleep(Duration::from_secs_f64(faults.slow_start_s)).await;
-            None
-        }
-        Some(Fault::Stall) => Some(Spoil::Stall(Duration::from_secs_f64(faults.stall_s))),
-        Some(Fault::CutStream) => Some(Spoil::Cut),
-        Some(Fault::MalformedJson) => Some(Spoil::Malformed),
-        Some(Fault::GarbageSse) => Some(Spoil::Garbage),
-        None => None,
-    };
-    let length = match route {
-        // Embeddings take one step for the prompt and none for an answer.
-        Route::Embeddings => OutputLength { tokens: 1, cut: false },
-        Route::Chat | Route::Completions => app.lengths.of(&asked.prompt, asked.max_tokens),
-    };
-    let generation = match app.engine.submit(prompt_tokens - cached_tokens.unwrap_or(0), length.tokens) {
-        Ok(generation) => generation,
-        Err(full) => return refuse(open, full),
-    };
-    let inputs = asked.inputs;
-    let answering = Answering { answer, generation, open, length, prompt_tokens, cached_tokens, inputs, spoil };
-    if asked.stream { answering.stream() } else { answering.whole().await }
-}
-
-async fn read_request(route: Route, request: Request) -> Result<GenerationRequest, String> {
-    let body = to_bytes(request.into_body(), BODY_LIMIT)
-        .await
-        .map_err(|error| format!("cannot read the request body: {error}"))?;
-    GenerationRequest::parse(route, &body)
-}
-
-fn refuse(mut open: OpenRequest, full: QueueFull) -> Response {
-    let QueueFull { running, waiting } = full;
-    let status = StatusCode::SERVICE_UNAVAILABLE;
-    // It never came as far as its fault.
-    open.fault(None);
-    open.finish(status.as_u16(), RequestEnd::Refused);
-    let message = format!("the request queue is full ({running} running, {waiting} waiting)");
-    error_response(status, "server_overloaded", &message)
-}
-
-/// The answer is lost: the write of its first byte resets the connection.
-fn reset(mut open: OpenRequest, connection: Option<ConnectInfo<ResetSwitch>>) -> Response {
-    open.finish(CLIENT_CLOSED_REQUEST, RequestEnd::Faulted);
-    if let Some(ConnectInfo(connection)) = connection {
-        connection.pull();
+    let requested = prompt_tokens.saturating_add(asked.max_tokens.unwrap_or_default());
+    if let Err(wait) = take(&app.token_limit, requested.into()) {
+        return app.too_many_tokens(open, wait, requested);
     }
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    let SimulatorConfig { faults, seed, .. } = &app.config;
+    let cache = app.cache.as_ref().map(|cache| cache.lock().expect("no thread panics while it holds the cache"));
+    let cached_tokens = cache.map(|mut cache| cache.look_up(&asked.prompt));
+    let fault = faults.of(*seed, open.record.id);
+    open.record.fault = fault;
+    open.record.prompt_tokens = prompt_tokens;
+    open.record.cached_tokens = cached_tokens.unwrap_or(0);
+    match fault {
+        Some(Fault::Reset) => {
+            // The answer is lost: the write of its first byte resets the connection.
+            open.finish(CLIENT_CLOSED_REQUEST, RequestEnd::Faulted);
+            connection.pull();
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+        Some(Fault::Error500) => {
+            let message = "an error was injected (simulator.faults.error_500)";
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return reject(open, RequestEnd::Faulted, status, "internal_server_error", message);
+        }
+        Some(Fault::Rate429) => {
+            return app.too_many(open, RequestEnd::Faulted, Duration::from_secs(1), "too many requests");
+        }
+        Some(Fault::SlowStart) => tokio::time::sleep(Duration::from_secs_f64(faults.slow_start_s)).await,
+        _ => {}
+    }
+    let length = if kind.generates() {
+        app.config.answer_length(&asked.prompt, asked.max_tokens)
+    } else {
+        // One step for the prompt and none for an answer.
+        OutputLength { tokens: 1, cut: false }
+    };
+    let answer = Answer {
+        number: open.record.id,
+        // Before 1970 the clock is wrong, and the field means nothing.
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        request: asked,
+        prompt_tokens,
+        cached_tokens,
+        length,
+    };
+    let mut answering = Answering { kind, answer, generation: None, open };
+    match fault {
+        Some(Fault::EmptyOutput) => return answering.empty(),
+        Some(Fault::HugeBody) => return answering.huge(faults.huge_body_mib),
+        _ => {}
+    }
+    match app.engine.submit(prompt_tokens - cached_tokens.unwrap_or(0), length.tokens) {
+        Ok(generation) => answering.generation = Some(generation),
+        Err(full) => return refuse(answering.open, full),
+    }
+    answering.generated(fault, faults).await
 }
 
-fn internal_error(mut open: OpenRequest) -> Response {
-    let status = StatusCode::INTERNAL_SERVER_ERROR;
-    open.finish(status.as_u16(), RequestEnd::Faulted);
-    error_response(status, "internal_server_error", "an error was injected (simulator.faults.error_500)")
+fn refuse(mut open: OpenRequest, QueueFull { running, waiting }: QueueFull) -> Response {
+    // It never came as far as its fault.
+    open.record.fault = None;
+    let message = format!("the request queue is full ({running} running, {waiting} waiting)");
+    reject(open, RequestEnd::Refused, StatusCode::SERVICE_UNAVAILABLE, "server_overloaded", &message)
 }
 
-/// As OpenAI says it.
-fn too_many_tokens(app: &App, open: OpenRequest, wait: Duration, requested: u32) -> Response {
-    let limit = app.config.tokens_per_minute.unwrap_or_default() as u64;
-    let what = format!("Rate limit reached on tokens per min (TPM): Limit {limit}, Requested {requested}");
-    let mut response = too_many(app, open, RequestEnd::RateLimited, wait, &what);
-    response.headers_mut().insert("x-ratelimit-limit-tokens", limit.into());
-    response
-}
-
-fn too_many(app: &App, mut open: OpenRequest, end: RequestEnd, wait: Duration, what: &str) -> Response {
-    let status = StatusCode::TOO_MANY_REQUESTS;
+fn reject(mut open: OpenRequest, end: RequestEnd, status: StatusCode, kind: &str, message: &str) -> Response {
     open.finish(status.as_u16(), end);
-    let seconds = app.config.retry_after_s.map_or(wait.as_secs_f64().ceil() as u64, u64::from);
-    let message = format!("{what}; try again in {seconds} s");
-    let mut response = error_response(status, "rate_limit_exceeded", &message);
-    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-    response
+    error_response(status, kind, message)
 }
 
-async fn metrics(State(app): State<App>) -> Response {
+async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (running, waiting) = app.engine.load();
     let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (headers, metrics::text(&app.log.records(), running, waiting)).into_response()
 }
 
-async fn models() -> Response {
+async fn models() -> Json<serde_json::Value> {
     let model = json!({"id": "simulated", "object": "model", "created": 0, "owned_by": "simulator"});
-    json_response(StatusCode::OK, json!({"object": "list", "data": [model]}))
+    Json(json!({"object": "list", "data": [model]}))
 }
 
 async fn not_found(uri: Uri) -> Response {
-    let message =
-        format!("there is no {}; try /v1/chat/completions, /v1/completions, /v1/embeddings or /v1/models", uri.path());
+    let kinds = KINDS.map(|kind| kind.path()).join(", ");
+    let message = format!("there is no {}; try {kinds} or /v1/models", uri.path());
     error_response(StatusCode::NOT_FOUND, "invalid_request_error", &message)
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
     let message = format!("{} does not take {method}", uri.path());
-    let status = StatusCode::METHOD_NOT_ALLOWED;
-    error_response(status, "invalid_request_error", &message)
+    error_response(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", &message)
 }
 
 pub(super) fn error_response(status: StatusCode, kind: &str, message: &str) -> Response {
     let error = json!({"message": message, "type": kind, "code": status.as_u16()});
-    json_response(status, json!({"error": error}))
-}
-
-fn json_response(status: StatusCode, value: serde_json::Value) -> Response {
-    (status, axum::Json(value)).into_response()
-}
-
-fn unix_time_s() -> u64 {
-    // Before 1970 the clock is wrong, and the field means nothing.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    (status, Json(json!({"error": error}))).into_response()
 }

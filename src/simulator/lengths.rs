@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SimulatorConfig;
+
 /// Characters at the end of a prompt that decide the length of its answer.
 const DECIDING_CHARS: usize = 256;
 
@@ -33,60 +35,44 @@ pub enum OutputTokens {
 }
 
 /// How long one answer is.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OutputLength {
-    /// Tokens of the answer, 1 or more.
-    pub(super) tokens: u32,
+pub struct OutputLength {
+    /// 1 or more.
+    pub tokens: u32,
     /// Whether the request's `max_tokens` cut the answer short.
-    pub(super) cut: bool,
+    pub cut: bool,
 }
 
-/// Draws the length of an answer as a pure function of the seed and the **end** of the prompt.
-///
-/// A real model's answer length depends on the task. So it does here: the same task gets the same length
-/// at every concurrency level and in every run, and levels are compared on equal work (common random
-/// numbers). Only the last 256 characters count, because a client that wants to defeat a prefix cache
-/// makes its prompts unique by a short prefix, which does not change the task. A prompt shorter than that
-/// counts whole, so there a prefix does change the length.
-///
-/// The random bits come from FNV-1a and SplitMix64 instead of a library's generator, so that a seed
-/// means the same lengths in every later version.
-#[derive(Clone, Debug)]
-pub(super) struct OutputLengths {
-    seed: u64,
-    distribution: OutputTokens,
-}
-
-impl OutputLengths {
-    pub(super) fn new(seed: u64, distribution: OutputTokens) -> Self {
-        Self { seed, distribution }
-    }
-
+impl SimulatorConfig {
     /// The length of the answer to `prompt`: what is drawn, at most `max_tokens`, at least 1.
-    pub(super) fn of(&self, prompt: &str, max_tokens: Option<u32>) -> OutputLength {
-        let drawn = self.draw(prompt).max(1);
-        let limit = max_tokens.unwrap_or(u32::MAX).max(1);
-        OutputLength { tokens: drawn.min(limit), cut: drawn > limit }
-    }
-
-    fn draw(&self, prompt: &str) -> u32 {
+    ///
+    /// It is a pure function of the seed and the **end** of the prompt. A real model's answer length depends on the
+    /// task. So it does here: the same task gets the same length at every concurrency level and in every run, and
+    /// levels are compared on equal work (common random numbers). Only the last 256 characters count, because a
+    /// client that wants to defeat a prefix cache makes its prompts unique by a short prefix, which does not change
+    /// the task. A prompt shorter than that counts whole, so there a prefix does change the length.
+    ///
+    /// The random bits come from FNV-1a and SplitMix64 instead of a library's generator, so that a seed means the
+    /// same lengths in every later version.
+    #[doc(hidden)]
+    pub fn answer_length(&self, prompt: &str, max_tokens: Option<u32>) -> OutputLength {
         let key = fnv1a(self.seed, tail(prompt).as_bytes());
-        match self.distribution {
+        let drawn = match self.output_tokens {
             OutputTokens::Fixed { tokens } => tokens,
-            OutputTokens::Uniform { min, max } => {
-                let values = f64::from(max - min) + 1.0;
-                min + (unit(key, 1) * values) as u32
-            }
+            OutputTokens::Uniform { min, max } => min + (unit(key, 1) * (f64::from(max - min) + 1.0)) as u32,
             OutputTokens::LogNormal { median, sigma } => (median * (sigma * standard_normal(key)).exp()).round() as u32,
-        }
+        };
+        let (drawn, limit) = (drawn.max(1), max_tokens.unwrap_or(u32::MAX).max(1));
+        OutputLength { tokens: drawn.min(limit), cut: drawn > limit }
     }
 }
 
 /// The usual rule of thumb for English text and code.
 pub(super) const CHARS_PER_TOKEN: usize = 4;
 
-/// Tokens of a prompt.
-pub(super) fn prompt_tokens(prompt: &str) -> u32 {
+#[doc(hidden)]
+pub fn prompt_tokens(prompt: &str) -> u32 {
     u32::try_from(prompt.chars().count().div_ceil(CHARS_PER_TOKEN)).unwrap_or(u32::MAX)
 }
 
@@ -125,10 +111,14 @@ fn standard_normal(key: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn draws(distribution: OutputTokens, count: usize) -> Vec<f64> {
-        let lengths = OutputLengths::new(7, distribution);
-        let mut drawn: Vec<f64> =
-            (0..count).map(|i| f64::from(lengths.of(&format!("fn task_{i}() {{}}"), None).tokens)).collect();
+    fn of(output_tokens: OutputTokens, seed: u64) -> SimulatorConfig {
+        SimulatorConfig { output_tokens, seed, ..SimulatorConfig::default() }
+    }
+
+    fn draws(output_tokens: OutputTokens, count: usize) -> Vec<f64> {
+        let config = of(output_tokens, 7);
+        let tokens = |i| f64::from(config.answer_length(&format!("fn task_{i}() {{}}"), None).tokens);
+        let mut drawn: Vec<f64> = (0..count).map(tokens).collect();
         drawn.sort_by(f64::total_cmp);
         drawn
     }
@@ -138,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn log_normal_has_the_median_and_mean_of_its_definition() {
+    fn lengths_have_the_distribution_that_was_set() {
         let (median, sigma) = (200.0_f64, 0.5_f64);
         let drawn = draws(OutputTokens::LogNormal { median, sigma }, 40_000);
         let expected_mean = median * (sigma * sigma / 2.0).exp();
@@ -147,59 +137,41 @@ mod tests {
         // One standard deviation above the median lie 15.87 %.
         let above = drawn.iter().filter(|&&x| x > median * sigma.exp()).count();
         assert!((above as f64 / 40_000.0 - 0.1587).abs() < 0.01);
-    }
+        // However short the median, no answer is empty.
+        assert!(draws(OutputTokens::LogNormal { median: 1.0, sigma: 3.0 }, 1000)[0] >= 1.0);
 
-    #[test]
-    fn uniform_reaches_both_bounds_and_nothing_else() {
         let drawn = draws(OutputTokens::Uniform { min: 3, max: 12 }, 20_000);
         assert_eq!((drawn[0], drawn[19_999]), (3.0, 12.0));
         assert!((mean(&drawn) - 7.5).abs() < 0.1);
     }
 
     #[test]
-    fn fixed_is_fixed_and_max_tokens_cuts() {
-        let lengths = OutputLengths::new(1, OutputTokens::Fixed { tokens: 10 });
-        let (tokens, cut) = (10, false);
-        assert_eq!(lengths.of("a", None), OutputLength { tokens, cut });
-        assert_eq!(lengths.of("b", Some(10)), OutputLength { tokens, cut });
-        let (tokens, cut) = (4, true);
-        assert_eq!(lengths.of("b", Some(4)), OutputLength { tokens, cut });
+    fn max_tokens_cuts() {
+        let fixed = of(OutputTokens::Fixed { tokens: 10 }, 1);
+        for (max_tokens, tokens, cut) in [(None, 10, false), (Some(10), 10, false), (Some(4), 4, true)] {
+            assert_eq!(fixed.answer_length("a", max_tokens), OutputLength { tokens, cut });
+        }
     }
 
     #[test]
-    fn same_seed_same_lengths_other_seed_other_lengths() {
-        let distribution = OutputTokens::Uniform { min: 1, max: 1000 };
-        let all = |seed| {
-            let lengths = OutputLengths::new(seed, distribution.clone());
-            let of = |i| lengths.of(&format!("task {i}"), None).tokens;
-            (0..50).map(of).collect::<Vec<_>>()
-        };
+    fn a_length_depends_on_the_seed_and_the_last_256_characters() {
+        let config = |seed| of(OutputTokens::Uniform { min: 1, max: 1000 }, seed);
+        let all =
+            |seed| std::array::from_fn::<_, 50, _>(|i| config(seed).answer_length(&format!("task {i}"), None).tokens);
         assert_eq!(all(42), all(42));
         assert_ne!(all(42), all(43));
-    }
-
-    #[test]
-    fn a_prefix_before_the_last_256_characters_does_not_count() {
-        let distribution = OutputTokens::Uniform { min: 1, max: 1000 };
-        let lengths = OutputLengths::new(42, distribution);
         // Two bytes per character: the limit is in characters.
         let task = "ä".repeat(DECIDING_CHARS);
-        let plain = lengths.of(&task, None);
-        assert_eq!(plain, lengths.of(&format!("[run 7, request 12] {task}"), None));
-        assert_ne!(plain, lengths.of(&format!("{task}!"), None));
-        assert_eq!(lengths.of("", None), lengths.of("", None));
-    }
-
-    #[test]
-    fn a_length_is_never_zero() {
-        let (median, sigma) = (1.0, 3.0);
-        assert!(draws(OutputTokens::LogNormal { median, sigma }, 1000)[0] >= 1.0);
+        let length = |prompt: &str| config(42).answer_length(prompt, None);
+        assert_eq!(length(&task), length(&format!("[run 7, request 12] {task}")));
+        assert_ne!(length(&task), length(&format!("{task}!")));
+        assert_eq!(length(""), length(""));
     }
 
     #[test]
     fn prompt_tokens_count_characters_and_round_up() {
-        assert_eq!(prompt_tokens(""), 0);
-        assert_eq!(prompt_tokens("abcd"), 1);
-        assert_eq!(prompt_tokens("äöüßa"), 2);
+        for (prompt, tokens) in [("", 0), ("abcd", 1), ("äöüßa", 2)] {
+            assert_eq!(prompt_tokens(prompt), tokens);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::lengths::fnv1a;
+use super::lengths::{CHARS_PER_TOKEN, fnv1a};
 
 /// A token bucket: so much per minute, with a burst that is let through at once.
 #[derive(Debug)]
@@ -37,21 +37,23 @@ impl TokenBucket {
     }
 }
 
-/// Characters of a prompt that are cached together.
-const BLOCK_CHARS: usize = 256;
+/// Tokens of a prompt that are cached together.
+const BLOCK_TOKENS: u32 = 64;
+const BLOCK_CHARS: usize = BLOCK_TOKENS as usize * CHARS_PER_TOKEN;
 
 /// The cache forgets everything once it holds this many blocks, so that a long run costs no memory.
 const MOST_BLOCKS: usize = 1 << 20;
 
 /// Leading blocks of prompts that were seen, as paged attention shares them: a block counts with all before it.
+#[doc(hidden)]
 #[derive(Debug, Default)]
-pub(super) struct PrefixCache {
+pub struct PrefixCache {
     seen: HashSet<u64>,
 }
 
 impl PrefixCache {
-    /// How many characters at the start of `prompt` were seen before (whole blocks). Remembers the others.
-    pub(super) fn look_up(&mut self, prompt: &str) -> usize {
+    /// How many tokens at the start of `prompt` were seen before (whole blocks). Remembers the others.
+    pub fn look_up(&mut self, prompt: &str) -> u32 {
         if self.seen.len() >= MOST_BLOCKS {
             self.seen.clear();
         }
@@ -62,7 +64,7 @@ impl PrefixCache {
         while let Some((end, _)) = rest.char_indices().nth(BLOCK_CHARS) {
             key = fnv1a(key, &rest.as_bytes()[..end]);
             all_seen &= !self.seen.insert(key);
-            cached += if all_seen { BLOCK_CHARS } else { 0 };
+            cached += if all_seen { BLOCK_TOKENS } else { 0 };
             rest = &rest[end..];
         }
         cached
@@ -94,9 +96,9 @@ mod tests {
         let block = |c: &str| c.repeat(BLOCK_CHARS);
         let prompt = format!("{}{}tail", block("a"), block("ü"));
         assert_eq!(cache.look_up(&prompt), 0);
-        assert_eq!(cache.look_up(&prompt), 2 * BLOCK_CHARS);
+        assert_eq!(cache.look_up(&prompt), 2 * BLOCK_TOKENS);
         let other = format!("{}{}{}", block("a"), block("c"), block("ü"));
-        assert_eq!(cache.look_up(&other), BLOCK_CHARS);
+        assert_eq!(cache.look_up(&other), BLOCK_TOKENS);
         // The second block is known, but not at the start.
         assert_eq!(cache.look_up(&format!("x{prompt}")), 0);
         // Less than a block is not cached, and the last character never is: something must be computed.

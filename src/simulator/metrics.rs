@@ -7,17 +7,17 @@ use super::log::{RequestEnd, RequestRecord};
 
 /// The text, from the requests that have ended and the sequences that run and wait now.
 pub(super) fn text(ended: &[RequestRecord], running: usize, waiting: usize) -> String {
-    let outcomes = RequestEnd::ALL.map(|end| (end.name(), ended.iter().filter(|r| r.outcome == end).count()));
-    let faults = Fault::ALL.map(|fault| (fault.name(), ended.iter().filter(|r| r.fault == Some(fault)).count()));
     let sum = |tokens: fn(&RequestRecord) -> u32| ended.iter().map(|r| u64::from(tokens(r))).sum::<u64>();
     let mut out = String::new();
     family(&mut out, "requests_total", "counter", "Requests to the generating routes that have ended.");
-    for (name, count) in outcomes {
-        let _ = writeln!(out, "simulator_requests_total{{outcome=\"{name}\"}} {count}");
+    for end in RequestEnd::ALL {
+        let count = ended.iter().filter(|request| request.outcome == end).count();
+        let _ = writeln!(out, "simulator_requests_total{{outcome=\"{end}\"}} {count}");
     }
     family(&mut out, "faults_total", "counter", "Requests that something went wrong with on purpose.");
-    for (name, count) in faults {
-        let _ = writeln!(out, "simulator_faults_total{{fault=\"{name}\"}} {count}");
+    for fault in Fault::ALL {
+        let count = ended.iter().filter(|request| request.fault == Some(fault)).count();
+        let _ = writeln!(out, "simulator_faults_total{{fault=\"{fault}\"}} {count}");
     }
     let single = [
         ("num_requests_running", "gauge", "Sequences that hold a slot.", running as u64),

@@ -3,27 +3,15 @@
 //! Its throughput curve is known ([`explain()`]), so that a measurement of it can be held against the truth.
 //! It shares nothing with the client, so that a mistake in the protocol cannot cancel out.
 //!
-//! ```text
-//! http        routes, handlers, and the thread that serves them
-//! connection  a connection that can be reset
-//! protocol    the JSON that is read and written
-//! answering   the body of an answer, good or spoiled on purpose
-//! faults      what goes wrong on purpose
-//! limits      requests per minute, the prefix cache
-//! lengths     how long the answer to a prompt is
-//! log         what the server saw
-//! metrics     the same for Prometheus
-//! driver      the engine in real time, on a thread of its own
-//! explain     the engine in virtual time: the true curve
-//! engine      continuous batching: no clock, no network
-//! config      the settings
-//! ```
+//! `engine` is continuous batching with neither clock nor network; `driver` steps it in real time behind `http`, and
+//! `explain` in virtual time. `protocol` has a file for each kind of request.
 
 mod answering;
 mod config;
 mod connection;
 mod driver;
-mod engine;
+#[doc(hidden)]
+pub mod engine;
 mod explain;
 mod faults;
 mod http;
@@ -32,10 +20,6 @@ mod limits;
 mod log;
 mod metrics;
 mod protocol;
-#[cfg(test)]
-mod tests;
-#[cfg(test)]
-mod virtual_time_tests;
 
 use std::fmt;
 use std::io;
@@ -46,6 +30,10 @@ pub use config::SimulatorConfig;
 pub use explain::{ExplainedLevel, Explanation, explain};
 pub use faults::{Fault, FaultRate, Faults};
 pub use lengths::OutputTokens;
+#[doc(hidden)]
+pub use lengths::prompt_tokens;
+#[doc(hidden)]
+pub use limits::PrefixCache;
 pub use log::{RequestEnd, RequestRecord};
 
 use driver::Driver;
@@ -63,7 +51,7 @@ pub enum SimulatorError {
         /// Its value.
         value: String,
         /// What it may be.
-        range: &'static str,
+        range: String,
     },
     /// The HTTP server could not be started, nearly always because the port is taken.
     #[error("the simulated server cannot listen on 127.0.0.1:{port}; choose another port, or 0 for any that is free")]
@@ -91,9 +79,8 @@ pub enum SimulatorError {
 pub struct Simulator {
     address: SocketAddr,
     log: Arc<RequestLog>,
-    /// `None` after [`shutdown`](Self::shutdown). Fields are dropped in order: first HTTP, whose requests
-    /// use the engine, then the engine.
-    running: Option<(HttpServer, Driver)>,
+    /// `None` after [`shutdown`](Self::shutdown).
+    server: Option<HttpServer>,
 }
 
 impl Simulator {
@@ -104,11 +91,11 @@ impl Simulator {
     /// [`SimulatorError`] if a setting is out of range, the port is taken, or a thread cannot be started.
     pub fn start(config: SimulatorConfig, port: u16) -> Result<Self, SimulatorError> {
         config.validate()?;
-        let driver = Driver::start(&config).map_err(|source| SimulatorError::Thread { source })?;
+        let engine = Driver::start(&config).map_err(|source| SimulatorError::Thread { source })?;
         let log = Arc::new(RequestLog::new());
-        let app = App::new(config, driver.handle(), Arc::clone(&log));
-        let http = HttpServer::start(app, port).map_err(|source| SimulatorError::Listen { port, source })?;
-        Ok(Self { address: http.address(), log, running: Some((http, driver)) })
+        let app = App::new(config, engine, Arc::clone(&log));
+        let server = HttpServer::start(app, port).map_err(|source| SimulatorError::Listen { port, source })?;
+        Ok(Self { address: server.address, log, server: Some(server) })
     }
 
     /// The base URL of the API, such as `http://127.0.0.1:8000/v1`.
@@ -131,15 +118,12 @@ impl Simulator {
     /// Stops listening, closes all connections, and ends the threads. Requests that are not finished are
     /// recorded as cancelled. The log stays readable. A second call does nothing.
     pub fn shutdown(&mut self) {
-        self.running = None;
+        self.server = None;
     }
 }
 
 impl fmt::Debug for Simulator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Simulator")
-            .field("base_url", &self.base_url())
-            .field("running", &self.running.is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("Simulator").field("base_url", &self.base_url()).finish_non_exhaustive()
     }
 }

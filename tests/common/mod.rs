@@ -5,11 +5,10 @@
 use llm_concurrency::client::Transport;
 use llm_concurrency::client::outcome::RequestOutcome;
 use llm_concurrency::client::{Llm, RequestSettings};
-use llm_concurrency::figures::{self, LevelFacts, LevelSummary};
+use llm_concurrency::figures::{self, LevelSummary, Limits};
 use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord};
 use llm_concurrency::load::target::Target;
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::sweep;
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use reqwest::Url;
@@ -21,9 +20,7 @@ const TIMEOUT_S: f64 = 30.0;
 /// The simulator's texts, each different.
 pub fn prompts(count: usize) -> Vec<Prompt> {
     let snippets = prompts::generate(42, count).snippets.into_iter();
-    snippets
-        .map(|snippet| Prompt { text: snippet.prompt(), id: snippet.id, size: snippet.size.as_str().to_owned() })
-        .collect()
+    snippets.map(|snippet| Prompt { text: snippet.prompt(), id: snippet.id, size: snippet.size.to_owned() }).collect()
 }
 
 /// The plan of the sweep for a level that measures `total` requests or more.
@@ -61,14 +58,8 @@ impl Rig {
         let mut outcomes = Vec::new();
         let send = |ticket: closed_loop::Ticket| self.target.send(plan.level, ticket.seq);
         let record = self.runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
-        let facts = LevelFacts {
-            concurrency: plan.level,
-            window_s: record.window_s().expect("the loop ran to its end"),
-            samples: record.windows.iter().map(sweep::sample_of).collect(),
-            request_timeout_s: TIMEOUT_S,
-            ..LevelFacts::default()
-        };
-        let summary = figures::summarize(&facts, outcomes.clone());
+        let level = [(&record.measurement(plan.level), &outcomes.iter().collect())];
+        let summary = figures::summarize(&level, Limits { request_timeout_s: TIMEOUT_S, max_error_rate: 0.05 });
         Measured { record, outcomes, summary }
     }
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
 use llm_concurrency::decide::Policy;
-use llm_concurrency::figures::{Drift, LevelFacts, LevelSummary, Pool, Reach, Sample, without_outages};
-use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord};
-use llm_concurrency::measure::sweep;
+use llm_concurrency::figures::{LevelSummary, Limits, Measurement, Requests, Sample, summarize};
+use llm_concurrency::load::closed_loop::{self, LoopPlan};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
@@ -73,11 +72,11 @@ impl Server {
     }
 }
 
-/// One measurement's raw record.
+/// One measurement with its requests.
 pub struct Measured {
-    pub record: LoopRecord,
-    pub facts: LevelFacts,
-    pub outcomes: Vec<RequestOutcome>,
+    pub sent: u64,
+    pub measurement: Measurement,
+    pub requests: Requests,
 }
 
 /// A server at one level and one speed, ready to be sent to.
@@ -147,17 +146,20 @@ pub fn virtual_time() -> Runtime {
 
 /// One level, by the closed loop of the sweep.
 pub fn measure(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Measured {
+    measure_by(runtime, plan, move |_| busy.send())
+}
+
+/// The same with whatever sends the requests.
+pub fn measure_by<F: Future<Output = Reply> + Send + 'static>(
+    runtime: &Runtime,
+    plan: &LoopPlan,
+    send: impl FnMut(closed_loop::Ticket) -> F,
+) -> Measured {
     let (_keep, stop) = watch::channel(false);
-    let mut outcomes = Vec::new();
-    let record = runtime.block_on(closed_loop::run(plan, stop, |_| busy.send(), &mut outcomes));
-    let facts = LevelFacts {
-        concurrency: plan.level,
-        window_s: record.window_s().expect("the loop ran to its end"),
-        samples: record.windows.iter().map(sweep::sample_of).collect(),
-        request_timeout_s: 1e6,
-        ..LevelFacts::default()
-    };
-    Measured { record, facts, outcomes }
+    let mut outcomes: Vec<RequestOutcome> = Vec::new();
+    let record = runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
+    let measurement = record.measurement(plan.level);
+    Measured { sent: record.sent, measurement, requests: outcomes.iter().collect() }
 }
 
 /// The same requests in batches that wait for their own last one: seconds and successes of each batch.
@@ -180,24 +182,8 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
     })
 }
 
-/// All measurements of one level, pooled, as the sweep does it: without those in which the server was gone, and with the
-/// first one held against the others.
+/// All measurements of one level, pooled as the sweep does it.
 pub fn pooled(measurements: &[Measured]) -> LevelSummary {
-    let reach = |measured: &Measured| {
-        let mut reach = Reach::default();
-        measured.outcomes.iter().for_each(|outcome| reach.add(outcome));
-        reach
-    };
-    let all: Vec<&Measured> = measurements.iter().collect();
-    let (measurements, outage) = without_outages(&all, reach, Policy::default().max_error_rate);
-    let pool = |measurements: &[&Measured]| {
-        let mut pool = Pool::new(measurements[0].facts.concurrency);
-        for measured in measurements {
-            pool.add(&measured.facts, measured.outcomes.iter().cloned());
-        }
-        pool.finish()
-    };
-    let (first, confirmed) = measurements.split_at(1);
-    let drift = if confirmed.is_empty() { None } else { Drift::between(&pool(first), &pool(confirmed)) };
-    LevelSummary { drift, outage, ..pool(&measurements) }
+    let level: Vec<_> = measurements.iter().map(|measured| (&measured.measurement, &measured.requests)).collect();
+    summarize(&level, Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate })
 }

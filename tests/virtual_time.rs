@@ -1,24 +1,21 @@
-//! The closed loop against the engine, both in virtual time: what is measured is what is explained.
+//! The closed loop against the simulator's engine, both in virtual time: what is measured is what is explained.
 //!
 //! Without a network and a real clock there is no noise, so the bounds can be tight.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
+use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests};
+use llm_concurrency::load::closed_loop::{self, LoopPlan};
+use llm_concurrency::measure::search::Search;
+use llm_concurrency::simulator::engine::{Engine, Token};
+use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
-
-use super::engine::{Engine, Token};
-use super::lengths::{CHARS_PER_TOKEN, OutputLengths, prompt_tokens};
-use super::limits::PrefixCache;
-use super::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
-use crate::client::outcome::{Failure, Reply, RequestOutcome};
-use crate::decide::{Policy, recommend};
-use crate::figures::{self, LevelFacts, LevelSummary, Pool};
-use crate::load::closed_loop::{self, LoopPlan, LoopRecord};
-use crate::measure::search::Search;
 
 const SAMPLES: usize = 10;
 const MAX_TOKENS: u32 = 64;
@@ -75,15 +72,20 @@ impl Server {
 
 /// Measures one level in virtual time.
 fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: usize) -> LevelSummary {
-    let (_, facts, outcomes) = run(config, prompts, &full_plan(level, total));
-    figures::summarize(&facts, outcomes)
+    summarize(&[run(config, prompts, &full_plan(level, total))])
 }
 
-fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
-    let lengths = OutputLengths::new(config.seed, config.output_tokens.clone());
+type Measured = (Measurement, Requests);
+
+fn summarize(measured: &[Measured]) -> LevelSummary {
+    let level: Vec<_> = measured.iter().map(|(measurement, requests)| (measurement, requests)).collect();
+    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05 })
+}
+
+fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> Measured {
     run_work(config, plan, |seq| {
         let prompt = &prompts[seq as usize % prompts.len()];
-        (prompt_tokens(prompt), lengths.of(prompt, Some(MAX_TOKENS)).tokens)
+        (prompt_tokens(prompt), config.answer_length(prompt, Some(MAX_TOKENS)).tokens)
     })
 }
 
@@ -92,11 +94,7 @@ fn full_plan(level: usize, total: usize) -> LoopPlan {
 }
 
 /// `work` gives a request the tokens to prefill and the tokens to decode.
-fn run_work(
-    config: &SimulatorConfig,
-    plan: &LoopPlan,
-    mut work: impl FnMut(u64) -> (u32, u32),
-) -> (LoopRecord, LevelFacts, Vec<RequestOutcome>) {
+fn run_work(config: &SimulatorConfig, plan: &LoopPlan, mut work: impl FnMut(u64) -> (u32, u32)) -> Measured {
     let server = Server::new(config);
     let send = |ticket: closed_loop::Ticket| {
         let (input, output) = work(ticket.seq);
@@ -104,7 +102,7 @@ fn run_work(
         async move { server.answer(input, output).await }
     };
     let (_keep, stop) = watch::channel(false);
-    let mut outcomes = Vec::new();
+    let mut outcomes: Vec<RequestOutcome> = Vec::new();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let record = runtime.block_on(async {
@@ -113,9 +111,8 @@ fn run_work(
         closed_loop::run(plan, stop, send, &mut outcomes).await
     });
     assert!(record.sent <= plan.tickets());
-    let facts =
-        LevelFacts { concurrency: plan.level, window_s: record.window_s().expect("complete"), ..LevelFacts::default() };
-    (record, facts, outcomes)
+    assert_eq!(outcomes.len() as u64, record.sent);
+    (record.measurement(plan.level), outcomes.iter().collect())
 }
 
 /// All parts are whole milliseconds: tokio's timer knows nothing finer, in virtual time neither.
@@ -144,24 +141,18 @@ fn error_of(config: &SimulatorConfig, level: usize, total: usize) -> f64 {
         - 1.0
 }
 
+/// Answers of equal length need no more than the default 100 requests; those of log-normal length need ten times as many.
 #[test]
-fn answers_of_equal_length_are_measured_within_two_thousandths_with_the_default_100_requests() {
-    for slots in [4, 8, 20] {
-        let config = config(slots, OutputTokens::Fixed { tokens: 12 });
-        for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
-            let error = error_of(&config, level, 100);
-            assert!(error.abs() < 0.002, "{slots} slots, level {level}: {error:+.5}");
-        }
-    }
-}
-
-#[test]
-fn answers_of_log_normal_length_are_measured_within_a_percent() {
-    for slots in [4, 8, 20] {
-        let config = config(slots, OutputTokens::LogNormal { median: 12.0, sigma: 0.5 });
-        for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
-            let error = error_of(&config, level, 1_000.max(100 * level));
-            assert!(error.abs() < 0.01, "{slots} slots, level {level}: {error:+.5}");
+fn what_is_measured_is_what_is_explained() {
+    let fixed = OutputTokens::Fixed { tokens: 12 };
+    let log_normal = OutputTokens::LogNormal { median: 12.0, sigma: 0.5 };
+    for (lengths, least, per_level, bound) in [(fixed, 100, 0, 0.002), (log_normal, 1_000, 100, 0.01)] {
+        for slots in [4, 8, 20] {
+            let config = config(slots, lengths.clone());
+            for level in [1, slots / 2, slots, slots + 2, 2 * slots] {
+                let error = error_of(&config, level, least.max(per_level * level));
+                assert!(error.abs() < bound, "{lengths:?}, {slots} slots, level {level}: {error:+.5}");
+            }
         }
     }
 }
@@ -186,7 +177,7 @@ struct Prompts {
 
 /// What one level came to.
 #[derive(Debug, PartialEq)]
-struct Seen {
+struct Cached {
     sent: u64,
     cached_tokens: u32,
     rps: f64,
@@ -194,19 +185,19 @@ struct Seen {
 
 impl Prompts {
     /// Levels 4 and 8, one after the other: the same prompts at both.
-    fn measure(mut self) -> [Seen; 2] {
+    fn measure(mut self) -> [Cached; 2] {
         let config = SimulatorConfig { prefill_ms_per_token: 1.0, ..config(8, OutputTokens::Fixed { tokens: 12 }) };
         [4, 8].map(|level| {
             let mut cached_tokens = 0;
-            let (record, facts, outcomes) = run_work(&config, &full_plan(level, 100), |seq| {
+            let measured = run_work(&config, &full_plan(level, 100), |seq| {
                 let prefix = if self.unique { format!("{level:08x}{seq:08x} ") } else { String::new() };
                 let prompt = prefix + &format!("{seq:04}").repeat(150);
-                let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt) / CHARS_PER_TOKEN) as u32;
+                let cached = self.cache.as_mut().map_or(0, |cache| cache.look_up(&prompt));
                 cached_tokens += cached;
                 (prompt_tokens(&prompt) - cached, 12)
             });
-            let rps = figures::summarize(&facts, outcomes).throughput_rps.unwrap().estimate;
-            Seen { sent: record.sent, cached_tokens, rps }
+            let rps = summarize(std::slice::from_ref(&measured)).throughput_rps.unwrap().estimate;
+            Cached { sent: measured.1.len() as u64, cached_tokens, rps }
         })
     }
 }
@@ -255,18 +246,18 @@ fn some_server(seed: u64) -> SimulatorConfig {
 struct Truth<'a> {
     config: &'a SimulatorConfig,
     prompts: Vec<String>,
-    known: BTreeMap<usize, ExplainedLevel>,
+    levels: BTreeMap<usize, ExplainedLevel>,
 }
 
 impl<'a> Truth<'a> {
     fn new(config: &'a SimulatorConfig) -> Self {
-        Truth { config, prompts: prompts(), known: BTreeMap::new() }
+        Truth { config, prompts: prompts(), levels: BTreeMap::new() }
     }
 
     fn at(&mut self, level: usize) -> ExplainedLevel {
-        let Truth { config, prompts, known } = self;
+        let Truth { config, prompts, levels } = self;
         let explain = || explain(config, &[level], prompts, MAX_TOKENS, 3_000).unwrap().levels.remove(0);
-        known.entry(level).or_insert_with(explain).clone()
+        levels.entry(level).or_insert_with(explain).clone()
     }
 
     fn passes(&mut self, level: usize) -> bool {
@@ -303,19 +294,16 @@ fn last_where(mut low: usize, high: usize, mut holds: impl FnMut(usize) -> bool)
 /// What `levels: auto` picks, and with how many requests.
 fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) {
     let mut search = Search::adaptive(1, HIGHEST, &Policy::default());
-    let mut measured: BTreeMap<usize, Vec<(LevelFacts, Vec<RequestOutcome>)>> = BTreeMap::new();
+    let mut measured: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
     let mut pooled: Vec<LevelSummary> = Vec::new();
     let mut requests = 0;
     while let Some(step) = search.next(&pooled) {
         let plan = LoopPlan::new(step.level, REQUESTS, 5, SAMPLES, search.smallest_window(step.level));
-        let (record, facts, outcomes) = run(config, prompts, &plan);
-        requests += record.sent;
         let of_level = measured.entry(step.level).or_default();
-        of_level.push((facts, outcomes));
-        let mut pool = Pool::new(step.level);
-        of_level.iter().for_each(|(facts, outcomes)| pool.add(facts, outcomes.iter().cloned()));
+        of_level.push(run(config, prompts, &plan));
+        requests += of_level.last().map_or(0, |(_, requests)| requests.len() as u64);
         pooled.retain(|summary| summary.concurrency != step.level);
-        pooled.push(pool.finish());
+        pooled.push(summarize(of_level));
     }
     (recommend(&pooled, &Policy::default()).recommended_concurrency, requests)
 }

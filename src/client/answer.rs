@@ -1,0 +1,264 @@
+//! An answer while it is read: what it brings, when, and within which bounds.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Response;
+use reqwest::header::{self, HeaderMap};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout};
+
+use super::failure::{Failed, Failure, chain};
+use super::kind::Wire;
+use super::outcome::{Reply, TokenCounts};
+use super::quota::exceeded;
+use super::sse::{LineTooLong, SseParser};
+use super::transport::within;
+
+/// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
+const LONGEST_STREAM: usize = 32 << 20;
+/// Longest answer in one piece, bytes.
+const LONGEST_BODY: usize = 4 << 20;
+/// Longest line of a stream, bytes.
+const LONGEST_LINE: usize = 1 << 20;
+/// This much of an answer each request in flight may hold in memory, bytes. Above it only a few may at a time, so that
+/// a server that sends without end takes little memory at any level; the others leave theirs with the server meanwhile.
+pub(super) const SMALL_ANSWER: usize = 64 << 10;
+/// Gaps between the chunks of one answer that are kept.
+const MOST_GAPS: usize = 16 << 10;
+/// After `[DONE]` the end of the stream should follow at once; no server is waited for longer than this.
+const AFTER_DONE: Duration = Duration::from_millis(50);
+
+/// An answer, while it is read and thereafter.
+pub(super) struct Answer {
+    pub reply: Reply,
+    /// Where it is to be kept.
+    pub text: Option<String>,
+    pub finish_reason: Option<String>,
+    pub sent: Instant,
+    wire: &'static Wire,
+    last_content: Option<Instant>,
+    done: bool,
+    failed: Option<Failed>,
+}
+
+impl Answer {
+    pub fn new(wire: &'static Wire, keep_text: bool) -> Self {
+        Answer {
+            reply: Reply::default(),
+            text: keep_text.then(String::new),
+            finish_reason: None,
+            sent: Instant::now(),
+            wire,
+            last_content: None,
+            done: false,
+            failed: None,
+        }
+    }
+
+    /// Reads what follows the head of a good answer.
+    pub async fn read(
+        &mut self,
+        response: &mut Response,
+        idle: Option<f64>,
+        large_answers: &Semaphore,
+    ) -> Result<(), Failed> {
+        let is_stream = is_event_stream(response.headers());
+        // They would keep the buffer that they were read into from being used again: 8 KiB for each stream.
+        *response.headers_mut() = HeaderMap::new();
+        *response.extensions_mut() = hyper::http::Extensions::new();
+        let mut room = Room { places: large_answers, place: None };
+        if is_stream {
+            self.read_stream(response, idle, &mut room).await?;
+        } else {
+            self.read_whole(response, idle, &mut room).await?;
+        }
+        self.conclude()
+    }
+
+    async fn read_stream(
+        &mut self,
+        response: &mut Response,
+        idle: Option<f64>,
+        room: &mut Room<'_>,
+    ) -> Result<(), Failed> {
+        let mut parser = SseParser::new(LONGEST_LINE);
+        let mut bytes = 0;
+        let too_long = |error: LineTooLong| Failed::malformed(error.to_string());
+        while !self.done && self.failed.is_none() {
+            let chunk = self.next_chunk(response, idle).await?;
+            let now = Instant::now();
+            let Some(chunk) = chunk else {
+                parser.finish(|data| self.event(data, now)).map_err(too_long)?;
+                break;
+            };
+            bytes += chunk.len();
+            check_size(bytes, LONGEST_STREAM)?;
+            parser.feed(&chunk, |data| self.event(data, now)).map_err(too_long)?;
+            room.hold(parser.held()).await;
+        }
+        if self.done {
+            // Reading to the very end gives the connection back to the pool.
+            let _ = timeout(AFTER_DONE, async { while let Ok(Some(_)) = response.chunk().await {} }).await;
+        } else if self.finish_reason.is_none() && self.failed.is_none() {
+            self.reply.cut = true;
+            return Err(Failed::malformed("the stream ended without finish_reason and [DONE]"));
+        }
+        Ok(())
+    }
+
+    async fn read_whole(
+        &mut self,
+        response: &mut Response,
+        idle: Option<f64>,
+        room: &mut Room<'_>,
+    ) -> Result<(), Failed> {
+        let mut whole = Vec::new();
+        while let Some(chunk) = self.next_chunk(response, idle).await? {
+            check_size(whole.len() + chunk.len(), LONGEST_BODY)?;
+            whole.extend_from_slice(&chunk);
+            room.hold(whole.len()).await;
+        }
+        self.take(&whole);
+        Ok(())
+    }
+
+    async fn next_chunk(&mut self, response: &mut Response, idle: Option<f64>) -> Result<Option<Bytes>, Failed> {
+        let chunk = within(idle, "nothing more in mid-answer", "llm.idle_timeout", response.chunk()).await?;
+        self.reply.cut = chunk.is_err();
+        chunk.map_err(|error| Failed::malformed(format!("the answer was cut short: {}", chain(&error))))
+    }
+
+    /// One event of a stream, which arrived at `now`.
+    fn event(&mut self, data: &[u8], now: Instant) {
+        if self.done || self.failed.is_some() {
+            return;
+        }
+        if data.trim_ascii() == b"[DONE]" {
+            self.done = true;
+        } else if self.take(data) {
+            let reply = &mut self.reply;
+            match self.last_content.replace(now) {
+                None => reply.ttft = Some(now - self.sent),
+                Some(before) if reply.gaps_us.len() < MOST_GAPS => {
+                    reply.gaps_us.push(u32::try_from((now - before).as_micros()).unwrap_or(u32::MAX));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Takes a chunk or a whole body; true if there was content in it.
+    fn take(&mut self, data: &[u8]) -> bool {
+        let chunk = match (self.wire.read)(data) {
+            Ok(chunk) if !chunk.is_error => chunk,
+            Ok(_) => {
+                self.failed = Some(self.with_quota(Failed::inside(data), data));
+                return false;
+            }
+            Err(error) => {
+                self.failed = Some(Failed::not_json(data, &error));
+                return false;
+            }
+        };
+        if let Some(text) = &mut self.text {
+            text.push_str(&chunk.text);
+        }
+        if let Some(reason) = chunk.finish_reason {
+            self.finish_reason = Some(reason.into_owned());
+        }
+        if let Some(usage) = chunk.usage {
+            self.reply.tokens = counts(usage);
+        }
+        self.reply.chunks += u32::from(chunk.has_content);
+        chunk.has_content
+    }
+
+    /// The failure as it is, after noting which quota was used up if it is for one.
+    pub fn with_quota(&mut self, failed: Failed, body: &[u8]) -> Failed {
+        let limit = &mut self.reply.rate_limit;
+        if failed.kind == Failure::RateLimited
+            && let Some(quota) = exceeded(body, limit.unwrap_or_default())
+        {
+            limit.get_or_insert_default().exceeded = Some(quota);
+        }
+        failed
+    }
+
+    /// The verdict once the body is over.
+    fn conclude(&mut self) -> Result<(), Failed> {
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        let reply = &self.reply;
+        // Where the first token is the one that ends an answer, it is a whole one; a server that has broken down says
+        // nothing of tokens.
+        let ended_at_once = self.wire.generates && self.finish_reason.is_some() && reply.tokens.output >= Some(1);
+        if reply.chunks == 0 && !ended_at_once {
+            return Err(Failed::new(Failure::EmptyOutput, format!("the answer holds no {}", self.wire.content)));
+        }
+        Ok(())
+    }
+}
+
+/// Memory for an answer.
+struct Room<'a> {
+    places: &'a Semaphore,
+    place: Option<SemaphorePermit<'a>>,
+}
+
+impl Room<'_> {
+    /// This answer holds so many bytes: reads on only where it may. It may then grow to its limit, so that no two wait
+    /// for each other.
+    async fn hold(&mut self, bytes: usize) {
+        if bytes <= SMALL_ANSWER {
+            self.place = None;
+        } else if self.place.is_none() {
+            // Nobody closes the semaphore.
+            self.place = self.places.acquire().await.ok();
+        }
+    }
+}
+
+fn check_size(bytes: usize, limit: usize) -> Result<(), Failed> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Failed::malformed(format!("the answer is larger than {} MiB", limit >> 20)))
+}
+
+pub(super) async fn read_up_to(response: &mut Response, limit: usize, body: &mut Vec<u8>) {
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
+        if body.len() == limit {
+            break;
+        }
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes().trim_ascii_start());
+    kind.get(..KIND.len()).is_some_and(|start| start.eq_ignore_ascii_case(KIND))
+}
+
+/// The counts of a `usage`. Some write them as `5.0` or `"5"`; what can be no count is unknown, and no reason to doubt
+/// the answer.
+fn counts(usage: &RawValue) -> TokenCounts {
+    let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
+    let count = |place: &str| {
+        let number = match usage.pointer(place)? {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        number.filter(|n| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n)).map(|n| n as u32)
+    };
+    TokenCounts {
+        input: count("/prompt_tokens"),
+        output: count("/completion_tokens"),
+        cached: count("/prompt_tokens_details/cached_tokens"),
+    }
+}

@@ -1,0 +1,107 @@
+//! Answers with `choices`, as chats and completions have them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{Chunk, is_empty};
+
+pub(super) fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
+    let body: Body<'_> = serde_json::from_slice(data)?;
+    let Choices(chunk) = body.choices.unwrap_or_default();
+    Ok(Chunk { usage: body.usage, is_error: body.error.is_some(), ..chunk })
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    choices: Option<Choices<'a>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    error: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    delta: Option<Part<'a>>,
+    #[serde(borrow)]
+    message: Option<Part<'a>>,
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Part<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+/// All choices of a chunk. Added up as they are read: a list of them would be an allocation per chunk.
+#[derive(Default)]
+struct Choices<'a>(Chunk<'a>);
+
+impl<'a> Choices<'a> {
+    fn add(&mut self, choice: Choice<'a>) {
+        for part in [choice.delta, choice.message].into_iter().flatten() {
+            [part.content, part.reasoning_content, part.reasoning].into_iter().for_each(|text| self.add_text(text));
+            self.0.has_content |= part.tool_calls.is_some_and(|calls| !is_empty(calls));
+        }
+        self.add_text(choice.text);
+        self.0.finish_reason = choice.finish_reason.or(self.0.finish_reason.take());
+    }
+
+    fn add_text(&mut self, written: Option<&'a RawValue>) {
+        let text = written.map(text_of).unwrap_or_default();
+        self.0.has_content |= !text.is_empty();
+        self.0.text += text;
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Choices<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Adding;
+        impl<'de> Visitor<'de> for Adding {
+            type Value = Choices<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of choices")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Choices<'de>, A::Error> {
+                let mut all = Choices::default();
+                while let Some(choice) = list.next_element()? {
+                    all.add(choice);
+                }
+                Ok(all)
+            }
+        }
+        deserializer.deserialize_seq(Adding)
+    }
+}
+
+/// A string, or a list of parts with a `text` each.
+fn text_of(written: &RawValue) -> Cow<'_, str> {
+    fn joined(value: Value) -> String {
+        match value {
+            Value::String(text) => text,
+            Value::Array(parts) => parts.into_iter().map(joined).collect(),
+            Value::Object(mut part) => part.remove("text").map(joined).unwrap_or_default(),
+            _ => String::new(),
+        }
+    }
+    match written.get().strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        Some(plain) if memchr::memchr(b'\\', plain.as_bytes()).is_none() => Cow::Borrowed(plain),
+        _ => Cow::Owned(joined(serde_json::from_str(written.get()).unwrap_or_default())),
+    }
+}

@@ -1,0 +1,230 @@
+//! The client for programs: one limit, retries, and the text of an answer.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use once_cell::sync::OnceCell;
+use rand::RngExt;
+use secrecy::SecretString;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+
+use super::config::{ConfigError, Llm};
+use super::endpoint::Endpoint;
+use super::failure::Failure;
+use super::kind::RequestKind;
+use super::outcome::TokenCounts;
+use super::transport::Transport;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Why a call of [`LlmClient`] failed.
+#[derive(Debug, Error)]
+pub enum LlmError {
+    /// The settings are wrong, or a file they name.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `llm.endpoint` is `simulator`, which only the suite can start.
+    #[error(
+        "llm.endpoint is `simulator`, which exists only inside the benchmark suite: start one with `llm-concurrency simulate --port 8000` and set llm.endpoint (LLM_ENDPOINT) to http://127.0.0.1:8000/v1"
+    )]
+    Simulator,
+    /// The API key cannot be sent.
+    #[error("the API key (LLM_API_KEY or OPENAI_API_KEY) holds characters that an HTTP header cannot carry")]
+    Key,
+    /// The crate was built without TLS.
+    #[error("llm.endpoint is https, and this program was built without the feature `tls` of llm-concurrency")]
+    NoTls,
+    /// The HTTP client could not be built.
+    #[error("cannot set up the HTTP client: {0}")]
+    Client(String),
+    /// The request failed, all retries included.
+    #[error("{failure} from {url} after {attempts} attempt(s): {message}")]
+    Request {
+        /// Of the last attempt.
+        failure: Failure,
+        /// The HTTP status of the error, if the server answered with one.
+        status: Option<u16>,
+        /// What the server or the network said, short and without secrets.
+        message: String,
+        /// Without userinfo and query.
+        url: String,
+        /// The first included.
+        attempts: u32,
+    },
+}
+
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// A chat to be continued.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ChatRequest {
+    /// The messages so far.
+    pub messages: Vec<Message>,
+    /// Longest answer, tokens; the server's default without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// Anything else the server understands (`temperature`, …).
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl ChatRequest {
+    /// A single question.
+    pub fn user(text: impl Into<String>) -> Self {
+        ChatRequest {
+            messages: vec![Message { role: "user".to_owned(), content: text.into() }],
+            ..ChatRequest::default()
+        }
+    }
+}
+
+/// The answer to a [`ChatRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatResponse {
+    /// The text, with a model's reasoning where the server sends it apart.
+    pub content: String,
+    /// Why the server stopped (`stop`, `length`, …).
+    pub finish_reason: Option<String>,
+    /// As the server reported them.
+    pub tokens: TokenCounts,
+    /// How often it was tried, the first included.
+    pub attempts: u32,
+}
+
+/// A client that never has more than `llm.max_concurrent_requests` requests in flight. Clones share that limit.
+///
+/// ```
+/// # #[cfg(feature = "suite")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use llm_concurrency::LlmClient;
+/// use llm_concurrency::client::{ChatRequest, Llm};
+/// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
+///
+/// // A server to talk to; yours has a URL already.
+/// let simulator = Simulator::start(SimulatorConfig::default(), 0)?;
+/// let llm = Llm { endpoint: Some(simulator.base_url().parse()?), max_concurrent_requests: 5, ..Llm::default() };
+/// let client = LlmClient::from_config(llm, None)?;
+///
+/// let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// let answer = runtime.block_on(client.chat(&ChatRequest::user("Say hello")))?;
+/// assert!(!answer.content.is_empty());
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "suite"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone)]
+pub struct LlmClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transport: Transport,
+    permits: Semaphore,
+    llm: Llm,
+}
+
+impl LlmClient {
+    /// The one client of this process and its one limit, made as [`new`](Self::new) makes it when it is first asked for.
+    /// Callers that each made a client of their own would together exceed the limit that was measured.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); the next call tries again.
+    pub fn shared() -> Result<&'static Self, LlmError> {
+        static SHARED: OnceCell<LlmClient> = OnceCell::new();
+        SHARED.get_or_try_init(Self::new)
+    }
+
+    /// From `config.yaml` in the working folder (or `LLM_CONFIG`) and the environment.
+    ///
+    /// # Errors
+    /// If the settings are wrong or missing, or the HTTP client cannot be set up with them.
+    pub fn new() -> Result<Self, LlmError> {
+        let (llm, key) = Llm::load(None)?;
+        Self::from_config(llm, key)
+    }
+
+    /// From a config file and the environment.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LlmError> {
+        let (llm, key) = Llm::load(Some(path.as_ref()))?;
+        Self::from_config(llm, key)
+    }
+
+    /// From a configuration made by the program; no file is read, and of the environment only what names a proxy or
+    /// certificates.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_config(llm: Llm, api_key: Option<SecretString>) -> Result<Self, LlmError> {
+        llm.check()?;
+        let Endpoint::Url(base) = llm.endpoint(Path::new("the configuration"))? else {
+            return Err(LlmError::Simulator);
+        };
+        let transport = Transport::new(base, RequestKind::Chat, &llm, api_key.as_ref())?;
+        let permits = Semaphore::new(llm.max_concurrent_requests);
+        Ok(LlmClient { inner: Arc::new(Inner { transport, permits, llm }) })
+    }
+
+    /// Sends a chat and waits for the whole answer.
+    ///
+    /// Connection errors, timeouts, 429 and 5xx are tried again up to `llm.retry_attempts` times, after an
+    /// exponential backoff with jitter or what `Retry-After` asks for; the place in the queue is given up meanwhile.
+    ///
+    /// # Errors
+    /// [`LlmError::Request`] with the last failure.
+    pub async fn chat(&self, request: &ChatRequest) -> Result<ChatResponse, LlmError> {
+        let inner = &self.inner;
+        let mut body = json!(request);
+        body["model"] = inner.llm.model.as_str().into();
+        let body = Bytes::from(body.to_string());
+        let mut attempts = 0;
+        loop {
+            // Nobody closes the semaphore, so there is always a permit in the end.
+            let permit = inner.permits.acquire().await;
+            let answer = inner.transport.send_for_text(body.clone()).await;
+            drop(permit);
+            attempts += 1;
+            let Some(failed) = answer.reply.failure else {
+                return Ok(ChatResponse {
+                    content: answer.text.unwrap_or_default(),
+                    finish_reason: answer.finish_reason,
+                    tokens: answer.reply.tokens,
+                    attempts,
+                });
+            };
+            if attempts > inner.llm.retry_attempts || !failed.kind.may_pass() {
+                return Err(LlmError::Request {
+                    failure: failed.kind,
+                    status: failed.status,
+                    message: failed.message,
+                    url: inner.transport.url(),
+                    attempts,
+                });
+            }
+            tokio::time::sleep(backoff(attempts, answer.reply.retry_after)).await;
+        }
+    }
+}
+
+/// What the server asked for, else 0.5 s doubled with each attempt, times a random factor between 0.5 and 1.
+fn backoff(attempts: u32, asked: Option<Duration>) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << (attempts - 1).min(16));
+    let jittered = doubled.min(LONGEST_BACKOFF).mul_f64(rand::rng().random_range(0.5..=1.0));
+    jittered.max(asked.unwrap_or_default().min(LONGEST_BACKOFF))
+}

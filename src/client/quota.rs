@@ -1,0 +1,265 @@
+//! What a server states of its quotas: the headers `x-ratelimit-…` and `retry-after`, and the text of a 429.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderMap, HeaderName};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::failure::error_text;
+
+/// What a server states of its quotas; `None` where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RateLimit {
+    /// The whole quota, mostly of a minute.
+    pub limit_requests: Option<u64>,
+    pub remaining_requests: Option<u64>,
+    /// Until it is full again.
+    pub reset_s: Option<f64>,
+    pub limit_tokens: Option<u64>,
+    pub remaining_tokens: Option<u64>,
+    pub reset_tokens_s: Option<f64>,
+    /// The quota that a 429 was for.
+    pub exceeded: Option<Quota>,
+}
+
+impl RateLimit {
+    /// `later`, and of this what `later` leaves open.
+    pub fn updated(self, later: RateLimit) -> Self {
+        RateLimit {
+            limit_requests: later.limit_requests.or(self.limit_requests),
+            remaining_requests: later.remaining_requests.or(self.remaining_requests),
+            reset_s: later.reset_s.or(self.reset_s),
+            limit_tokens: later.limit_tokens.or(self.limit_tokens),
+            remaining_tokens: later.remaining_tokens.or(self.remaining_tokens),
+            reset_tokens_s: later.reset_tokens_s.or(self.reset_tokens_s),
+            exceeded: later.exceeded.or(self.exceeded),
+        }
+    }
+}
+
+/// A quota as a 429 names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    pub counts: Counted,
+    pub limit: Option<u64>,
+    pub per: Option<Period>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Counted {
+    Requests,
+    /// Of prompts, answers or both.
+    Tokens,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Period {
+    Second,
+    Minute,
+    Hour,
+    Day,
+}
+
+impl Period {
+    /// Behind an amount.
+    pub fn words(self) -> &'static str {
+        match self {
+            Period::Second => " a second",
+            Period::Minute => " a minute",
+            Period::Hour => " an hour",
+            Period::Day => " a day",
+        }
+    }
+}
+
+/// How long to wait: `retry-after-ms`, as OpenAI has it beside the other, or `Retry-After` in seconds or as a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name: &str| text(name)?.parse::<f64>().ok();
+    let seconds = number("retry-after-ms").map(|ms| ms / 1e3).or_else(|| number("retry-after"));
+    if let Some(seconds) = seconds {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let date = |name: &str| httpdate::parse_http_date(text(name)?).ok();
+    // By the server's own clock, where it shows it: ours may be another.
+    let now = date("date").unwrap_or_else(SystemTime::now);
+    Some(date("retry-after")?.duration_since(now).unwrap_or_default())
+}
+
+/// As OpenAI names them. They are looked for in every answer, so their names are parsed only once.
+static HEADERS: [HeaderName; 6] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+
+/// What the headers state; `None` if nothing.
+pub(super) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
+    let text = |at: usize| headers.get(&HEADERS[at])?.to_str().ok().map(str::trim);
+    let number = |at| text(at)?.parse().ok();
+    let limit = RateLimit {
+        limit_requests: number(0),
+        remaining_requests: number(1),
+        reset_s: text(2).and_then(written_duration),
+        limit_tokens: number(3),
+        remaining_tokens: number(4),
+        reset_tokens_s: text(5).and_then(written_duration),
+        exceeded: None,
+    };
+    (limit != RateLimit::default()).then_some(limit)
+}
+
+/// The quota that a 429 is for: as its type (OpenAI's `tokens` or `requests`) or its text says, else by what its headers
+/// say is left.
+pub(super) fn exceeded(body: &[u8], headers: RateLimit) -> Option<Quota> {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let kind = value.pointer("/error/type").and_then(Value::as_str);
+    let text = error_text(body).to_lowercase().replace(',', "");
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    // "tokens per min", "token rate limit", "TPM"
+    let names = |what: &str, short: [&str; 2]| {
+        let before = ["per", "rate", "limit", "quota"];
+        words.windows(2).any(|pair| pair[0].trim_end_matches('s') == what && before.contains(&pair[1]))
+            || words.iter().any(|word| short.contains(word))
+    };
+    let counts = match (kind, names("request", ["rpm", "rpd"]), names("token", ["tpm", "tpd"])) {
+        (Some("requests"), ..) => Counted::Requests,
+        (Some("tokens"), ..) => Counted::Tokens,
+        (_, true, false) => Counted::Requests,
+        (_, false, true) => Counted::Tokens,
+        _ => match (headers.remaining_requests, headers.remaining_tokens) {
+            (Some(0), Some(0)) => return None,
+            (Some(0), _) => Counted::Requests,
+            // Of requests there is something left.
+            (_, Some(0)) | (Some(_), Some(_)) => Counted::Tokens,
+            _ => return None,
+        },
+    };
+    let per = words.iter().zip(words.iter().skip(1).chain(&[""])).find_map(|(word, next)| match (*word, *next) {
+        ("rpm" | "tpm", _) | ("per", "min" | "minute") => Some(Period::Minute),
+        ("rpd" | "tpd", _) | ("per", "day") => Some(Period::Day),
+        ("per", "hour") => Some(Period::Hour),
+        ("per", "second" | "sec") => Some(Period::Second),
+        _ => None,
+    });
+    // "Limit 30000", "limit of 30,000"
+    let limits = words.windows(3).filter(|words| words[0] == "limit");
+    let limit = limits.map(|words| words[1 + usize::from(words[1] == "of")]).find_map(|word| word.parse().ok());
+    Some(Quota { counts, limit, per })
+}
+
+/// `6m0s`, `1.5s`, `20ms`, or plain seconds; the result in seconds.
+fn written_duration(text: &str) -> Option<f64> {
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len()));
+        let (unit, next) = after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let unit = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" | "" => 1.0,
+            "ms" => 1e-3,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * unit;
+        rest = next;
+    }
+    (!text.is_empty()).then_some(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_quota_is_read_from_the_headers_as_openai_names_and_writes_them() {
+        assert_eq!(rate_limit(&headers(&[("content-type", "text/plain")])), None);
+        let stated = headers(&[
+            ("x-ratelimit-limit-requests", "60"),
+            ("x-ratelimit-remaining-requests", "0"),
+            ("x-ratelimit-reset-requests", "6m1.5s"),
+            ("x-ratelimit-limit-tokens", "150000"),
+            ("x-ratelimit-remaining-tokens", "149984"),
+            ("x-ratelimit-reset-tokens", "6ms"),
+        ]);
+        let limit = json!({
+            "limit_requests": 60, "remaining_requests": 0, "reset_s": 361.5,
+            "limit_tokens": 150_000, "remaining_tokens": 149_984, "reset_tokens_s": 0.006,
+        });
+        assert_eq!(rate_limit(&stated), Some(serde_json::from_value(limit).unwrap()));
+        for (text, seconds) in
+            [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("", None), ("soon", None), ("5 s", None)]
+        {
+            assert_eq!(written_duration(text), seconds, "{text}");
+        }
+    }
+
+    /// The texts are those of OpenAI, Azure, Anthropic, Groq and LiteLLM.
+    #[test]
+    fn which_quota_a_429_is_for_is_read_from_its_body_and_else_from_what_is_left() {
+        let quota = |counts, limit, per| Some(Quota { counts, limit, per });
+        let (requests, tokens) = (Counted::Requests, Counted::Tokens);
+        let tpm = "Rate limit reached for gpt-4 in organization org-x on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000. Please try again in 2s.";
+        let rpd = "Rate limit reached for gpt-4 in organization org-x on requests per day (RPD): Limit 200, Used 200, Requested 1.";
+        let anthropic = "This would exceed your organization's rate limit of 30,000 input tokens per minute";
+        let azure = "Requests to the ChatCompletions_Create Operation have exceeded token rate limit of your tier";
+        for (kind, message, expected) in [
+            ("tokens", tpm, quota(tokens, Some(30_000), Some(Period::Minute))),
+            ("requests", rpd, quota(requests, Some(200), Some(Period::Day))),
+            ("tokens", "slow down", quota(tokens, None, None)),
+            ("rate_limit_error", anthropic, quota(tokens, Some(30_000), Some(Period::Minute))),
+            ("429", azure, quota(tokens, None, None)),
+            ("", "Requests rate limit exceeded", quota(requests, None, None)),
+            ("", "Crossed TPM / RPM limit", None),
+            ("", "too many requests; try again in 3 s", None),
+        ] {
+            let body = json!({"error": {"message": message, "type": kind}}).to_string();
+            assert_eq!(exceeded(body.as_bytes(), RateLimit::default()), expected, "{body}");
+        }
+        for (remaining_requests, remaining_tokens, counts) in [
+            (Some(0), Some(5), Some(requests)),
+            (Some(99_999), Some(120), Some(tokens)),
+            (None, Some(0), Some(tokens)),
+            (Some(7), None, None),
+            (Some(0), Some(0), None),
+        ] {
+            let left = RateLimit { remaining_requests, remaining_tokens, ..RateLimit::default() };
+            assert_eq!(exceeded(b"", left), counts.and_then(|counts| quota(counts, None, None)), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_asked_for_in_milliseconds_seconds_or_as_a_date() {
+        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+        for (pairs, seconds) in [
+            (vec![("retry-after-ms", "1500"), ("retry-after", "2")], Some(1.5)),
+            (vec![("retry-after", "2")], Some(2.0)),
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT"), date], Some(20.0)),
+            // Over by the server's clock, and by ours.
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:07 GMT"), date], Some(0.0)),
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT")], Some(0.0)),
+            (vec![("retry-after", "-2")], None),
+            (vec![("retry-after", "soon"), date], None),
+            (vec![date], None),
+        ] {
+            assert_eq!(retry_after(&headers(&pairs)), seconds.map(Duration::from_secs_f64), "{pairs:?}");
+        }
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+        let wait = retry_after(&headers(&[("retry-after", &later)])).unwrap();
+        assert!((500..=600).contains(&wait.as_secs()), "{wait:?}");
+    }
+}

@@ -1,0 +1,259 @@
+//! One request, one reply.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper_util::client::legacy::connect::HttpInfo;
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Request, RequestBuilder, Response, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use super::answer::{Answer, read_up_to};
+use super::config::Llm;
+use super::endpoint::redacted;
+use super::failure::{Failed, Failure, cause, chain, died_unanswered, encoding};
+use super::http;
+use super::kind::{RequestKind, Wire};
+use super::llm_client::LlmError;
+use super::outcome::Reply;
+use super::quota::{rate_limit, retry_after};
+use super::redact::Secrets;
+
+/// So many answers at a time may hold more than [`SMALL_ANSWER`](super::answer::SMALL_ANSWER).
+const LARGE_ANSWERS: usize = 4;
+/// Of an error's body no more is read than this, bytes.
+const LONGEST_ERROR: usize = 64 << 10;
+/// The status says that it is an error; its body is not waited for longer than this.
+const ERROR_BODY_WAIT: Duration = Duration::from_secs(1);
+/// A list of models or a server's `/metrics` is read up to here, bytes.
+const LONGEST_STATEMENT: usize = 4 << 20;
+/// A busy server may take this long to say what it has or how busy it is.
+const STATEMENT_WAIT: Duration = Duration::from_secs(5);
+
+/// Sends single requests to one route of one server. Cheap to clone.
+#[derive(Clone)]
+pub struct Transport {
+    inner: Arc<Inner>,
+    secrets: Secrets,
+}
+
+struct Inner {
+    http: reqwest::Client,
+    /// Opens a connection for each request: what is sent again must not meet a second dead one.
+    fresh: reqwest::Client,
+    /// Our addresses of the connections that have brought an answer: whoever uses one of them again reuses it.
+    answered: Mutex<HashSet<SocketAddr>>,
+    /// What is sent, but for its body.
+    request: Request,
+    models: Request,
+    wire: &'static Wire,
+    llm: Llm,
+    large_answers: Semaphore,
+}
+
+/// `future`, or a failure that says that there was `what` for too long and which setting says so.
+pub(super) async fn within<T>(
+    limit_s: Option<f64>,
+    what: &str,
+    setting: &str,
+    future: impl Future<Output = T>,
+) -> Result<T, Failed> {
+    let Some(limit) = limit_s.map(Duration::from_secs_f64) else { return Ok(future.await) };
+    let too_late = |_| Failed::new(Failure::Timeout, format!("{what} within {limit:?} ({setting})"));
+    timeout(limit, future).await.map_err(too_late)
+}
+
+/// Unless set otherwise, a connection is there after ten seconds (or `request_timeout`), or it is none.
+fn connect_timeout(llm: &Llm) -> Duration {
+    Duration::from_secs_f64(llm.connect_timeout.unwrap_or(llm.request_timeout.min(10.0)))
+}
+
+impl Transport {
+    /// A transport to `base` (see [`Endpoint`](super::Endpoint)), with the timeouts and the CA file of `llm`.
+    ///
+    /// # Errors
+    /// If the key cannot be sent, the CA file cannot be read, or there is no TLS where it is needed.
+    pub fn new(base: &Url, kind: RequestKind, llm: &Llm, key: Option<&SecretString>) -> Result<Self, LlmError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Userinfo in the URL was written for this endpoint; a key in the environment may be for another.
+        if let Some(key) = key.filter(|_| base.username().is_empty()) {
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim())).map_err(|_| LlmError::Key)?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let wire = kind.wire();
+        let client = |most_idle| http::client(base, connect_timeout(llm), llm.ca_file.as_deref(), most_idle);
+        let (http, fresh) = (client(usize::MAX)?, client(0)?);
+        let at = |path: &str| {
+            let mut url = base.clone();
+            url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));
+            url
+        };
+        let prepared = |builder: RequestBuilder| {
+            builder.headers(headers.clone()).build().map_err(|error| LlmError::Client(chain(&error)))
+        };
+        let request = prepared(http.post(at(wire.route)))?;
+        let models = prepared(http.get(at("models")))?;
+        let proxy = http::proxy(base);
+        let to_proxy = proxy.as_ref().and_then(|proxy| proxy.basic_auth()?.to_str().ok());
+        let secrets = Secrets::of(base, key, to_proxy);
+        let (answered, large_answers) = (Mutex::default(), Semaphore::new(LARGE_ANSWERS));
+        let inner = Inner { http, fresh, answered, request, models, wire, llm: llm.clone(), large_answers };
+        Ok(Transport { inner: Arc::new(inner), secrets })
+    }
+
+    /// The same, and no message shows these either.
+    pub fn hiding(self, more: Vec<String>) -> Self {
+        Transport { secrets: self.secrets.and(more), ..self }
+    }
+
+    /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
+    pub async fn send(&self, body: Bytes) -> Reply {
+        self.send_made(|| body.clone()).await
+    }
+
+    /// The same with a body that is made when it is sent, and again if it has to be sent again: nobody keeps it
+    /// until the answer comes.
+    pub async fn send_made(&self, body: impl Fn() -> Bytes) -> Reply {
+        self.exchange(&body, false).await.reply
+    }
+
+    pub(super) async fn send_for_text(&self, body: Bytes) -> Answer {
+        self.exchange(&|| body.clone(), true).await
+    }
+
+    /// The models the server says it has (`GET /models`); `None` if it does not say.
+    pub async fn models(&self) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<Model>,
+        }
+        #[derive(Deserialize)]
+        struct Model {
+            id: String,
+        }
+        let body = self.statement(self.inner.models.try_clone()?).await?;
+        let list: List = serde_json::from_slice(&body).ok()?;
+        Some(list.data.into_iter().map(|model| self.secrets.removed_from(&model.id)).collect())
+    }
+
+    /// What the server says of itself at `/metrics`, beside the API; `None` if it says nothing.
+    pub async fn metrics(&self) -> Option<String> {
+        let mut request = self.inner.models.try_clone()?;
+        request.url_mut().set_path("/metrics");
+        request.url_mut().set_query(None);
+        Some(String::from_utf8_lossy(&self.statement(request).await?).into_owned())
+    }
+
+    async fn statement(&self, request: Request) -> Option<Vec<u8>> {
+        let read = async {
+            let mut response = self.inner.http.execute(request).await.ok()?.error_for_status().ok()?;
+            let mut body = Vec::new();
+            read_up_to(&mut response, LONGEST_STATEMENT, &mut body).await;
+            Some(body)
+        };
+        timeout(STATEMENT_WAIT, read).await.ok()?
+    }
+
+    /// The URL requests go to, redacted.
+    pub fn url(&self) -> String {
+        redacted(self.inner.request.url())
+    }
+
+    async fn exchange(&self, body: &impl Fn() -> Bytes, keep_text: bool) -> Answer {
+        let inner = &self.inner;
+        let mut answer = Answer::new(inner.wire, keep_text);
+        let done = {
+            // Boxed: a future that is handed on is copied each time.
+            let attempt = Box::pin(async {
+                let mut response = self.attempt(body, &mut answer).await?;
+                self.read(&mut response, &mut answer).await
+            });
+            within(Some(inner.llm.request_timeout), "no whole answer", "llm.request_timeout", attempt).await
+        };
+        if let Err(mut failed) = done.and_then(|done| done) {
+            failed.message = self.secrets.removed_from(&failed.message);
+            answer.reply.failure = Some(failed);
+        }
+        answer
+    }
+
+    /// One request; a second time, on a fresh connection, if a reused one turns out to have been closed before any byte
+    /// came back.
+    ///
+    /// Some servers close the connection after every answer although they announced to keep it open. Which of the
+    /// two sides notices first is a race, and no failure of the server's.
+    async fn attempt(&self, body: &impl Fn() -> Bytes, answer: &mut Answer) -> Result<Response, Failed> {
+        let inner = &self.inner;
+        // Boxed by the HTTP client, so that it is cheap to move.
+        let send = |http: &reqwest::Client| {
+            let mut request = inner.request.try_clone().expect("it has no body yet");
+            *request.body_mut() = Some(body().into());
+            within(inner.llm.first_byte_timeout, "no first byte", "llm.first_byte_timeout", http.execute(request))
+        };
+        answer.sent = Instant::now();
+        let response = match send(&inner.http).await? {
+            Err(error) if died_unanswered(&error) && self.was_reused(&error) => {
+                answer.reply.resent += 1;
+                send(&inner.fresh).await?
+            }
+            Ok(response) => {
+                self.note_answer(&response);
+                Ok(response)
+            }
+            failed => failed,
+        };
+        response.map_err(|error| {
+            if error.is_connect() && error.is_timeout() {
+                let message = format!("no connection within {:?} (llm.connect_timeout)", connect_timeout(&inner.llm));
+                return Failed::new(Failure::Connect, message);
+            }
+            Failed::network(&error)
+        })
+    }
+
+    fn note_answer(&self, response: &Response) {
+        if let Some(connection) = response.extensions().get::<HttpInfo>() {
+            self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(connection.local_addr());
+        }
+    }
+
+    /// Whether the connection that failed had brought an answer before.
+    ///
+    /// Asking instead whether this request has opened a connection would not do: while one is being opened, another's
+    /// may become free and is taken.
+    fn was_reused(&self, error: &reqwest::Error) -> bool {
+        let connection = cause::<hyper_util::client::legacy::Error>(error).and_then(|error| error.connect_info());
+        let mut about = hyper::http::Extensions::new();
+        connection.inspect(|connection| connection.get_extras(&mut about));
+        let Some(connection) = about.get::<HttpInfo>() else { return false };
+        // It is dead: its address may come back as that of a fresh one.
+        self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection.local_addr())
+    }
+
+    async fn read(&self, response: &mut Response, answer: &mut Answer) -> Result<(), Failed> {
+        let status = response.status();
+        answer.reply.status = Some(status.as_u16());
+        answer.reply.rate_limit = rate_limit(response.headers());
+        if !status.is_success() {
+            answer.reply.retry_after = retry_after(response.headers());
+            let mut body = Vec::new();
+            let _ = timeout(ERROR_BODY_WAIT, read_up_to(response, LONGEST_ERROR, &mut body)).await;
+            let failed = Failed::refused(status, response.headers(), &body);
+            return Err(answer.with_quota(failed, &body));
+        }
+        if let Some(encoding) = encoding(response.headers()) {
+            return Err(Failed::malformed(format!("the answer is compressed ({encoding}), which was not asked for")));
+        }
+        answer.read(response, self.inner.llm.idle_timeout, &self.inner.large_answers).await
+    }
+}

@@ -1,0 +1,52 @@
+//! An earlier run to compare with.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::decision::{decide_from, from_results_file};
+use crate::decide::Recommendation;
+use crate::decide::compare::{Baseline, Comparison, compare};
+use crate::record::Places;
+use crate::report::words;
+use crate::settings::Settings;
+
+#[derive(Args, Debug)]
+pub(super) struct BaselineArgs {
+    /// Compare with this results file of an earlier run
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Exit with 4 where throughput fell by more than this, noise allowed for; with 3 where that cannot be told
+    #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percentage)]
+    fail_on_regression: Option<f64>,
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').trim_end().parse::<f64>().ok();
+    percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
+}
+
+/// A baseline, decided by the policy of now.
+pub(super) struct Against {
+    title: String,
+    pub(super) baseline: Baseline,
+}
+
+impl BaselineArgs {
+    pub(super) fn read(&self, places: &Places, settings: &Settings) -> Result<Option<Against>> {
+        let Some(file) = &self.baseline else { return Ok(None) };
+        let (measured, _) = from_results_file(file, places)?;
+        let title = words::baseline(&file.display().to_string(), measured.simulated, &measured.notes);
+        let threshold = self.fail_on_regression.map(|percent| percent / 100.0);
+        Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
+    }
+}
+
+impl Against {
+    pub(super) fn compare(&self, now: &Recommendation, settings: &Settings) -> Comparison {
+        let Baseline { decided, threshold } = &self.baseline;
+        let comparison = compare(decided, now, settings.config.policy.objective, *threshold);
+        Comparison { title: self.title.clone(), ..comparison }
+    }
+}

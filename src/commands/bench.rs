@@ -1,0 +1,43 @@
+//! `cargo bench`: settings from config.yaml and the environment, since Criterion owns the command line.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use super::decision;
+use crate::measure::sweep::{self, CriterionArgs, Mode, Stop};
+use crate::record::Places;
+use crate::settings::{Overrides, Settings};
+
+/// Exits 0 or 1 only.
+///
+/// # Errors
+/// If the sweep cannot be made.
+pub fn bench() -> Result<ExitCode> {
+    let args = CriterionArgs::parse(std::env::args().skip(1))?;
+    let settings = Settings::load(None, Overrides::default())?;
+    let places = Places::find(None);
+    let swept = sweep::run(&settings, &args, &places, None)?;
+    if args.mode != Mode::Measure {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let recommendation = decision::conclude(&settings, &args, &places, &swept)?;
+    if swept.stopped == Some(Stop::Interrupted) {
+        bail!("interrupted: the levels above are on disk, the rest was not measured");
+    }
+    if recommendation.status.may_patch() && !recommendation.provisional {
+        eprintln!("To write it into {}: {} --update-config", settings.path.display(), recommend_from_here(&places));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The command that decides anew. The bench of another package has no `recommend` beside it, and one that cargo did not
+/// start would not know that package's target folder.
+fn recommend_from_here(places: &Places) -> String {
+    match std::env::var("CARGO_PKG_NAME") {
+        Ok(package) if package != env!("CARGO_PKG_NAME") => {
+            format!("llm-concurrency recommend --criterion-dir '{}'", places.criterion.display())
+        }
+        _ => "cargo run --bin recommend --".to_owned(),
+    }
+}

@@ -1,0 +1,131 @@
+//! From what was measured to the recommendation, and where it goes.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::Result;
+
+use super::{page, print};
+use crate::client::Endpoint;
+use crate::decide::{Note, Recommendation, recommend};
+use crate::load::self_check::cpu_of_this_process;
+use crate::measure::sweep::{CriterionArgs, Swept};
+use crate::monitor::textfile;
+use crate::prompts;
+use crate::record::{Identity, Measured, Places, RequestsFile, ResultsFile, load_measured, write_atomic};
+use crate::report::html::About;
+use crate::report::{text, words};
+use crate::settings::Settings;
+
+/// What a report tells beside the decision, and its file's name.
+pub(super) struct Source {
+    pub(super) about: About,
+    pub(super) requests: Vec<RequestsFile>,
+    pub(super) report: String,
+}
+
+pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Source)> {
+    let identity = Identity::of(settings, &prompts::of_run(settings)?);
+    let simulated = settings.endpoint == Endpoint::Simulator;
+    let measured = Measured { simulated, ..load_measured(places, &identity)? };
+    // A run's id begins with the time that its results file is named by.
+    let id = measured.newest.as_ref().map_or("criterion", |newest| newest.run_id.as_str());
+    let time = id.split('-').next().unwrap_or(id);
+    let source = Source {
+        about: measured.newest.as_ref().map(|run| page::about(Some(&run.run_id), &run.about)).unwrap_or_default(),
+        requests: measured.requests.clone(),
+        report: page::name(Path::new(time)),
+    };
+    Ok((measured, source))
+}
+
+pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
+    let file = ResultsFile::read(path)?;
+    let about = page::about(file.run_id.as_ref(), &file.about);
+    let source = Source { about, requests: file.requests(places), report: page::name(path) };
+    let (simulated, quick) = (file.about.simulated(), file.about.settings.quick);
+    let unlisted_model = file.about.settings.model_is_listed == Some(false);
+    let (endpoint, model, started_at) = (file.about.endpoint, source.about.model.clone(), file.about.started_at);
+    let is_known = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
+    let notes = is_known.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect();
+    Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
+}
+
+pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
+    let mut recommendation = recommend(&measured.levels, &settings.config.policy);
+    recommendation.simulated = measured.simulated;
+    recommendation.notes.extend(measured.quick.then_some(Note::Quick));
+    recommendation.notes.extend(measured.unlisted_model.then_some(Note::UnlistedModel));
+    recommendation.provisional |= measured.quick || measured.incomplete;
+    recommendation.notes.extend(measured.notes);
+    recommendation
+}
+
+/// The bars are for people; a file or another program gets the table alone.
+pub(super) fn printed(recommendation: &Recommendation) -> String {
+    let bars = if std::io::stdout().is_terminal() {
+        // https://no-color.org
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        text::plot(recommendation, colour)
+    } else {
+        String::new()
+    };
+    format!("\n{}\n{bars}{}", text::table(recommendation), text::answer(recommendation))
+}
+
+/// The figures of the newest run, in the folder of results, for node-exporter's textfile collector. Its name stays,
+/// since of two files with the same series the collector takes neither.
+const TEXTFILE: &str = "concurrency.prom";
+
+/// Decides at the end of a sweep, completes the results file, and prints the answer and where all of it lies.
+pub(super) fn conclude(
+    settings: &Settings,
+    args: &CriterionArgs,
+    places: &Places,
+    swept: &Swept,
+) -> Result<Recommendation> {
+    let manifest = &swept.run.manifest;
+    // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
+    let mut measured = if args.is_filtered() {
+        load_measured(places, &manifest.identity)?
+    } else {
+        Measured {
+            levels: swept.run.summaries.clone(),
+            quick: settings.quick,
+            unlisted_model: manifest.about.settings.model_is_listed == Some(false),
+            ..Measured::default()
+        }
+    };
+    measured.simulated = settings.endpoint == Endpoint::Simulator;
+    measured.notes.extend(swept.notes.clone());
+    let recommendation = decide_from(measured, settings);
+    swept.run.write_results(Some(words::with_words(&recommendation)))?;
+    print(printed(&recommendation))?;
+    eprintln!("{}", where_written(swept, places));
+    let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let textfile = textfile(&recommendation, ended_s.round());
+    // The answer is worth more than its copy.
+    if let Err(error) = write_atomic(&places.results.join(TEXTFILE), textfile.as_bytes()) {
+        eprintln!("note: {error}");
+    }
+    let requests = manifest.requests(swept.run.folder());
+    let run =
+        page::of(recommendation.clone(), settings, page::about(Some(&manifest.run_id), &manifest.about), &requests);
+    eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), &[run]));
+    Ok(recommendation)
+}
+
+fn where_written(swept: &Swept, places: &Places) -> String {
+    let own_s = (swept.began.elapsed().as_secs_f64() - swept.load_s).max(0.0);
+    let cpu = cpu_of_this_process().map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
+    format!(
+        "{:.1} s of load, {own_s:.1} s around it{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)\n  {} (for node-exporter)",
+        swept.load_s,
+        cpu.unwrap_or_default(),
+        swept.run.results_file.display(),
+        swept.run.folder().display(),
+        places.criterion.join("report/index.html").display(),
+        places.results.join(TEXTFILE).display(),
+    )
+}

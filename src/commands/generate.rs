@@ -1,0 +1,32 @@
+//! `generate-test-data`: the prompts as a file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::print;
+use crate::prompts;
+
+#[derive(Args, Debug)]
+pub(crate) struct Generate {
+    /// How many snippets
+    #[arg(long, value_name = "N", default_value_t = prompts::DEFAULT_COUNT)]
+    count: usize,
+    /// The same seed gives the same file, to the byte
+    #[arg(long, value_name = "N", default_value_t = prompts::DEFAULT_SEED)]
+    seed: u64,
+    /// Where to write
+    #[arg(long, value_name = "PATH", default_value = prompts::DEFAULT_PATH)]
+    output: PathBuf,
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let Generate { count, seed, output } = self;
+        prompts::save(&output, &prompts::generate(seed, count))?;
+        print(format!("wrote {count} snippets (seed {seed}) to {}\n", output.display()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,78 @@
+//! `recommend`, the bin and the subcommand: decides from what is on disk.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+
+use super::baseline::BaselineArgs;
+use super::decision::{decide_from, from_criterion, from_results_file, printed};
+use super::write::WriteArgs;
+use super::{ConfigFile, page, print};
+use crate::record::Places;
+use crate::report::{text, words};
+use crate::settings::{Overrides, Settings};
+
+#[derive(Args, Debug)]
+pub struct Recommend {
+    #[command(flatten)]
+    write: WriteArgs,
+    /// Show the change as a diff and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Decide from this results file instead of target/criterion
+    #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
+    results: Option<PathBuf>,
+    #[command(flatten)]
+    baseline: BaselineArgs,
+    /// Print one JSON object on stdout instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Criterion's folder [default: as Criterion finds it]
+    #[arg(long, value_name = "DIR")]
+    criterion_dir: Option<PathBuf>,
+}
+
+impl Recommend {
+    /// # Errors
+    /// If there is nothing to decide from, or the config cannot be patched.
+    pub fn run(self) -> Result<ExitCode> {
+        let settings = Settings::load(self.config.config.as_deref(), Overrides::default())?;
+        let places = Places::find(self.criterion_dir.as_deref());
+        let (measured, source) = match &self.results {
+            Some(file) => from_results_file(file, &places)?,
+            None => from_criterion(&settings, &places)?,
+        };
+        let recommendation = decide_from(measured, &settings);
+        let against = self.baseline.read(&places, &settings)?;
+        let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
+        if !self.json {
+            print(printed(&recommendation))?;
+            if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
+                print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, true)))?;
+            }
+        }
+        if !self.dry_run {
+            let run = page::of(recommendation.clone(), &settings, source.about, &source.requests);
+            eprintln!("{}", page::write(&places.results.join(source.report), &[run]));
+        }
+        let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;
+        if self.json {
+            let mut value = words::with_words(&recommendation);
+            if let Some(comparison) = comparison {
+                value["comparison"] = json!(comparison);
+            }
+            value["previous"] = json!(written.previous);
+            value["patched"] = json!(written.patched);
+            print(format!("{value}\n"))?;
+            eprint!("{}", written.text);
+        } else {
+            print(written.text)?;
+        }
+        Ok(code)
+    }
+}

@@ -1,0 +1,49 @@
+//! `llm-concurrency run`: all of it in one command.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::baseline::BaselineArgs;
+use super::write::WriteArgs;
+use super::{ConfigFile, decision, print};
+use crate::measure::sweep::{self, CriterionArgs, Stop};
+use crate::record::Places;
+use crate::report::text;
+use crate::settings::{Flags, Settings};
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    write: WriteArgs,
+    #[command(flatten)]
+    baseline: BaselineArgs,
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    settings: Flags<Settings>,
+}
+
+impl Run {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let settings = Settings::load(self.config.config.as_deref(), self.settings.given)?;
+        let (args, places) = (CriterionArgs::measure_all(), Places::find(None));
+        if self.write.update_config {
+            self.write.check_possible(&settings)?;
+        }
+        let against = self.baseline.read(&places, &settings)?;
+        let swept = sweep::run(&settings, &args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
+        let recommendation = decision::conclude(&settings, &args, &places, &swept)?;
+        if swept.stopped == Some(Stop::Interrupted) {
+            return Ok(ExitCode::from(sweep::INTERRUPTED));
+        }
+        let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
+        if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
+            print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, false)))?;
+        }
+        let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, false)?;
+        eprint!("{}", written.text);
+        Ok(code)
+    }
+}

@@ -1,0 +1,103 @@
+//! `simulate`: the simulated server alone, or the true throughput that it has.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+
+use super::{ConfigFile, print};
+use crate::client::ConfigError;
+use crate::measure::sweep;
+use crate::prompts;
+use crate::settings::{Overrides, Settings};
+use crate::simulator::{self, FaultRate, RequestEnd, Simulator, SimulatorConfig};
+
+/// Requests per level in virtual time; enough that chance plays no part.
+const EXPLAIN_REQUESTS: usize = 20_000;
+
+#[derive(Args, Debug)]
+pub(crate) struct Simulate {
+    /// The port on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    port: u16,
+    /// Print the true throughput of every level (from the same engine in virtual time) instead of serving
+    #[arg(long)]
+    explain: bool,
+    // Its section `simulator`.
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Write the server's own record at the end: a JSON line for each request, with the times of its arrival, its
+    /// first token and its end
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Sequences that decode together
+    #[arg(long, value_name = "N")]
+    slots: Option<usize>,
+    /// Requests that may wait; one more is refused with 503
+    #[arg(long, value_name = "N")]
+    queue_limit: Option<usize>,
+    /// Requests let through per minute; one more is refused with 429
+    #[arg(long, value_name = "N")]
+    rpm: Option<f64>,
+    /// Let something go wrong with a share of the requests, such as stall=0.1 (may be given several times)
+    #[arg(long = "fault", value_name = "NAME=RATE")]
+    faults: Vec<FaultRate>,
+}
+
+impl Simulate {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let file = self.config.config.as_deref();
+        let settings = match Settings::load(file, Overrides::of(["--llm-endpoint=simulator"])) {
+            // The simulator can do without a config file, unless one was asked for.
+            Err(ConfigError::NotFound(_)) if file.is_none() => None,
+            settings => Some(settings?),
+        };
+        let mut config = settings.as_ref().map_or_else(SimulatorConfig::default, |s| s.config.simulator.clone());
+        config.slots = self.slots.unwrap_or(config.slots);
+        config.queue_limit = self.queue_limit.unwrap_or(config.queue_limit);
+        config.requests_per_minute = self.rpm.or(config.requests_per_minute);
+        self.faults.iter().for_each(|&fault| config.faults.set(fault));
+        config.validate()?;
+        if self.explain {
+            let settings =
+                settings.context("--explain needs a config file: it explains the prompts and levels set there")?;
+            print(format!("{}\n", explain(&config, &settings)?))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        // A path that cannot be written is said at once.
+        let record = self.log.as_deref().map(|path| Ok((path, File::create(path)?))).transpose();
+        let record = record.map_err(|error: io::Error| anyhow!("cannot write --log: {error}"))?;
+        let simulator = Simulator::start(config, self.port)?;
+        print(format!("simulated LLM server at {} (any model; Ctrl-C ends it)\n", simulator.base_url()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(sweep::signal());
+        let log = simulator.log();
+        if let Some((path, file)) = record {
+            write_lines(file, &log).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let completed = log.iter().filter(|r| r.outcome == RequestEnd::Completed).count();
+        eprintln!("\n{} requests, {completed} completed, at most {} at once", log.len(), simulator.peak_in_flight());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// One JSON object a line.
+fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
+    let mut lines = BufWriter::new(file);
+    for record in records {
+        serde_json::to_writer(&mut lines, record)?;
+        lines.write_all(b"\n")?;
+    }
+    lines.flush()?;
+    Ok(())
+}
+
+fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
+    let benchmark = &settings.config.benchmark;
+    let prompts: Vec<String> = prompts::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
+    let max_tokens = benchmark.request.max_tokens;
+    Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
+}

@@ -1,0 +1,132 @@
+//! One measurement of a level as it lies on disk: made under load, written by `record`, pooled by the figures.
+
+use serde::{Deserialize, Serialize};
+
+use super::reasons::EarlyEnd;
+use crate::client::outcome::RateLimit;
+
+/// Which part of a run a measurement belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    #[default]
+    Sweep,
+    /// A contender, measured again.
+    Confirm,
+    Auto,
+}
+
+/// One measurement to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub level: usize,
+    pub stage: Stage,
+    /// The confirm round, from 1; 0 outside of them.
+    pub round: u32,
+}
+
+/// All of a measurement but its requests, which are in its sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    pub concurrency: usize,
+    pub stage: Stage,
+    /// The confirm round, from 1; 0 outside of them.
+    #[serde(default)]
+    pub round: u32,
+    pub criterion_id: String,
+    /// The times handed to Criterion, nanoseconds per wave: the key that joins this record to Criterion's files.
+    pub sample_ns: Vec<f64>,
+    /// The measured window, seconds since the level began.
+    pub window_s: Option<[f64; 2]>,
+    pub samples: Vec<Sample>,
+    /// Gaps between content chunks: ascending `[microseconds, count]`.
+    pub itl_histogram: Vec<(u64, u64)>,
+    pub state: LevelState,
+    /// Why it was not complete.
+    pub reason: Option<EarlyEnd>,
+    #[serde(default)]
+    pub client: Option<ClientLoad>,
+    /// What the server said last of its quota.
+    #[serde(default)]
+    pub rate_limit: Option<RateLimit>,
+    /// What the server said of its load in the measured window, where it was asked.
+    #[serde(default)]
+    pub server: Option<ServerLoad>,
+}
+
+impl Measurement {
+    /// Which measurement of the run it is.
+    pub fn step(&self) -> Step {
+        Step { level: self.concurrency, stage: self.stage, round: self.round }
+    }
+}
+
+/// One window of the closed loop, which is one sample of Criterion's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub duration_s: f64,
+    pub completed: u64,
+    /// Successes among them.
+    pub succeeded: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LevelState {
+    /// Measured in full.
+    #[default]
+    Complete,
+    /// Interrupted: not usable.
+    Cut,
+    /// It had clearly failed, so the rest was cut short: a result (it fails), but a small one.
+    Hopeless,
+}
+
+/// What measuring a level cost this client. Unknown is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientLoad {
+    /// CPU seconds of the load thread per second of the measured window.
+    pub cpu: Option<f64>,
+    /// How late its timers were, 95th percentile, seconds; their own rounding is taken off.
+    pub timer_lag_p95_s: Option<f64>,
+}
+
+impl ClientLoad {
+    /// Of two measurements the worse.
+    pub(super) fn worse(self, other: ClientLoad) -> Self {
+        let max = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).max_by(f64::total_cmp);
+        ClientLoad { cpu: max(self.cpu, other.cpu), timer_lag_p95_s: max(self.timer_lag_p95_s, other.timer_lag_p95_s) }
+    }
+}
+
+/// What the server said of its load, on average. Unknown is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerLoad {
+    /// How often it was asked.
+    pub looks: u64,
+    /// Requests that it worked on.
+    pub running: Option<f64>,
+    /// Requests that waited in its queue.
+    pub waiting: Option<f64>,
+    /// Share of its KV cache in use.
+    pub kv_cache: Option<f64>,
+}
+
+impl ServerLoad {
+    /// The mean of both, weighted by how often each was asked for.
+    pub fn with(self, other: ServerLoad) -> Self {
+        let (own, more) = (self.looks as f64, other.looks as f64);
+        let mean = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => Some((a * own + b * more) / (own + more)),
+            (a, b) => a.or(b),
+        };
+        ServerLoad {
+            looks: self.looks + other.looks,
+            running: mean(self.running, other.running),
+            waiting: mean(self.waiting, other.waiting),
+            kv_cache: mean(self.kv_cache, other.kv_cache),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What changed while a run lasted: a server that was gone for a while, or that changed its speed.
+
+use serde::{Deserialize, Serialize};
+
+use super::measurement::LevelState;
+use super::quantiles::{Estimate, wilson, with_interval};
+use super::summary::LevelSummary;
+use crate::client::outcome::{Failure, RequestOutcome};
+
+/// How many requests of a measurement found no server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reach {
+    /// Requests that came to an end, those of the warm-up included: it may be where the server is gone.
+    pub requests: u64,
+    /// Those whose connection was refused, reset or cut, and those that a gateway answered without a server (502).
+    pub lost: u64,
+    /// Those that got a 503: of a server that is starting where connections were lost too, else of one that is full.
+    pub unavailable: u64,
+}
+
+impl Reach {
+    pub fn add(&mut self, outcome: &RequestOutcome) {
+        if outcome.end_s.is_none() {
+            return;
+        }
+        let lost = outcome.failure == Some(Failure::Connect) || outcome.cut || outcome.status == Some(502);
+        self.requests += 1;
+        self.lost += u64::from(lost);
+        self.unavailable += u64::from(outcome.status == Some(503));
+    }
+
+    /// Whether more than `limit` of the requests were lost, and not by chance.
+    pub fn is_outage(&self, limit: f64) -> bool {
+        self.lost > 0 && wilson(self.found_none(), self.requests).is_some_and(|[low, _]| low >= limit)
+    }
+
+    fn found_none(&self) -> u64 {
+        if self.lost > 0 { (self.lost + self.unavailable).min(self.requests) } else { 0 }
+    }
+}
+
+/// Measurements of a level in which the server was gone. They are set aside if it was there in another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Outage {
+    /// Requests in them that found no server.
+    pub lost: u64,
+    pub requests: u64,
+    /// How many such measurements there are.
+    pub measurements: u64,
+    /// How many measurements there are in all.
+    pub of: u64,
+    /// How many measurements there are since the latest of them.
+    pub since: u64,
+}
+
+impl Outage {
+    /// Whether its measurements do not count, since there are others.
+    pub fn is_set_aside(&self) -> bool {
+        self.measurements < self.of
+    }
+}
+
+/// Of a level's measurements those that count: without those in which more than `limit` of the requests found no server,
+/// unless that is all of them.
+pub(super) fn without_outages<T: Copy>(
+    measurements: &[T],
+    reach: impl Fn(T) -> Reach,
+    limit: f64,
+) -> (Vec<T>, Option<Outage>) {
+    let gone = |&measurement: &T| reach(measurement).is_outage(limit);
+    let (out, there): (Vec<T>, Vec<T>) = measurements.iter().partition(|measurement| gone(measurement));
+    if out.is_empty() {
+        return (there, None);
+    }
+    let sum = |of: fn(&Reach) -> u64| out.iter().map(|&measurement| of(&reach(measurement))).sum();
+    let outage = Outage {
+        lost: sum(Reach::found_none),
+        requests: sum(|reach| reach.requests),
+        measurements: out.len() as u64,
+        of: measurements.len() as u64,
+        since: measurements.iter().rev().take_while(|measurement| !gone(measurement)).count() as u64,
+    };
+    (if there.is_empty() { out } else { there }, Some(outage))
+}
+
+/// A level's throughput when it was first measured and in its confirm rounds, each with its 99 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    pub first: Estimate,
+    /// In all confirm rounds together.
+    pub confirmed: Estimate,
+}
+
+/// A change of throughput above this, and beyond both 99 % intervals, is drift.
+const DRIFTED: f64 = 0.10;
+
+impl Drift {
+    /// Of the first measurement and the confirm rounds, each by its throughput and its blocks; `None` if one of them has no
+    /// interval.
+    pub(super) fn between(first: (f64, &[f64]), confirmed: (f64, &[f64])) -> Option<Self> {
+        let of = |(rps, blocks)| Some(with_interval(rps, blocks, 0.99)).filter(|figure| figure.lower.is_some());
+        Some(Drift { first: of(first)?, confirmed: of(confirmed)? })
+    }
+
+    /// The change relative to the first figure, if it is drift.
+    pub fn change(&self) -> Option<f64> {
+        let Drift { first, confirmed } = self;
+        let apart = first.upper? < confirmed.lower? || confirmed.upper? < first.lower?;
+        let change = confirmed.estimate / first.estimate - 1.0;
+        (apart && change.is_finite() && change.abs() > DRIFTED).then_some(change)
+    }
+}
+
+/// Criterion's figure and ours should be closer than this.
+const CROSS_CHECK: f64 = 0.05;
+
+/// Criterion's throughput and ours where they differ, given its mean times per wave, nanoseconds.
+pub fn cross_check(summary: &LevelSummary, wave_ns: &[f64]) -> Option<(f64, f64)> {
+    // Criterion knows of no measurement that is set aside.
+    if summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
+        return None;
+    }
+    let ours = summary.throughput_rps?.estimate;
+    let mean_ns = wave_ns.iter().sum::<f64>() / wave_ns.len() as f64;
+    let theirs = summary.concurrency as f64 * 1e9 / mean_ns;
+    ((theirs / ours - 1.0).abs() > CROSS_CHECK).then_some((theirs, ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::outcome::Phase;
+    use crate::client::outcome::tests::outcome;
+
+    fn failed(failure: Failure) -> RequestOutcome {
+        RequestOutcome { failure: Some(failure), ..outcome(10.0, 11.0) }
+    }
+
+    #[test]
+    fn drift_is_a_change_of_a_tenth_beyond_both_intervals() {
+        let figure = |rps, lower, upper| Estimate { estimate: rps, lower: Some(lower), upper: Some(upper) };
+        let change = |first, confirmed| Drift { first, confirmed }.change();
+        let first = figure(100.0, 95.0, 105.0);
+        assert!((change(first, figure(80.0, 76.0, 84.0)).unwrap() + 0.2).abs() < 1e-12);
+        assert!((change(first, figure(120.0, 116.0, 124.0)).unwrap() - 0.2).abs() < 1e-12);
+        // Within the noise, or small.
+        assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
+        assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
+        assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
+
+        let blocks = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
+        let drift = Drift::between((10.0, &blocks), (10.0, &blocks)).unwrap();
+        // scipy.stats.t.ppf(.995, 9) / scipy.stats.t.ppf(.975, 9) times the half-width above
+        let half = 10.0 * 0.199_503_509_310_250_15 / 10.1 * (3.249_835_541_592_143 / 2.262_157_162_798_204_6);
+        assert!((drift.first.upper.unwrap() - 10.0 - half).abs() < 1e-9, "{drift:?}");
+        assert_eq!(Drift::between((10.0, &blocks), (10.0, &[])), None);
+    }
+
+    #[test]
+    fn what_found_no_server_is_told_from_what_a_full_one_refused() {
+        let cut = RequestOutcome { cut: true, ..failed(Failure::Malformed) };
+        let answered = |status, failure| RequestOutcome { status: Some(status), ..failed(failure) };
+        let (full, gateway) = (answered(503, Failure::ServerError), answered(502, Failure::ServerError));
+        let garbage = answered(200, Failure::Malformed);
+        let refused = answered(0, Failure::Connect);
+        let reach = |outcomes: &[&RequestOutcome]| {
+            let mut reach = Reach { requests: 50, ..Reach::default() };
+            outcomes.iter().for_each(|outcome| reach.add(outcome));
+            reach
+        };
+        let is_outage = |outcomes: &[&RequestOutcome]| reach(outcomes).is_outage(0.05);
+        assert!(is_outage(&[&cut; 10]) && is_outage(&[&gateway; 10]) && is_outage(&[&refused; 10]));
+        assert!(!is_outage(&[&full; 50]) && !is_outage(&[&garbage; 50]));
+        // Starting takes a while, and says so.
+        assert!(is_outage(&[&[&refused][..], &[&full; 9]].concat()));
+        // 4 of 54 may be chance.
+        assert!(!is_outage(&[&refused; 4]));
+        // It may be gone in the warm-up, of which all must have failed for the level to be given up.
+        let warmup = RequestOutcome { phase: Phase::Warmup, ..refused.clone() };
+        assert!(is_outage(&[&warmup; 10]));
+        let given_up = RequestOutcome { end_s: None, ..refused.clone() };
+        assert_eq!(reach(&[&given_up]), reach(&[]));
+    }
+
+    #[test]
+    fn disturbed_measurements_are_set_aside_if_there_are_others() {
+        let (there, gone) =
+            (Reach { requests: 100, ..Reach::default() }, Reach { requests: 56, lost: 24, unavailable: 0 });
+        let kept = |measurements: &[Reach]| {
+            let numbered: Vec<usize> = (0..measurements.len()).collect();
+            without_outages(&numbered, |at| measurements[at], 0.05)
+        };
+        let outage = |measurements, of, since| {
+            Some(Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, since })
+        };
+        assert_eq!(kept(&[there, there]), (vec![0, 1], None));
+        assert_eq!(kept(&[gone]), (vec![0], outage(1, 1, 0)));
+        assert_eq!(kept(&[gone, there]), (vec![1], outage(1, 2, 1)));
+        assert_eq!(kept(&[there, gone, gone]), (vec![0], outage(2, 3, 0)));
+        assert!(!outage(2, 2, 0).unwrap().is_set_aside() && outage(2, 3, 0).unwrap().is_set_aside());
+    }
+}

@@ -1,0 +1,237 @@
+//! Quantiles, and intervals around figures: each defined here and nowhere else.
+
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
+
+/// A figure with its 95 % confidence interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    pub estimate: f64,
+    /// Null where no interval was computed.
+    #[serde(default)]
+    pub lower: Option<f64>,
+    #[serde(default)]
+    pub upper: Option<f64>,
+}
+
+/// Mean and percentiles of a time, in seconds. Percentiles are Hyndman-Fan type 7.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Distribution {
+    pub mean: Option<f64>,
+    pub p50: Option<f64>,
+    pub p90: Option<f64>,
+    pub p95: Option<f64>,
+    /// With fewer than 400 values it is little more than the largest.
+    pub p99: Option<f64>,
+    pub max: Option<f64>,
+}
+
+/// A time as whole microseconds in four bytes: a run may be of millions of requests. More than 71 minutes count as that.
+pub(super) fn micros(seconds: f64) -> u32 {
+    (seconds * 1e6).round() as u32
+}
+
+pub(super) fn seconds(micros: u32) -> f64 {
+    f64::from(micros) / 1e6
+}
+
+impl Distribution {
+    /// Of at most `most` values in microseconds; `None` if there are none.
+    pub(super) fn of(most: usize, values: impl Iterator<Item = u32>) -> Option<Self> {
+        let mut sorted = Vec::with_capacity(most);
+        sorted.extend(values);
+        sorted.sort_unstable();
+        Self::of_sorted(&sorted)
+    }
+
+    pub(super) fn of_sorted(values: &[u32]) -> Option<Self> {
+        let sum: u64 = values.iter().map(|&value| u64::from(value)).sum();
+        Self::from_parts(values.len() as u64, sum as f64 / 1e6, |rank| seconds(values[rank as usize]))
+    }
+
+    /// Of values binned as ascending `(value, count)`; `None` if there are none.
+    pub fn of_binned(bins: &[(f64, u64)]) -> Option<Self> {
+        let sum = bins.iter().map(|&(value, count)| value * count as f64).sum::<f64>();
+        Self::from_parts(bins.iter().map(|bin| bin.1).sum(), sum, |rank| {
+            let mut seen = 0;
+            let bin = bins.iter().find(|bin| {
+                seen += bin.1;
+                rank < seen
+            });
+            bin.map_or(f64::NAN, |bin| bin.0)
+        })
+    }
+
+    fn from_parts(n: u64, sum: f64, nth: impl Fn(u64) -> f64) -> Option<Self> {
+        let at = |p| quantile(n, p, &nth);
+        let mean = (n > 0).then(|| sum / n as f64)?;
+        Some(Distribution { mean: Some(mean), p50: at(0.5), p90: at(0.9), p95: at(0.95), p99: at(0.99), max: at(1.0) })
+    }
+}
+
+/// Quantile of `n` ascending values, of which `nth` gives the one at a rank (from 0).
+///
+/// Hyndman and Fan (1996), "Sample Quantiles in Statistical Packages", type 7: linear interpolation at rank
+/// `(n - 1) p`. It is numpy's default and the only definition used in this project. `None` for no values.
+pub fn quantile(n: u64, p: f64, nth: impl Fn(u64) -> f64) -> Option<f64> {
+    let last = n.checked_sub(1)?;
+    let rank = p.clamp(0.0, 1.0) * last as f64;
+    let below = rank.floor() as u64;
+    let (low, high) = (nth(below), nth((below + 1).min(last)));
+    Some(low + (rank - below as f64) * (high - low))
+}
+
+/// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
+pub(super) fn with_interval(rps: f64, blocks: &[f64], confidence: f64) -> Estimate {
+    let half = relative_half_width(blocks, confidence).map(|half| rps * half);
+    Estimate { estimate: rps, lower: half.map(|h| (rps - h).max(0.0)), upper: half.map(|h| rps + h) }
+}
+
+/// Half-width of the Student t interval of the mean, relative to the mean; `None` for fewer than two values.
+fn relative_half_width(values: &[f64], confidence: f64) -> Option<f64> {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    if values.len() < 2 || mean <= 0.0 {
+        return None;
+    }
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf((1.0 + confidence) / 2.0);
+    Some(t * (variance / n).sqrt() / mean)
+}
+
+/// The 95 % interval of the 95th percentile, from order statistics: between two of the sorted values, whose ranks the
+/// binomial distribution gives whatever the distribution of the values (Conover, "Practical Nonparametric Statistics",
+/// 3rd ed., 3.2). `None` if there are too few values to bound it from above, which takes 72.
+pub(super) fn p95_interval(sorted: &[u32]) -> Option<[f64; 2]> {
+    let below = Binomial::new(0.95, sorted.len() as u64).ok()?;
+    // Ranks from 1: the value at `low` lies above the percentile in at most 2.5 % of all cases, that at `high` below it.
+    let (low, high) = (below.inverse_cdf(0.025) as usize, below.inverse_cdf(0.975) as usize + 1);
+    (low > 0 && high <= sorted.len()).then(|| [seconds(sorted[low - 1]), seconds(sorted[high - 1])])
+}
+
+/// Wilson's 95 % score interval of a proportion (Wilson 1927).
+pub fn wilson(successes: u64, n: u64) -> Option<[f64; 2]> {
+    const Z: f64 = 1.959_963_984_540_054;
+    if n == 0 {
+        return None;
+    }
+    let (n, p) = (n as f64, successes as f64 / n as f64);
+    let denominator = 1.0 + Z * Z / n;
+    let centre = (p + Z * Z / (2.0 * n)) / denominator;
+    let half = Z / denominator * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    Some([(centre - half).max(0.0), (centre + half).min(1.0)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_near(got: Option<f64>, want: f64) {
+        let got = got.unwrap_or(f64::NAN);
+        assert!((got - want).abs() <= 1e-12 * want.abs().max(1.0), "got {got}, want {want}");
+    }
+
+    /// `[float(np.quantile([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4], p)) for p in (.5, .9, .95, .99, 1)]`, numpy 2.
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        let distribution = Distribution::of(7, [0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4].into_iter().map(micros)).unwrap();
+        assert_near(distribution.p50, 0.4);
+        assert_near(distribution.p90, 1.14);
+        assert_near(distribution.p95, 1.319_999_999_999_999_6);
+        assert_near(distribution.p99, 1.464);
+        assert_eq!(distribution.max, Some(1.5));
+        // np.mean of the same
+        assert_near(distribution.mean, 4.1 / 7.0);
+
+        // np.quantile(np.arange(1, 101) / 100, p): with n = 100 P99 lies between the two largest.
+        let hundred = Distribution::of(100, (1..=100).map(|n| micros(f64::from(n) / 100.0))).unwrap();
+        assert_near(hundred.p50, 0.505);
+        assert_near(hundred.p90, 0.901);
+        assert_near(hundred.p95, 0.950_5);
+        assert_near(hundred.p99, 0.990_1);
+    }
+
+    #[test]
+    fn a_quantile_of_one_value_is_that_value_and_of_none_unknown() {
+        assert_eq!(quantile(1, 0.95, |_| 7.0), Some(7.0));
+        assert_eq!(quantile(0, 0.95, |_| 7.0), None);
+        assert_eq!(Distribution::of(0, std::iter::empty()), None);
+        assert_eq!(Distribution::of_binned(&[]), None);
+        assert_eq!(Distribution::of_binned(&[(0.1, 0)]), None);
+        // Ends, and what lies beyond them: np.quantile([1, 2, 3], [0, 1])
+        let values = [1.0, 2.0, 3.0];
+        for (p, want) in [(-1.0, 1.0), (0.0, 1.0), (1.0, 3.0), (2.0, 3.0)] {
+            assert_eq!(quantile(3, p, |rank| values[rank as usize]), Some(want));
+        }
+    }
+
+    /// `np.quantile([1]*4 + [2]*3 + [5]*2 + [50], p)`, and the same without bins.
+    #[test]
+    fn binned_is_the_same_as_unbinned() {
+        let bins = [(1.0, 4), (2.0, 3), (5.0, 2), (50.0, 1)];
+        let binned = Distribution::of_binned(&bins).unwrap();
+        assert_near(binned.p50, 2.0);
+        assert_near(binned.p90, 9.5);
+        assert_near(binned.p95, 29.75);
+        assert_near(binned.p99, 45.95);
+        let values = bins.iter().flat_map(|&(value, count)| std::iter::repeat_n(micros(value), count as usize));
+        assert_eq!(Distribution::of(10, values), Some(binned));
+    }
+
+    /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)`, scipy 1, by the mean of x.
+    #[test]
+    fn the_half_width_is_that_of_student_t() {
+        let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
+        assert_near(relative_half_width(&rates, 0.95), 0.199_503_509_310_250_15 / 10.1);
+        let two = relative_half_width(&[8.0, 12.0], 0.95).unwrap();
+        assert!((two - 2.541_240_947).abs() < 1e-6, "{two}");
+        assert_eq!(relative_half_width(&[8.0], 0.95), None);
+        assert_eq!(relative_half_width(&[0.0, 0.0], 0.95), None);
+    }
+
+    #[test]
+    fn an_interval_lies_around_the_figure_and_not_below_zero() {
+        let around = with_interval(20.0, &[8.0, 12.0], 0.95);
+        assert_eq!(around.lower, Some(0.0));
+        assert!((around.upper.unwrap() - (20.0 + 20.0 * 2.541_240_947)).abs() < 1e-5, "{around:?}");
+        assert_eq!(with_interval(10.0, &[8.0], 0.95), Estimate { estimate: 10.0, lower: None, upper: None });
+    }
+
+    /// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four
+    /// digits printed there; then 0, 5 and 50 of 100 by `scipy.stats.binomtest(k, n).proportion_ci(method='wilson')`.
+    #[test]
+    fn wilson_is_as_published() {
+        for (k, n, low, high) in [
+            (81, 263, 0.2553, 0.3662),
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+            (29, 29, 0.8830, 1.0),
+        ] {
+            let got = wilson(k, n).unwrap();
+            assert!((got[0] - low).abs() < 5.1e-5 && (got[1] - high).abs() < 5.1e-5, "{k}/{n}: {got:?}");
+        }
+        for (k, n, low, high) in [
+            (0, 100, 0.0, 0.036_993_498_206_985_68),
+            (5, 100, 0.021_543_679_154_367_973, 0.111_750_469_231_919_14),
+            (50, 100, 0.403_831_530_365_995_6, 0.596_168_469_634_004_4),
+        ] {
+            let got = wilson(k, n).unwrap();
+            assert!((got[0] - low).abs() < 1e-12 && (got[1] - high).abs() < 1e-12, "{k}/{n}: {got:?}");
+        }
+        assert_eq!(wilson(0, 0), None);
+    }
+
+    /// Ranks by `scipy.stats.binom.ppf([.025, .975], n, .95) + [0, 1]`: 64 and 72 of 72, 90 and 100 of 100, 371 and 389
+    /// of 400. Of 71 the upper one would be the 72nd.
+    #[test]
+    fn the_interval_of_p95_lies_between_order_statistics() {
+        let first = |n: u32| p95_interval(&(1..=n).map(|n| micros(n.into())).collect::<Vec<_>>());
+        assert_eq!(first(71), None);
+        for (n, low, high) in [(72, 64.0, 72.0), (100, 90.0, 100.0), (400, 371.0, 389.0)] {
+            assert_eq!(first(n), Some([low, high]), "{n}");
+        }
+        assert_eq!(first(0), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! The requests of one measurement, reduced to what its figures need, since a run may be of millions.
+
+use std::sync::Arc;
+
+use super::outages::Reach;
+use super::quantiles::micros;
+use super::reasons::Reasons;
+use crate::client::outcome::{Failure, Phase, RequestOutcome};
+
+/// The requests of a measurement in memory: 48 bytes each.
+#[derive(Debug, Default)]
+pub struct Requests {
+    /// In the order of their ends.
+    pub(super) rows: Vec<Request>,
+    /// Size labels of the prompts; `None` where a request came without.
+    pub(super) sizes: Vec<Option<Arc<str>>>,
+    /// Of the cohort's failures.
+    pub(super) reasons: Reasons,
+    pub(super) reach: Reach,
+    /// Successes of the cohort whose first token ended the answer.
+    pub(super) ended_at_once: u64,
+    /// Tokens of the prompts of the cohort's successes, as far as they were counted, and how many were not.
+    pub(super) input_tokens: u64,
+    pub(super) input_unknown: bool,
+}
+
+/// Times in seconds since the measurement began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub start_s: f64,
+    /// Not a number for a request that was given up.
+    pub end_s: f64,
+    /// How long its permit was held back after it had failed.
+    pub held_s: f64,
+    pub ttft: Micros,
+    pub tpot: Micros,
+    pub output_tokens: Option<u32>,
+    pub seq: u32,
+    /// Its place in [`Requests::sizes`].
+    pub size: u16,
+    pub failure: Option<Failure>,
+    pub phase: Phase,
+}
+
+/// A time in microseconds, or the largest number for one that is unknown: an `Option` would take twice the room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Micros(u32);
+
+impl Micros {
+    fn of(seconds: Option<f64>) -> Self {
+        Micros(seconds.map_or(u32::MAX, |seconds| micros(seconds).min(u32::MAX - 1)))
+    }
+
+    pub fn get(self) -> Option<u32> {
+        (self.0 < u32::MAX).then_some(self.0)
+    }
+}
+
+const _: () = assert!(size_of::<Request>() <= 48);
+
+impl Requests {
+    /// Makes room, so that nothing is copied as it grows. It is no more than a wish.
+    pub fn with_room_for(requests: u64) -> Self {
+        let mut made = Requests::default();
+        let _ = made.rows.try_reserve_exact(usize::try_from(requests).unwrap_or(usize::MAX));
+        made
+    }
+
+    pub fn push(&mut self, outcome: &RequestOutcome) {
+        self.reach.add(outcome);
+        if outcome.phase == Phase::Measured {
+            self.count_in_cohort(outcome);
+        }
+        let size = self.size_of(&outcome.prompt_size);
+        self.rows.push(Request {
+            start_s: outcome.start_s,
+            end_s: outcome.end_s.unwrap_or(f64::NAN),
+            held_s: outcome.held_s.unwrap_or_default(),
+            ttft: Micros::of(outcome.ttft_s),
+            tpot: Micros::of(outcome.tpot_s()),
+            output_tokens: outcome.output_tokens,
+            seq: u32::try_from(outcome.seq).unwrap_or(u32::MAX),
+            size,
+            failure: outcome.failure,
+            phase: outcome.phase,
+        });
+    }
+
+    fn count_in_cohort(&mut self, outcome: &RequestOutcome) {
+        if let Some(failure) = outcome.failure {
+            self.reasons.add(failure, outcome.error.as_deref().unwrap_or_default());
+        } else if outcome.is_success() {
+            self.ended_at_once += u64::from(outcome.chunks == 0 && outcome.output_tokens.is_some_and(|n| n > 0));
+            self.input_tokens += u64::from(outcome.input_tokens.unwrap_or_default());
+            self.input_unknown |= outcome.input_tokens.is_none();
+        }
+    }
+
+    /// What lies beyond the first 65,535 sizes counts with the last of them.
+    fn size_of(&mut self, label: &Option<Arc<str>>) -> u16 {
+        let at = self.sizes.iter().position(|size| size == label).unwrap_or_else(|| {
+            self.sizes.push(label.clone());
+            self.sizes.len() - 1
+        });
+        u16::try_from(at).unwrap_or(u16::MAX)
+    }
+
+    #[allow(clippy::len_without_is_empty, reason = "no caller needs it")]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Those that were issued inside the window.
+    pub(super) fn cohort(&self) -> impl Iterator<Item = &Request> {
+        self.rows.iter().filter(|request| request.phase == Phase::Measured)
+    }
+}
+
+impl<'a> FromIterator<&'a RequestOutcome> for Requests {
+    fn from_iter<I: IntoIterator<Item = &'a RequestOutcome>>(outcomes: I) -> Self {
+        let mut requests = Requests::default();
+        outcomes.into_iter().for_each(|outcome| requests.push(outcome));
+        requests
+    }
+}
+
+impl Request {
+    pub fn is_success(&self) -> bool {
+        self.failure.is_none() && !self.end_s.is_nan()
+    }
+
+    /// How long it held its permit, microseconds: its latency and, after a failure, for how long it was held back.
+    pub fn held_us(&self) -> u32 {
+        let latency = if self.end_s.is_nan() { 0.0 } else { self.end_s - self.start_s };
+        micros(latency + self.held_s)
+    }
+
+    /// Seconds of its life inside `window`.
+    pub fn overlap_s(&self, window: [f64; 2]) -> f64 {
+        overlap([self.start_s, self.end_s], window)
+    }
+
+    /// Seconds inside `window` in which its permit was held back.
+    pub fn held_back_s(&self, window: [f64; 2]) -> f64 {
+        overlap([self.end_s, self.end_s + self.held_s], window)
+    }
+
+    /// As [`RequestOutcome::share`].
+    pub fn share(&self, window: [f64; 2]) -> f64 {
+        let latency = self.end_s - self.start_s;
+        if latency > 0.0 {
+            return self.overlap_s(window) / latency;
+        }
+        if window[0] < self.end_s && self.end_s <= window[1] { 1.0 } else { 0.0 }
+    }
+}
+
+/// 0 where an end is not a number.
+fn overlap([from, to]: [f64; 2], window: [f64; 2]) -> f64 {
+    if to.is_nan() { 0.0 } else { (to.min(window[1]) - from.max(window[0])).max(0.0) }
+}

@@ -1,0 +1,219 @@
+//! The only file that knows Criterion's API.
+//!
+//! Per level, Criterion makes one warm-up call and ten measuring calls. The loop runs beside it on a thread of its own and
+//! never waits for it: each call only receives the next window. So nothing drains between iterations, and Criterion's
+//! analysis costs the measurement nothing.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, SamplingMode, Throughput};
+use regex::Regex;
+
+use super::plan::SAMPLES;
+use super::sweep::SweepError;
+use crate::figures::{Stage, Step};
+use crate::record::{Places, criterion_group, criterion_id};
+use crate::stdio;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Measure,
+    /// `cargo test --benches`: one request per level, simulator only.
+    Test,
+    /// `--list`: print the ids.
+    List,
+}
+
+/// The part of Criterion's arguments that matters here. Criterion itself parses them all.
+#[derive(Clone, Debug)]
+pub struct CriterionArgs {
+    pub mode: Mode,
+    /// The levels whose id it matches; all without one.
+    filter: Option<Regex>,
+    own_baseline: bool,
+    /// Whether Criterion is to read the command line itself.
+    from_command_line: bool,
+}
+
+/// Criterion's options that take a value.
+const WITH_VALUE: [&str; 18] = [
+    "-c",
+    "--color",
+    "-s",
+    "--save-baseline",
+    "-b",
+    "--baseline",
+    "--baseline-lenient",
+    "--format",
+    "--load-baseline",
+    "--sample-size",
+    "--warm-up-time",
+    "--measurement-time",
+    "--nresamples",
+    "--noise-threshold",
+    "--confidence-level",
+    "--significance-level",
+    "--plotting-backend",
+    "--output-format",
+];
+
+impl CriterionArgs {
+    /// Of the arguments after the program's name.
+    ///
+    /// # Errors
+    /// For modes that cannot measure a server truly.
+    pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, SweepError> {
+        let args: Vec<String> = args.into_iter().collect();
+        let has = |name: &str| args.iter().any(|arg| arg == name || arg.starts_with(&format!("{name}=")));
+        let mode = if has("--list") {
+            Mode::List
+        } else if has("--test") || !has("--bench") {
+            Mode::Test
+        } else {
+            Mode::Measure
+        };
+        if mode == Mode::Measure {
+            refuse_untrue(&has)?;
+        }
+        Ok(CriterionArgs {
+            mode,
+            filter: filter(&args, has("--exact"), has("--ignored"))?,
+            own_baseline: ["-s", "--save-baseline", "-b", "--baseline", "--baseline-lenient", "--discard-baseline"]
+                .iter()
+                .any(|name| has(name)),
+            from_command_line: true,
+        })
+    }
+
+    /// As `run` measures: everything.
+    pub fn measure_all() -> Self {
+        CriterionArgs { mode: Mode::Measure, filter: None, own_baseline: false, from_command_line: false }
+    }
+
+    /// Whether levels may be left out.
+    pub fn is_filtered(&self) -> bool {
+        self.filter.is_some()
+    }
+
+    pub fn selects(&self, level: usize) -> bool {
+        let id = criterion_id(Step { level, stage: Stage::Sweep, round: 0 });
+        self.filter.as_ref().is_none_or(|filter| filter.is_match(&id))
+    }
+}
+
+/// Modes in which nothing could be measured that anything might be decided from.
+const REFUSED: [(&str, &str); 3] = [
+    (
+        "--profile-time",
+        "--profile-time iterates without measuring or saving, so it would send load to the endpoint for nothing.\n\nTo profile the client, use `cargo bench --bench client_cost`.",
+    ),
+    (
+        "--load-baseline",
+        "--load-baseline shows an old result and measures nothing, so there would be nothing to decide from.\n\nTo decide from what is on disk, use `cargo run --bin recommend`.",
+    ),
+    (
+        "--quick",
+        "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: fewer levels and requests, and a provisional result.",
+    ),
+];
+
+fn refuse_untrue(has: &dyn Fn(&str) -> bool) -> Result<(), SweepError> {
+    if std::env::var_os("CARGO_CRITERION_PORT").is_some() {
+        let text = "cargo-criterion saves no estimates that `recommend` could read, so this would send load for nothing.\n\nUse `cargo bench` instead.";
+        return Err(SweepError::Refused(text.to_owned()));
+    }
+    match REFUSED.iter().find(|(flag, _)| has(flag)) {
+        Some((_, text)) => Err(SweepError::Refused((*text).to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, SweepError> {
+    let mut rest = args.iter();
+    let mut text = None;
+    while let Some(arg) = rest.next() {
+        if WITH_VALUE.contains(&arg.as_str()) {
+            rest.next();
+        } else if !arg.starts_with('-') {
+            text = Some(arg);
+            break;
+        }
+    }
+    let pattern = match text {
+        // No benchmark is an ignored one, and no id is empty.
+        _ if ignored => "^$".to_owned(),
+        None => return Ok(None),
+        Some(text) if exact => format!("^{}$", regex::escape(text)),
+        Some(text) => text.clone(),
+    };
+    let pattern = Regex::new(&pattern)
+        .map_err(|error| SweepError::Refused(format!("the filter `{pattern}` is not a regular expression: {error}")))?;
+    Ok(Some(pattern))
+}
+
+/// Criterion, set up so that what is measured does not depend on its command line.
+pub(super) struct Bench(Criterion);
+
+impl Bench {
+    pub fn new(args: &CriterionArgs, places: &Places, fingerprint: &str) -> Self {
+        // It says at once where there is no gnuplot. It ends the process after `--help`, when nothing may be held back.
+        let stdio = stdio::guard();
+        // Gnuplot would be taken wherever it is installed, and draws differently. The folder is the one that is read later.
+        let criterion =
+            Criterion::default().plotting_backend(PlottingBackend::Plotters).output_directory(&places.criterion);
+        drop(stdio);
+        let criterion = if args.from_command_line { criterion.configure_from_args() } else { criterion };
+        // Another endpoint's figures would show as a regression.
+        let baseline = format!("fingerprint-{fingerprint}");
+        Bench(if args.own_baseline { criterion } else { criterion.save_baseline(baseline) })
+    }
+
+    pub fn group(&mut self, step: Step) -> Group<'_> {
+        let mut group = self.0.benchmark_group(criterion_group(step));
+        group
+            .warm_up_time(Duration::from_nanos(1))
+            .measurement_time(Duration::from_nanos(1))
+            .sampling_mode(SamplingMode::Flat)
+            .sample_size(SAMPLES)
+            // The fewest it takes without a warning. Its intervals are for its own report; ours come from the records.
+            .nresamples(1_001);
+        Group(group)
+    }
+
+    pub fn finish(&self) {
+        self.0.final_summary();
+    }
+}
+
+pub(super) struct Group<'a>(BenchmarkGroup<'a, WallTime>);
+
+/// Unwinds out of Criterion when the run is interrupted: the iterations that are missing must not be invented.
+struct Interrupted;
+
+impl Group<'_> {
+    /// Gives Criterion its samples: `sample` tells how long so many iterations took, or `None` once there are no more.
+    pub fn bench(&mut self, step: Step, mut sample: impl FnMut(u64) -> Option<Duration>) {
+        let Step { level, stage, .. } = step;
+        let id =
+            if stage == Stage::Confirm { BenchmarkId::from_parameter(level) } else { BenchmarkId::new("level", level) };
+        self.0.throughput(Throughput::Elements(level as u64));
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            self.0.bench_function(id, |bencher| {
+                bencher.iter_custom(|iterations| {
+                    sample(iterations).unwrap_or_else(|| resume_unwind(Box::new(Interrupted)))
+                });
+            });
+        }));
+        if let Err(payload) = unwound
+            && !payload.is::<Interrupted>()
+        {
+            resume_unwind(payload);
+        }
+    }
+
+    pub fn finish(self) {
+        self.0.finish();
+    }
+}

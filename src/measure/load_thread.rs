@@ -1,0 +1,327 @@
+//! The thread that makes the load, and a measurement on it as Criterion's thread sees it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::criterion::Mode;
+use super::plan::SAMPLES;
+use super::stop::{Stop, Stopper, watch_signals};
+use super::sweep::SweepError;
+use crate::client::outcome::{Reply, RequestOutcome};
+use crate::client::{Endpoint, Transport, redact};
+use crate::figures::Step;
+use crate::figures::reasons::EarlyEnd;
+use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
+use crate::load::preflight::{self, Probe};
+use crate::load::recorder::{Recorded, Recorder};
+use crate::load::server_load::ServerWatch;
+use crate::load::target::Target;
+use crate::monitor::{Counts, LevelMonitor, Live};
+use crate::prompts::Prompt;
+use crate::record::{Run, SidecarWriter, criterion_id};
+use crate::settings::{Config, Settings};
+use crate::simulator::Simulator;
+
+/// One measurement to make.
+#[derive(Clone, Copy)]
+pub(super) struct Planned {
+    pub step: Step,
+    pub plan: LoopPlan,
+    /// The server asked to be left alone until then.
+    pub not_before: Option<Instant>,
+    /// Whether it is the run's first.
+    pub is_first: bool,
+}
+
+/// A measurement on the load thread, as Criterion's thread sees it.
+pub(super) struct InProgress {
+    planned: Planned,
+    windows: mpsc::Receiver<Window>,
+    /// What Criterion was given, nanoseconds per wave.
+    handed: Vec<f64>,
+    warmed_up: bool,
+    ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
+    stopper: Stopper,
+    watch: Option<Arc<ServerWatch>>,
+    monitor: LevelMonitor,
+}
+
+/// Where requests and windows go besides the figures.
+struct Outlets {
+    sidecar: SidecarWriter,
+    counts: Arc<Counts>,
+    windows: mpsc::Sender<Window>,
+}
+
+impl Observer for Outlets {
+    fn issued(&mut self, ticket: Ticket) {
+        self.counts.issued(ticket.phase);
+    }
+
+    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
+        self.counts.ended(&outcome);
+        self.sidecar.push(outcome);
+    }
+
+    fn held(&mut self, permits: usize) {
+        self.counts.held(permits);
+    }
+
+    fn window(&mut self, window: Window) {
+        // Criterion's side is gone only if it panicked.
+        let _ = self.windows.send(window);
+    }
+}
+
+impl InProgress {
+    /// The next window as Criterion's time of `iterations` waves; `None` once the run is interrupted.
+    pub fn next_sample(&mut self, iterations: u64) -> Option<Duration> {
+        self.monitor.show();
+        let per_wave = self.next_window();
+        // Criterion has something to say after its warm-up, after the last sample, and whenever it is left early.
+        if per_wave.is_none() || self.handed.is_empty() || self.handed.len() == SAMPLES {
+            self.monitor.hide();
+        }
+        Some(per_wave?.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
+    }
+
+    fn next_window(&mut self) -> Option<Duration> {
+        // There are no more once the loop has ended, or has panicked.
+        let window = self.windows.recv().ok()?;
+        if !self.warmed_up && self.planned.is_first && window.succeeded == 0 {
+            self.stopper.stop(Stop::NothingWorks);
+            return None;
+        }
+        let per_wave = time_per_wave(&window, self.planned.step.level);
+        if std::mem::replace(&mut self.warmed_up, true) {
+            self.handed.push(per_wave.as_nanos() as f64);
+        }
+        Some(per_wave)
+    }
+
+    /// Waits for the drain and the sidecar, and completes the record.
+    pub fn finish(mut self) -> Result<Recorded, SweepError> {
+        self.monitor.show();
+        let (mut end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
+        self.monitor.finish(end.load_s);
+        sidecar.finish()?;
+        let plan = &self.planned.plan;
+        let measurement = &mut end.measurement;
+        measurement.criterion_id = criterion_id(self.planned.step);
+        measurement.sample_ns = self.handed;
+        measurement.reason = match end.ending {
+            Ending::Complete => None,
+            Ending::Hopeless => Some(EarlyEnd::WarmUpFailed),
+            Ending::Stalled => Some(EarlyEnd::NoSuccess { seconds: plan.patience.as_secs_f64() }),
+            Ending::Overdue => Some(EarlyEnd::TimeLimit { seconds: plan.time_limit.as_secs_f64() }),
+            Ending::Cut => self.stopper.reason().map(EarlyEnd::from),
+        };
+        measurement.server = measurement.window_s.zip(self.watch).and_then(|(window, watch)| {
+            let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
+            watch.between(from, to)
+        });
+        Ok(end)
+    }
+}
+
+fn ended_early() -> SweepError {
+    SweepError::Thread(std::io::Error::other("it ended too early"))
+}
+
+/// Window x level / successes: the time in which `level` successes arrive. A window without any counts as one.
+fn time_per_wave(window: &Window, level: usize) -> Duration {
+    let seconds = window.duration_s() * level as f64 / window.succeeded.max(1) as f64;
+    // Criterion drops a benchmark with a sample of 0 ns.
+    Duration::from_secs_f64(seconds).max(Duration::from_nanos(1))
+}
+
+type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// The thread that makes the load: one current-thread runtime for the whole sweep, so that connections live on.
+pub(super) struct Load {
+    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
+    pub stopper: Stopper,
+    target: Arc<Target>,
+    live: Arc<Live>,
+    /// Whether nothing is to be shown of it.
+    quiet: bool,
+    watch: Option<Arc<ServerWatch>>,
+    /// Kept alive, if it is the endpoint.
+    pub simulator: Option<Simulator>,
+}
+
+/// A transport to the endpoint, and the simulator behind it if that is the endpoint.
+///
+/// # Errors
+/// If the simulator or the client cannot be set up.
+pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
+    let llm = &settings.config.llm;
+    let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };
+    let request = &settings.config.benchmark.request;
+    let transport = Transport::new(url, request.kind, llm, settings.api_key.as_ref())?;
+    Ok((transport.hiding(redact::secrets(&request.extra_body)), None))
+}
+
+fn simulated(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
+    let simulator = Simulator::start(settings.config.simulator.clone(), 0)?;
+    Ok((transport_to(settings, &simulator)?, Some(simulator)))
+}
+
+fn transport_to(settings: &Settings, simulator: &Simulator) -> Result<Transport, SweepError> {
+    let url = reqwest::Url::parse(&simulator.base_url()).map_err(std::io::Error::other)?;
+    let Config { llm, benchmark, .. } = &settings.config;
+    Ok(Transport::new(&url, benchmark.request.kind, llm, None)?)
+}
+
+/// Reads the server's metrics by connections of its own.
+fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<ServerWatch>, SweepError> {
+    let transport = match simulator {
+        Some(simulator) => transport_to(settings, simulator)?,
+        None => transport(settings)?.0,
+    };
+    Ok(Arc::new(ServerWatch::start(transport)?))
+}
+
+impl Load {
+    pub fn start(
+        settings: &Settings,
+        mode: Mode,
+        prompts: &[Prompt],
+        run: &Run,
+        live: Arc<Live>,
+    ) -> Result<Self, SweepError> {
+        let Config { llm, benchmark, .. } = &settings.config;
+        // Tests and `--all-targets` never touch somebody's server.
+        let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
+        let wanted = settings.server_metrics && mode == Mode::Measure;
+        let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
+        let salt = format!("{}/{}", benchmark.seed, *run.manifest.run_id);
+        let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
+        let stopper = Stopper::new();
+        let minutes = benchmark.budget.max_minutes.filter(|_| mode == Mode::Measure);
+        watch_signals(&stopper)?;
+        let timed = stopper.clone();
+        let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
+        std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, timed, minutes))?;
+        Ok(Load { jobs, stopper, target: Arc::new(target), live, quiet: settings.quiet, watch, simulator })
+    }
+
+    /// Begins a measurement; its windows arrive as they close.
+    pub fn begin(&self, planned: &Planned, run: &Run) -> Result<InProgress, SweepError> {
+        let ((to_criterion, windows), (done, ended)) = (mpsc::channel(), mpsc::channel());
+        let Planned { step, plan, .. } = *planned;
+        let counts = self.live.begin(step.level, step.round, plan.tickets());
+        let outlets = Outlets { sidecar: run.sidecar(step)?, counts: counts.clone(), windows: to_criterion };
+        let (planned, stop, target) = (*planned, self.stopper.subscribe(), self.target.clone());
+        self.send(move || async move {
+            let (recorded, outlets) = measure(planned, stop, target, outlets).await;
+            let _ = done.send((recorded, outlets.sidecar));
+        })?;
+        Ok(InProgress {
+            planned,
+            windows,
+            handed: Vec::new(),
+            warmed_up: false,
+            ended,
+            stopper: self.stopper.clone(),
+            watch: self.watch.clone(),
+            monitor: LevelMonitor::new(counts, self.quiet),
+        })
+    }
+
+    fn send<F: Future<Output = ()> + 'static>(
+        &self,
+        job: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<(), SweepError> {
+        let job: Job = Box::new(move || Box::pin(job()));
+        self.jobs.send(job).map_err(|_| SweepError::Thread(std::io::Error::other("it is gone")))
+    }
+
+    /// Sends a job and waits for what comes of it.
+    fn ask<T: Send + 'static, F: Future<Output = T> + 'static>(
+        &self,
+        job: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<T, SweepError> {
+        let (done, finished) = mpsc::channel();
+        self.send(move || async move {
+            let _ = done.send(job().await);
+        })?;
+        finished.recv().map_err(|_| ended_early())
+    }
+
+    /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
+    pub fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
+        let (target, mut stop) = (self.target.clone(), self.stopper.subscribe());
+        let (prompts, mut sidecar) = (prompts.to_vec(), run.preflight_sidecar()?);
+        let (preflight, sidecar) = self.ask(move || async move {
+            let mut sent = 0;
+            let record = |outcome| {
+                sent += 1;
+                sidecar.push(outcome);
+            };
+            let asked = async { (preflight::preflight(&target, &prompts, record).await, target.models().await) };
+            let (probes, models) = tokio::select! {
+                answered = asked => answered,
+                _ = stop.wait_for(|&stop| stop) => Default::default(),
+            };
+            (Preflight { probes, models, sent }, sidecar)
+        })?;
+        sidecar.finish()?;
+        Ok(preflight)
+    }
+
+    /// One request, for test mode.
+    pub fn one_request(&self) -> Duration {
+        let (target, began) = (self.target.clone(), Instant::now());
+        let reply = self.ask(move || async move { target.send(0, 0).await });
+        let failure = reply.map_or_else(|error| Some(error.to_string()), |r| r.failure.map(|f| f.message));
+        assert_eq!(failure, None, "one request to the simulator");
+        began.elapsed().max(Duration::from_nanos(1))
+    }
+}
+
+/// What came of the prompts sent first.
+pub(super) struct Preflight {
+    pub probes: Vec<Probe>,
+    /// As the server lists them.
+    pub models: Option<Vec<String>>,
+    pub sent: u64,
+}
+
+fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, max_minutes: Option<f64>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
+    runtime.block_on(async move {
+        if let Some(minutes) = max_minutes {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs_f64(60.0 * minutes)).await;
+                stopper.stop(Stop::OutOfTime);
+            });
+        }
+        while let Some(job) = jobs.recv().await {
+            job().await;
+        }
+    });
+}
+
+async fn measure(
+    planned: Planned,
+    mut stop: watch::Receiver<bool>,
+    target: Arc<Target>,
+    outlets: Outlets,
+) -> (Recorded, Outlets) {
+    let Planned { step, plan, not_before, .. } = planned;
+    if let Some(at) = not_before {
+        tokio::select! {
+            () = tokio::time::sleep_until(at.into()) => {}
+            _ = stop.wait_for(|&stop| stop) => {}
+        }
+    }
+    let mut recorder = Recorder::start(&plan, target.clone(), outlets);
+    let send = |ticket: Ticket| target.send_in_round(step.round, step.level, ticket.seq);
+    let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
+    recorder.finish(step, record)
+}

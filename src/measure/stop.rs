@@ -1,0 +1,138 @@
+//! What ends a run before its time: signals, the time budget, an endpoint that does not work.
+
+use std::io::Write as _;
+use std::sync::{Arc, OnceLock, Weak};
+
+use tokio::sync::watch;
+
+use crate::figures::reasons::EarlyEnd;
+use crate::stdio;
+
+/// The exit code after Ctrl-C, SIGTERM or SIGHUP.
+pub const INTERRUPTED: u8 = 130;
+
+/// Why a run ends before all its levels are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Ctrl-C, SIGTERM or SIGHUP.
+    Interrupted,
+    /// `benchmark.budget.max_minutes` are over.
+    OutOfTime,
+    /// Every request of the first level's warm-up failed: the endpoint, not the concurrency, is the matter.
+    NothingWorks,
+}
+
+impl From<Stop> for EarlyEnd {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Interrupted => EarlyEnd::Interrupted,
+            Stop::OutOfTime => EarlyEnd::OutOfTime,
+            Stop::NothingWorks => EarlyEnd::WarmUpFailed,
+        }
+    }
+}
+
+/// Stops the running loop and those to come; the first reason stays.
+#[derive(Clone, Debug)]
+pub(super) struct Stopper {
+    signal: Arc<watch::Sender<bool>>,
+    reason: Arc<OnceLock<Stop>>,
+}
+
+impl Stopper {
+    pub fn new() -> Self {
+        Stopper { signal: Arc::new(watch::Sender::new(false)), reason: Arc::default() }
+    }
+
+    pub fn stop(&self, reason: Stop) {
+        self.reason.get_or_init(|| reason);
+        self.signal.send_replace(true);
+    }
+
+    pub fn reason(&self) -> Option<Stop> {
+        self.reason.get().copied()
+    }
+
+    /// Becomes true when it is time to stop.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.signal.subscribe()
+    }
+}
+
+/// The first signal ends the sweep in good order. A second one, or one after the sweep, ends the process.
+///
+/// On a thread of its own to the end of the process: the handlers stay as long, and nothing else would listen.
+pub(super) fn watch_signals(stopper: &Stopper) -> std::io::Result<()> {
+    let (sweep, reason) = (Arc::downgrade(&stopper.signal), stopper.reason.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let watch = move || runtime.block_on(stop_on_signal(sweep, reason));
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
+    Ok(())
+}
+
+async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<Stop>>) {
+    let mut asked = false;
+    loop {
+        let signal = signal().await;
+        if signal == Signal::HangUp {
+            stdio::leave_terminal();
+            if asked {
+                // A lost connection hangs up twice, by the shell and by the kernel.
+                continue;
+            }
+        }
+        // That it cannot be printed must not stop it.
+        let say = |text: &str| drop(writeln!(std::io::stderr(), "\ninterrupted{text}"));
+        let Some(signal) = sweep.upgrade().filter(|_| !asked) else {
+            stdio::let_go();
+            say("");
+            std::process::exit(INTERRUPTED.into());
+        };
+        asked = true;
+        Stopper { signal, reason: reason.clone() }.stop(Stop::Interrupted);
+        say(": giving up the level in hand (again to kill)");
+    }
+}
+
+/// What asks this program to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Ctrl-C or SIGTERM.
+    End,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+}
+
+pub async fn signal() -> Signal {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let hang_up = (!is_hang_up_ignored()).then(|| signal(SignalKind::hangup()).ok()).flatten();
+        let hung_up = async {
+            match hang_up {
+                Some(mut hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            return tokio::select! {
+                _ = tokio::signal::ctrl_c() => Signal::End,
+                _ = terminate.recv() => Signal::End,
+                _ = hung_up => Signal::HangUp,
+            };
+        }
+    }
+    // If no handler can be set, the system's own ends the program.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    Signal::End
+}
+
+/// Whether this was started by `nohup`, which a handler of ours would undo. Where that is unknown, it may have been.
+#[cfg(unix)]
+fn is_hang_up_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_none_or(|mask| mask & 1 != 0)
+}

@@ -1,0 +1,330 @@
+//! The view of the level in hand on stderr: two lines on a terminal, else a line every five seconds.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use console::Term;
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Counts, Tally};
+use crate::client::outcome::Failure;
+use crate::report::words::seconds;
+
+const REFRESH: Duration = Duration::from_millis(250);
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Rate and time left are those of the last seconds.
+const RECENT: Duration = Duration::from_secs(5);
+const BAR: usize = 20;
+
+/// Shows one measurement.
+///
+/// Criterion writes to the same terminal, and neither knows of the other's lines: the view is hidden wherever
+/// Criterion has something to say.
+#[derive(Debug)]
+pub struct LevelMonitor {
+    counts: Arc<Counts>,
+    /// While it is not shown; never if all is to be quiet.
+    view: Option<View>,
+    shown: Option<(Arc<AtomicBool>, JoinHandle<View>)>,
+}
+
+impl LevelMonitor {
+    /// Of a measurement that begins.
+    pub fn new(counts: Arc<Counts>, quiet: bool) -> Self {
+        let view = (!quiet).then(|| View::new(&counts, Instant::now()));
+        LevelMonitor { counts, view, shown: None }
+    }
+
+    /// Shows it from now on, on a thread of its own.
+    pub fn show(&mut self) {
+        let Some(mut view) = self.view.take() else { return };
+        let (hidden, counts) = (Arc::new(AtomicBool::new(false)), self.counts.clone());
+        let until = hidden.clone();
+        let show = move || {
+            if std::io::stderr().is_terminal() {
+                show_bar(&counts, &mut view, &until);
+            } else {
+                show_lines(&counts, &mut view, &until);
+            }
+            view
+        };
+        // Without the thread the run is merely silent.
+        let thread = std::thread::Builder::new().name("monitor".to_owned()).spawn(show);
+        self.shown = thread.ok().map(|thread| (hidden, thread));
+    }
+
+    /// Takes it off the screen.
+    pub fn hide(&mut self) {
+        if let Some((hidden, thread)) = self.shown.take() {
+            hidden.store(true, Relaxed);
+            thread.thread().unpark();
+            // A panic of the monitor must not end the run.
+            self.view = thread.join().ok();
+        }
+    }
+
+    /// Says what it came to in `load_s` seconds.
+    pub fn finish(mut self, load_s: f64) {
+        self.hide();
+        if let Some(view) = &self.view {
+            let parts = view.at_end(&self.counts.tally(), load_s);
+            let is_terminal = std::io::stderr().is_terminal();
+            eprintln!("{}", if is_terminal { packed(parts, terminal_width()) } else { parts.join(", ") });
+        }
+    }
+}
+
+impl Drop for LevelMonitor {
+    fn drop(&mut self) {
+        self.hide();
+        self.counts.over();
+    }
+}
+
+/// The width may change at any time.
+fn terminal_width() -> usize {
+    Term::stderr().size_checked().map_or(80, |(_, columns)| usize::from(columns))
+}
+
+fn show_bar(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+    bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    while !hidden.load(Relaxed) {
+        let tally = counts.tally().clone();
+        view.note(&tally, Instant::now());
+        bar.set_message(view.on_terminal(&tally, terminal_width()));
+        bar.tick();
+        std::thread::park_timeout(REFRESH);
+    }
+    bar.finish_and_clear();
+}
+
+fn show_lines(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
+    while !hidden.load(Relaxed) {
+        std::thread::park_timeout(REFRESH);
+        let (tally, now) = (counts.tally().clone(), Instant::now());
+        view.note(&tally, now);
+        if now - view.last_line >= LINE_EVERY {
+            eprintln!("{}", view.in_a_line(&tally));
+            view.last_line = now;
+        }
+    }
+}
+
+/// A measurement in words.
+#[derive(Debug)]
+struct View {
+    name: String,
+    planned: u64,
+    /// When the last plain line was written, or else the measurement began.
+    last_line: Instant,
+    /// Moments of the recent past: requests that had ended, and successes.
+    recent: VecDeque<(Instant, u64, u64)>,
+}
+
+impl View {
+    fn new(counts: &Counts, now: Instant) -> Self {
+        let again = if counts.round == 0 { String::new() } else { format!(" again (round {})", counts.round) };
+        let recent = VecDeque::from([(now, 0, 0)]);
+        View { name: format!("level {}{again}", counts.level), planned: counts.planned, last_line: now, recent }
+    }
+
+    fn note(&mut self, tally: &Tally, now: Instant) {
+        self.recent.push_back((now, tally.ended, tally.succeeded));
+        while self.recent.len() > 2 && now - self.recent[0].0 > RECENT {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Requests that end per second, and successes; `None` while there are none.
+    fn rates(&self) -> Option<(f64, f64)> {
+        let (&(from, ended_then, succeeded_then), &(to, ended, succeeded)) =
+            (self.recent.front()?, self.recent.back()?);
+        let took = (to - from).as_secs_f64();
+        (took > 0.0 && ended > ended_then)
+            .then(|| ((ended - ended_then) as f64 / took, (succeeded - succeeded_then) as f64 / took))
+    }
+
+    /// How much is left: requests, at most, and the time for them.
+    fn left(&self, tally: &Tally) -> [String; 2] {
+        let left = self.planned.saturating_sub(tally.ended);
+        let eta = self.rates().map_or_else(|| "-".to_owned(), |(rate, _)| whole_seconds(left as f64 / rate));
+        [format!("{left} left"), format!("ETA {eta}")]
+    }
+
+    /// What it is like now.
+    fn now(&self, tally: &Tally) -> Vec<String> {
+        let rate = self.rates().map_or_else(|| "-".to_owned(), |(_, rate)| format!("{rate:.1}"));
+        let held = if tally.held > 0 { format!(", {} held back after failures", tally.held) } else { String::new() };
+        let in_flight = tally.issued - tally.ended;
+        let parts = [format!("{in_flight} in flight{held}"), format!("{rate} req/s")];
+        parts.into_iter().chain(figures(tally)).collect()
+    }
+
+    fn on_terminal(&self, tally: &Tally, width: usize) -> String {
+        let share = tally.ended as f64 / self.planned.max(1) as f64;
+        let cells = if width < 80 { BAR / 2 } else { BAR };
+        let filled = ((share * cells as f64) as usize).min(cells);
+        let phase = if tally.is_warmup { "warm-up" } else { "measuring" };
+        let bar = "█".repeat(filled) + &"░".repeat(cells - filled);
+        let head = [self.name.clone(), bar, phase.to_owned()].into_iter().chain(self.left(tally));
+        format!("{}\n{}", packed(head, width), packed(self.now(tally), width))
+    }
+
+    fn in_a_line(&self, tally: &Tally) -> String {
+        let phase = if tally.is_warmup { " warm-up" } else { "" };
+        let parts: Vec<String> = self.left(tally).into_iter().chain(self.now(tally)).collect();
+        format!("{}{phase}: {} done, {}", self.name, tally.ended, parts.join(", "))
+    }
+
+    /// The whole of it.
+    fn at_end(&self, tally: &Tally, load_s: f64) -> Vec<String> {
+        let ended = format!("{} ended: {} requests in {}", self.name, tally.ended, seconds(load_s));
+        std::iter::once(ended).chain(figures(tally)).collect()
+    }
+}
+
+/// Percentiles of what has succeeded so far, and failures by kind.
+fn figures(tally: &Tally) -> Vec<String> {
+    let time = |name: &str, times: &Histogram<u32>, p: f64| {
+        (!times.is_empty()).then(|| format!("{name} {}", shortly(times.value_at_quantile(p) as f64 / 1e6)))
+    };
+    let Tally { latency, ttft, failed, .. } = tally;
+    let times = [time("P50", latency, 0.5), time("P95", latency, 0.95), time("TTFT", ttft, 0.5)];
+    let failures = Failure::ALL.iter().zip(failed).filter(|(_, count)| **count > 0);
+    times.into_iter().flatten().chain(failures.map(|(kind, count)| format!("{count} {kind}"))).collect()
+}
+
+/// As many parts on a line as fit; a part alone that is too long is cut, since a terminal would wrap it.
+fn packed(parts: impl IntoIterator<Item = String>, width: usize) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    // The last column stays free: some terminals wrap as soon as it is written.
+    let width = width.saturating_sub(1).max(1);
+    for part in parts {
+        let part: String = part.chars().take(width).collect();
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 2 + part.chars().count() <= width => *line += &format!("  {part}"),
+            _ => lines.push(part),
+        }
+    }
+    lines.join("\n")
+}
+
+/// With the two digits that are known.
+fn shortly(value: f64) -> String {
+    match value {
+        ..0.01 => format!("{:.1} ms", value * 1e3),
+        ..1.0 => format!("{:.0} ms", value * 1e3),
+        ..10.0 => format!("{value:.1} s"),
+        _ => format!("{value:.0} s"),
+    }
+}
+
+fn whole_seconds(value: f64) -> String {
+    let all = value.ceil() as u64;
+    match (all / 3600, all / 60 % 60, all % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, min, s) => format!("{min} min {s:02} s"),
+        (h, min, _) => format!("{h} h {min:02} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::outcome::Phase;
+    use crate::monitor::Live;
+    use crate::monitor::tests::{counts, failed};
+
+    /// After ten seconds.
+    fn view(counts: &Counts) -> (View, Tally) {
+        let began = Instant::now();
+        let (mut view, tally) = (View::new(counts, began), counts.tally().clone());
+        view.note(&tally, began + Duration::from_secs(10));
+        (view, tally)
+    }
+
+    #[test]
+    fn what_is_shown_of_a_level() {
+        let counts_of_warmup = Live::default().begin(2, 3, 30);
+        counts_of_warmup.issued(Phase::Warmup);
+        let (warming, tally) = view(&counts_of_warmup);
+        assert_eq!(
+            warming.in_a_line(&tally),
+            "level 2 again (round 3) warm-up: 0 done, 30 left, ETA -, 1 in flight, - req/s"
+        );
+        assert_eq!(
+            warming.on_terminal(&tally, 80),
+            "level 2 again (round 3)  ░░░░░░░░░░░░░░░░░░░░  warm-up  30 left  ETA -\n1 in flight  - req/s"
+        );
+        let counts = counts();
+        let (measuring, mut tally) = view(&counts);
+        assert_eq!(
+            measuring.in_a_line(&tally),
+            "level 50: 100 done, 60 left, ETA 6 s, 10 in flight, 9.0 req/s, P50 395 ms, P95 578 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
+        );
+        assert_eq!(
+            measuring.at_end(&tally, 10.0).join(", "),
+            "level 50 ended: 100 requests in 10.00 s, P50 395 ms, P95 578 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
+        );
+        tally.held = 5;
+        let line = measuring.in_a_line(&tally);
+        assert!(line.contains("10 in flight, 5 held back after failures, 9.0 req/s"), "{line}");
+    }
+
+    #[test]
+    fn the_view_fits_any_width() {
+        let counts = counts();
+        Failure::ALL.iter().for_each(|&kind| {
+            counts.issued(Phase::Measured);
+            counts.ended(&failed(kind));
+        });
+        let (view, tally) = view(&counts);
+        for width in [20, 40, 60, 80, 200] {
+            let text = view.on_terminal(&tally, width);
+            assert!(text.lines().all(|line| line.chars().count() < width), "{width}:\n{text}");
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains("measuring") && words.ends_with("1 Malformed 1 EmptyOutput"), "{width}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn hidden_and_shown_again_it_keeps_its_past_and_quiet_it_has_none() {
+        let mut monitor = LevelMonitor::new(counts(), false);
+        monitor.show();
+        monitor.hide();
+        let past = monitor.view.as_ref().map(|view| view.recent.len());
+        monitor.show();
+        assert!(monitor.view.is_none() && monitor.shown.is_some());
+        monitor.hide();
+        assert!(monitor.view.as_ref().map(|view| view.recent.len()) >= past && monitor.view.is_some());
+        let mut quiet = LevelMonitor::new(counts(), true);
+        quiet.show();
+        assert!(quiet.view.is_none() && quiet.shown.is_none());
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_seconds() {
+        let (mut view, mut tally) = view(&counts());
+        for _ in 1..=20 {
+            tally.ended += 50;
+            tally.succeeded += 25;
+            let last = view.recent.back().expect("a moment").0;
+            view.note(&tally, last + Duration::from_secs(1));
+        }
+        assert_eq!(view.rates(), Some((50.0, 25.0)));
+        assert!(view.recent.len() <= 7, "{}", view.recent.len());
+    }
+
+    #[test]
+    fn times_are_short() {
+        let times = [0.0042, 0.037, 0.37, 3.7, 37.2].map(shortly);
+        assert_eq!(times, ["4.2 ms", "37 ms", "370 ms", "3.7 s", "37 s"]);
+        assert_eq!([0.2, 61.0, 3725.0].map(whole_seconds), ["1 s", "1 min 01 s", "1 h 02 min"]);
+    }
+}

@@ -1,0 +1,141 @@
+//! .env: lines of `NAME=value`, read as dotenvy reads them. A dotted key is a variable: `llm.max_concurrent_requests`
+//! is `LLM_MAX_CONCURRENT_REQUESTS`, a key without dots is a name as it is.
+
+use std::ops::Range;
+
+use serde_yaml::{Mapping, Value};
+
+use super::error::{PatchError, Reason};
+use super::format::{Edit, Invalid};
+use super::request::{Key, Request};
+use super::text::{BYTE_ORDER_MARK, line_break, line_end, number, position, skip_blanks};
+
+pub(super) fn key(Key { dotted, .. }: Key) -> Result<Key, PatchError> {
+    let name = if dotted.contains('.') { dotted.replace(['.', '-'], "_").to_uppercase() } else { dotted.clone() };
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        let why = "the name of a variable has only letters from A to Z, digits and `_`";
+        return Err(PatchError::Key { key: dotted, why });
+    }
+    Ok(Key { dotted, parents: Vec::new(), last: name })
+}
+
+pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
+    let text = text.trim_start_matches(BYTE_ORDER_MARK);
+    let mut variables = Mapping::new();
+    for variable in dotenvy::from_read_iter(text.as_bytes()) {
+        let (name, value) = variable.map_err(|error| Invalid {
+            at: match error {
+                dotenvy::Error::LineParse(line, _) if text.matches(line.trim_end()).count() == 1 => {
+                    text.find(line.trim_end()).map(|at| (position(text, at).0, 1))
+                }
+                _ => None,
+            },
+            // Its own words quote the line, which may be a secret.
+            why: "a line is not NAME=value".to_owned(),
+        })?;
+        // The first one counts; where ours stands twice it is refused.
+        variables.entry(name.into()).or_insert(value.into());
+    }
+    Ok(Value::Mapping(variables))
+}
+
+struct Variable<'a> {
+    name: &'a str,
+    /// Where the line begins, and the name on it: `export` may stand between.
+    line: usize,
+    start: usize,
+    /// With its quotes, over more than one line if they are.
+    value: Range<usize>,
+}
+
+pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
+    let name = request.key.last.as_str();
+    let at = |offset| Some(position(text, offset));
+    parse(text).map_err(|invalid| request.invalid(invalid))?;
+    if let Some((lone, _)) = text.match_indices('\r').find(|(at, _)| !text[at + 1..].starts_with('\n')) {
+        return Err(request.refuse(at(lone), Reason::Unclear, request.by_hand()));
+    }
+    let variables = variables(text);
+    let mut ours = variables.iter().filter(|variable| variable.name == name);
+    let Some(variable) = ours.next() else { return add(request, text, variables.last()) };
+    let hint = || {
+        let line = &text[variable.line..variable.start];
+        format!("change line {} by hand to:\n\n{line}{name}={}", position(text, variable.line).0, request.value)
+    };
+    if let Some(second) = ours.next() {
+        let reason = Reason::Duplicate { name: name.to_owned(), first_line: position(text, variable.start).0 };
+        return Err(request.refuse(at(second.start), reason, format!("keep one of the two, and {}", hint())));
+    }
+    let refuse = |reason| request.refuse(at(variable.value.start), reason, hint());
+    let raw = &text[variable.value.clone()];
+    let inner = ['"', '\''].iter().find_map(|quote| raw.strip_prefix(*quote)?.strip_suffix(*quote));
+    let (quoted, quotes) = (inner.is_some(), usize::from(inner.is_some()));
+    let previous = number(inner.unwrap_or(raw), quoted).map_err(refuse)?;
+    if let Some(user) = uses(text, name) {
+        return Err(request.refuse(at(user), Reason::Used(name.to_owned()), hint()));
+    }
+    let range = variable.value.start + quotes..variable.value.end - quotes;
+    Ok(Edit { range, shown: variable.line, lead: String::new(), tail: "", previous, quoted })
+}
+
+/// Where the value of another variable is made with this one. Rather too often than too rarely: in a comment, too.
+fn uses(text: &str, name: &str) -> Option<usize> {
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let used = |(at, _): (usize, &str)| {
+        let rest = text[at + 1..].trim_start_matches('{');
+        rest.strip_prefix(name).is_some_and(ends).then_some(at)
+    };
+    text.match_indices('$').find_map(used)
+}
+
+/// After the last variable, exported if that one is.
+fn add(request: &Request, text: &str, last: Option<&Variable<'_>>) -> Result<Edit, PatchError> {
+    let Some(last) = last else {
+        return Err(request.refuse(None, Reason::Empty, request.by_hand()));
+    };
+    let end = line_end(text, last.value.end);
+    let prefix = &text[last.line..last.start];
+    Ok(Edit::insert(end, format!("{}{prefix}{}=", line_break(text, end), request.key.last)))
+}
+
+/// Of a text that [`parse`] takes.
+fn variables(text: &str) -> Vec<Variable<'_>> {
+    let mut found = Vec::new();
+    let mut line = text.len() - text.trim_start_matches(BYTE_ORDER_MARK).len();
+    while line < text.len() {
+        let mut start = skip_blanks(text, line);
+        let rest = &text[start..];
+        let exported = rest.strip_prefix("export").map(|rest| rest.trim_start_matches([' ', '\t']));
+        if let Some(exported) = exported.filter(|rest| !rest.starts_with('=')) {
+            start += rest.len() - exported.len();
+        }
+        let mut end = line_end(text, line);
+        if let Some(equals) = text[start..end].find('=').filter(|_| !rest.starts_with('#')) {
+            let name = text[start..start + equals].trim_end();
+            let after = start + equals + 1;
+            let value = Some(value(text, skip_blanks(text, after))).filter(|it| !it.is_empty()).unwrap_or(after..after);
+            end = line_end(text, value.end);
+            found.push(Variable { name, line, start, value });
+        }
+        line = end + if text[end..].starts_with("\r\n") { 2 } else { 1 };
+    }
+    found
+}
+
+/// The value that begins at `start`: up to a blank, the end of the line or, within quotes, whatever comes.
+fn value(text: &str, start: usize) -> Range<usize> {
+    let mut quote = None;
+    let mut escaped = false;
+    for (at, c) in text[start..].char_indices() {
+        match (quote, c) {
+            _ if escaped => escaped = false,
+            (None | Some('"'), '\\') => escaped = true,
+            (None, '#') if at == 0 => return start..start,
+            (None, ' ' | '\t' | '\n' | '\r') => return start..start + at,
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if c == open => quote = None,
+            _ => {}
+        }
+    }
+    start..text.len()
+}

@@ -1,0 +1,104 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Line and column, both from 1, the column in characters.
+pub type Position = (usize, usize);
+
+/// Why nothing was written. The text says what, where, and what to write by hand instead.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PatchError {
+    #[error(
+        "`{key}` is not a key that can be looked up: {why}\n\n\
+         hint: join plain names with dots, such as `llm.max_concurrent_requests`"
+    )]
+    Key { key: String, why: &'static str },
+    /// The change would be a guess, or the file is not one that may be replaced.
+    #[error("{}: `{key}` was not changed: {reason}\n\nhint: {hint}", place(path, *at))]
+    Refused { path: PathBuf, at: Option<Position>, key: String, reason: Box<Reason>, hint: String },
+    /// The system refused a read or a write. The old file is still in place.
+    #[error("{}: `{key}` was not changed: cannot {doing}", path.display())]
+    Io { path: PathBuf, key: String, doing: &'static str, source: io::Error },
+}
+
+fn place(path: &Path, at: Option<Position>) -> String {
+    let path = path.display();
+    at.map_or_else(|| path.to_string(), |(line, column)| format!("{path}:{line}:{column}"))
+}
+
+#[derive(Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Or a symbolic link leads nowhere.
+    #[error("there is no such file")]
+    Missing,
+    #[error("this is a directory, not a file")]
+    Directory,
+    #[error("this is not a regular file (a pipe or a device?), and only one of those can be replaced in one step")]
+    NotAFile,
+    #[error("the file has {0} bytes, more than the 10 MiB that are read as a configuration")]
+    TooLarge(u64),
+    #[error("the file holds more than {0} values once its aliases are unfolded")]
+    TooManyValues(u64),
+    #[error("the file is not UTF-8 text (UTF-16, or another encoding?)")]
+    NotUtf8,
+    /// In the words of the parser.
+    #[error("the file is not valid {format}: {why}")]
+    Invalid { format: &'static str, why: String },
+    /// Nothing but comments.
+    #[error("the file is empty")]
+    Empty,
+    #[error("there is no `{0}` to hold it")]
+    NoParent(String),
+    #[error("{0} is an alias, so what it stands for is written elsewhere and may serve other keys too")]
+    Alias(String),
+    #[error("{0} has an anchor, so other places may use it too")]
+    Anchor(String),
+    /// The key is missing.
+    #[error("{0} has a merge key `<<`, which may supply it")]
+    Merge(String),
+    #[error("`${0}` stands here, so another value would change with it")]
+    Used(String),
+    #[error("`{name}` stands here a second time, first on line {first_line}")]
+    Duplicate { name: String, first_line: usize },
+    #[error("a second YAML document begins here, and either may be meant")]
+    Documents,
+    #[error("this line is indented with a tab, which YAML does not allow and programs read differently")]
+    Tab,
+    #[error("{0} is a placeholder that another program fills in")]
+    Placeholder(String),
+    #[error("{0} has a tag (`!…`), which gives it a type of its own")]
+    Tagged(String),
+    #[error("its value is a block of text (`|` or `>`)")]
+    BlockScalar,
+    #[error("this key is not a plain `name:` (but `? …`, a list, a mapping or an alias)")]
+    ComplexKey,
+    #[error("its value is {0}, not a whole number in plain digits such as 10")]
+    NotANumber(String),
+    #[error("its value is {0}, not a number")]
+    Collection(&'static str),
+    #[error("{what} is {found}, not a mapping with keys")]
+    NotAMapping { what: String, found: &'static str },
+    #[error("this line has a Unicode line separator, which some programs take for a line break and others do not")]
+    OddLineBreak,
+    #[error("its exact place cannot be told for certain")]
+    Unclear,
+    /// Somebody else wrote the file between `plan` and `apply`.
+    #[error("the file has changed since it was read")]
+    Changed,
+    #[error("the file is read-only")]
+    ReadOnly,
+    #[error("its folder {} is read-only, and the new file must be made there before it replaces the old one", .0.display())]
+    FolderReadOnly(PathBuf),
+    #[error("the file has {0} names (hard links), and only this one would get the new value")]
+    HardLinked(u64),
+    #[error("the file belongs to user {uid}, group {gid}, and you may not make a new file that does")]
+    Owner { uid: u32, gid: u32 },
+    #[error("the file is mounted by itself (a container's volume?), so it cannot be replaced")]
+    Mounted,
+    /// A check of our own work failed.
+    #[error("a check of the result failed: {0}")]
+    Guard(String),
+}

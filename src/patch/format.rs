@@ -1,0 +1,122 @@
+//! What differs from format to format: the rest of the patch knows only this.
+
+use std::ops::Range;
+use std::path::Path;
+
+use serde_yaml::Value;
+
+use super::error::{PatchError, Position, Reason};
+use super::request::{Key, Request};
+use super::{env, json, toml, yaml};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Yaml,
+    Json,
+    Toml,
+    Env,
+}
+
+/// What a parser has against a text.
+pub(super) struct Invalid {
+    pub at: Option<Position>,
+    pub why: String,
+}
+
+/// The bytes to replace, and what to put there.
+pub(super) struct Edit {
+    pub range: Range<usize>,
+    /// Where the key begins, with the blanks before it; the place itself for an addition.
+    pub shown: usize,
+    /// What goes before and after the digits: nothing for a replacement, the key and a line break for an addition.
+    pub lead: String,
+    pub tail: &'static str,
+    pub previous: Option<u64>,
+    /// The number is written as a text, and stays one.
+    pub quoted: bool,
+}
+
+impl Edit {
+    pub(super) fn insert(at: usize, lead: String) -> Self {
+        Self { range: at..at, shown: at, lead, tail: "", previous: None, quoted: false }
+    }
+
+    pub(super) fn apply_to(&self, before: &str, value: u64) -> String {
+        // The number may be there in another notation (`+10`): the same value is no reason to touch it.
+        if self.previous == Some(value) {
+            return before.to_owned();
+        }
+        let (head, rest) = (&before[..self.range.start], &before[self.range.end..]);
+        format!("{head}{}{value}{}{rest}", self.lead, self.tail)
+    }
+}
+
+impl Format {
+    /// By the file's name; YAML unless that says otherwise.
+    pub(super) fn of(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        match name.rsplit_once('.') {
+            Some((_, "json")) => Format::Json,
+            Some((_, "toml")) => Format::Toml,
+            Some((_, "env")) => Format::Env,
+            // `.env.production`
+            _ if name.starts_with(".env.") => Format::Env,
+            _ => Format::Yaml,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Format::Yaml => "YAML",
+            Format::Json => "JSON",
+            Format::Toml => "TOML",
+            Format::Env => "as a .env file",
+        }
+    }
+
+    /// Finds the one place where the number stands or belongs, or says why there is none.
+    pub(super) fn find(self, request: &Request, text: &str) -> Result<Edit, PatchError> {
+        match self {
+            Format::Yaml => yaml::find(request, text),
+            Format::Json => json::find(request, text),
+            Format::Toml => toml::find(request, text),
+            Format::Env => env::find(request, text),
+        }
+    }
+
+    /// Everything in the file, as the programs that use it read it.
+    pub(super) fn parse(self, text: &str) -> Result<Value, Invalid> {
+        match self {
+            Format::Yaml => yaml::parse(text),
+            Format::Json => json::parse(text),
+            Format::Toml => toml::parse(text),
+            Format::Env => env::parse(text),
+        }
+    }
+
+    pub(super) fn key(self, key: Key) -> Result<Key, PatchError> {
+        if self == Format::Env { env::key(key) } else { Ok(key) }
+    }
+
+    /// What a number looks like to [`Format::parse`].
+    pub(super) fn number(self, value: u64, quoted: bool) -> Value {
+        if quoted || self == Format::Env { Value::String(value.to_string()) } else { Value::Number(value.into()) }
+    }
+
+    /// What to write by hand in a file that has nothing of the key yet.
+    pub(super) fn lines(self, key: &Key, value: u64) -> String {
+        match self {
+            Format::Yaml => yaml::lines(key, 0, "", value),
+            Format::Json => json::members(key, 0, value),
+            Format::Toml => toml::lines(key, value),
+            Format::Env => format!("{}={value}", key.last),
+        }
+    }
+}
+
+impl Request {
+    pub(super) fn invalid(&self, Invalid { at, why }: Invalid) -> PatchError {
+        let hint = self.hint("mend the file and run the command again, or");
+        self.refuse(at, Reason::Invalid { format: self.format.name(), why }, hint)
+    }
+}

@@ -1,0 +1,127 @@
+//! What is asked for: a file, a key, a number. Every error repeats it.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde_yaml::Value;
+
+use super::error::{PatchError, Position, Reason};
+use super::format::Format;
+use super::text::position;
+
+/// Nobody keeps a larger configuration; something that large is another file, given by mistake.
+const MAX_BYTES: u64 = 10 * 1024 * 1024;
+
+pub(super) struct Request {
+    pub path: PathBuf,
+    pub format: Format,
+    pub key: Key,
+    pub value: u64,
+}
+
+impl Request {
+    pub(super) fn new(path: &Path, key: &str, value: u64) -> Result<Self, PatchError> {
+        let format = Format::of(path);
+        Ok(Self { path: path.to_owned(), format, key: format.key(Key::parse(key)?)?, value })
+    }
+
+    /// The file that is to be replaced: a link leads to it and stays.
+    pub(super) fn resolve(&self) -> Result<PathBuf, PatchError> {
+        fs::canonicalize(&self.path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                self.refuse(None, Reason::Missing, self.hint("check the path, or make the file and"))
+            }
+            _ => self.io("find the file", error),
+        })
+    }
+
+    pub(super) fn read(&self, target: &Path) -> Result<Vec<u8>, PatchError> {
+        let wrong_file =
+            |reason| Err(self.refuse(None, reason, self.hint("give the path of a configuration file; in it,")));
+        // Asked before the file is opened, as opening a pipe would wait for its other end.
+        let metadata = fs::metadata(target).map_err(|e| self.io("look at the file", e))?;
+        if metadata.is_dir() {
+            return wrong_file(Reason::Directory);
+        }
+        if !metadata.is_file() {
+            return wrong_file(Reason::NotAFile);
+        }
+        if metadata.len() > MAX_BYTES {
+            return wrong_file(Reason::TooLarge(metadata.len()));
+        }
+        let mut bytes = Vec::new();
+        // Bounded once more, as it may have grown in between.
+        let length = File::open(target)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(|e| self.io("read the file", e))? as u64;
+        if length > MAX_BYTES { wrong_file(Reason::TooLarge(length)) } else { Ok(bytes) }
+    }
+
+    /// Refuses NUL as well: UTF-16 without a byte order mark is often valid UTF-8 with NUL in every other byte.
+    pub(super) fn decode(&self, mut bytes: Vec<u8>) -> Result<String, PatchError> {
+        if let Some(nul) = bytes.iter().position(|byte| *byte == 0) {
+            // No UTF-8 begins with this byte, so that decoding stops at it or before.
+            bytes[nul] = 0xff;
+        }
+        String::from_utf8(bytes).map_err(|error| {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let valid = String::from_utf8_lossy(valid);
+            let hint = self.hint("save the file as UTF-8, or");
+            self.refuse(Some(position(&valid, valid.len())), Reason::NotUtf8, hint)
+        })
+    }
+
+    pub(super) fn refuse(&self, at: Option<Position>, reason: Reason, hint: String) -> PatchError {
+        let reason = Box::new(reason);
+        PatchError::Refused { path: self.path.clone(), at, key: self.key.dotted.clone(), reason, hint }
+    }
+
+    pub(super) fn io(&self, doing: &'static str, source: io::Error) -> PatchError {
+        PatchError::Io { path: self.path.clone(), key: self.key.dotted.clone(), doing, source }
+    }
+
+    pub(super) fn by_hand(&self) -> String {
+        format!("set it by hand:\n\n{}", self.format.lines(&self.key, self.value))
+    }
+
+    pub(super) fn hint(&self, remedy: &str) -> String {
+        format!("{remedy} {}", self.by_hand())
+    }
+}
+
+/// A dotted key, taken apart.
+pub(super) struct Key {
+    pub dotted: String,
+    pub parents: Vec<String>,
+    pub last: String,
+}
+
+impl Key {
+    fn parse(dotted: &str) -> Result<Self, PatchError> {
+        let wrong = |why| PatchError::Key { key: dotted.to_owned(), why };
+        let mut parents: Vec<String> = dotted.split('.').map(str::to_owned).collect();
+        for name in &parents {
+            if name.is_empty() {
+                return Err(wrong("a name between the dots is empty"));
+            }
+            if name.starts_with('-') || !name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-') {
+                return Err(wrong("a name has characters other than letters, digits, `_` and `-`"));
+            }
+            // `true`, `null` or `1` would be a key of another type than the text that is looked for.
+            if !matches!(serde_yaml::from_str(name), Ok(Value::String(_))) {
+                return Err(wrong("a name is what YAML takes for a number, `true`, `false` or `null`"));
+            }
+        }
+        let last = parents.pop().unwrap_or_default();
+        Ok(Self { dotted: dotted.to_owned(), parents, last })
+    }
+
+    /// How errors call the mapping that `depth` names lead to.
+    pub(super) fn parent_name(&self, depth: usize) -> String {
+        match depth {
+            0 => "the top level".to_owned(),
+            _ => format!("`{}`", self.parents[..depth.min(self.parents.len())].join(".")),
+        }
+    }
+}

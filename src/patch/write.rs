@@ -1,0 +1,245 @@
+//! Puts the new text in the place of the old one in one step, and keeps mode, owner and symbolic links.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use super::Patch;
+use super::error::{PatchError, Reason};
+
+impl Patch {
+    /// Whether [`Patch::apply`] may write, as far as can be told without writing.
+    ///
+    /// A file or folder without any write bit is taken as read-only even for root: its owner said so.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError`] for a read-only file or folder, or a file with several names.
+    pub fn check_writable(&self) -> Result<(), PatchError> {
+        let metadata = self.metadata()?;
+        if metadata.permissions().readonly() {
+            return Err(self.read_only());
+        }
+        // Opened and closed, never written: the rename asks only for rights on the folder, so that it would
+        // replace even a file which this user may not write.
+        if let Err(error) = OpenOptions::new().write(true).open(&self.target) {
+            return Err(if is_denied(&error) { self.read_only() } else { self.io("open the file for writing", error) });
+        }
+        let folder = fs::metadata(self.folder()).map_err(|e| self.io("look at its folder", e))?;
+        if folder.permissions().readonly() {
+            return Err(self.folder_read_only());
+        }
+        self.check_links(&metadata)
+    }
+
+    /// Writes the change: to a new file beside the old one, which is synced, read again, compared, and renamed.
+    ///
+    /// At any moment the path names either the whole old file or the whole new one. Nothing is written when
+    /// [`Patch::is_noop`].
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::Changed`] when the file is no longer the one that was planned for; others when it cannot be
+    /// written. The old file is then still in place, and no other file is left behind.
+    pub fn apply(&self) -> Result<(), PatchError> {
+        self.check_unchanged()?;
+        if self.is_noop() {
+            return Ok(());
+        }
+        self.check_writable()?;
+        let staged = self.stage()?;
+        // Once more, so that the window in which another writer would be overwritten is as short as it can be.
+        self.check_unchanged()?;
+        self.commit(staged)
+    }
+
+    /// Writes, syncs and checks the new file. Until [`Patch::commit`] the old one is untouched, and dropping the
+    /// result removes the new one.
+    fn stage(&self) -> Result<NamedTempFile, PatchError> {
+        let metadata = self.metadata()?;
+        // Hidden and named after the file, so that one left by a power cut explains itself.
+        let mut prefix = OsString::from(".");
+        prefix.push(self.target.file_name().unwrap_or_default());
+        prefix.push(".");
+        let staged = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(self.folder());
+        let mut staged = staged.map_err(|e| {
+            if is_denied(&e) { self.folder_read_only() } else { self.io("make a new file beside it", e) }
+        })?;
+        staged.write_all(self.after.as_bytes()).map_err(|e| self.io("write the new file", e))?;
+        // Only now, as the new file starts as private as it can be. Owner before mode: a change of owner clears
+        // bits of the mode.
+        self.keep_owner(staged.as_file(), &metadata)?;
+        let file = staged.as_file_mut();
+        file.set_permissions(metadata.permissions())
+            .map_err(|e| self.io("give the new file the old one's permissions", e))?;
+        file.sync_all().map_err(|e| self.io("sync the new file", e))?;
+        self.check_staged(file)?;
+        Ok(staged)
+    }
+
+    fn commit(&self, staged: NamedTempFile) -> Result<(), PatchError> {
+        staged.persist(&self.target).map_err(|failed| match failed.error.kind() {
+            ErrorKind::ResourceBusy => {
+                let hint = self.request.hint("mount its folder instead, or outside of the container");
+                self.request.refuse(None, Reason::Mounted, hint)
+            }
+            _ => self.io("put the new file in its place", failed.error),
+        })?;
+        // Only a power cut in the next seconds could tell the difference, and it would leave one whole file or the
+        // other; some file systems cannot sync a folder. No reason to report a change that was made as failed.
+        if let Ok(folder) = File::open(self.folder()) {
+            let _ = folder.sync_all();
+        }
+        Ok(())
+    }
+
+    /// Reads the new file back and compares, since a full or failing disk may not say so on write.
+    fn check_staged(&self, staged: &mut File) -> Result<(), PatchError> {
+        let mut written = Vec::new();
+        staged
+            .rewind()
+            .and_then(|()| staged.read_to_end(&mut written))
+            .map_err(|e| self.io("read the new file back", e))?;
+        if written == self.after.as_bytes() {
+            Ok(())
+        } else {
+            Err(self.guard("the new file does not hold what was written".to_owned()))
+        }
+    }
+
+    fn check_unchanged(&self) -> Result<(), PatchError> {
+        let target = self.request.resolve()?;
+        if target == self.target && self.request.read(&target)? == self.before.as_bytes() {
+            return Ok(());
+        }
+        Err(self.request.refuse(None, Reason::Changed, "run the command again".to_owned()))
+    }
+
+    #[cfg(unix)]
+    fn check_links(&self, metadata: &Metadata) -> Result<(), PatchError> {
+        use std::os::unix::fs::MetadataExt;
+        match metadata.nlink() {
+            0 | 1 => Ok(()),
+            links => Err(self.request.refuse(None, Reason::HardLinked(links), self.request.by_hand())),
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn check_links(&self, _metadata: &Metadata) -> Result<(), PatchError> {
+        Ok(())
+    }
+
+    /// Refuses to leave the file to another owner or group: with mode 0640 that would lock a service out, or show
+    /// its keys to others.
+    #[cfg(unix)]
+    fn keep_owner(&self, staged: &File, old: &Metadata) -> Result<(), PatchError> {
+        use std::os::unix::fs::{MetadataExt, fchown};
+        let (uid, gid) = (old.uid(), old.gid());
+        let new = staged.metadata().map_err(|e| self.io("look at the new file", e))?;
+        if (new.uid(), new.gid()) == (uid, gid) {
+            return Ok(());
+        }
+        // Naming only what differs: a user may give a file to another of their groups, but not to themselves.
+        fchown(staged, (new.uid() != uid).then_some(uid), (new.gid() != gid).then_some(gid))
+            .map_err(|_| self.request.refuse(None, Reason::Owner { uid, gid }, self.request.by_hand()))
+    }
+
+    #[cfg(not(unix))]
+    fn keep_owner(&self, _staged: &File, _old: &Metadata) -> Result<(), PatchError> {
+        Ok(())
+    }
+
+    fn metadata(&self) -> Result<Metadata, PatchError> {
+        fs::metadata(&self.target).map_err(|e| self.io("look at the file", e))
+    }
+
+    fn folder(&self) -> &Path {
+        self.target.parent().unwrap_or(Path::new("."))
+    }
+
+    fn read_only(&self) -> PatchError {
+        let hint = self.request.hint("make the file writable and run the command again, or");
+        self.request.refuse(None, Reason::ReadOnly, hint)
+    }
+
+    fn folder_read_only(&self) -> PatchError {
+        let hint = self.request.hint("make the folder writable and run the command again, or");
+        self.request.refuse(None, Reason::FolderReadOnly(self.folder().to_owned()), hint)
+    }
+
+    fn io(&self, doing: &'static str, source: io::Error) -> PatchError {
+        self.request.io(doing, source)
+    }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::plan;
+    use super::*;
+
+    const BEFORE: &str = "llm:\n  max_concurrent_requests: 10\n";
+    const AFTER: &str = "llm:\n  max_concurrent_requests: 20\n";
+
+    fn planned() -> (tempfile::TempDir, PathBuf, Patch) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yaml");
+        fs::write(&path, BEFORE).unwrap();
+        let patch = plan(&path, "llm.max_concurrent_requests", 20).unwrap();
+        (folder, path, patch)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_crash_between_write_and_rename_leaves_the_old_file() {
+        let (folder, path, patch) = planned();
+        let staged = patch.stage().unwrap();
+        assert_eq!(fs::read_to_string(staged.path()).unwrap(), AFTER);
+        // A killed process runs no destructors.
+        std::mem::forget(staged);
+        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
+        assert_eq!(names(folder.path()).len(), 2);
+        assert!(names(folder.path()).iter().any(|name| name.starts_with(".config.yaml.") && name.ends_with(".tmp")));
+        // The file that was left is in nobody's way.
+        plan(&path, "llm.max_concurrent_requests", 20).unwrap().apply().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), AFTER);
+    }
+
+    #[test]
+    fn an_error_between_write_and_rename_leaves_nothing_behind() {
+        let (folder, path, patch) = planned();
+        drop(patch.stage().unwrap());
+        assert_eq!(names(folder.path()), ["config.yaml"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
+        // The rename itself fails: a folder has taken the file's place.
+        let staged = patch.stage().unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = patch.commit(staged).unwrap_err().to_string();
+        assert!(error.contains("cannot put the new file in its place"), "{error}");
+        assert_eq!(names(folder.path()), ["config.yaml"]);
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let (folder, path, patch) = planned();
+        let other = folder.path().join("other");
+        for wrong in ["", BEFORE, "llm: [", "llm:\n  max_concurrent_requests: 20\nnew: 1\n"] {
+            fs::write(&other, wrong).unwrap();
+            let error = patch.check_staged(&mut File::open(&other).unwrap()).unwrap_err().to_string();
+            assert!(error.contains("does not hold what was written"), "{error}");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
+    }
+}

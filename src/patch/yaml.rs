@@ -1,0 +1,531 @@
+//! YAML, and the braces of JSON in it: the place is told by the spans of a parser, node by node.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span, StructureStyle};
+use serde_yaml::Value;
+
+use super::error::{PatchError, Reason};
+use super::format::{Edit, Invalid};
+use super::json;
+use super::request::{Key, Request};
+use super::text::{
+    BYTE_ORDER_MARK, is_null, is_placeholder, line_break, line_end, line_start, number, position, skip_blanks,
+};
+
+/// Values in the file, counting those of an alias each time it is used: an alias bomb ends here, in linear time.
+const MAX_VALUES: u64 = 1_000_000;
+
+const BLANKS: [char; 2] = [' ', '\t'];
+
+/// Without a byte order mark, which this parser counts as a column: keys of the first line would seem indented.
+pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
+    serde_yaml::from_str(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)).map_err(|error| Invalid {
+        at: Some(error.location().map_or((1, 1), |at| (at.line(), at.column()))),
+        why: error.to_string(),
+    })
+}
+
+/// The lines of a block that holds the key, from the name at `depth` on.
+pub(super) fn lines(key: &Key, depth: usize, indentation: &str, value: u64) -> String {
+    let names = key.parents.iter().skip(depth);
+    let level = names.len();
+    let open: String =
+        names.enumerate().map(|(level, name)| format!("{indentation}{}{name}:\n", "  ".repeat(level))).collect();
+    format!("{open}{indentation}{}{}: {value}", "  ".repeat(level), key.last)
+}
+
+pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
+    Document::read(request, text)?.find()
+}
+
+/// The one document of the file. Nodes refer to each other by index, so that no input makes a recursion deep.
+struct Document<'a> {
+    request: &'a Request,
+    text: &'a str,
+    /// The root is the first.
+    nodes: Vec<Node>,
+    /// While it is read: those that are not complete, and the node of each anchor.
+    open: Vec<usize>,
+    anchors: HashMap<usize, usize>,
+}
+
+struct Node {
+    kind: Kind,
+    span: Range<usize>,
+    anchored: bool,
+    tagged: bool,
+    /// Of a mapping: key, value, key, value.
+    children: Vec<usize>,
+    /// Values in it once its aliases are unfolded; 0 until it is complete.
+    weight: u64,
+}
+
+enum Kind {
+    Scalar { text: String, style: ScalarStyle },
+    Alias,
+    Mapping { flow: bool },
+    Sequence { flow: bool },
+}
+
+impl Node {
+    fn has_no_text(&self) -> bool {
+        self.span.is_empty()
+    }
+
+    fn is_flow(&self) -> bool {
+        matches!(self.kind, Kind::Mapping { flow: true })
+    }
+
+    fn describe(&self) -> &'static str {
+        match &self.kind {
+            Kind::Scalar { text, style: ScalarStyle::Plain } if is_null(text) => "empty",
+            Kind::Scalar { .. } => "a single value",
+            Kind::Alias => "an alias",
+            Kind::Mapping { .. } => "a mapping",
+            Kind::Sequence { .. } => "a list",
+        }
+    }
+}
+
+/// A mapping on the way to the key, `depth` names below the root.
+struct Mapping<'d> {
+    node: &'d Node,
+    depth: usize,
+    entries: Vec<Entry<'d>>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry<'d> {
+    name: &'d str,
+    style: ScalarStyle,
+    key: &'d Node,
+    value: &'d Node,
+}
+
+impl<'d> Mapping<'d> {
+    fn get(&self, name: &str) -> Option<Entry<'d>> {
+        self.entries.iter().find(|entry| entry.name == name).copied()
+    }
+}
+
+// ---- Reading ------------------------------------------------------------------------------------------------
+
+impl<'a> Document<'a> {
+    fn read(request: &'a Request, text: &'a str) -> Result<Self, PatchError> {
+        let mut options = Options::default();
+        // Comments are kept by never touching them; as events they would only run into a limit.
+        options.set_emit_comments(false);
+        let mut document = Document { request, text, nodes: Vec::new(), open: Vec::new(), anchors: HashMap::new() };
+        for next in Parser::new_from_str_with_options(text, options) {
+            let (event, span) = next.map_err(|error| document.scan_error(&error))?;
+            document.take(event, span)?;
+        }
+        // `key: {{ name }}` without quotes is valid YAML, a mapping with a mapping as its key, but never meant so.
+        match document.nodes.iter().find(|node| node.is_flow() && text[node.span.start..].starts_with("{{")) {
+            Some(node) => {
+                let reason = Reason::Placeholder("`{{ … }}`".to_owned());
+                Err(document.refuse(node.span.start, reason, request.hint("change the template, or")))
+            }
+            None => Ok(document),
+        }
+    }
+
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), PatchError> {
+        let span = span.byte_range().unwrap_or_default();
+        let is_flow = |style| style == StructureStyle::Flow;
+        match event {
+            Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
+            Event::DocumentStart(..) if self.nodes.is_empty() => Ok(()),
+            Event::DocumentStart(..) => {
+                Err(self.refuse(span.start, Reason::Documents, self.request.hint("in the document that is meant,")))
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let kind = Kind::Scalar { text: text.into_owned(), style };
+                self.add_node(kind, span, anchor, tag.is_some())?;
+                self.close()
+            }
+            Event::Alias(anchor) => {
+                let weight = self.anchors.get(&anchor).map_or(0, |node| self.nodes[*node].weight);
+                self.add_node(Kind::Alias, span, 0, false)?;
+                if let Some(alias) = self.nodes.last_mut() {
+                    // An alias inside of what it stands for has no end.
+                    alias.weight = if weight == 0 { MAX_VALUES } else { weight };
+                }
+                self.close()
+            }
+            Event::MappingStart(style, anchor, tag) => {
+                self.add_node(Kind::Mapping { flow: is_flow(style) }, span, anchor, tag.is_some())
+            }
+            Event::SequenceStart(style, anchor, tag) => {
+                self.add_node(Kind::Sequence { flow: is_flow(style) }, span, anchor, tag.is_some())
+            }
+            Event::MappingEnd | Event::SequenceEnd => {
+                if let Some(node) = self.open.last() {
+                    self.nodes[*node].span.end = span.end;
+                }
+                self.close()
+            }
+            _ => Err(self.refuse(span.start, Reason::Unclear, self.request.by_hand())),
+        }
+    }
+
+    fn add_node(&mut self, kind: Kind, span: Range<usize>, anchor: usize, tagged: bool) -> Result<(), PatchError> {
+        let index = self.nodes.len();
+        if index as u64 >= MAX_VALUES {
+            return Err(self.too_many_values());
+        }
+        if let Some(parent) = self.open.last() {
+            self.nodes[*parent].children.push(index);
+        }
+        if anchor != 0 {
+            self.anchors.insert(anchor, index);
+        }
+        self.open.push(index);
+        self.nodes.push(Node { kind, span, anchored: anchor != 0, tagged, children: Vec::new(), weight: 0 });
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), PatchError> {
+        let Some(index) = self.open.pop() else { return Ok(()) };
+        let node = &self.nodes[index];
+        let inner: u64 = node.children.iter().map(|child| self.nodes[*child].weight).sum();
+        self.nodes[index].weight = node.weight + inner + 1;
+        if self.nodes[index].weight > MAX_VALUES { Err(self.too_many_values()) } else { Ok(()) }
+    }
+
+    fn too_many_values(&self) -> PatchError {
+        self.request.refuse(None, Reason::TooManyValues(MAX_VALUES), self.request.by_hand())
+    }
+
+    fn scan_error(&self, error: &ScanError) -> PatchError {
+        let at = error.marker().byte_offset().filter(|at| self.text.is_char_boundary(*at)).unwrap_or(self.text.len());
+        let start = line_start(self.text, at);
+        let line = &self.text[start..line_end(self.text, at)];
+        if line[..skip_blanks(line, 0)].contains('\t') {
+            return self.refuse(start, Reason::Tab, self.request.hint("indent with spaces, and"));
+        }
+        let (at, why) = (Some(position(self.text, at)), error.info().to_owned());
+        if is_placeholder(line) {
+            let hint = self.request.hint("the line has a placeholder: change the template, or");
+            return self.request.refuse(at, Reason::Invalid { format: "YAML", why }, hint);
+        }
+        self.request.invalid(Invalid { at, why })
+    }
+
+    // ---- Finding the place --------------------------------------------------------------------------------------
+
+    fn find(&self) -> Result<Edit, PatchError> {
+        let root = self.nodes.first().filter(|root| root.describe() != "empty" || root.anchored || root.tagged);
+        let root = root.ok_or_else(|| self.request.refuse(None, Reason::Empty, self.request.by_hand()))?;
+        let mut mapping = self.mapping(root, 0)?;
+        let mut parent = None;
+        for name in &self.key().parents {
+            let Some(entry) = mapping.get(name) else { return Err(self.no_parent(&mapping)) };
+            self.check_key(&mapping, entry)?;
+            mapping = self.mapping(entry.value, mapping.depth + 1)?;
+            parent = Some(entry);
+        }
+        match mapping.get(&self.key().last) {
+            Some(entry) => self.replace(&mapping, entry),
+            None => self.add(&mapping, parent),
+        }
+    }
+
+    /// The entries of a mapping on the way to the key, once it is clear that they are all there is.
+    fn mapping<'d>(&'d self, node: &'d Node, depth: usize) -> Result<Mapping<'d>, PatchError> {
+        let mut mapping = Mapping { node, depth, entries: Vec::with_capacity(node.children.len() / 2) };
+        let what = self.key().parent_name(depth);
+        let reason = match &node.kind {
+            Kind::Alias => Some(Reason::Alias(what)),
+            _ if node.anchored => Some(Reason::Anchor(what)),
+            _ if node.tagged => Some(Reason::Tagged(what)),
+            Kind::Scalar { text, .. } if is_placeholder(text) => Some(Reason::Placeholder(what)),
+            Kind::Mapping { .. } => None,
+            _ => Some(Reason::NotAMapping { what, found: node.describe() }),
+        };
+        if let Some(reason) = reason {
+            return Err(self.refuse(node.span.start, reason, self.under(&mapping)));
+        }
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        for pair in node.children.chunks_exact(2) {
+            let (key, value) = (&self.nodes[pair[0]], &self.nodes[pair[1]]);
+            let (Kind::Scalar { text, style }, false) = (&key.kind, key.has_no_text()) else {
+                return Err(self.refuse(key.span.start, Reason::ComplexKey, self.under(&mapping)));
+            };
+            if let Some(first) = seen.insert(text, key.span.start) {
+                let first_line = position(self.text, first).0;
+                let reason = Reason::Duplicate { name: text.clone(), first_line };
+                let hint = format!("keep one of the two, and {}", self.under(&mapping));
+                return Err(self.refuse(key.span.start, reason, hint));
+            }
+            mapping.entries.push(Entry { name: text, style: *style, key, value });
+        }
+        Ok(mapping)
+    }
+
+    fn no_parent(&self, mapping: &Mapping<'_>) -> PatchError {
+        if let Some(merge) = self.merge_of(mapping) {
+            return merge;
+        }
+        let place = match mapping.depth {
+            0 => "at the top level".to_owned(),
+            depth => format!("under {}", self.key().parent_name(depth)),
+        };
+        let hint = format!("add by hand, {place}:\n\n{}", self.lines_under(mapping));
+        let parent = self.key().parents[..=mapping.depth].join(".");
+        self.request.refuse(None, Reason::NoParent(parent), hint)
+    }
+
+    /// A merge matters only where the key is missing: one that is written out wins over it.
+    fn merge_of(&self, mapping: &Mapping<'_>) -> Option<PatchError> {
+        let merge = mapping.get("<<").filter(|entry| entry.style == ScalarStyle::Plain)?;
+        let reason = Reason::Merge(self.key().parent_name(mapping.depth));
+        Some(self.refuse(merge.key.span.start, reason, self.under(mapping)))
+    }
+
+    /// The key must be written the usual way: `name:` in one line, and in a block as the first thing on its line.
+    fn check_key(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<(), PatchError> {
+        let refuse = |reason| Err(self.refuse(entry.key.span.start, reason, self.request.by_hand()));
+        if entry.key.anchored {
+            return refuse(Reason::Anchor(format!("the key `{}`", entry.name)));
+        }
+        if entry.key.tagged {
+            return refuse(Reason::Tagged(format!("the key `{}`", entry.name)));
+        }
+        if mapping.node.is_flow() {
+            if self.has_question_mark(mapping, entry) {
+                return refuse(Reason::ComplexKey);
+            }
+        } else if self.indentation(entry.key).is_none() {
+            return refuse(self.why_not_indented(entry.key));
+        }
+        if self.colon(entry).is_none() { refuse(Reason::ComplexKey) } else { Ok(()) }
+    }
+
+    /// What stands before a key on its line, if that is nothing but spaces.
+    fn indentation(&self, key: &Node) -> Option<&str> {
+        Some(self.before_on_line(key)).filter(|prefix| prefix.bytes().all(|byte| byte == b' '))
+    }
+
+    fn before_on_line(&self, node: &Node) -> &str {
+        &self.text[line_start(self.text, node.span.start)..node.span.start]
+    }
+
+    fn why_not_indented(&self, key: &Node) -> Reason {
+        match self.before_on_line(key).trim_start().chars().next() {
+            None => Reason::Tab,
+            Some('?') => Reason::ComplexKey,
+            Some(_) => Reason::Unclear,
+        }
+    }
+
+    fn shown_from(&self, entry: Entry<'_>) -> usize {
+        let before = self.before_on_line(entry.key);
+        entry.key.span.start - (before.len() - before.trim_end_matches(BLANKS).len())
+    }
+
+    /// Whether a key in braces is announced by `?`. Between two members there are only blanks, a comma and comments.
+    fn has_question_mark(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> bool {
+        let before = mapping.entries.iter().take_while(|other| other.name != entry.name).last();
+        let start = before.map_or(mapping.node.span.start + 1, |before| before.value.span.end);
+        let gap = self.text.get(start..entry.key.span.start).unwrap_or("?");
+        gap.split(['\n', '\r']).any(|line| line.split('#').next().is_some_and(|code| code.contains('?')))
+    }
+
+    /// Where the colon after a key stands; `None` unless it is on the same line, after nothing but blanks.
+    fn colon(&self, entry: Entry<'_>) -> Option<usize> {
+        let at = skip_blanks(self.text, entry.key.span.end);
+        self.text[at..].starts_with(':').then_some(at)
+    }
+
+    /// Whether nothing but blanks and a comment follows on the line.
+    fn only_comment_follows(&self, offset: usize) -> bool {
+        let rest = &self.text[offset..line_end(self.text, offset)];
+        let content = rest.trim_start_matches(BLANKS);
+        content.is_empty() || (content.starts_with('#') && content.len() < rest.len())
+    }
+
+    fn replace(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<Edit, PatchError> {
+        self.check_key(mapping, entry)?;
+        let value = entry.value;
+        let its_value = "its value".to_owned();
+        let refuse = |reason| self.refuse(value.span.start, reason, self.line_by_hand(mapping, entry));
+        if value.anchored {
+            return Err(refuse(Reason::Anchor(its_value)));
+        }
+        if value.tagged {
+            return Err(refuse(Reason::Tagged(its_value)));
+        }
+        let (text, style) = match &value.kind {
+            Kind::Scalar { style: ScalarStyle::Literal | ScalarStyle::Folded, .. } => {
+                return Err(refuse(Reason::BlockScalar));
+            }
+            Kind::Scalar { text, style } => (text, *style),
+            Kind::Alias => return Err(refuse(Reason::Alias(its_value))),
+            Kind::Mapping { .. } | Kind::Sequence { .. } => return Err(refuse(Reason::Collection(value.describe()))),
+        };
+        let quoted = style != ScalarStyle::Plain;
+        if !quoted && value.has_no_text() {
+            return self.fill(mapping, entry);
+        }
+        let previous = number(text, quoted).map_err(refuse)?;
+        let quotes = usize::from(quoted);
+        let range = value.span.start + quotes..value.span.end.saturating_sub(quotes);
+        // The source must spell the value as it reads: no escapes, no folded lines.
+        if self.text.get(range.clone()) != Some(text.as_str()) {
+            return Err(refuse(Reason::Unclear));
+        }
+        let before = self.before_on_line(value);
+        if before.trim_start().is_empty() && before.contains('\t') && !mapping.node.is_flow() {
+            return Err(refuse(Reason::Tab));
+        }
+        Ok(Edit { range, shown: self.shown_from(entry), lead: String::new(), tail: "", previous, quoted })
+    }
+
+    /// `key:` with nothing after it: the value goes right behind the colon, before any blanks and comment.
+    fn fill(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<Edit, PatchError> {
+        let ends = |at| {
+            let ends_member = self.text[skip_blanks(self.text, at)..].starts_with([',', '}']);
+            (ends_member && mapping.node.is_flow()) || self.only_comment_follows(at)
+        };
+        match self.colon(entry).map(|colon| colon + 1).filter(|at| ends(*at)) {
+            Some(at) => Ok(Edit { shown: self.shown_from(entry), ..Edit::insert(at, " ".to_owned()) }),
+            None => Err(self.refuse(entry.key.span.start, Reason::Unclear, self.line_by_hand(mapping, entry))),
+        }
+    }
+
+    fn add(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
+        if let Some(merge) = self.merge_of(mapping) {
+            return Err(merge);
+        }
+        if mapping.node.is_flow() { self.add_in_braces(mapping, parent) } else { self.add_in_block(mapping, parent) }
+    }
+
+    /// After the last entry that ends on a line of its own, which a nested block or a block of text does not.
+    /// Where there is none, as the first entry.
+    fn add_in_block(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
+        // As it begins with the line break, a file whose last line has none stays one.
+        let line_after = |at, indentation, style| {
+            let name = quoted_like(&self.key().last, style);
+            Edit::insert(at, format!("{}{indentation}{name}: ", line_break(self.text, at)))
+        };
+        let last = mapping.entries.iter().rev().find_map(|entry| {
+            let indentation = self.indentation(entry.key)?;
+            Some(line_after(self.last_line_end(*entry)?, indentation, entry.style))
+        });
+        if let Some(edit) = last {
+            return Ok(edit);
+        }
+        let refuse = |node: &Node, reason| Err(self.refuse(node.span.start, reason, self.under(mapping)));
+        let Some(first) = mapping.entries.first() else { return refuse(mapping.node, Reason::Unclear) };
+        let Some(indentation) = self.indentation(first.key) else {
+            return refuse(first.key, self.why_not_indented(first.key));
+        };
+        let Some(parent) = parent else {
+            let at = first.key.span.start - indentation.len();
+            let lead = format!("{indentation}{}: ", quoted_like(&self.key().last, first.style));
+            let tail = line_break(self.text, line_end(self.text, at));
+            return Ok(Edit { tail, ..Edit::insert(at, lead) });
+        };
+        match self.colon(parent).map(|colon| colon + 1).filter(|at| self.only_comment_follows(*at)) {
+            Some(at) => Ok(line_after(line_end(self.text, at), indentation, first.style)),
+            None => refuse(mapping.node, Reason::Unclear),
+        }
+    }
+
+    /// The end of the line on which an entry ends, if it is certain that the entry ends there.
+    fn last_line_end(&self, entry: Entry<'_>) -> Option<usize> {
+        let on_a_line = match &entry.value.kind {
+            Kind::Scalar { style, .. } => !matches!(style, ScalarStyle::Literal | ScalarStyle::Folded),
+            Kind::Alias => true,
+            Kind::Mapping { flow } | Kind::Sequence { flow } => *flow,
+        };
+        let end = if entry.value.has_no_text() { self.colon(entry)? + 1 } else { entry.value.span.end };
+        (on_a_line && self.only_comment_follows(end)).then(|| line_end(self.text, end))
+    }
+
+    /// After the last member, in the manner of that member.
+    fn add_in_braces(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
+        let unclear = |node: &Node| Err(self.refuse(node.span.start, Reason::Unclear, self.under(mapping)));
+        let braces = self.text.get(mapping.node.span.clone()).unwrap_or_default();
+        let Some(inside) = braces.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
+            return unclear(mapping.node);
+        };
+        let Some(last) = mapping.entries.last() else {
+            if !inside.trim_matches([' ', '\t', '\n', '\r']).is_empty() {
+                return unclear(mapping.node);
+            }
+            let style = parent.map_or(ScalarStyle::DoubleQuoted, |entry| entry.style);
+            let name = quoted_like(&self.key().last, style);
+            return Ok(Edit::insert(mapping.node.span.start + 1, format!("{name}: ")));
+        };
+        if last.value.has_no_text() {
+            return unclear(last.key);
+        }
+        let at = last.value.span.end;
+        let end = line_end(self.text, at);
+        let name = quoted_like(&self.key().last, last.style);
+        let tight =
+            last.style != ScalarStyle::Plain && self.text.get(last.key.span.end..last.value.span.start) == Some(":");
+        let prefix = self.before_on_line(last.key);
+        let own_line = prefix.trim_start_matches(BLANKS).is_empty()
+            && self.text[at..end].trim_matches([' ', '\t', ',']).is_empty()
+            && end < self.text.len();
+        let separator = match (own_line, tight) {
+            (true, _) => format!(",{}{prefix}", line_break(self.text, end)),
+            (false, true) => ",".to_owned(),
+            (false, false) => ", ".to_owned(),
+        };
+        Ok(Edit::insert(at, format!("{separator}{name}{}", if tight { ":" } else { ": " })))
+    }
+
+    // ---- Refusals -----------------------------------------------------------------------------------------------
+
+    fn key(&self) -> &Key {
+        &self.request.key
+    }
+
+    fn refuse(&self, offset: usize, reason: Reason, hint: String) -> PatchError {
+        self.request.refuse(Some(position(self.text, offset)), reason, hint)
+    }
+
+    /// For a problem with a mapping: what to write in it, in its own manner.
+    fn under(&self, mapping: &Mapping<'_>) -> String {
+        let place = match mapping.depth {
+            0 => String::new(),
+            depth => format!(" under {}", self.key().parent_name(depth)),
+        };
+        format!("set it by hand{place}:\n\n{}", self.lines_under(mapping))
+    }
+
+    fn lines_under(&self, Mapping { node, depth, .. }: &Mapping<'_>) -> String {
+        if node.is_flow() {
+            return json::members(self.key(), *depth, self.request.value);
+        }
+        let first = node.children.first().filter(|_| matches!(node.kind, Kind::Mapping { .. }));
+        let indentation = first.and_then(|key| self.indentation(&self.nodes[*key]));
+        let usual = "  ".repeat(*depth);
+        lines(self.key(), *depth, indentation.unwrap_or(&usual), self.request.value)
+    }
+
+    /// For a problem with the value: the line as it should read. Of a line in braces only the member is shown, as
+    /// the rest may hold secrets.
+    fn line_by_hand(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> String {
+        let line = position(self.text, entry.key.span.start).0;
+        let member = format!("{}: {}", &self.text[entry.key.span.clone()], self.request.value);
+        if mapping.node.is_flow() {
+            return format!("change it by hand on line {line} to:\n\n{member}");
+        }
+        format!("change line {line} by hand to:\n\n{}{member}", self.before_on_line(entry.key))
+    }
+}
+
+fn quoted_like(name: &str, style: ScalarStyle) -> String {
+    match style {
+        ScalarStyle::DoubleQuoted => format!("\"{name}\""),
+        ScalarStyle::SingleQuoted => format!("'{name}'"),
+        _ => name.to_owned(),
+    }
+}

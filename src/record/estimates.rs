@@ -1,0 +1,100 @@
+//! Criterion's files: where they are, and what they say of a measurement.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{MOST_OF_JSON, Places, ResultsError, read_json};
+use crate::figures::{Estimate, Measurement, Stage, Step};
+
+/// Criterion's group of the sweep.
+pub const GROUP: &str = "concurrency";
+
+/// Criterion's group of a measurement: each confirm round has one of its own, since Criterion takes an id once.
+pub fn criterion_group(step: Step) -> String {
+    match step.stage {
+        Stage::Confirm => format!("confirm-{}", step.round),
+        Stage::Sweep | Stage::Auto => GROUP.to_owned(),
+    }
+}
+
+/// Criterion's id of a measurement, which is also the path of its folder.
+pub fn criterion_id(step: Step) -> String {
+    let group = criterion_group(step);
+    match step.stage {
+        Stage::Confirm => format!("{group}/{}", step.level),
+        Stage::Sweep | Stage::Auto => format!("{group}/level/{}", step.level),
+    }
+}
+
+/// Whether Criterion's files are those of this measurement, and not of a later one.
+pub(super) fn is_in_criterion(places: &Places, measurement: &Measurement) -> bool {
+    let sample = criterion_file(places, measurement.step(), "sample.json");
+    read_json::<CriterionSample>(&sample, MOST_OF_JSON, "Criterion sample")
+        .is_ok_and(|sample| sample.times == measurement.sample_ns)
+}
+
+fn criterion_file(places: &Places, step: Step, name: &str) -> PathBuf {
+    places.criterion.join(criterion_id(step)).join("new").join(name)
+}
+
+#[derive(Deserialize)]
+struct CriterionSample {
+    times: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct CriterionEstimates {
+    mean: CriterionMean,
+}
+
+#[derive(Deserialize)]
+struct CriterionMean {
+    point_estimate: f64,
+    confidence_interval: CriterionInterval,
+}
+
+#[derive(Deserialize)]
+struct CriterionInterval {
+    lower_bound: f64,
+    upper_bound: f64,
+}
+
+impl CriterionMean {
+    /// Nanoseconds per wave of `level` successes, as successes per second.
+    fn throughput(&self, level: usize) -> Estimate {
+        let per_second = |ns: f64| level as f64 * 1e9 / ns;
+        let interval = &self.confidence_interval;
+        Estimate {
+            estimate: per_second(self.point_estimate),
+            lower: Some(per_second(interval.upper_bound)),
+            upper: Some(per_second(interval.lower_bound)),
+        }
+    }
+}
+
+/// Criterion's mean time per wave.
+fn mean(places: &Places, step: Step) -> Result<CriterionMean, ResultsError> {
+    let file: CriterionEstimates =
+        read_json(&criterion_file(places, step, "estimates.json"), MOST_OF_JSON, "Criterion estimates file")?;
+    Ok(file.mean)
+}
+
+/// The same in nanoseconds.
+pub(super) fn wave_ns(places: &Places, step: Step) -> Option<f64> {
+    Some(mean(places, step).ok()?.point_estimate)
+}
+
+/// Successes per second by Criterion's estimates of a level's first measurement.
+pub(super) fn throughput(places: &Places, level: usize) -> Result<Estimate, ResultsError> {
+    let first = Step { level, stage: Stage::Sweep, round: 0 };
+    Ok(mean(places, first)?.throughput(level))
+}
+
+/// The levels that Criterion has estimates of.
+pub(super) fn levels(places: &Places) -> Vec<usize> {
+    let entries = std::fs::read_dir(places.criterion.join(GROUP).join("level")).into_iter().flatten().flatten();
+    let mut levels: Vec<usize> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    levels.sort_unstable();
+    levels
+}

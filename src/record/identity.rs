@@ -1,0 +1,80 @@
+//! What was measured, and by which two runs may be compared.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::client::{Endpoint, RequestSettings};
+use crate::prompts::Prompt;
+use crate::settings::Settings;
+
+/// What must be the same for two measurements to be comparable. Holds no secrets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The redacted endpoint, or `simulator`.
+    pub endpoint: String,
+    /// The simulator's settings, if it is the endpoint.
+    pub simulator: Option<Value>,
+    pub model: String,
+    pub request: Value,
+    pub prompts: String,
+}
+
+impl Identity {
+    /// Of these settings with these prompts.
+    pub fn of(settings: &Settings, prompts: &[Prompt]) -> Self {
+        let Settings { config, endpoint, .. } = settings;
+        let simulator = (*endpoint == Endpoint::Simulator).then(|| json!(config.simulator));
+        let mut texts = Sha256::new();
+        for prompt in prompts {
+            texts.update(prompt.text.as_bytes());
+            texts.update([0]);
+        }
+        // The prompts count by what they say, not by where their file lies.
+        let request = RequestSettings { prompts: None, ..config.benchmark.request.clone() };
+        Identity {
+            endpoint: endpoint.redacted(),
+            simulator,
+            model: config.llm.model.clone(),
+            request: json!(request),
+            prompts: hex(&texts.finalize()[..8]),
+        }
+    }
+
+    /// 16 hexadecimal digits that are the same if and (very nearly) only if all parts are.
+    pub fn fingerprint(&self) -> String {
+        hex(&Sha256::digest(json!(self).to_string())[..8])
+    }
+
+    /// How `self` (measured) differs from `now`, a line each.
+    pub(super) fn differences(&self, now: &Identity) -> String {
+        let mut lines = String::new();
+        let mut compare = |what: &str, then: &dyn Display, now: &dyn Display| {
+            let (then, now) = (then.to_string(), now.to_string());
+            if then != now {
+                lines.push_str(&format!("  {what}: measured with {then}, now {now}\n"));
+            }
+        };
+        compare("endpoint", &self.endpoint, &now.endpoint);
+        compare("model", &self.model, &now.model);
+        compare("prompts (hash)", &self.prompts, &now.prompts);
+        let mut compare_keys = |section: &str, then: &Value, now: &Value| {
+            let keys = [then, now].into_iter().filter_map(Value::as_object).flat_map(|object| object.keys());
+            for key in keys.collect::<BTreeSet<_>>() {
+                compare(&format!("{section}.{key}"), &then[key], &now[key]);
+            }
+        };
+        compare_keys("benchmark.request", &self.request, &now.request);
+        if let (Some(then), Some(now)) = (&self.simulator, &now.simulator) {
+            compare_keys("simulator", then, now);
+        }
+        lines
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,172 @@
+//! What a decision can be made from: the measurements that Criterion's files still hold.
+
+use std::path::Path;
+
+use super::estimates::{self, is_in_criterion};
+use super::sidecar::{read_requests, sidecar_name};
+use super::{Identity, Manifest, Places, RequestsFile, ResultsError};
+use crate::decide::Note;
+use crate::figures::{self, LevelState, LevelSummary, Measurement, Stage};
+
+/// What can be decided from.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    pub levels: Vec<LevelSummary>,
+    /// Where they come from and what was left out.
+    pub notes: Vec<Note>,
+    pub quick: bool,
+    pub simulated: bool,
+    /// Whether the server lists models, and not the one that was asked for.
+    pub unlisted_model: bool,
+    /// Whether levels that were to be measured are missing, or checks of all of them.
+    pub incomplete: bool,
+    /// The run that was made last.
+    pub newest: Option<Manifest>,
+    /// The records of the single requests.
+    pub requests: Vec<RequestsFile>,
+}
+
+/// Joins Criterion's estimates with the sidecars of the runs that made them.
+///
+/// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
+/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level.
+///
+/// # Errors
+/// If there is nothing, or the newest run was made against something else than `now`.
+pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, ResultsError> {
+    let (manifests, mut notes) = read_manifests(&places.runs);
+    let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
+    let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
+        return Err(ResultsError::CutOff { run_id: newest.run_id.to_string() });
+    };
+    let fingerprint = Some(now.fingerprint());
+    if newest.about.fingerprint != fingerprint {
+        return Err(ResultsError::OtherTarget {
+            run_id: newest.run_id.to_string(),
+            differences: newest.identity.differences(now),
+        });
+    }
+    let same: Vec<_> = manifests.iter().filter(|m| m.about.fingerprint == fingerprint).collect();
+    let mut measured = Measured::default();
+    let mut runs: Vec<&str> = Vec::new();
+    let mut used: Vec<&Measurement> = Vec::new();
+    let mut left_out: Vec<usize> = Vec::new();
+    for &level in &newest.about.settings.levels {
+        match newest_records(places, &same, level) {
+            Some((manifest, records)) => {
+                let summary = match summary_of(places, manifest, &records) {
+                    Ok(summary) => {
+                        notes.extend(cross_check(places, &summary, &records));
+                        used.extend(records);
+                        summary
+                    }
+                    Err(error) => {
+                        notes.push(Note::NoRecordOf { level, error: error.to_string() });
+                        estimate_only(places, level)?
+                    }
+                };
+                measured.levels.push(summary);
+                measured.quick |= manifest.about.settings.quick;
+                measured.unlisted_model |= manifest.about.settings.model_is_listed == Some(false);
+                runs.push(&manifest.run_id);
+            }
+            None => left_out.push(level),
+        }
+    }
+    runs.sort_unstable();
+    runs.dedup();
+    if measured.levels.is_empty() {
+        return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
+    }
+    if !left_out.is_empty() {
+        measured.incomplete = true;
+        notes.push(Note::LeftOut { levels: left_out });
+    }
+    if runs.len() > 1 {
+        notes.push(Note::SeveralRuns { runs: runs.into_iter().map(str::to_owned).collect() });
+    }
+    // In the order in which they were made: of one run the confirm rounds come after all first measurements.
+    let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
+    let made = made.filter(|(_, record)| used.iter().any(|one| std::ptr::eq(*one, *record)));
+    measured.requests =
+        made.map(|(manifest, record)| RequestsFile::of(&places.runs.join(manifest.run_id.as_str()), record)).collect();
+    measured.notes = notes;
+    measured.newest = Some(newest.clone());
+    Ok(measured)
+}
+
+/// Newest first; a manifest that cannot be read is named and left out.
+fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<Note>) {
+    let mut notes = Vec::new();
+    let mut manifests: Vec<Manifest> = Vec::new();
+    for entry in std::fs::read_dir(runs).into_iter().flatten().flatten() {
+        let path = entry.path().join("run.json");
+        if !path.exists() {
+            continue;
+        }
+        match Manifest::read(&path) {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) => notes.push(Note::Unreadable { error: error.to_string() }),
+        }
+    }
+    manifests.sort_by(|a, b| b.run_id.cmp(&a.run_id));
+    (manifests, notes)
+}
+
+fn is_usable(record: &Measurement) -> bool {
+    record.state != LevelState::Cut
+}
+
+/// The newest measurement of a level that Criterion's files still hold, and the confirm rounds of the same run that they
+/// hold as well.
+fn newest_records<'a>(
+    places: &Places,
+    newest_first: &[&'a Manifest],
+    level: usize,
+) -> Option<(&'a Manifest, Vec<&'a Measurement>)> {
+    newest_first.iter().find_map(|manifest| {
+        let (confirmed, first): (Vec<_>, Vec<_>) = manifest
+            .levels
+            .iter()
+            .filter(|record| record.concurrency == level && is_usable(record) && is_in_criterion(places, record))
+            .partition(|record| record.stage == Stage::Confirm);
+        (!first.is_empty()).then(|| (*manifest, [first, confirmed].concat()))
+    })
+}
+
+/// The figures of a level's measurements, all of one run.
+fn summary_of(places: &Places, manifest: &Manifest, records: &[&Measurement]) -> Result<LevelSummary, ResultsError> {
+    let folder = places.runs.join(manifest.run_id.as_str());
+    let read = |record: &&Measurement| {
+        let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
+        read_requests(&folder.join(sidecar_name(record.step())), completed + record.concurrency as u64)
+    };
+    let requests: Vec<_> = records.iter().map(read).collect::<Result<_, _>>()?;
+    let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
+    Ok(figures::summarize(&measured, manifest.about.settings.limits()))
+}
+
+/// Where Criterion's figure and ours differ.
+fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&Measurement]) -> Option<Note> {
+    let waves: Vec<f64> =
+        of_level.iter().map(|record| estimates::wave_ns(places, record.step())).collect::<Option<_>>()?;
+    let (criterion, records) = figures::cross_check(summary, &waves)?;
+    Some(Note::CriterionDiffers { level: summary.concurrency, criterion, records })
+}
+
+/// Without its sidecar a level has Criterion's throughput, and nothing to check it with.
+fn estimate_only(places: &Places, level: usize) -> Result<LevelSummary, ResultsError> {
+    let throughput_rps = Some(estimates::throughput(places, level)?);
+    Ok(LevelSummary { concurrency: level, throughput_rps, ..LevelSummary::default() })
+}
+
+/// Without any run folder that is all there is, for every level.
+fn estimates_only(places: &Places, mut notes: Vec<Note>) -> Result<Measured, ResultsError> {
+    let levels = estimates::levels(places).into_iter();
+    let levels: Vec<_> = levels.filter_map(|level| estimate_only(places, level).ok()).collect();
+    if levels.is_empty() {
+        return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
+    }
+    notes.push(Note::NoRecords { folder: places.runs.clone() });
+    Ok(Measured { levels, notes, incomplete: true, ..Measured::default() })
+}

@@ -1,0 +1,40 @@
+//! Where files are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub criterion: PathBuf,
+    /// Run folders: `concurrency` beside Criterion's folder, whose index lists all below its own.
+    pub runs: PathBuf,
+    /// Results files and reports.
+    pub results: PathBuf,
+}
+
+impl Places {
+    /// As Criterion finds its folder, unless one is given.
+    pub fn find(criterion: Option<&Path>) -> Self {
+        let criterion = criterion.map(Path::to_owned).unwrap_or_else(criterion_folder);
+        let target = criterion.parent().unwrap_or(Path::new("")).to_owned();
+        Places { runs: target.join("concurrency"), results: PathBuf::from("results"), criterion }
+    }
+}
+
+/// `$CRITERION_HOME`, `$CARGO_TARGET_DIR/criterion`, cargo's target folder, `target/criterion`: Criterion's own order.
+fn criterion_folder() -> PathBuf {
+    if let Some(home) = std::env::var_os("CRITERION_HOME") {
+        return home.into();
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).or_else(cargo_target);
+    target.unwrap_or_else(|| "target".into()).join("criterion")
+}
+
+fn cargo_target() -> Option<PathBuf> {
+    let cargo = std::env::var_os("CARGO")?;
+    let output = Command::new(cargo).args(["metadata", "--format-version", "1", "--no-deps"]).output().ok()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(metadata["target_directory"].as_str()?.into())
+}

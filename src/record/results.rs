@@ -1,0 +1,129 @@
+//! Results files: what a run came to, for people and programs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{About, MOST_OF_JSON, Manifest, Places, RequestsFile, ResultsError, RunId, read_json};
+use crate::decide::{JudgedLevel, Recommendation};
+use crate::figures::LevelSummary;
+
+/// The schema of results files.
+pub const SCHEMA: &str = "llm-concurrency/results/v1";
+
+/// A results file. Nearly everything may be missing; unknown keys are kept apart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResultsFile {
+    /// [`SCHEMA`].
+    pub schema: String,
+    pub run_id: Option<RunId>,
+    #[serde(flatten)]
+    pub about: About,
+    pub levels: Vec<LevelSummary>,
+    /// As decided in the end, without the figures of the levels.
+    pub recommendation: Option<Value>,
+    /// Keys this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+impl ResultsFile {
+    pub(super) fn new(manifest: &Manifest, levels: Vec<LevelSummary>, recommendation: Option<Value>) -> Self {
+        ResultsFile {
+            schema: SCHEMA.to_owned(),
+            run_id: Some(manifest.run_id.clone()),
+            about: manifest.about.clone(),
+            levels,
+            recommendation: recommendation.map(without_figures),
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// Reads a results file.
+    ///
+    /// # Errors
+    /// If it cannot be read, is not JSON, has another schema, or a figure that cannot be.
+    pub fn read(path: &Path) -> Result<Self, ResultsError> {
+        let file: ResultsFile = read_json(path, MOST_OF_JSON, "results file")?;
+        let wrong =
+            |message: String| Err(ResultsError::Format { path: path.to_owned(), what: "results file", message });
+        if !file.schema.is_empty() && file.schema != SCHEMA {
+            return wrong(format!("its schema is `{}`, this version reads `{SCHEMA}`", file.schema));
+        }
+        if file.levels.is_empty() {
+            return wrong("it holds no levels".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        for level in file.levels.iter().map(|level| level.concurrency) {
+            if level == 0 {
+                return wrong("a level has no `concurrency` (or 0); levels start at 1".to_owned());
+            }
+            if !seen.insert(level) {
+                return wrong(format!("level {level} is there twice"));
+            }
+        }
+        for level in &file.levels {
+            let (is, can_be) = (json!(level), json!(level.clone().without_impossible()));
+            if let Some((name, value)) = difference("", &is, &can_be) {
+                return wrong(format!("level {}: `{name}` cannot be {value}", level.concurrency));
+            }
+        }
+        Ok(file)
+    }
+
+    /// The recommendation as it was recorded, with the figures of the levels beside it; `None` if there is none that
+    /// this version can read.
+    pub fn recorded(&self) -> Option<Recommendation> {
+        let mut value = self.recommendation.clone()?;
+        for level in value.get_mut("levels")?.as_array_mut()? {
+            let concurrency = level["concurrency"].as_u64()?;
+            let figures = self.levels.iter().find(|summary| summary.concurrency as u64 == concurrency);
+            let mut whole = json!(figures.cloned().unwrap_or_default());
+            whole.as_object_mut()?.append(level.as_object_mut()?);
+            *level = whole;
+        }
+        let recorded = Recommendation::recorded(value)?;
+        let judged = |summary: &LevelSummary| {
+            recorded.levels.iter().any(|level: &JudgedLevel| level.summary.concurrency == summary.concurrency)
+        };
+        self.levels.iter().all(judged).then_some(recorded)
+    }
+
+    /// The records of the run's requests, if its folder is still there.
+    pub fn requests(&self, places: &Places) -> Vec<RequestsFile> {
+        let Some(run_id) = &self.run_id else { return Vec::new() };
+        let folder = places.runs.join(run_id.as_str());
+        Manifest::read(&folder.join("run.json")).map(|manifest| manifest.requests(&folder)).unwrap_or_default()
+    }
+}
+
+/// The figures stand beside it already.
+fn without_figures(mut recommendation: Value) -> Value {
+    for level in recommendation["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        level.retain(|key, _| {
+            matches!(
+                key.as_str(),
+                "concurrency" | "verdict" | "gate" | "causes" | "why" | "error_rate_interval" | "uncertain"
+            )
+        });
+    }
+    recommendation
+}
+
+/// The first value, and its path, in which the second is another.
+fn difference<'a>(path: &str, one: &'a Value, other: &Value) -> Option<(String, &'a Value)> {
+    let name = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match (one, other) {
+        (Value::Object(values), Value::Object(_)) => {
+            values.iter().find_map(|(key, value)| difference(&name(key), value, &other[key]))
+        }
+        (Value::Array(values), Value::Array(_)) => {
+            let mut numbered = values.iter().enumerate();
+            numbered.find_map(|(at, value)| difference(&format!("{path}[{at}]"), value, &other[at]))
+        }
+        _ => (one != other).then(|| (path.to_owned(), one)),
+    }
+}

@@ -1,0 +1,315 @@
+//! The folder of a run, its manifest, and the run in the making.
+
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use super::sidecar::{SidecarWriter, sidecar_name};
+use super::{Identity, Places, ResultsError, ResultsFile, read_json, to_json, write_atomic};
+use crate::client::{RequestSettings, SIMULATOR};
+use crate::decide::Policy;
+use crate::figures::{LevelSummary, Limits, Measurement, Step, null_as_default};
+use crate::files;
+
+/// Of up to a hundred measurements, each with a histogram.
+const MOST_OF_MANIFEST: u64 = 128 << 20;
+
+/// A run as a whole. In a results file nearly everything may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// RFC 3339, UTC.
+    pub started_at: Option<String>,
+    /// [`Identity::fingerprint`].
+    pub fingerprint: Option<String>,
+    /// Without its secrets.
+    pub endpoint: Option<String>,
+    pub model: Option<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub settings: RunSettings,
+    #[serde(deserialize_with = "null_as_default")]
+    pub environment: Environment,
+}
+
+impl About {
+    /// Whether the embedded simulator was measured.
+    pub fn simulated(&self) -> bool {
+        self.endpoint.as_deref() == Some(SIMULATOR)
+    }
+}
+
+/// Settings as recorded with a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunSettings {
+    /// The levels this run was to measure.
+    #[serde(deserialize_with = "null_as_default")]
+    pub levels: Vec<usize>,
+    /// Requests per level, at least.
+    pub total_requests: Option<usize>,
+    /// Completions before the window, at least.
+    pub warmup_requests: Option<usize>,
+    /// Seconds until a request counts as timed out.
+    pub request_timeout_s: Option<f64>,
+    pub seed: Option<u64>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub quick: bool,
+    /// Whether the server lists the model; null where it lists none.
+    pub model_is_listed: Option<bool>,
+    #[serde(deserialize_with = "if_readable")]
+    pub request: Option<RequestSettings>,
+    #[serde(deserialize_with = "if_readable")]
+    pub policy: Option<Policy>,
+}
+
+impl RunSettings {
+    pub fn limits(&self) -> Limits {
+        let max_error_rate = self.policy.as_ref().map_or(Policy::default().max_error_rate, |it| it.max_error_rate);
+        Limits { request_timeout_s: self.request_timeout_s.unwrap_or_default(), max_error_rate }
+    }
+}
+
+/// Another version may have had other keys, without which the rest of the file is worth as much.
+fn if_readable<'de, D: Deserializer<'de>, T: serde::de::DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(from)?).ok())
+}
+
+/// Where and with what a run was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Environment {
+    /// Of this program.
+    pub version: Option<String>,
+    pub os: Option<String>,
+    /// Processor architecture.
+    pub arch: Option<String>,
+    /// Processors available.
+    pub cpus: Option<usize>,
+}
+
+impl Environment {
+    /// This machine.
+    pub fn here() -> Self {
+        Environment {
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            os: Some(std::env::consts::OS.to_owned()),
+            arch: Some(std::env::consts::ARCH.to_owned()),
+            cpus: Some(std::thread::available_parallelism().map_or(1, usize::from)),
+        }
+    }
+}
+
+/// A run's id, which names its folder: a plain name, whoever wrote the file that it is read from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RunId(String);
+
+impl TryFrom<String> for RunId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<Self, String> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if !id.is_empty() && id.chars().all(is_plain) {
+            return Ok(RunId(id));
+        }
+        Err(format!("run_id {id:?} is not made of letters, digits, `-` and `_`"))
+    }
+}
+
+impl Deref for RunId {
+    type Target = String;
+
+    fn deref(&self) -> &String {
+        &self.0
+    }
+}
+
+/// `run.json`: what a run measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Sorts by time.
+    pub run_id: RunId,
+    #[serde(flatten)]
+    pub about: About,
+    /// What the fingerprint hashes.
+    pub identity: Identity,
+    /// Those that ended, in the order in which they were made.
+    pub levels: Vec<Measurement>,
+}
+
+/// Where the single requests of one measurement are recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestsFile {
+    pub path: PathBuf,
+    pub level: usize,
+    /// The measured window, seconds since the level began.
+    pub window_s: Option<[f64; 2]>,
+}
+
+impl RequestsFile {
+    pub(super) fn of(folder: &Path, measurement: &Measurement) -> Self {
+        let path = folder.join(sidecar_name(measurement.step()));
+        RequestsFile { path, level: measurement.concurrency, window_s: measurement.window_s }
+    }
+}
+
+impl Manifest {
+    pub(super) fn read(path: &Path) -> Result<Self, ResultsError> {
+        read_json(path, MOST_OF_MANIFEST, "run manifest")
+    }
+
+    /// The records of its requests, in the order in which they were made. `folder` is the run's.
+    pub fn requests(&self, folder: &Path) -> Vec<RequestsFile> {
+        self.levels.iter().map(|measurement| RequestsFile::of(folder, measurement)).collect()
+    }
+}
+
+/// A run in the making: its folder, its manifest, and its results file.
+#[derive(Debug)]
+pub struct Run {
+    folder: PathBuf,
+    /// Rewritten after each measurement.
+    pub results_file: PathBuf,
+    pub manifest: Manifest,
+    /// The figures so far, ascending by level.
+    pub summaries: Vec<LevelSummary>,
+}
+
+impl Run {
+    /// A new run. Nothing is written before it begins.
+    pub fn new(places: &Places, identity: Identity, settings: RunSettings) -> Self {
+        let now = SystemTime::now();
+        let started_at = humantime::format_rfc3339_seconds(now).to_string();
+        let stamp: String = started_at.chars().filter(char::is_ascii_alphanumeric).collect();
+        let run_id = format!("{stamp}-{:04x}", rand::random::<u16>());
+        Run {
+            folder: places.runs.join(&run_id),
+            results_file: places.results.join(format!("concurrency_results_{stamp}.json")),
+            manifest: Manifest {
+                run_id: RunId(run_id),
+                about: About {
+                    started_at: Some(started_at),
+                    fingerprint: Some(identity.fingerprint()),
+                    endpoint: Some(identity.endpoint.clone()),
+                    model: Some(identity.model.clone()),
+                    settings,
+                    environment: Environment::here(),
+                },
+                identity,
+                levels: Vec::new(),
+            },
+            summaries: Vec::new(),
+        }
+    }
+
+    /// Sees to it, before anything is sent, that the run has a folder of its own and that its files can be written.
+    ///
+    /// # Errors
+    /// If they cannot.
+    pub fn begin(&self) -> Result<(), ResultsError> {
+        let results = self.results_file.parent().unwrap_or(Path::new("."));
+        let runs = self.folder.parent().unwrap_or(Path::new("."));
+        for folder in [runs, results] {
+            std::fs::create_dir_all(folder)
+                .and_then(|()| files::temporary_with(folder, b"\n"))
+                .map_err(|cause| ResultsError::Write { path: folder.to_owned(), cause })?;
+            remove_left_behind(folder);
+        }
+        let earlier = std::fs::read_dir(runs).into_iter().flatten().flatten();
+        earlier.for_each(|run| remove_left_behind(&run.path()));
+        std::fs::create_dir(&self.folder).map_err(|cause| ResultsError::Write { path: self.folder.clone(), cause })
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Opens the sidecar of a measurement.
+    pub fn sidecar(&self, step: Step) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join(sidecar_name(step)))
+    }
+
+    /// Opens the record of what is sent before the first measurement.
+    pub fn preflight_sidecar(&self) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join("preflight.jsonl"))
+    }
+
+    /// A measurement has ended and its sidecar is in place: records it and the figures of its level.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn level_ended(&mut self, measurement: Measurement, summary: LevelSummary) -> Result<(), ResultsError> {
+        let planned = &mut self.manifest.about.settings.levels;
+        // An adaptive search finds its levels on the way.
+        if let Err(at) = planned.binary_search(&measurement.concurrency) {
+            planned.insert(at, measurement.concurrency);
+        }
+        match self.summaries.binary_search_by_key(&summary.concurrency, |summary| summary.concurrency) {
+            Ok(at) => self.summaries[at] = summary,
+            Err(at) => self.summaries.insert(at, summary),
+        }
+        self.manifest.levels.push(measurement);
+        write_atomic(&self.folder.join("run.json"), &to_json(&self.manifest))?;
+        if self.manifest.levels.len() > 1 {
+            return self.write_results(None);
+        }
+        // Another run may have begun in the same second.
+        self.results_file = write_new(&self.results_file, &self.results(None))?;
+        Ok(())
+    }
+
+    /// Writes the results file as far as it goes. The recommendation is left without the figures that stand beside it.
+    pub fn write_results(&self, recommendation: Option<Value>) -> Result<(), ResultsError> {
+        write_atomic(&self.results_file, &self.results(recommendation))
+    }
+
+    fn results(&self, recommendation: Option<Value>) -> Vec<u8> {
+        to_json(&ResultsFile::new(&self.manifest, self.summaries.clone(), recommendation))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Where nothing was measured, not even an empty folder is left.
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+/// Writes a file where there is none: at `path`, or where its name with the next number leads. Returns where.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<PathBuf, ResultsError> {
+    let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let numbered = (2_u32..).map(|n| path.with_file_name(format!("{stem}_{n}.json")));
+    let mut file = files::temporary_with(path.parent().unwrap_or(Path::new(".")), bytes).map_err(failed)?;
+    for free in std::iter::once(path.to_owned()).chain(numbered) {
+        match file.persist_noclobber(&free) {
+            Ok(_) => return Ok(free),
+            Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => file = taken.file,
+            Err(error) => return Err(failed(error.error)),
+        }
+    }
+    Err(failed(io::ErrorKind::AlreadyExists.into()))
+}
+
+/// A file as young as this may not be locked yet.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// Removes what processes that were killed have left half-written.
+fn remove_left_behind(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(files::TEMPORARY)) {
+        if is_left_behind(&entry.path()).unwrap_or(false) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn is_left_behind(path: &Path) -> io::Result<bool> {
+    let file = files::open(path, u64::MAX)?;
+    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+    Ok(age > YOUNG && file.try_lock().is_ok())
+}

@@ -1,0 +1,61 @@
+//! The answer in one line, for a reader who has five seconds.
+
+use super::seconds;
+use crate::decide::{Recommendation, Status};
+use crate::figures::LevelSummary;
+
+/// What to do, for a config that holds the number `present`, and what that changes where both levels were measured.
+pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> String {
+    let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
+    let headline = match (recommendation.recommended_concurrency, present) {
+        (None, _) => "There is no number to recommend.".to_owned(),
+        (Some(pick), _) if recommendation.provisional => {
+            format!("First look: about {pick} in parallel, not confirmed.")
+        }
+        (Some(1), None) => "Send 1 request at a time.".to_owned(),
+        (Some(pick), None) => format!("Send {pick} requests in parallel."),
+        (Some(pick), Some(now)) if now == pick => format!("Keep concurrency at {pick}."),
+        (Some(pick), Some(now)) => {
+            let verb = if now < pick { "Raise" } else { "Lower" };
+            let effect = effect(recommendation, now, pick).map(|effect| format!(": {effect}"));
+            format!("{verb} concurrency from {now} to {pick}{}.", effect.unwrap_or_default())
+        }
+    };
+    format!("{simulated}{headline}")
+}
+
+/// Throughput and P95 at one level against those at another.
+fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<String> {
+    let at = |level| recommendation.levels.iter().map(|level| &level.summary).find(|s| s.concurrency == level);
+    let (before, after) = (at(from)?, at(to)?);
+    let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0);
+    let change = 100.0 * (rps(after)? / rps(before)? - 1.0);
+    let throughput = match change.round() {
+        0.0 => "the same throughput".to_owned(),
+        more if more > 0.0 => format!("{more:.0} % more throughput"),
+        less => format!("{:.0} % less throughput", -less),
+    };
+    let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|latency| latency.p95).map(seconds);
+    let p95 = p95(before).zip(p95(after)).map(|(before, after)| format!(", P95 {after} instead of {before}"));
+    Some(throughput + &p95.unwrap_or_default())
+}
+
+/// The status in plain words, and the interval.
+pub fn how_sure(recommendation: &Recommendation) -> String {
+    let meaning = match recommendation.status {
+        Status::Ok => "The optimum lies inside the levels measured",
+        Status::NotSaturated => "Throughput still rises at the highest level: the optimum is at least this",
+        Status::LimitedByGate => "A higher level failed on errors or latency",
+        Status::AtOrBelowLowest => "The lowest level measured is enough; the optimum may be lower",
+        Status::RateLimited => "A quota (HTTP 429) is the limit, not concurrency",
+        Status::Unresolved => "The measurements do not decide",
+        Status::NoQualifyingLevel => "Every level fails",
+    };
+    let interval = match (recommendation.interval, recommendation.recommended_concurrency) {
+        (Some([low, high]), _) if low == high => format!(" (95 % interval: {low})"),
+        (Some([low, high]), _) => format!(" (95 % interval: {low} to {high})"),
+        (None, Some(_)) => " (interval unknown)".to_owned(),
+        (None, None) => String::new(),
+    };
+    format!("{meaning}{interval}.")
+}

@@ -1,0 +1,68 @@
+//! What became of a server since its baseline.
+
+use super::decision::{causes, why};
+use super::notes::source;
+use super::numbers::percent;
+use super::simulated;
+use crate::decide::Note;
+use crate::decide::compare::{Change, Comparison, Doubt, Moved, Regression};
+
+/// A baseline, by its file and what the file says of itself.
+pub fn baseline(file: &str, is_simulated: bool, notes: &[Note]) -> String {
+    let sources: Vec<String> = notes.iter().map(source).filter(|source| !source.is_empty()).collect();
+    format!("{file} ({}{})", simulated(is_simulated), sources.join("; "))
+}
+
+pub fn moved(moved: Moved) -> &'static str {
+    match moved {
+        Moved::Faster => "faster",
+        Moved::Slower => "slower",
+        Moved::NotShown => "no change shown",
+    }
+}
+
+/// What regressions and doubts come to.
+pub fn outcome(comparison: &Comparison, threshold: f64) -> String {
+    let limit = percent(threshold);
+    match (comparison.regressions.as_slice(), comparison.doubts.as_slice()) {
+        ([], []) => format!("No regression: nothing that decides fell by more than {limit} beyond the noise"),
+        ([], _) => "Cannot tell whether there is a regression:".to_owned(),
+        _ => format!("Regression (more than {limit}, beyond the noise between measurements):"),
+    }
+}
+
+pub fn regression(found: &Regression) -> String {
+    let fell = |change: &Change| format!("fell by {}", percent(-change.change));
+    match found {
+        Regression::Best(change) => format!("the best throughput {}", fell(change)),
+        Regression::Recommended(change) => {
+            format!("the throughput at level {}, recommended before, {}", change.concurrency_before, fell(change))
+        }
+        Regression::Fails { concurrency, causes: of_level, .. } => {
+            format!("level {concurrency}, recommended before, now fails: {}", causes(of_level))
+        }
+        Regression::NothingQualifies { concurrency, reason } => {
+            format!("{concurrency} was recommended before, and now nothing is: {}", why(reason))
+        }
+    }
+}
+
+pub fn doubt(found: &Doubt) -> String {
+    match found {
+        Doubt::Gate { concurrency, causes: of_level, .. } => {
+            format!("level {concurrency}, recommended before, now fails, perhaps by chance: {}", causes(of_level))
+        }
+        Doubt::Outage { concurrency } => {
+            format!("the server was gone while level {concurrency}, recommended before, was measured")
+        }
+        Doubt::Undecided { concurrency, status, reason } => {
+            format!("{concurrency} was recommended before, and now nothing is ({}): {}", status.name(), why(reason))
+        }
+        Doubt::NothingInCommon => "no level that could be used is in both".to_owned(),
+    }
+}
+
+/// Where nothing was measured again for it.
+pub fn once() -> &'static str {
+    "this was measured once: `llm-concurrency run --baseline FILE` measures again what has fallen"
+}

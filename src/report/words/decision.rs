@@ -1,0 +1,241 @@
+//! Why a level has its verdict, and why a number was chosen or none.
+
+use super::numbers::{percent, range, seconds, signed};
+use crate::client::outcome::{Counted, Period, Quota, RateLimit};
+use crate::decide::causes::{Drifted, Limit, Passed, QuotaReached};
+use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, Recommendation};
+use crate::figures::Outage;
+use crate::figures::reasons::EarlyEnd;
+
+/// What a gate looks at.
+pub(super) fn gate(gate: Gate) -> &'static str {
+    match gate {
+        Gate::Errors => "the error rate",
+        Gate::Output => "the length of the answers",
+        Gate::P95 => "P95",
+        Gate::P99 => "P99",
+        Gate::TtftP95 => "TTFT P95",
+    }
+}
+
+/// The gates of a policy.
+pub fn gates(policy: &Policy) -> String {
+    let times = policy.limits().map(|(of, limit)| match limit {
+        Some(limit) => format!(", {} at most {}", gate(of), seconds(limit)),
+        None if of == Gate::P95 => format!(", P95 at most {DEFAULT_P95_FACTOR} x that of the lowest level"),
+        None => format!(", {} not limited", gate(of)),
+    });
+    let [errors, tolerance] = [policy.max_error_rate, policy.tolerance].map(percent);
+    format!("error rate below {errors}{}; within {tolerance} of the best throughput", times.concat())
+}
+
+/// Empty for a plain pass.
+pub fn causes(causes: &[Cause]) -> String {
+    causes.iter().map(cause).collect::<Vec<_>>().join("; ")
+}
+
+fn cause(cause: &Cause) -> String {
+    let uncertain = |interval: Option<String>| interval.map(|text| format!(" (uncertain: {text})")).unwrap_or_default();
+    match cause {
+        Cause::Interrupted => "interrupted before it was complete".to_owned(),
+        Cause::LevelZero => "level 0 sends nothing".to_owned(),
+        Cause::TooFewRequests { requests, least } => {
+            format!("only {requests} requests, at least {least} are needed (benchmark.total_requests)")
+        }
+        Cause::NoValue { objective: Objective::Requests } => "no throughput".to_owned(),
+        Cause::NoValue { objective: Objective::OutputTokens } => {
+            "no output tokens per second (the server reports no token counts; policy.objective: requests needs none)"
+                .to_owned()
+        }
+        Cause::ErrorRate { rate, limit, uncertain: spanning, outage } => {
+            let spanning = uncertain(spanning.map(|interval| range(interval, percent)));
+            let lost = outage.map(|outage| format!("; {}", found_no_server(&outage))).unwrap_or_default();
+            format!("error rate {} is not below {}{spanning}{lost}", percent(*rate), percent(*limit))
+        }
+        Cause::ErrorRateUncertain { interval } => format!("error rate uncertain: {}", range(*interval, percent)),
+        Cause::GivenUp { why: None } => "given up, since it had clearly failed".to_owned(),
+        Cause::GivenUp { why: Some(why) } => format!("given up: {}", early_end(why)),
+        Cause::EndedAtOnce { answers, of } => {
+            format!("output shrank: {answers} of {of} answers ended with their first token (output_shrank)")
+        }
+        Cause::OutputShrank { tokens, median } => format!(
+            "output shrank: {tokens:.1} tokens per answer, against a median of {median:.1} over the levels (output_shrank)"
+        ),
+        Cause::TooSlow { gate: of, value, limit: above, uncertain: spanning } => {
+            let spanning = uncertain(spanning.map(|interval| against(interval, above)));
+            format!("{} {} is above {}{spanning}", gate(*of), seconds(*value), limit(*of, above))
+        }
+        Cause::Unknown { gate: of } => {
+            let key = of.key().unwrap_or_default();
+            format!("{} is unknown, so it cannot meet {key}; only streamed answers have one", gate(*of))
+        }
+        Cause::MaybeTooSlow { gate: of, interval, limit: near } => {
+            format!("{} uncertain: {}, the limit is {}", gate(*of), against(*interval, near), limit(*of, near))
+        }
+        Cause::Other { text } => text.clone(),
+    }
+}
+
+pub(super) fn found_no_server(Outage { lost, requests, .. }: &Outage) -> String {
+    format!("{lost} of {requests} requests found no server")
+}
+
+/// Why a level ended before it was complete.
+pub(super) fn early_end(end: &EarlyEnd) -> String {
+    match end {
+        EarlyEnd::WarmUpFailed => "every request of the warm-up failed".to_owned(),
+        EarlyEnd::NoSuccess { seconds } => format!("no request succeeded for {seconds:.0} s"),
+        EarlyEnd::TimeLimit { seconds } => format!("it was not done within its time limit of {seconds:.0} s"),
+        EarlyEnd::Interrupted => "interrupted".to_owned(),
+        EarlyEnd::OutOfTime => "benchmark.budget.max_minutes had passed".to_owned(),
+        EarlyEnd::Other(text) => text.clone(),
+    }
+}
+
+fn limit(gate: Gate, limit: &Limit) -> String {
+    let source = match limit.from {
+        Some((level, _)) => format!("{DEFAULT_P95_FACTOR} x that of level {level}"),
+        None => gate.key().unwrap_or_default().to_owned(),
+    };
+    format!("{} ({source})", seconds(limit.seconds))
+}
+
+/// The interval of a time, and that of a limit that is no better known.
+fn against(interval: [f64; 2], limit: &Limit) -> String {
+    let [low, high] = limit.interval;
+    let limit = if low < high { format!(" against {}", range(limit.interval, seconds)) } else { String::new() };
+    range(interval, seconds) + &limit
+}
+
+/// Why this level was chosen, or none.
+pub fn reason(recommendation: &Recommendation) -> String {
+    // Words that were recorded hold it already.
+    let client = recommendation.client_bound_at.filter(|_| !matches!(recommendation.reason, Reason::Other { .. }));
+    let client =
+        client.map(|level| format!("; but at level {level} this client was the limit, so the server may do more"));
+    why(&recommendation.reason) + &client.unwrap_or_default()
+}
+
+/// The same without what else holds.
+pub fn why(reason: &Reason) -> String {
+    match reason {
+        Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
+        Reason::StillRising { level, is_highest } => {
+            let tested = if *is_highest { "tested" } else { "that could be used" };
+            format!(
+                "Throughput still rises at {level}, the highest level {tested}, so the optimum is at least {level}: raise \
+                 benchmark.max_concurrency and add higher benchmark.levels"
+            )
+        }
+        Reason::LastPassing { level, failed, causes: of_failed } => {
+            format!("{level} is the last level that passes every gate; level {failed} fails: {}", causes(of_failed))
+        }
+        Reason::LowestTested { level } => {
+            format!("{level} is the lowest level tested and already within the tolerance, so the optimum may be lower")
+        }
+        Reason::NothingUsable { lowest: None } => "No level was measured".to_owned(),
+        Reason::NothingUsable { lowest: Some((level, of_level)) } => {
+            format!("No level could be used, not even the lowest, {level}: {}", causes(of_level))
+        }
+        Reason::OneLevel => {
+            "Only one level could be used, and one level says nothing about the others: measure at least two".to_owned()
+        }
+        Reason::NothingQualifies { lowest: None } => "No level passes the gates".to_owned(),
+        Reason::NothingQualifies { lowest: Some((level, of_level)) } => {
+            let so = match level {
+                1 => "so concurrency is not the cause",
+                _ => "so concurrency is not the cause, or the optimum is lower still: measure level 1",
+            };
+            format!("No level passes the gates; even the lowest, {level}, fails ({}), {so}", causes(of_level))
+        }
+        Reason::Drifted { changes } => format!(
+            "The server's speed changed during the run: {}; measure again when nobody else uses it, or at the time you \
+             normally use it",
+            changes.iter().map(drifted).collect::<Vec<_>>().join("; ")
+        ),
+        Reason::TooNoisy { interval: [low, high], half_width } => format!(
+            "Too noisy: the best level may be anything from {low} to {high}, and its throughput is known only to ±{}; send \
+             more requests (benchmark.total_requests), or measure on a quieter server",
+            percent(*half_width)
+        ),
+        Reason::Quota(reached) => quota(reached),
+        Reason::Other { text } => text.clone(),
+    }
+}
+
+fn within_tolerance(objective: Objective, tolerance: f64, of_best: Option<(f64, usize)>) -> String {
+    let what = match objective {
+        Objective::Requests => "throughput",
+        Objective::OutputTokens => "output tokens per second",
+    };
+    let tolerance = percent(tolerance);
+    match of_best {
+        Some((share, best)) => {
+            format!("The smallest level within {tolerance} of the best {what} ({} of that at {best})", percent(share))
+        }
+        None => format!("It has the best {what}, and no lower level comes within {tolerance} of it"),
+    }
+}
+
+fn drifted(Drifted { level, first, confirmed, change }: &Drifted) -> String {
+    let change = signed(*change);
+    format!("level {level} gave {first:.2} requests/s at first and {confirmed:.2} when measured again ({change})")
+}
+
+fn counted(counts: Counted) -> &'static str {
+    match counts {
+        Counted::Tokens => "token",
+        Counted::Requests => "request",
+    }
+}
+
+fn quota(QuotaReached { limited, failed, stated: by_server, passed }: &QuotaReached) -> String {
+    let quota = by_server.exceeded.map(|quota| format!("a {} quota", counted(quota.counts)));
+    let quota = quota.unwrap_or_else(|| "a quota".to_owned());
+    let stated = stated(*by_server).map(|text| format!("; the server states {text}")).unwrap_or_default();
+    let (rate, enough) = match passed {
+        Some(passed) => (what_passed(passed, &stated), enough(passed).unwrap_or_default()),
+        None => (format!("keep to what is granted{stated}"), String::new()),
+    };
+    format!(
+        "{limited} of {failed} failures are HTTP 429: {quota} is the limit, not concurrency; {rate} (or ask for a higher \
+         quota) instead of tuning the concurrency{enough}"
+    )
+}
+
+fn what_passed(Passed { level, rps, tokens_per_minute, with_prompts, .. }: &Passed, stated: &str) -> String {
+    let which = if *with_prompts { "tokens, prompts included" } else { "output tokens" };
+    let tokens = tokens_per_minute.map(|tokens| format!(", {tokens:.0} {which}")).unwrap_or_default();
+    let per_minute = 60.0 * rps;
+    format!(
+        "about {rps:.2} requests per second ({per_minute:.0} a minute{tokens}) passed at level {level}{stated}. Keep to that rate"
+    )
+}
+
+fn enough(passed: &Passed) -> Option<String> {
+    let (enough, latency, level) = passed.enough?;
+    let latency = seconds(latency);
+    Some(format!(": since a request takes {latency} at level {level}, {enough} in parallel are enough for that rate"))
+}
+
+/// The quota as the server states it: the one that was used up, where that is known.
+fn stated(by_server: RateLimit) -> Option<String> {
+    let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
+        let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();
+        let what = counted(counts);
+        Some(format!("{} {what}s (x-ratelimit-limit-{what}s{full})", limit?))
+    };
+    let requests = || header(by_server.limit_requests, Counted::Requests, by_server.reset_s);
+    let tokens = || header(by_server.limit_tokens, Counted::Tokens, by_server.reset_tokens_s);
+    match by_server.exceeded {
+        Some(Quota { counts, limit: Some(limit), per }) => {
+            Some(format!("{limit} {}s{}", counted(counts), per.map_or("", Period::words)))
+        }
+        Some(Quota { counts: Counted::Tokens, .. }) => tokens(),
+        Some(Quota { counts: Counted::Requests, .. }) => requests(),
+        None => match (requests(), tokens()) {
+            (Some(requests), Some(tokens)) => Some(format!("{requests} and {tokens}")),
+            (requests, tokens) => requests.or(tokens),
+        },
+    }
+}

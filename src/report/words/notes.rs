@@ -1,0 +1,179 @@
+//! What is said beside the answer.
+
+use std::fmt;
+
+use super::decision::{early_end, found_no_server, gate};
+use super::numbers::{levels, percent, seconds};
+use crate::decide::causes::ClientLimit;
+use crate::decide::{JudgedLevel, Note, Recommendation, passing};
+use crate::figures::{LevelSummary, Outage};
+
+pub fn note(note: &Note) -> String {
+    match note {
+        Note::BelowConcurrency { level, in_flight, held } => {
+            let held = held.map(|held| format!(", {held:.1} held back after failures")).unwrap_or_default();
+            format!("Level {level} never ran at its concurrency: {in_flight:.1} in flight on average{held}")
+        }
+        Note::ClientBound { level, limit } => format!(
+            "At level {level} this client was the limit ({}), so the figures may be too low: use a release build, or a \
+             quieter or faster machine",
+            client_limit(limit)
+        ),
+        Note::EndedAtOnce { level, answers } => {
+            format!("Level {level}: {answers} answers have no content, since their first token ended them")
+        }
+        Note::SetAside { level, outage } => format!(
+            "Level {level} was measured again: {} (outage); the measurement that it disturbed is not used",
+            found_no_server(outage)
+        ),
+        Note::PriceOfP95 { level, reached, best, objective } => format!(
+            "The P95 gate costs {} of throughput (level {level} reached {reached:.2} {}); set policy.max_p95_seconds to \
+             choose the limit yourself",
+            percent(1.0 - best / reached),
+            objective.unit()
+        ),
+        Note::ServerLimitUnchecked { level } => {
+            format!("What the server itself can do at level {level} was not seen")
+        }
+        Note::Small { level, requests: Some(requests), full } => {
+            format!("Level {level} was measured with {requests} requests; a full result takes at least {full}")
+        }
+        Note::Small { level, requests: None, .. } => {
+            format!("Level {level}: the number of requests is unknown, and may be too small")
+        }
+        Note::Unchecked { level, gate: of, least: Some(least) } => {
+            format!("Level {level}: {} needs at least {least} requests, so its gate was not checked", gate(*of))
+        }
+        Note::Unchecked { level, gate: of, least: None } => {
+            format!("Level {level}: {} is unknown, so its gate was not checked", gate(*of))
+        }
+        Note::NoSpread { levels: without } => format!("No interval: the spread of {} is unknown", levels(without)),
+        Note::OpenOutage { level, outage: outage @ Outage { measurements, of, .. } } => {
+            let times = match of {
+                0 | 1 => "and it was not measured again".to_owned(),
+                _ => format!("in {measurements} of {of} measurements"),
+            };
+            format!("Level {level}: {} (outage), {times}", found_no_server(outage))
+        }
+        Note::DriftNotChecked => "Drift was not checked, since no level was measured a second time".to_owned(),
+        Note::NoCurve { why } => format!("No scalability curve (USL): {why}"),
+        Note::Quick => "A quick run: fewer levels and requests than a full one".to_owned(),
+        Note::UnlistedModel => {
+            "The server lists other models and not llm.model, so another one may have answered: see \
+                                `llm-concurrency check`"
+                .to_owned()
+        }
+        Note::Stopped { level, why } => format!("Stopped at level {level}: {}", early_end(why)),
+        Note::NoRoom { levels: left_out, again, key } => {
+            let (were, them) = if left_out.len() == 1 { ("was", "it") } else { ("were", "them") };
+            let again = if *again { " again" } else { "" };
+            let left_out = levels(left_out).replacen('l', "L", 1);
+            format!("{left_out} {were} not measured{again}: benchmark.budget.{key} has no room for {them}")
+        }
+        Note::LeftOut { levels: left_out } => format!(
+            "Left out (not measured to the end, or since overwritten): {}, and the better one may be among them",
+            levels(left_out)
+        ),
+        Note::SeveralRuns { runs } => {
+            format!("The levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", "))
+        }
+        Note::Unreadable { error } => format!("Left out: {error}"),
+        Note::CriterionDiffers { level, criterion, records } => format!(
+            "Level {level}: Criterion's mean gives {criterion:.2} requests/s, {} off the {records:.2} used here, since the \
+             windows differ in speed",
+            percent((criterion / records - 1.0).abs())
+        ),
+        Note::NoRecordOf { level, error } => format!("Level {level}: {error}; only Criterion's throughput is known"),
+        Note::NoRecords { folder } => format!(
+            "There are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
+            folder.display()
+        ),
+        Note::Source { .. } => format!("Measured: {}", source(note)),
+        Note::Other { text } => text.clone(),
+    }
+}
+
+/// What was measured; empty for any other note.
+pub(super) fn source(note: &Note) -> String {
+    let Note::Source { endpoint, model, started_at } = note else { return String::new() };
+    [endpoint, model, started_at].into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn client_limit(limit: &ClientLimit) -> String {
+    match limit {
+        ClientLimit::Cpu { cores, most } => format!("its load thread took {cores:.2} of a core, above {most}"),
+        ClientLimit::Timers { late_s, most_s } => {
+            format!("its timers were {:.1} ms late at P95, above {:.1} ms", 1e3 * late_s, 1e3 * most_s)
+        }
+    }
+}
+
+/// What the optimum gains over the lowest level that passes. Rates are requests per second.
+pub struct Gain {
+    pub from: usize,
+    pub slow: f64,
+    pub level: usize,
+    pub fast: f64,
+}
+
+impl Gain {
+    pub fn factor(&self) -> f64 {
+        self.fast / self.slow
+    }
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Gain { from, slow, level, fast } = self;
+        let from = if *from == 1 { "Sequential (1)".to_owned() } else { format!("Level {from}") };
+        let [short, long] = [fast, slow].map(|rps| seconds(1000.0 / rps));
+        let factor = self.factor();
+        write!(
+            f,
+            "{from}: {slow:.2} requests/s, optimal ({level}): {fast:.2}, {factor:.1} x as fast; 1000 requests take {short} \
+             instead of {long}"
+        )
+    }
+}
+
+pub fn gain(recommendation: &Recommendation, level: &JudgedLevel) -> Option<Gain> {
+    let lowest = passing(&recommendation.levels).next()?;
+    let [from, to] = [lowest, level].map(|level| level.summary.concurrency);
+    let rps = |level: &JudgedLevel| level.throughput().filter(|&rps| rps > 0.0);
+    (from != to).then_some(Gain { from, slow: rps(lowest)?, level: to, fast: rps(level)? })
+}
+
+/// What a result says besides, as information only.
+pub fn information(recommendation: &Recommendation) -> Vec<String> {
+    let Some(pick) = recommendation.recommended_concurrency else { return Vec::new() };
+    let alternative = recommendation.low_latency_alternative.filter(|&level| level < pick);
+    let alternative = alternative.map(|level| {
+        format!("For low latency rather than throughput: {level} (most throughput per second of latency)")
+    });
+    let curve = recommendation.usl.map(|usl| {
+        let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
+        format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.curve.r_squared)
+    });
+    alternative.into_iter().chain(curve).collect()
+}
+
+/// From this rate on it is trouble.
+const TROUBLE: f64 = 0.05;
+
+/// The two troubles README has, in the same words.
+pub fn advice(recommendation: &Recommendation) -> Vec<String> {
+    let levels_with = |rate: fn(&LevelSummary) -> Option<f64>| {
+        let summaries = recommendation.levels.iter().map(|level| &level.summary);
+        let with: Vec<usize> =
+            summaries.filter(|summary| rate(summary).is_some_and(|r| r >= TROUBLE)).map(|s| s.concurrency).collect();
+        (!with.is_empty()).then(|| levels(&with))
+    };
+    let timeouts = levels_with(|summary| summary.timeout_rate).map(|at| {
+        format!("Too many timeouts at {at}: raise llm.request_timeout if such answers are still of use, or stay below")
+    });
+    let errors = levels_with(|summary| Some(summary.error_rate? - summary.timeout_rate.unwrap_or(0.0)));
+    let errors = errors.map(|at| {
+        format!("High error rates at {at}: the table has their kinds, the level's .jsonl each request's reason")
+    });
+    timeouts.into_iter().chain(errors).collect()
+}
