@@ -712,7 +712,7 @@ fn study_intervals(bars: &mut Bars) {
 }
 
 fn study_interval(bars: &mut Bars, sigma: f64, plan: &LoopPlan, slots: usize) {
-    let (level, requests) = (plan.level, plan.measured());
+    let (level, requests) = (plan.level, plan.measured);
     let server = Server::knee(slots, sigma);
     let truth = server.true_rps(level);
     let all = in_parallel(REPLICATES, |runtime, job| Found::new(runtime, &server, plan, job as u64));

@@ -89,7 +89,7 @@ fn the_study_measures_what_the_real_loop_measures() {
                 sent[0] += real.record.sent as f64;
                 failed[0] += summary.error_rate.unwrap_or_default();
                 let mut run = bed::Run::new(&twin, bed::Noise::independent(0.0), seed);
-                let made = run.measurement(level, plan.warmup, plan.window, plan.samples);
+                let made = run.measurement(level, plan.warmup, plan.window(0), plan.samples);
                 let window = [made.ends[0].0, made.ends[plan.samples].0];
                 let served = run.requests.iter().filter(|request| !request.refused);
                 rps[1] += served.map(|request| request.share(window)).sum::<f64>() / (window[1] - window[0]);

@@ -156,7 +156,7 @@ pub struct Answer {
 
 /// One measurement, in the form in which the sweep has it.
 fn measured(run: &mut Run, plan: &LoopPlan) -> Measured {
-    let made = run.measurement(plan.level, plan.warmup, plan.window, plan.samples);
+    let made = run.measurement(plan.level, plan.warmup, plan.window(0), plan.samples);
     let since = |at: f64| at - made.began_s;
     let windows: Vec<Window> = made
         .ends

@@ -320,7 +320,7 @@ async fn measure(
             _ = stop.wait_for(|&stop| stop) => {}
         }
     }
-    let mut recorder = Recorder::start(&plan, target.clone(), outlets);
+    let mut recorder = Recorder::start(&plan, target.clone(), outlets, None);
     let send = |ticket: Ticket| target.send_in_round(step.round, step.level, ticket.seq);
     let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
     recorder.finish(step, record)

@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn a_level_takes_at_least_ten_times_itself() {
         let plan = plan("llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10, 11, 50]}");
-        let measured: Vec<_> = plan.levels.iter().map(LoopPlan::measured).collect();
+        let measured: Vec<_> = plan.levels.iter().map(|plan| plan.measured).collect();
         assert_eq!(measured, [100, 100, 110, 500]);
         assert_eq!(plan.requests(), 4 + (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
     }
@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(levels(&plan), [1, 2, 5, 10, 20, 40, 50]);
         settings.levels_named = true;
         assert_eq!(levels(&Plan::whole(&settings, &[])).len(), 10);
-        assert!(plan.levels.iter().all(|plan| plan.measured() >= 30.max(3 * plan.level)));
+        assert!(plan.levels.iter().all(|plan| plan.measured >= 30.max(3 * plan.level)));
         assert!(plan.requests() < 900, "{}", plan.requests());
         assert!(!plan.describe(&settings).contains("rounds"));
     }

@@ -245,7 +245,7 @@ impl<'a> Sweep<'a> {
         self.sent += ended.sent;
         self.took_s.insert(step.level, ended.load_s);
         self.not_before = ended.not_before;
-        self.requests.push(ended.requests);
+        self.requests.push(ended.parts.into_values().next().unwrap_or_default());
         let swept = &mut self.swept;
         swept.load_s += ended.load_s;
         swept.stopped = stopped;

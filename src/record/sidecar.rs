@@ -22,6 +22,7 @@ pub(super) fn sidecar_name(step: Step) -> String {
     match step.stage {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
         Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
+        Stage::Visit => "visits.jsonl".to_owned(),
     }
 }
 
