@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::{page, print};
 use crate::client::Endpoint;
-use crate::decide::{Note, Recommendation, recommend};
+use crate::decide::{Note, Recommendation, recommend_after};
 use crate::load::self_check::cpu_of_this_process;
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
@@ -49,15 +49,24 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measure
     let (endpoint, model, started_at) = (file.about.endpoint, source.about.model.clone(), file.about.started_at);
     let is_known = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
     let notes = is_known.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect();
-    Ok((Measured { levels: file.levels, notes, quick, simulated, unlisted_model, ..Measured::default() }, source))
+    let raced = file.raced.zip(file.about.settings.policy);
+    Ok((
+        Measured { levels: file.levels, raced, notes, quick, simulated, unlisted_model, ..Measured::default() },
+        source,
+    ))
 }
 
 pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
-    let mut recommendation = recommend(&measured.levels, &settings.config.policy);
+    let policy = &settings.config.policy;
+    // By another policy the race would have asked for something else.
+    let raced = measured.raced.as_ref().filter(|(_, by)| by == policy).map(|(raced, _)| raced);
+    let mut recommendation = recommend_after(raced, &measured.levels, policy);
     recommendation.simulated = measured.simulated;
-    recommendation.notes.extend(measured.quick.then_some(Note::Quick));
+    // The short way to an answer is as sure as the long one where the race decided.
+    let quick = measured.quick && raced.is_none();
+    recommendation.notes.extend(quick.then_some(Note::Quick));
     recommendation.notes.extend(measured.unlisted_model.then_some(Note::UnlistedModel));
-    recommendation.provisional |= measured.quick || measured.incomplete;
+    recommendation.provisional |= quick || measured.incomplete;
     recommendation.notes.extend(measured.notes);
     recommendation
 }
@@ -94,6 +103,7 @@ pub(super) fn conclude(
             levels: swept.run.summaries.clone(),
             quick: settings.quick,
             unlisted_model: manifest.about.settings.model_is_listed == Some(false),
+            raced: manifest.raced.map(|raced| (raced, settings.config.policy.clone())),
             ..Measured::default()
         }
     };

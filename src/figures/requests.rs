@@ -105,6 +105,11 @@ impl Requests {
         u16::try_from(at).unwrap_or(u16::MAX)
     }
 
+    /// Whether the server was gone: more than `limit` of the requests found none, and not by chance.
+    pub fn is_outage(&self, limit: f64) -> bool {
+        self.reach.is_outage(limit)
+    }
+
     /// Takes what ended later.
     pub fn append(&mut self, later: Requests) {
         let sizes: Vec<u16> = later.sizes.iter().map(|size| self.size_of(size)).collect();

@@ -92,6 +92,8 @@ pub struct Rules {
     pub above: f64,
     /// The share of the curves' probability by which it is, where requests end first.
     pub sure: f64,
+    /// Whether no level between the choices may be visited.
+    pub only_choices: bool,
     /// As many requests are as dear as so many service times.
     pub price: (f64, f64),
 }
@@ -111,8 +113,17 @@ impl Default for Rules {
             keep: 0.93,
             above: 1.3,
             sure: 0.95,
+            only_choices: false,
             price: (2_000.0, 150.0),
         }
+    }
+}
+
+impl Rules {
+    pub fn visit_to(&self, level: usize) -> Visit {
+        let (waves, least) = self.visit;
+        let completions = ((waves * level as f64).ceil() as usize).max(least);
+        Visit { level, settle: (self.settle * level as f64).floor() as usize, completions }
     }
 }
 
@@ -250,8 +261,14 @@ impl Race {
         // Where throughput still rises at a wall, the wall is sought.
         let rises = high > passing as f64 * 1.001;
         if let Some(wall) = wall.filter(|_| rises) {
-            let middle = ((passing * wall) as f64).sqrt().round() as usize;
-            if wall as f64 > 1.08 * passing as f64 && middle > passing && middle < wall {
+            let middle = ((passing * wall) as f64).sqrt();
+            let off = |level: &usize| (*level as f64 / middle).ln().abs();
+            let choices = self.choices.iter().copied().filter(|level| (passing + 1..wall).contains(level));
+            let middle = match self.rules.only_choices {
+                true => choices.min_by(|a, b| off(a).total_cmp(&off(b))),
+                false => Some(middle.round() as usize).filter(|level| (passing + 1..wall).contains(level)),
+            };
+            if let Some(middle) = middle.filter(|_| wall as f64 > 1.08 * passing as f64) {
                 return Some(self.visit(middle));
             }
         }
@@ -260,7 +277,7 @@ impl Race {
         let gates = self.passes_surely(&of_pick);
         let clear = probability >= 1.0 - self.rules.doubt || opposed.is_none();
         let stands = clear && gates;
-        let over = evidence.sent >= self.rules.requests.max(120 * pick as u64);
+        let over = evidence.sent >= Race::most_requests(&self.rules, pick);
         let decided = stands || (over && probability >= self.rules.sure && gates);
         let [low, high] = self.central(0.95).map(|pick| pick.ceil() as usize);
         // Where throughput still rises at a wall, what lies between is not known.
@@ -279,10 +296,13 @@ impl Race {
         }
     }
 
+    /// The requests after which a race ends whose pick is this level.
+    pub fn most_requests(rules: &Rules, pick: usize) -> u64 {
+        rules.requests.max(120 * pick as u64)
+    }
+
     fn visit(&self, level: usize) -> Visit {
-        let (waves, least) = self.rules.visit;
-        let completions = ((waves * level as f64).ceil() as usize).max(least);
-        Visit { level, settle: (self.rules.settle * level as f64).floor() as usize, completions }
+        self.rules.visit_to(level)
     }
 
     fn fails(&self, level: &LevelEvidence) -> bool {
