@@ -9,8 +9,8 @@ use std::path::Path;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::{LevelFacts, LevelSummary, Sample};
-use llm_concurrency::load::closed_loop::{Ending, LoopPlan, LoopRecord, Window};
+use llm_concurrency::figures::{LevelSummary, Measurement, Requests, Sample};
+use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::plan::SAMPLES;
 use llm_concurrency::measure::race::{Evidence, Race, Rules, VisitEvidence, grid};
 use llm_concurrency::measure::search::Search;
@@ -158,54 +158,42 @@ pub struct Answer {
 fn measured(run: &mut Run, plan: &LoopPlan) -> Measured {
     let made = run.measurement(plan.level, plan.warmup, plan.window, plan.samples);
     let since = |at: f64| at - made.began_s;
-    let windows: Vec<Window> = made
-        .ends
-        .windows(2)
-        .map(|pair| Window {
-            start_s: since(pair[0].0),
-            end_s: since(pair[1].0),
-            completed: pair[1].1,
-            succeeded: pair[1].2,
-        })
-        .collect();
-    let outcomes = (made.first..run.requests.len())
-        .map(|seq| {
-            let request = &run.requests[seq];
-            RequestOutcome {
-                seq: (seq - made.first) as u64,
-                phase: if (made.cohort..made.after).contains(&seq) { Phase::Measured } else { Phase::Warmup },
-                start_s: since(request.start_s),
-                end_s: Some(since(request.end_s)),
-                latency_s: Some(request.end_s - request.start_s),
-                output_tokens: run.reports_tokens().then_some(request.tokens),
-                failure: request.refused.then_some(Failure::ServerError),
-                held_s: (request.held_s > 0.0).then_some(request.held_s),
-                sample: None,
-                ttft_s: None,
-                chunks: 1,
-                input_tokens: None,
-                cached_tokens: None,
-                status: None,
-                error: None,
-                resent: 0,
-                cut: false,
-                prompt_size: None,
-            }
-        })
-        .collect::<Vec<_>>();
-    let sample_of = |window: &Window| Sample {
-        duration_s: window.duration_s(),
-        completed: window.completed as u64,
-        succeeded: window.succeeded as u64,
-    };
-    let facts = LevelFacts {
+    let samples = made.ends.windows(2).map(|pair| Sample {
+        duration_s: pair[1].0 - pair[0].0,
+        completed: pair[1].1 as u64,
+        succeeded: pair[1].2 as u64,
+    });
+    let measurement = Measurement {
         concurrency: plan.level,
-        window_s: [windows[0].start_s, windows[windows.len() - 1].end_s],
-        samples: windows.iter().map(sample_of).collect(),
-        request_timeout_s: 1e6,
-        ..LevelFacts::default()
+        window_s: made.ends.first().zip(made.ends.last()).map(|(first, last)| [since(first.0), since(last.0)]),
+        samples: samples.collect(),
+        ..Measurement::default()
     };
-    Measured { record: LoopRecord { ending: Ending::Complete, sent: outcomes.len() as u64, windows }, facts, outcomes }
+    let mut requests = Requests::default();
+    for seq in made.first..run.requests.len() {
+        let request = &run.requests[seq];
+        requests.push(&RequestOutcome {
+            seq: (seq - made.first) as u64,
+            phase: if (made.cohort..made.after).contains(&seq) { Phase::Measured } else { Phase::Warmup },
+            start_s: since(request.start_s),
+            end_s: Some(since(request.end_s)),
+            latency_s: Some(request.end_s - request.start_s),
+            output_tokens: run.reports_tokens().then_some(request.tokens),
+            failure: request.refused.then_some(Failure::ServerError),
+            held_s: (request.held_s > 0.0).then_some(request.held_s),
+            sample: None,
+            ttft_s: None,
+            chunks: 1,
+            input_tokens: None,
+            cached_tokens: None,
+            status: None,
+            error: None,
+            resent: 0,
+            cut: false,
+            prompt_size: None,
+        });
+    }
+    Measured { sent: requests.len() as u64, measurement, requests }
 }
 
 fn answer(server: &Server, noise: Noise, method: Method, at: usize, seed: u64) -> Answer {
