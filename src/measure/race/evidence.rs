@@ -212,12 +212,14 @@ impl Observed {
         let (_, of) =
             self.of.iter().find(|(_, of)| passes(of) && !of.latencies.is_empty()).filter(|(at, _)| **at < level)?;
         let n = of.latencies.len();
-        let p95 = quantile(&of.latencies, 0.95);
+        let p95 = DEFAULT_P95_FACTOR * quantile(&of.latencies, 0.95);
+        if n < USABLE.0 {
+            return Some([p95 / MARGIN, f64::INFINITY, f64::INFINITY]);
+        }
         // The upper end of the interval of order statistics.
-        let high = (0..n)
-            .find(|&rank| at_most(n - rank - 1, n, 0.05) <= 0.025)
-            .map_or(f64::INFINITY, |rank| of.latencies[rank]);
-        Some([p95 / MARGIN, p95, if n >= SETTLED { p95 } else { high.max(p95) }].map(|p95| DEFAULT_P95_FACTOR * p95))
+        let high = (0..n).find(|&rank| at_most(n - rank - 1, n, 0.05) <= 0.025);
+        let high = high.map_or(f64::INFINITY, |rank| DEFAULT_P95_FACTOR * of.latencies[rank]);
+        Some([p95 / MARGIN, p95, if n >= SETTLED { p95 } else { high.max(p95) }])
     }
 }
 
