@@ -38,17 +38,20 @@ impl Curve {
         }
     }
 
-    /// Where it first reaches the tolerance of its best of these levels, and the logarithm of that best. From the first
-    /// level on that takes `slowest` times as long as one request alone, none counts.
-    pub fn pick(&self, levels: impl Iterator<Item = f64>, tolerance: f64, slowest: Option<f64>) -> (f64, f64) {
+    /// Where it first reaches the tolerance of its best of these levels, and the logarithm of that best; `between` two of
+    /// them, where that counts. From the first level on that takes `slowest` times as long as one request alone, none
+    /// counts.
+    pub fn pick(&self, levels: &[f64], between: bool, tolerance: f64, slowest: Option<f64>) -> (f64, f64) {
         let one = self.log(1.0);
         let late = |n: f64, log: f64| slowest.is_some_and(|most| n.ln() - log + one > most.ln());
-        let values = levels.map(|n| (n, self.log(n))).take_while(|&(n, log)| n <= 1.0 || !late(n, log));
+        let values = levels.iter().map(|&n| (n, self.log(n))).take_while(|&(n, log)| n <= 1.0 || !late(n, log));
         let values: Vec<(f64, f64)> = values.collect();
         let most = values.iter().map(|value| value.1).fold(f64::NEG_INFINITY, f64::max);
         let target = most + (1.0 - tolerance).ln();
-        let pick = values.iter().find(|value| value.1 >= target).map_or(1.0, |value| value.0);
-        (pick, most)
+        let at = values.iter().position(|value| value.1 >= target).unwrap_or_default();
+        let Some(&(high, above)) = values.get(at) else { return (1.0, one) };
+        let below = values[..at].last().filter(|_| between);
+        (below.map_or(high, |&(low, log)| low * (high / low).powf((target - log) / (above - log))), most)
     }
 }
 

@@ -89,7 +89,7 @@ impl Default for Rules {
             doubt: 0.002,
             visit: (2.0, 8),
             misfit: Misfit { sigma: 0.01, reach: 0.0 },
-            wide: Misfit { sigma: 0.03, reach: 0.5 },
+            wide: Misfit { sigma: 0.06, reach: 0.7 },
             control: true,
             keep: 0.93,
             above: 1.3,
@@ -110,6 +110,8 @@ const AS_TELLING: f64 = 0.8;
 const LEAST: f64 = 0.01;
 /// An engine is warm after so many service times.
 const WARM_BY: f64 = 60.0;
+/// After so many visits it shows whether it was cold at first.
+const COLD_SHOWS: std::ops::Range<usize> = 5..30;
 /// The lowest level, which sets the default limit on P95, has an interval of that from so many requests on.
 const ENOUGH_FOR_LIMIT: usize = 75;
 
@@ -225,7 +227,7 @@ impl Race {
         let decided = stands || (over && probability >= self.rules.sure && open != Some(pick));
         self.standing = Standing { pick: Some(pick), decided, ..self.standing };
         if stands || over {
-            self.conclude(&observed, wall.filter(|_| rises));
+            self.conclude(&observed, wall, rises);
             return None;
         }
         let next = match opposed.filter(|_| !clear) {
@@ -237,17 +239,12 @@ impl Race {
 
     /// What was seen since the engine is warm.
     fn observe(&mut self, evidence: &Evidence) -> Observed {
-        let pick = self.standing.pick;
-        let all = Observed::new(evidence, &self.rules, pick, 0.0);
-        if all.points.len() < 5 {
-            return all;
-        }
-        let curves: Vec<usize> = (0..self.curves.len()).step_by(3).collect();
-        let was_cold = self.standing.warm_from_s > 0.0;
-        let cold_until = likelihood::cold_until(&all, &self.columns(&all.levels), &curves, was_cold);
-        self.standing.warm_from_s = cold_until.unwrap_or_default() * all.service_s;
-        if cold_until.is_none() {
-            return all;
+        let (pick, was_cold) = (self.standing.pick, self.standing.warm_from_s > 0.0);
+        if COLD_SHOWS.contains(&evidence.visits.len()) {
+            let all = Observed::new(evidence, &self.rules, pick, 0.0);
+            let curves: Vec<usize> = (0..self.curves.len()).step_by(5).collect();
+            let cold_until = likelihood::cold_until(&all, &self.columns(&all.levels), &curves, was_cold);
+            self.standing.warm_from_s = cold_until.unwrap_or_default() * all.service_s;
         }
         Observed::new(evidence, &self.rules, pick, self.standing.warm_from_s)
     }
@@ -313,7 +310,7 @@ impl Race {
         if self.picks.0 != cap {
             let slowest = self.rules.policy.max_p95_seconds.is_none().then_some(SLOWEST);
             let levels = self.levels_up_to(cap);
-            let pick = |curve: &Curve| curve.pick(levels.iter().copied(), self.rules.policy.tolerance, slowest);
+            let pick = |curve: &Curve| curve.pick(&levels, self.rules.between, self.rules.policy.tolerance, slowest);
             self.picks = (cap, self.curves.iter().map(pick).collect());
         }
     }
@@ -324,7 +321,7 @@ impl Race {
             return self.choices.iter().filter(|&&level| level <= cap).map(|&level| level as f64).collect();
         }
         let lowest = self.choices.first().copied().unwrap_or(1) as f64;
-        let steps = (0..).map(|step| lowest * 1.02_f64.powi(step)).take_while(|&level| level < cap as f64);
+        let steps = (0..).map(|step| lowest * 1.07_f64.powi(step)).take_while(|&level| level < cap as f64);
         steps.chain([cap as f64]).collect()
     }
 
@@ -338,7 +335,7 @@ impl Race {
     }
 
     /// The interval, by curves that may lie further from the truth than those that decided: no family holds all servers.
-    fn conclude(&mut self, observed: &Observed, rising_to: Option<usize>) {
+    fn conclude(&mut self, observed: &Observed, wall: Option<usize>, rises: bool) {
         let all: Vec<usize> = (0..self.curves.len()).collect();
         let (wide, kinds) = (self.rules.wide, likelihood::kinds());
         let (weights, _) = likelihood::weigh(observed, &self.columns(&observed.levels), &all, &kinds, wide);
@@ -355,10 +352,11 @@ impl Race {
             found.map_or(1, |pick| pick.0.ceil() as usize)
         };
         let [low, high] = [end(0.025), end(0.975)];
-        // Where throughput still rises at a wall, what lies between is not known, nor how much fails already just below.
-        let (low, high) = rising_to
-            .map_or((low, high), |wall| ((low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize, wall - 1));
         let pick = self.standing.pick.unwrap_or(low);
+        let near = wall.filter(|&wall| wall as f64 <= self.rules.above * pick as f64);
+        // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
+        let low = near.map_or(low, |_| (low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize);
+        let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
         self.standing.interval = [low.min(pick), high.max(pick)];
     }
 
