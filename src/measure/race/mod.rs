@@ -78,10 +78,11 @@ pub struct Rules {
     pub sure: f64,
 }
 
-impl Default for Rules {
-    fn default() -> Self {
+impl Rules {
+    /// The choices are a grid, and the race goes on until the answer stands.
+    pub fn auto(policy: Policy) -> Self {
         Rules {
-            policy: Policy::default(),
+            policy,
             between: true,
             each: None,
             requests: 4_500,
@@ -95,6 +96,12 @@ impl Default for Rules {
             above: 1.3,
             sure: 0.95,
         }
+    }
+
+    /// The choices are a list that somebody gave, where one step is often a third: each is measured with as many requests
+    /// first, or, without a number, no more than the answer takes.
+    pub fn list(policy: Policy, each: Option<usize>) -> Self {
+        Rules { between: false, each, above: 1.35, ..Rules::auto(policy) }
     }
 }
 
@@ -287,7 +294,7 @@ impl Race {
 
     /// The likelihood of each curve, averaged over kinds of noise, and which curves stay possible.
     fn weigh(&mut self, observed: &Observed, cap: usize) {
-        if self.weighed < 7 || self.weighed.is_multiple_of(12) {
+        if self.weighed < 7 || self.weighed.is_multiple_of(24) {
             self.active = (0..self.curves.len()).collect();
             self.kinds = likelihood::kinds();
         }
@@ -368,7 +375,7 @@ impl Race {
         small && (level as f64 >= 0.999 * pick || self.curves[at].log(level as f64) >= most + self.rules.keep.ln())
     }
 
-    /// The level that is most probably good enough, how probable that is, and the likeliest possible curve by which it
+    /// The lowest level that is surely good enough, or that which most probably is, how probable that is, and the likeliest possible curve by which it
     /// is not.
     fn best_choice(&self, passing: usize) -> (usize, f64, Option<usize>) {
         let possible: Vec<usize> = self.possible().collect();
@@ -382,6 +389,9 @@ impl Race {
             let agreed: f64 = possible.iter().filter(|&&at| self.accepts(at, level)).map(weight).sum();
             if agreed / all > best.1 + 1e-9 {
                 best = (level, agreed / all);
+            }
+            if best.1 >= 1.0 - self.rules.doubt {
+                break;
             }
         }
         let against = possible.iter().copied().filter(|&at| !self.accepts(at, best.0));
@@ -466,7 +476,7 @@ mod tests {
     }
 
     fn auto(server: Server) -> (Vec<Visit>, Standing) {
-        race(server, grid(1, 512), Rules::default())
+        race(server, grid(1, 512), Rules::auto(Policy::default()))
     }
 
     #[test]
@@ -516,11 +526,8 @@ mod tests {
             |max_p95_seconds, max_p99_seconds| Policy { max_p95_seconds, max_p99_seconds, ..Policy::default() };
         // Twelve reach 95 % of the best, and 30 is where a request takes 2.45 times as long as one alone.
         for policy in [policy(Some(2.45), None), policy(None, Some(2.45))] {
-            let (visits, standing) = race(
-                &|level| (1.0 + 0.05 * (level as f64 - 1.0), 0),
-                grid(1, 512),
-                Rules { policy: policy.clone(), ..Rules::default() },
-            );
+            let (visits, standing) =
+                race(&|level| (1.0 + 0.05 * (level as f64 - 1.0), 0), grid(1, 512), Rules::auto(policy.clone()));
             let pick = standing.pick.expect("a pick");
             assert!((26..=30).contains(&pick) && standing.decided, "{policy:?}: {standing:?}");
             let at_pick = visits.iter().filter(|visit| visit.level == pick);
@@ -530,9 +537,9 @@ mod tests {
 
     #[test]
     fn it_ends_where_nothing_passes_and_at_its_maximum() {
-        let (visits, standing) = race(&|_| (1.0, 1), grid(1, 64), Rules::default());
+        let (visits, standing) = race(&|_| (1.0, 1), grid(1, 64), Rules::auto(Policy::default()));
         assert_eq!((visits.len(), standing.pick), (1, None));
-        let (visits, standing) = race(&|_| (1.0, 0), grid(1, 50), Rules::default());
+        let (visits, standing) = race(&|_| (1.0, 0), grid(1, 50), Rules::auto(Policy::default()));
         assert_eq!(standing.pick.map(|pick| pick >= 46), Some(true), "{standing:?}");
         assert!(visits.iter().all(|visit| visit.level <= 50));
     }
@@ -540,13 +547,13 @@ mod tests {
     #[test]
     fn a_list_is_measured_in_full_and_nothing_else_is_picked() {
         let list = vec![1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
-        let rules = Rules { between: false, each: Some(100), ..Rules::default() };
-        let (visits, standing) = race(&knee(16), list.clone(), rules.clone());
+        let rules = |each| Rules::list(Policy::default(), each);
+        let (visits, standing) = race(&knee(16), list.clone(), rules(Some(100)));
         let first: Vec<(usize, usize)> = visits[..10].iter().map(|visit| (visit.level, visit.completions)).collect();
         let wanted: Vec<(usize, usize)> = list.iter().map(|&level| (level, 100.max(10 * level))).collect();
         assert_eq!((first, standing.pick), (wanted, Some(20)), "15 has 0.94 of the best: {standing:?}");
         assert!(visits.iter().all(|visit| list.contains(&visit.level)), "{visits:?}");
-        let quick = race(&knee(16), list.clone(), Rules { each: None, ..rules });
+        let quick = race(&knee(16), list.clone(), rules(None));
         let sent = |visits: &[Visit]| visits.iter().map(|visit| visit.completions).sum::<usize>();
         assert!(3 * sent(&quick.0) < sent(&visits), "{quick:?}");
         assert!(quick.1.pick.is_some_and(|pick| [20, 25].contains(&pick)), "25 is within 1.3 x 20: {quick:?}");
