@@ -61,13 +61,11 @@ pub(super) struct Verdict {
 /// A verdict is sure where chance leads to it in one of a hundred cases; and as sure as it gets with so many requests.
 const CHANCE: f64 = 0.01;
 const SETTLED: usize = 400;
-/// See `SMALLEST_N_FOR_P99` and `USABLE` of the gates.
+/// See `SMALLEST_N_FOR_P99` of the gates.
 const FEWEST_FOR_P99: usize = 400;
-const USABLE: (usize, usize) = (30, 3);
+/// A P95 of fewer requests fails nothing but surely.
+const FEWEST_FOR_P95: usize = 75;
 const DEFAULT_P95_FACTOR: f64 = 5.0;
-/// Nearer to the default limit than this, a level is looked at once more: further below the curves have said it passes.
-const MARGIN: f64 = 1.25;
-
 /// What is known of a level from all its visits.
 #[derive(Clone, Debug, Default)]
 struct Level {
@@ -156,10 +154,6 @@ impl Observed {
         self.points.retain(|point| point.at < n);
     }
 
-    pub fn requests(&self, level: usize) -> usize {
-        self.of.get(&level).map_or(0, |level| level.requests)
-    }
-
     /// Throughput at the nearest level that was visited.
     pub fn rate_at(&self, level: usize) -> f64 {
         let apart = |point: &&Point| (self.levels[point.at] as f64 / level as f64).ln().abs();
@@ -185,41 +179,42 @@ impl Observed {
                 Gate::P99 => (&of.latencies, 0.99),
                 _ => (&of.ttfts, 0.95),
             };
-            let default = (gate == Gate::P95).then(|| self.default_limit(level, rules)).flatten();
-            let Some([low, limit, high]) = own.map(|own| [own; 3]).or(default) else { continue };
-            let above = |limit: f64| values.len() - values.partition_point(|&value| value <= limit);
             let n = values.len();
-            let fails_surely = surely(above(high), n, 1.0 - p) == Some(true);
-            let passes_surely = surely(above(low), n, 1.0 - p) == Some(false);
-            let fewest = if gate == Gate::P99 { FEWEST_FOR_P99 } else { USABLE.0.max(USABLE.1 * level) };
-            let fails = fails_surely || (n >= fewest && quantile(values, p) > limit);
-            let sure = fails_surely || passes_surely || n >= SETTLED.max(10 * level);
-            if fails {
-                return Verdict { fails, sure, limit_open: !sure && surely(above(limit), n, 1.0 - p).is_some() };
+            let above = |limit: f64| values.len() - values.partition_point(|&value| value <= limit);
+            let Some(limit) = own else {
+                if gate == Gate::P95
+                    && let Some([limit, at_most]) = self.default_limit(level, rules)
+                {
+                    if surely(above(at_most), n, 1.0 - p) == Some(true) {
+                        return Verdict { fails: true, sure: true, limit_open: false };
+                    }
+                    verdict.limit_open = at_most == f64::INFINITY && quantile(values, p) > limit;
+                    verdict.sure &= !verdict.limit_open;
+                }
+                continue;
+            };
+            let known = surely(above(limit), n, 1.0 - p);
+            let fewest = if gate == Gate::P99 { FEWEST_FOR_P99 } else { FEWEST_FOR_P95.max(3 * level) };
+            let sure = known.is_some() || n >= SETTLED.max(10 * level);
+            if known == Some(true) || (n >= fewest && quantile(values, p) > limit) {
+                return Verdict { fails: true, sure, limit_open: false };
             }
-            if !sure {
-                verdict.limit_open |= low < limit && surely(above(limit), n, 1.0 - p) == Some(false);
-                verdict.sure = false;
-            }
+            verdict.sure &= sure;
         }
         verdict
     }
 
-    /// Five times the P95 of the lowest level, with what it may be; none for that level itself.
-    fn default_limit(&self, level: usize, rules: &Rules) -> Option<[f64; 3]> {
+    /// Five times the P95 of the lowest level, and the upper end of its interval of order statistics; none for that level
+    /// itself. The curves know better how latency grows (by Little's law, from all visits), so this fails only what surely
+    /// fails.
+    fn default_limit(&self, level: usize, rules: &Rules) -> Option<[f64; 2]> {
         let passes =
-            |of: &Level| (of.failed as f64) < rules.policy.max_error_rate * of.requests as f64 || of.failed < 3;
-        let (_, of) =
-            self.of.iter().find(|(_, of)| passes(of) && !of.latencies.is_empty()).filter(|(at, _)| **at < level)?;
+            |of: &Level| of.failed < 3 || (of.failed as f64) < rules.policy.max_error_rate * of.requests as f64;
+        let (&lowest, of) = self.of.iter().find(|(_, of)| passes(of) && !of.latencies.is_empty())?;
         let n = of.latencies.len();
-        let p95 = DEFAULT_P95_FACTOR * quantile(&of.latencies, 0.95);
-        if n < USABLE.0 {
-            return Some([p95 / MARGIN, f64::INFINITY, f64::INFINITY]);
-        }
-        // The upper end of the interval of order statistics.
         let high = (0..n).find(|&rank| at_most(n - rank - 1, n, 0.05) <= 0.025);
-        let high = high.map_or(f64::INFINITY, |rank| DEFAULT_P95_FACTOR * of.latencies[rank]);
-        Some([p95 / MARGIN, p95, if n >= SETTLED { p95 } else { high.max(p95) }])
+        let high = high.map_or(f64::INFINITY, |rank| of.latencies[rank]);
+        (lowest < level).then(|| [quantile(&of.latencies, 0.95), high].map(|p95| DEFAULT_P95_FACTOR * p95))
     }
 }
 

@@ -119,8 +119,6 @@ const LEAST: f64 = 0.01;
 const WARM_BY: f64 = 60.0;
 /// After so many visits it shows whether it was cold at first.
 const COLD_SHOWS: std::ops::Range<usize> = 5..30;
-/// The lowest level, which sets the default limit on P95, has an interval of that from so many requests on.
-const ENOUGH_FOR_LIMIT: usize = 75;
 
 /// The race for the smallest good level.
 #[derive(Debug)]
@@ -196,7 +194,13 @@ impl Race {
         levels.sort_unstable();
         levels.dedup();
         let fails = |level: &usize| observed.verdict(*level, &self.rules).fails;
-        let wall = levels.iter().copied().find(fails);
+        // A level cannot have been too much where a higher one surely was not.
+        let sure = |level: &&usize| {
+            let verdict = observed.verdict(**level, &self.rules);
+            verdict.sure && !verdict.fails
+        };
+        let passes = levels.iter().rfind(sure).copied().unwrap_or_default();
+        let wall = levels.iter().copied().filter(|&level| level > passes).find(fails);
         let Some(passing) = levels.iter().copied().take_while(|&level| wall.is_none_or(|wall| level < wall)).last()
         else {
             self.standing = Standing { pick: None, interval: [lowest; 2], decided: true, ..self.standing };
@@ -277,8 +281,7 @@ impl Race {
         for level in [Some(pick), wall.filter(next_to_pick)].into_iter().flatten() {
             let verdict = observed.verdict(level, &self.rules);
             if !verdict.sure {
-                let by_limit = verdict.limit_open && observed.requests(lowest) < ENOUGH_FOR_LIMIT;
-                return Some(if by_limit { lowest } else { level });
+                return Some(if verdict.limit_open { lowest } else { level });
             }
         }
         None
