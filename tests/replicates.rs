@@ -86,7 +86,7 @@ fn the_study_measures_what_the_real_loop_measures() {
                 let real = measure(&runtime, &plan, Busy::new(&server, level, 1.0, seed));
                 let summary = pooled(std::slice::from_ref(&real));
                 rps[0] += summary.throughput_rps.expect("a window of some length").estimate;
-                sent[0] += real.record.sent as f64;
+                sent[0] += real.sent as f64;
                 failed[0] += summary.error_rate.unwrap_or_default();
                 let mut run = bed::Run::new(&twin, bed::Noise::independent(0.0), seed);
                 let made = run.measurement(level, plan.warmup, plan.window(0), plan.samples);

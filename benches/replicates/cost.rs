@@ -9,14 +9,14 @@ use std::path::Path;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::{LevelFacts, LevelSummary, Sample};
-use llm_concurrency::load::closed_loop::{Ending, LoopPlan, LoopRecord, Window};
+use llm_concurrency::figures::{LevelSummary, Measurement, Requests, Sample};
+use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::race::{Evidence, Race, Rules, VisitEvidence, grid};
+use llm_concurrency::measure::race::{Evidence, Race, Rules, Seen, Visited, grid};
 use llm_concurrency::measure::search::Search;
 use serde::Deserialize;
 
-use crate::bed::{Lengths, Noise, Run, SMALL, Server, TOKENS_AND_RESIDUAL};
+use crate::bed::{Lengths, Noise, Request, Run, SMALL, Server, TOKENS_AND_RESIDUAL};
 use crate::virtual_server::{Measured, pooled};
 use crate::{ACCEPTABLE, Bars, GOOD, GOOD_PICKS, HIGHEST, LARGEST_RATIO, LEVELS, TOTAL, WARMUP, in_parallel, percent};
 
@@ -158,54 +158,42 @@ pub struct Answer {
 fn measured(run: &mut Run, plan: &LoopPlan) -> Measured {
     let made = run.measurement(plan.level, plan.warmup, plan.window(0), plan.samples);
     let since = |at: f64| at - made.began_s;
-    let windows: Vec<Window> = made
-        .ends
-        .windows(2)
-        .map(|pair| Window {
-            start_s: since(pair[0].0),
-            end_s: since(pair[1].0),
-            completed: pair[1].1,
-            succeeded: pair[1].2,
-        })
-        .collect();
-    let outcomes = (made.first..run.requests.len())
-        .map(|seq| {
-            let request = &run.requests[seq];
-            RequestOutcome {
-                seq: (seq - made.first) as u64,
-                phase: if (made.cohort..made.after).contains(&seq) { Phase::Measured } else { Phase::Warmup },
-                start_s: since(request.start_s),
-                end_s: Some(since(request.end_s)),
-                latency_s: Some(request.end_s - request.start_s),
-                output_tokens: run.reports_tokens().then_some(request.tokens),
-                failure: request.refused.then_some(Failure::ServerError),
-                held_s: (request.held_s > 0.0).then_some(request.held_s),
-                sample: None,
-                ttft_s: None,
-                chunks: 1,
-                input_tokens: None,
-                cached_tokens: None,
-                status: None,
-                error: None,
-                resent: 0,
-                cut: false,
-                prompt_size: None,
-            }
-        })
-        .collect::<Vec<_>>();
-    let sample_of = |window: &Window| Sample {
-        duration_s: window.duration_s(),
-        completed: window.completed as u64,
-        succeeded: window.succeeded as u64,
-    };
-    let facts = LevelFacts {
+    let samples = made.ends.windows(2).map(|pair| Sample {
+        duration_s: pair[1].0 - pair[0].0,
+        completed: pair[1].1 as u64,
+        succeeded: pair[1].2 as u64,
+    });
+    let measurement = Measurement {
         concurrency: plan.level,
-        window_s: [windows[0].start_s, windows[windows.len() - 1].end_s],
-        samples: windows.iter().map(sample_of).collect(),
-        request_timeout_s: 1e6,
-        ..LevelFacts::default()
+        window_s: made.ends.first().zip(made.ends.last()).map(|(first, last)| [since(first.0), since(last.0)]),
+        samples: samples.collect(),
+        ..Measurement::default()
     };
-    Measured { record: LoopRecord { ending: Ending::Complete, sent: outcomes.len() as u64, windows }, facts, outcomes }
+    let mut requests = Requests::default();
+    for seq in made.first..run.requests.len() {
+        let request = &run.requests[seq];
+        requests.push(&RequestOutcome {
+            seq: (seq - made.first) as u64,
+            phase: if (made.cohort..made.after).contains(&seq) { Phase::Measured } else { Phase::Warmup },
+            start_s: since(request.start_s),
+            end_s: Some(since(request.end_s)),
+            latency_s: Some(request.end_s - request.start_s),
+            output_tokens: run.reports_tokens().then_some(request.tokens),
+            failure: request.refused.then_some(Failure::ServerError),
+            held_s: (request.held_s > 0.0).then_some(request.held_s),
+            sample: None,
+            ttft_s: None,
+            chunks: 1,
+            input_tokens: None,
+            cached_tokens: None,
+            status: None,
+            error: None,
+            resent: 0,
+            cut: false,
+            prompt_size: None,
+        });
+    }
+    Measured { sent: requests.len() as u64, measurement, requests }
 }
 
 fn answer(server: &Server, noise: Noise, method: Method, at: usize, seed: u64) -> Answer {
@@ -232,94 +220,42 @@ fn by_rounds(run: &mut Run, mut search: Search) -> (Option<usize>, Option<[usize
     (decided.recommended_concurrency.filter(|_| !decided.provisional), decided.interval)
 }
 
-/// One visit as it was made.
-struct Visited {
-    level: usize,
-    /// The requests that were issued in it, without those that filled the loop up.
-    cohort: std::ops::Range<usize>,
-    span_s: [f64; 2],
-}
-
 fn by_visits(run: &mut Run, mut race: Race) -> (Option<usize>, Option<[usize; 2]>) {
-    let mut visits: Vec<Visited> = Vec::new();
-    while let Some(visit) = race.next(&evidence(run, &visits)) {
+    /// The requests of a visit, and its span.
+    type Made = (usize, std::ops::Range<usize>, [f64; 2]);
+    let mut made: Vec<Made> = Vec::new();
+    let reports = run.reports_tokens();
+    let seen = |request: &Request| Seen {
+        start_s: request.start_s,
+        end_s: request.end_s,
+        held_s: request.held_s,
+        failed: request.refused,
+        tokens: (reports && !request.refused && request.end_s.is_finite()).then_some(request.tokens),
+        ..Seen::default()
+    };
+    loop {
+        let visited = made.iter().map(|(level, cohort, span_s)| Visited {
+            level: *level,
+            span_s: *span_s,
+            requests: run.requests[cohort.clone()].iter().map(seen).collect(),
+        });
+        let sent = run.requests.len() as u64;
+        let evidence = Evidence { visits: visited.collect(), now_s: run.now_s, sent };
+        let Some(visit) = race.next(&evidence) else { break };
         run.level = visit.level;
         while run.taken() > visit.level && run.next_end().is_some() {}
         run.fill();
         let began_s = run.now_s;
-        let from = run.requests.len() + visit.settle;
-        let cohort = from..from + visit.completions;
+        let cohort = run.requests.len()..run.requests.len() + visit.completions;
         while run.requests.len() < cohort.end && run.next_end().is_some() {
             run.fill();
         }
-        visits.push(Visited { level: visit.level, cohort, span_s: [began_s, run.now_s] });
+        made.push((visit.level, cohort, [began_s, run.now_s]));
     }
     run.level = 0;
     while run.next_end().is_some() {}
     let standing = race.standing();
     (standing.pick.filter(|_| standing.decided), Some(standing.interval))
-}
-
-/// What all visits so far have shown.
-fn evidence(run: &Run, visits: &[Visited]) -> Evidence {
-    let mut evidence = Evidence { sent: run.requests.len() as u64, ..Evidence::default() };
-    for visit in visits {
-        let cohort = &run.requests[visit.cohort.clone()];
-        let of_level = evidence.levels.entry(visit.level).or_default();
-        let (mut requests, mut succeeded, mut cycles, mut tokens) = (0.0, 0.0, 0.0, 0.0);
-        let mut latencies = Vec::new();
-        let mut ages = Vec::new();
-        for request in cohort {
-            let has_ended = request.end_s.is_finite();
-            let latency = request.end_s - request.start_s;
-            if has_ended {
-                of_level.requests += 1;
-                of_level.failed += u64::from(request.refused);
-                if !request.refused {
-                    of_level.answers.0 += 1.0;
-                    of_level.answers.1 += f64::from(request.tokens);
-                }
-            }
-            if run.reports_tokens() && (!has_ended || request.end_s > visit.span_s[1]) {
-                continue;
-            }
-            requests += 1.0;
-            succeeded += f64::from(u8::from(!request.refused));
-            if !has_ended {
-                ages.push(run.now_s - request.start_s);
-                continue;
-            }
-            cycles += latency + request.held_s;
-            if request.refused {
-                continue;
-            }
-            latencies.push(latency);
-            let own = if run.reports_tokens() { f64::from(request.tokens) } else { 0.0 };
-            tokens += own;
-            let of_request = [1.0, latency, latency * latency, own, own * own, latency * own];
-            for (sum, value) in of_level.sums.iter_mut().zip(of_request) {
-                *sum += value;
-            }
-        }
-        // Those that are still on their way will take as long as the others that took longer than they have by now.
-        latencies.sort_unstable_by(f64::total_cmp);
-        for age in &ages {
-            let longer = &latencies[latencies.partition_point(|latency| latency <= age)..];
-            let mean = longer.iter().sum::<f64>() / longer.len() as f64;
-            cycles += if longer.is_empty() { 1.3 * age } else { mean };
-        }
-        if requests > 0.0 {
-            evidence.visits.push(VisitEvidence {
-                level: visit.level,
-                at_s: (visit.span_s[0] + visit.span_s[1]) / 2.0,
-                succeeded: succeeded - 0.5 * ages.len() as f64,
-                share: succeeded / requests,
-                cycle_s: cycles / requests,
-                tokens: (run.reports_tokens() && !latencies.is_empty()).then(|| tokens / latencies.len() as f64),
-            });
-        }
-    }
-    evidence
 }
 
 #[derive(Default)]

@@ -60,15 +60,15 @@ impl LoopPlan {
             warmup: warmup.max(level),
             measured: samples * smallest_window.max(total.div_ceil(samples)).max(1),
             samples,
-            ..LoopPlan::visit(level, 0, 0, 1)
+            ..LoopPlan::visit(level, 0, 1)
         }
     }
 
-    /// A visit of so many completions, in as many windows or fewer, after `settle` that are not counted.
-    pub fn visit(level: usize, settle: usize, completions: usize, samples: usize) -> Self {
+    /// A visit of so many completions, in as many windows or fewer.
+    pub fn visit(level: usize, completions: usize, samples: usize) -> Self {
         LoopPlan {
             level,
-            warmup: settle,
+            warmup: 0,
             measured: completions,
             samples: samples.min(completions),
             longest_wait: Duration::from_secs(30),
@@ -861,7 +861,7 @@ mod tests {
 
     /// Visits to these levels, of so many completions for each of the level; and the most in flight at any moment.
     fn visit(levels: &[usize], waves: usize, send: impl Fn(Ticket) -> (Duration, Reply)) -> (Log, usize) {
-        let plans: Vec<LoopPlan> = levels.iter().map(|&level| LoopPlan::visit(level, 0, waves * level, 10)).collect();
+        let plans: Vec<LoopPlan> = levels.iter().map(|&level| LoopPlan::visit(level, waves * level, 10)).collect();
         let (orders, next) = mpsc::channel(levels.len());
         plans[1..].iter().for_each(|plan| orders.try_send(*plan).expect("there is room"));
         drop(orders);
@@ -920,7 +920,7 @@ mod tests {
             assert!(cohort.iter().all(|o| o.sample.is_none() == o.end_s.is_some_and(|end| end > window[1])));
             // No more than its ceiling.
             let sent = log.tickets.iter().filter(|ticket| ticket.visit as usize == at).count();
-            assert!(sent as u64 <= LoopPlan::visit(*level, 0, 4 * level, 10).tickets(), "{sent} at level {level}");
+            assert!(sent as u64 <= LoopPlan::visit(*level, 4 * level, 10).tickets(), "{sent} at level {level}");
         }
         let last = log.visits.last().map(|visit| visit.1.sent);
         assert_eq!(last, Some(log.outcomes.len() as u64));
@@ -930,7 +930,7 @@ mod tests {
     /// Where nobody says what comes next, the level is kept, up to the ceiling on tickets.
     #[test]
     fn while_it_waits_for_an_order_a_visit_sends_no_more_than_its_tickets() {
-        let plan = LoopPlan::visit(3, 0, 12, 10);
+        let plan = LoopPlan::visit(3, 12, 10);
         let (orders, next) = mpsc::channel::<LoopPlan>(1);
         let mut log = Log::default();
         let (_stopper, stop) = watch::channel(false);
@@ -943,12 +943,12 @@ mod tests {
         runtime.block_on(async {
             tokio::spawn(async move {
                 tokio::time::sleep(ms(1_000)).await;
-                orders.send(LoopPlan::visit(2, 0, 8, 10)).await.expect("it waits");
+                orders.send(LoopPlan::visit(2, 8, 10)).await.expect("it waits");
             });
             visits(&plan, next, stop, send, &mut log).await
         });
         let sent = |visit| log.tickets.iter().filter(|ticket| ticket.visit == visit).count() as u64;
-        assert!(sent(0) <= plan.tickets() && sent(1) <= LoopPlan::visit(2, 0, 8, 10).tickets(), "{:?}", log.visits);
+        assert!(sent(0) <= plan.tickets() && sent(1) <= LoopPlan::visit(2, 8, 10).tickets(), "{:?}", log.visits);
         assert_eq!(log.visits[0].1.at_most, plan.tickets());
         assert_eq!(log.visits.len(), 2);
     }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::client;
 use crate::client::Endpoint;
+use crate::decide::Note;
 use crate::decide::compare::Baseline;
-use crate::decide::{DEFAULT_P95_FACTOR, Note, Policy};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::preflight;
-use crate::measure::race::{Race, Rules, Visit, grid};
+use crate::measure::race::{Rules, Visit, grid};
 use crate::prompts::Prompt;
 use crate::report::words::{self, list};
 use crate::settings::{Budget, Config, Levels, Settings};
@@ -131,7 +131,7 @@ impl Plan {
         // It ends with the first visit that reaches its limit; a gate may take another few of the level.
         let last = 2 * first_visit(settings, highest).tickets();
         let again = if self.baseline_round { 2 * level_plan(settings, highest).tickets() } else { 0 };
-        full.max(Race::most_requests(&rules(settings), highest)) + last + again
+        full + rules(settings).most_requests(highest) + last + again
     }
 
     fn usually(&self) -> (u64, f64) {
@@ -242,7 +242,7 @@ pub fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
 }
 
 pub fn visit_plan(settings: &Settings, visit: Visit) -> LoopPlan {
-    LoopPlan::visit(visit.level, visit.settle, visit.completions, SAMPLES).with_request_timeout(timeout(settings))
+    LoopPlan::visit(visit.level, visit.completions, SAMPLES).with_request_timeout(timeout(settings))
 }
 
 fn first_visit(settings: &Settings, level: usize) -> LoopPlan {
@@ -255,10 +255,12 @@ fn timeout(settings: &Settings) -> Duration {
 
 /// The rules of a race by these settings.
 pub fn rules(settings: &Settings) -> Rules {
-    let Policy { max_error_rate, max_p95_seconds, tolerance, .. } = settings.config.policy;
-    let slowest = max_p95_seconds.is_none().then_some(DEFAULT_P95_FACTOR);
-    let only_choices = settings.config.benchmark.levels != Levels::Auto;
-    Rules { tolerance, max_error_rate, slowest, only_choices, ..Rules::default() }
+    let benchmark = &settings.config.benchmark;
+    let policy = settings.config.policy.clone();
+    match benchmark.levels {
+        Levels::Auto => Rules::auto(policy),
+        Levels::List(_) => Rules::list(policy, Some(benchmark.total_requests).filter(|_| !settings.quick)),
+    }
 }
 
 #[cfg(test)]
@@ -367,7 +369,7 @@ mod tests {
         assert!(text.contains("at most 400 requests of"), "{text}");
         assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
         // 20 completions of level 10 and what is in flight: after 370 they still fit.
-        let further = visit_plan(&settings(budget), Rules::default().visit_to(10));
+        let further = visit_plan(&settings(budget), rules(&settings(budget)).visit_to(10));
         assert_eq!(listed.no_room(&settings(budget), 370, &further), None);
         assert_eq!(listed.no_room(&settings(budget), 371, &further), Some("max_requests"));
     }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::criterion::{Bench, Group};
-use super::evidence::{Seen, evidence, is_late};
+use super::evidence::{Made, evidence};
 use super::load_thread::{Load, Planned, time_per_wave};
 use super::plan::{self, Plan, SAMPLES};
 use super::race::{Evidence, Race};
 use crate::client::{Endpoint, LlmError};
 use crate::decide::compare::Baseline;
-use crate::decide::{JudgedLevel, Note, Raced, Verdict, judge, open_outages, recommend_after};
+use crate::decide::{Note, Raced, judge, open_outages, recommend_after};
 use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Sample, Stage, Step};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files::{self, TooFewFiles};
@@ -340,20 +340,17 @@ impl<'a> Sweep<'a> {
         visits.map(|of| of.round).max().unwrap_or_default()
     }
 
-    fn evidence(&self, judged: &[JudgedLevel]) -> Evidence {
+    fn evidence(&self) -> Evidence {
         let measurements = self.swept.run.manifest.levels.iter();
-        let seen = measurements
-            .zip(&self.requests)
-            .zip(&self.in_flight_s)
-            .map(|((measurement, requests), in_flight_s)| Seen { measurement, requests, in_flight_s });
-        evidence(&seen.collect::<Vec<_>>(), judged, self.sent, &self.settings.config.policy)
+        let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
+        let made = made.map(|((measurement, requests), in_flight_s)| Made { measurement, requests, in_flight_s });
+        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.config.policy.max_error_rate)
     }
 
     /// What the race came to. Where the run was ended before it, what was found so far is enough if it is sure enough.
     fn conclude(&mut self, race: &mut Race) {
-        let judged = judge(&self.swept.run.summaries, &self.settings.config.policy, true);
         if self.swept.run.manifest.raced.is_none() && !race.standing().decided {
-            race.next(&Evidence { sent: u64::MAX, ..self.evidence(&judged) });
+            race.next(&Evidence { sent: u64::MAX, ..self.evidence() });
         }
         let standing = race.standing();
         let raced = Raced { pick: standing.pick, interval: standing.interval, decided: standing.decided };
@@ -381,7 +378,6 @@ impl<'a> Sweep<'a> {
         }
         let policy = &self.settings.config.policy;
         let visit = |level| plan::visit_plan(self.settings, plan::rules(self.settings).visit_to(level));
-        let judged = judge(&self.swept.run.summaries, policy, true);
         // A server that is gone may come back; until then a level says nothing.
         let is_gone = self.requests.last().is_some_and(|requests| requests.is_outage(policy.max_error_rate));
         let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency).filter(|_| is_gone);
@@ -389,15 +385,10 @@ impl<'a> Sweep<'a> {
             return Some(visit(level));
         }
         if suspects.is_none() {
-            if let Some(next) = race.next(&self.evidence(&judged)) {
+            if let Some(next) = race.next(&self.evidence()) {
                 return Some(plan::visit_plan(self.settings, next));
             }
-            // What a gate decides against by chance, perhaps, where it is the answer.
-            let fails = |level: &&JudgedLevel| Some(level.summary.concurrency) == race.standing().pick;
-            let doubtful = judged.iter().find(fails).filter(|of| of.verdict == Verdict::Fail && !is_late(of, policy));
-            if let Some(level) = doubtful.map(|of| of.summary.concurrency).filter(|_| race.standing().decided) {
-                return Some(visit(level));
-            }
+            let judged = judge(&self.swept.run.summaries, policy, true);
             let open: Vec<usize> = open_outages(&judged).map(|level| level.summary.concurrency).collect();
             if let Some(level) = open.into_iter().find(|level| self.look_again(*level)) {
                 return Some(visit(level));

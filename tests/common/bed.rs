@@ -86,9 +86,10 @@ impl Server {
         self.errors.get(level - 1).or(self.errors.last()).copied().unwrap_or(0.0)
     }
 
-    /// Whether more fails than the default gate allows, or takes longer than five times a request alone.
+    /// Whether more fails than the default gate allows, or takes longer than five times a request alone. A level with 4 %
+    /// of failures may be taken or left, and does not count as the best.
     pub fn fails(&self, level: usize) -> bool {
-        self.error_rate(level) >= 0.05 || self.latency(level) > 5.0
+        self.error_rate(level) >= 0.04 || self.latency(level) > 5.0
     }
 
     /// The best throughput of the levels that do not fail.
