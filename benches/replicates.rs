@@ -9,6 +9,11 @@
 #[path = "../tests/common/virtual_server.rs"]
 mod virtual_server;
 
+#[path = "../tests/common/bed.rs"]
+mod bed;
+#[path = "replicates/cost.rs"]
+mod cost;
+
 use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -69,7 +74,9 @@ fn main() -> ExitCode {
         println!("replicates: takes minutes, so it runs only by `cargo bench --bench replicates`");
         return ExitCode::SUCCESS;
     }
-    let words: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with("--")).collect();
+    let is_value = |at: usize| at > 0 && ["--seed", "--servers", "--noise"].contains(&args[at - 1].as_str());
+    let words = args.iter().enumerate().filter(|&(at, arg)| !arg.starts_with("--") && !is_value(at));
+    let words: Vec<&str> = words.map(|(_, arg)| arg.as_str()).collect();
     let number = |word: &str| word.parse::<usize>().ok().filter(|&n| n > 0);
     let began = Instant::now();
     let mut bars = Bars::default();
@@ -77,6 +84,13 @@ fn main() -> ExitCode {
         [] => {
             study_intervals(&mut bars);
             study_decisions(SWEEPS, &mut bars);
+        }
+        ["cost", rest @ ..] => {
+            let sweeps = rest.first().and_then(|word| number(word)).unwrap_or(20);
+            if let Err(error) = study_cost(&args, sweeps, &mut bars) {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
         }
         ["regression"] => study_regressions(PAIRS, FIRST_SEED, &mut bars),
         // Seeds that no rule was ever looked at with.
@@ -97,6 +111,17 @@ fn main() -> ExitCode {
     }
     eprintln!("{:.0} s", began.elapsed().as_secs_f64());
     bars.verdict()
+}
+
+/// Servers and noise from the files that `--servers` and `--noise` name, or those of the study; seeds from `--seed` on.
+fn study_cost(args: &[String], sweeps: usize, bars: &mut Bars) -> Result<(), String> {
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
+    let servers = value("--servers").map_or_else(|| Ok(bed::servers()), |path| cost::servers_of(path.as_ref()))?;
+    let noises = value("--noise").map_or_else(|| Ok(cost::noises()), |path| cost::noises_of(path.as_ref()))?;
+    let seed =
+        value("--seed").map_or(Ok(1), |seed| seed.parse().map_err(|_| format!("--seed {seed}: not a number")))?;
+    cost::study(&servers, &noises, sweeps, seed, bars);
+    Ok(())
 }
 
 /// What was asked for, and whether it holds.
@@ -687,7 +712,7 @@ fn study_intervals(bars: &mut Bars) {
 }
 
 fn study_interval(bars: &mut Bars, sigma: f64, plan: &LoopPlan, slots: usize) {
-    let (level, requests) = (plan.level, plan.measured());
+    let (level, requests) = (plan.level, plan.measured);
     let server = Server::knee(slots, sigma);
     let truth = server.true_rps(level);
     let all = in_parallel(REPLICATES, |runtime, job| Found::new(runtime, &server, plan, job as u64));
