@@ -312,7 +312,7 @@ impl Race {
         let mean = self.likelihood.iter().zip(&self.curves).map(|(l, curve)| l * curve.prior).sum::<f64>() / all;
         self.least = LEAST * mean;
         // What is far from possible now hardly comes back: it is looked at again now and then.
-        let far = 1e-3 * self.least;
+        let far = 0.1 * self.least;
         self.active = active.into_iter().filter(|&at| self.likelihood[at] > far).collect();
         let most = by_kind.iter().copied().fold(0.0, f64::max);
         let kept = kinds.iter().zip(&by_kind).filter(|(_, weight)| **weight > 1e-3 * most);
