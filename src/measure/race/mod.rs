@@ -564,6 +564,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_cold_engine_did_is_left_out() {
+        let now_s = std::cell::Cell::new(0.0);
+        let cold = |level: usize| {
+            let latency = knee(20)(level).0 * if now_s.get() < 30.0 { 1.0 / 0.7 } else { 1.0 };
+            now_s.set(now_s.get() + latency * (2 * level).max(8).div_ceil(level) as f64);
+            (latency, 0)
+        };
+        let (_, standing) = auto(&cold);
+        assert!(standing.pick.is_some_and(|pick| (19..=24).contains(&pick)), "{standing:?}");
+        assert!((10.0..60.0).contains(&standing.warm_from_s), "{standing:?}");
+        assert_eq!(auto(&knee(20)).1.warm_from_s, 0.0);
+    }
+
+    #[test]
     fn the_same_evidence_gives_the_same_visits() {
         assert_eq!(auto(&knee(20)), auto(&knee(20)));
     }
