@@ -510,9 +510,9 @@ pub fn study(
     let (_, noise) = noises[3].clone();
     let noises = [("5 %, AR(1) 100".to_owned(), noise)];
     let untuned = Study::new(&others, &noises, 2 * sweeps, &seeds);
-    println!("## Servers that nothing was tuned on (benches/replicates/other_servers.yaml)\n");
+    println!("## Servers outside the family of curves (benches/replicates/other_servers.yaml)\n");
     untuned.by_server(0);
-    untuned.check_certainty(AUTO, 0, "untuned servers", |_| true, bars);
+    untuned.check_certainty(AUTO, 0, "servers outside the family", |_| true, bars);
     ablation(&servers, noise, sweeps, &seeds);
     picture(&servers, noise, sweeps, &seeds)
 }
