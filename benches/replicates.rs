@@ -1,7 +1,7 @@
 //! Does the decision hold up? Thousands of sweeps in virtual time, against servers whose throughput is known.
 //!
 //! `cargo bench --bench replicates` replays 100 sweeps per server and noise; `cargo bench --bench replicates -- 30` is
-//! a quick look. `-- regression` holds pairs of sweeps against each other instead, as `--fail-on-regression` does. It
+//! a quick look. `-- cost` says what an answer costs (`-- --help`). `-- regression` holds pairs of sweeps against each other instead, as `--fail-on-regression` does. It
 //! measures with the closed loop of the real sweep, under a clock that jumps from timer to timer, so a
 //! busy machine changes nothing but the time it takes. It prints the tables of METHOD.md, and ends with exit code 1
 //! if a bar is missed.
@@ -15,6 +15,7 @@ mod bed;
 mod cost;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -74,6 +75,10 @@ fn main() -> ExitCode {
         println!("replicates: takes minutes, so it runs only by `cargo bench --bench replicates`");
         return ExitCode::SUCCESS;
     }
+    if args.iter().any(|arg| arg == "--help") {
+        println!("cargo bench --bench replicates -- [N] | regression [SEED] | cost ...\n\n{}", cost::HELP);
+        return ExitCode::SUCCESS;
+    }
     let is_value = |at: usize| at > 0 && ["--seed", "--servers", "--noise"].contains(&args[at - 1].as_str());
     let words = args.iter().enumerate().filter(|&(at, arg)| !arg.starts_with("--") && !is_value(at));
     let words: Vec<&str> = words.map(|(_, arg)| arg.as_str()).collect();
@@ -86,7 +91,7 @@ fn main() -> ExitCode {
             study_decisions(SWEEPS, &mut bars);
         }
         ["cost", rest @ ..] => {
-            let sweeps = rest.first().and_then(|word| number(word)).unwrap_or(20);
+            let sweeps = rest.first().and_then(|word| number(word)).unwrap_or(4);
             if let Err(error) = study_cost(&args, sweeps, &mut bars) {
                 eprintln!("{error}");
                 return ExitCode::FAILURE;
@@ -116,12 +121,9 @@ fn main() -> ExitCode {
 /// Servers and noise from the files that `--servers` and `--noise` name, or those of the study; seeds from `--seed` on.
 fn study_cost(args: &[String], sweeps: usize, bars: &mut Bars) -> Result<(), String> {
     let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
-    let servers = value("--servers").map_or_else(|| Ok(bed::servers()), |path| cost::servers_of(path.as_ref()))?;
-    let noises = value("--noise").map_or_else(|| Ok(cost::noises()), |path| cost::noises_of(path.as_ref()))?;
-    let seed =
-        value("--seed").map_or(Ok(1), |seed| seed.parse().map_err(|_| format!("--seed {seed}: not a number")))?;
-    cost::study(&servers, &noises, sweeps, seed, bars);
-    Ok(())
+    let seed = value("--seed").map(|seed| seed.parse().map_err(|_| format!("--seed {seed}: not a number")));
+    let file = |name: &str| value(name).map(Path::new);
+    cost::study(sweeps, seed.transpose()?, file("--servers"), file("--noise"), bars)
 }
 
 /// What was asked for, and whether it holds.

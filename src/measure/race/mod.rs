@@ -321,7 +321,7 @@ impl Race {
         let mean = self.likelihood.iter().zip(&self.curves).map(|(l, curve)| l * curve.prior).sum::<f64>() / all;
         self.least = LEAST * mean;
         // What is far from possible now hardly comes back: it is looked at again now and then.
-        let far = 1e-3 * self.least;
+        let far = 0.1 * self.least;
         self.active = active.into_iter().filter(|&at| self.likelihood[at] > far).collect();
         let most = by_kind.iter().copied().fold(0.0, f64::max);
         let kept = kinds.iter().zip(&by_kind).filter(|(_, weight)| **weight > 1e-3 * most);
@@ -570,6 +570,20 @@ mod tests {
         assert!(3 * sent(&quick.0) < sent(&visits), "{quick:?}");
         assert!(quick.1.pick.is_some_and(|pick| [20, 25].contains(&pick)), "25 is within 1.3 x 20: {quick:?}");
         assert!(quick.0.iter().all(|visit| list.contains(&visit.level)));
+    }
+
+    #[test]
+    fn what_a_cold_engine_did_is_left_out() {
+        let now_s = std::cell::Cell::new(0.0);
+        let cold = |level: usize| {
+            let latency = knee(20)(level).0 * if now_s.get() < 30.0 { 1.0 / 0.7 } else { 1.0 };
+            now_s.set(now_s.get() + latency * (2 * level).max(8).div_ceil(level) as f64);
+            (latency, 0)
+        };
+        let (_, standing) = auto(&cold);
+        assert!(standing.pick.is_some_and(|pick| (19..=24).contains(&pick)), "{standing:?}");
+        assert!((10.0..60.0).contains(&standing.warm_from_s), "{standing:?}");
+        assert_eq!(auto(&knee(20)).1.warm_from_s, 0.0);
     }
 
     #[test]
