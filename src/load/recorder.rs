@@ -1,8 +1,7 @@
 //! Writes down what the closed loop reports of a measurement: each request into the sidecar, what the figures need into
 //! memory, and the rest into its record.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -11,7 +10,7 @@ use super::closed_loop::{Ending, LoopPlan, LoopRecord, Observer, Ticket, Window}
 use super::self_check::SelfCheck;
 use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
-use crate::figures::{Measurement, Requests, Stage, Step};
+use crate::figures::{Measurement, Requests, Step};
 
 /// A gap between chunks that is longer than an hour counts as an hour, in microseconds.
 const LONGEST_GAP_US: u64 = 3_600_000_000;
@@ -22,11 +21,7 @@ pub struct Recorder<O> {
     /// Gets everything as well: the sidecar, the live view, Criterion.
     next: O,
     began: Instant,
-    visits: Option<Visits>,
-    /// What has ended and was not handed on, by visit.
-    parts: BTreeMap<u32, Requests>,
-    /// Of the visit in hand, as all below.
-    visit: u32,
+    requests: Requests,
     gaps_us: Histogram<u64>,
     self_check: SelfCheck,
     rate_limit: Option<RateLimit>,
@@ -36,43 +31,27 @@ pub struct Recorder<O> {
     last_failure: Option<Failed>,
 }
 
-/// Where a loop of several visits tells of each as it ends, and the number of its first.
-pub struct Visits {
-    pub first: u32,
-    pub to: mpsc::Sender<Recorded>,
-}
-
-/// A measurement that has come to its end, the drain included; or a visit, without one.
+/// A measurement that has come to its end, the drain included.
 pub struct Recorded {
     pub measurement: Measurement,
-    /// By visit; all of a measurement that is none in visit 0.
-    pub parts: BTreeMap<u32, Requests>,
-    /// When those of its cohort were issued that are in flight, seconds since the loop began.
-    pub in_flight_s: Vec<f64>,
+    pub requests: Requests,
     pub ending: Ending,
     pub began: Instant,
     /// Seconds from the first request to the end of the last.
     pub load_s: f64,
-    /// By the loop so far, and what it may send until it is told what comes next.
     pub sent: u64,
-    pub at_most: u64,
     pub last_failure: Option<Failed>,
     /// The server asked to be left alone until then.
     pub not_before: Option<Instant>,
 }
 
 impl<O: Observer> Recorder<O> {
-    pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O, visits: Option<Visits>) -> Self {
+    pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O) -> Self {
         Recorder {
             target,
             next,
             began: Instant::now(),
-            parts: BTreeMap::from([(
-                visits.as_ref().map_or(0, |of| of.first),
-                Requests::with_room_for(plan.tickets()),
-            )]),
-            visits,
-            visit: 0,
+            requests: Requests::with_room_for(plan.tickets()),
             gaps_us: Histogram::new_with_bounds(1, LONGEST_GAP_US, 3).expect("bounds and digits that it can have"),
             self_check: SelfCheck::start(),
             rate_limit: None,
@@ -82,12 +61,7 @@ impl<O: Observer> Recorder<O> {
         }
     }
 
-    /// What is left to hand on when the loop has ended.
-    pub fn finish(mut self, step: Step, record: LoopRecord) -> (Recorded, O) {
-        (self.recorded(step, record, Vec::new()), self.next)
-    }
-
-    fn recorded(&mut self, step: Step, record: LoopRecord, in_flight_s: Vec<f64>) -> Recorded {
+    pub fn finish(self, step: Step, record: LoopRecord) -> (Recorded, O) {
         let gaps = self.gaps_us.iter_recorded().map(|bin| (bin.value_iterated_to(), bin.count_at_value()));
         let measurement = Measurement {
             stage: step.stage,
@@ -97,42 +71,29 @@ impl<O: Observer> Recorder<O> {
             rate_limit: self.rate_limit,
             ..record.measurement(step.level)
         };
-        Recorded {
+        let recorded = Recorded {
             measurement,
-            parts: std::mem::take(&mut self.parts),
-            in_flight_s,
+            requests: self.requests,
             ending: record.ending,
             began: self.began,
             load_s: self.began.elapsed().as_secs_f64(),
             sent: record.sent,
-            at_most: record.at_most,
-            last_failure: self.last_failure.clone(),
+            last_failure: self.last_failure,
             not_before: self.not_before,
-        }
+        };
+        (recorded, self.next)
     }
 }
 
 impl<O: Observer> Observer for Recorder<O> {
-    fn begins(&mut self, plan: &LoopPlan, visit: u32) {
-        if visit > 0 {
-            self.visit = visit;
-            self.gaps_us.reset();
-            self.self_check = SelfCheck::start();
-            self.rate_limit = None;
-        }
-        self.next.begins(plan, visit);
-    }
-
     fn issued(&mut self, ticket: Ticket) {
         self.next.issued(ticket);
     }
 
     fn ended(&mut self, mut outcome: RequestOutcome, mut reply: Reply) {
         outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
-        let of_visit = outcome.visit.unwrap_or_default();
-        outcome.visit = self.visits.as_ref().map(|visits| visits.first + of_visit);
-        self.parts.entry(outcome.visit.unwrap_or_default()).or_default().push(&outcome);
-        if outcome.is_success() && outcome.phase == Phase::Measured && of_visit == self.visit {
+        self.requests.push(&outcome);
+        if outcome.is_success() && outcome.phase == Phase::Measured {
             reply.gaps_us.iter().for_each(|&gap| self.gaps_us.saturating_record(u64::from(gap)));
         }
         if let Some(failed) = reply.failure.take() {
@@ -152,13 +113,5 @@ impl<O: Observer> Observer for Recorder<O> {
     fn window(&mut self, window: Window) {
         self.self_check.window_ended();
         self.next.window(window);
-    }
-
-    fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
-        let Some(first) = self.visits.as_ref().map(|visits| visits.first) else { return };
-        let step = Step { level, stage: Stage::Visit, round: first + visit };
-        let recorded = self.recorded(step, record, in_flight_s);
-        // Nobody is there to be told any more only if the run has failed.
-        let _ = self.visits.as_ref().map(|visits| visits.to.send(recorded));
     }
 }
