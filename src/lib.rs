@@ -3,11 +3,14 @@
 //! The data flow, one folder a step:
 //!
 //! ```text
-//! settings -> measure: which level next    load: closed loop -> client -> one outcome a request
-//!                      windows -> Criterion, outcomes -> record (sidecar)
-//!             figures: outcomes -> LevelSummary
-//!             decide:  summaries + Policy -> Recommendation, and against a baseline
-//!             report:  causes in English, terminal, page, exports      patch: the number into config.yaml
+//! commands  what was asked for; settings from file, environment and flags; prompts
+//! measure   which level next, until decide has its answer:
+//!   load      closed loop -> client -> one outcome a request
+//!   record    outcomes to a sidecar, windows to Criterion
+//!   figures   outcomes -> LevelSummary
+//!   decide    summaries + Policy -> Recommendation, also against a baseline
+//! report    the Recommendation in English: terminal, page, exports; monitor shows it live
+//! patch     the number into config.yaml (`recommend --update-config`, `run --update-config`)
 //! ```
 //!
 //! `simulator` is a server to measure when there is none; it shares no type with the client. With

@@ -162,7 +162,7 @@ pub struct Budget {
     /// Stop before more requests than this are sent
     #[arg(long, env = "LLM_BENCH_MAX_REQUESTS", value_name = "N", value_parser = whole::<u64>)]
     pub max_requests: Option<u64>,
-    /// Stop before more output tokens than this are made, as the server counts them (`max_tokens` each where it does not)
+    /// Stop before more output tokens than this could be made, counted as max_tokens for each request
     #[arg(long, env = "LLM_BENCH_MAX_OUTPUT_TOKENS", value_name = "N", value_parser = whole::<u64>)]
     pub max_output_tokens: Option<u64>,
     /// Stop after this many minutes

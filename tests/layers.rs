@@ -1,4 +1,4 @@
-//! Holds the arrows between the folders of `src`, of which the compiler knows nothing.
+//! Enforces the dependency rules between the folders of `src`, which the compiler does not check.
 
 use std::fs;
 use std::path::Path;

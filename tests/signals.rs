@@ -250,7 +250,7 @@ fn signals_give_up_the_current_level_and_show_the_rest() {
         assert!(row("50 ").contains("not used: ") && row("50 ").contains("interrupted"), "{stdout}");
         assert!(stdout.contains("note: Stopped at level 50: interrupted"), "{stdout}");
         let stderr = running.stderr();
-        assert!(stderr.contains("interrupted: giving up the level in hand (again to kill)"), "{stderr}");
+        assert!(stderr.contains("interrupted: giving up the current level (again to kill)"), "{stderr}");
         assert!(stderr.contains("(every request)") && !stderr.contains("panicked"), "{stderr}");
 
         assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);

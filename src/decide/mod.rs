@@ -50,7 +50,7 @@ pub struct Policy {
     pub objective: Objective,
     /// A level passes while failures / requests stay strictly below this.
     pub max_error_rate: f64,
-    /// Without one, five times the P95 of the lowest level that passes on errors.
+    /// Without one, five times the P95 of the lowest level that passes all gates but those on times.
     pub max_p95_seconds: Option<f64>,
     /// Not gated without one.
     pub max_p99_seconds: Option<f64>,

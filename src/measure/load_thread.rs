@@ -129,7 +129,7 @@ impl InProgress {
 }
 
 fn ended_early() -> SweepError {
-    SweepError::Thread(std::io::Error::other("it ended too early"))
+    SweepError::Thread(std::io::Error::other("it ended before its measurement did"))
 }
 
 /// Window x level / successes: the time in which `level` successes arrive. A window without any counts as one.
@@ -238,7 +238,7 @@ impl Load {
         job: impl FnOnce() -> F + Send + 'static,
     ) -> Result<(), SweepError> {
         let job: Job = Box::new(move || Box::pin(job()));
-        self.jobs.send(job).map_err(|_| SweepError::Thread(std::io::Error::other("it is gone")))
+        self.jobs.send(job).map_err(|_| SweepError::Thread(std::io::Error::other("it has ended")))
     }
 
     /// Sends a job and waits for what comes of it.

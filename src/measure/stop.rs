@@ -90,7 +90,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<S
         };
         asked = true;
         Stopper { signal, reason: reason.clone() }.stop(Stop::Interrupted);
-        say(": giving up the level in hand (again to kill)");
+        say(": giving up the current level (again to kill)");
     }
 }
 

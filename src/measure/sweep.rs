@@ -43,7 +43,7 @@ pub enum SweepError {
     /// A mode of Criterion's in which nothing true can be measured.
     #[error("{0}")]
     Refused(String),
-    #[error("cannot start the load thread: {0}")]
+    #[error("the load thread: {0}")]
     Thread(#[from] std::io::Error),
     #[error("{0}")]
     Endpoint(String),

@@ -1,4 +1,5 @@
-//! The only place with English about results, and with the way numbers are written. No other code looks into it.
+//! English about results: verdicts, reasons, notes, and how numbers are written. Other code prints these sentences and
+//! never looks into them.
 //!
 //! [`causes`] are phrases that stand behind a verdict; reasons and notes are sentences.
 
