@@ -673,9 +673,9 @@ fn the_servers_own_queue_stands_beside_the_curve() {
     folder.tool(&["run", "--levels", "1,10", "--total-requests", "100", "--max-requests", "300", "--server-metrics"]);
     let (results, manifest) = left_behind(&folder);
     let [first, last] = [0, 1].map(|at| &results["levels"][at]["server"]);
-    assert_eq!(manifest["levels"][1]["server"]["looks"], last["looks"]);
+    assert_eq!(manifest["levels"][1]["server"]["readings"], last["readings"]);
     let number = |load: &Value, key: &str| load[key].as_f64().unwrap();
-    assert!(number(first, "waiting") < 1.0 && number(first, "looks") >= 2.0, "{first}");
+    assert!(number(first, "waiting") < 1.0 && number(first, "readings") >= 2.0, "{first}");
     assert!(number(last, "running") <= 2.0 && number(last, "waiting") > 5.0, "{last}");
     let mut files = fs::read_dir(folder.path("results")).unwrap().map(|entry| entry.unwrap().path());
     let page = files.find(|path| path.extension().is_some_and(|ending| ending == "html")).unwrap();

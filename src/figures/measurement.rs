@@ -105,7 +105,8 @@ impl ClientLoad {
 #[serde(default)]
 pub struct ServerLoad {
     /// How often it was asked.
-    pub looks: u64,
+    #[serde(alias = "looks")]
+    pub readings: u64,
     /// Requests that it worked on.
     pub running: Option<f64>,
     /// Requests that waited in its queue.
@@ -117,13 +118,13 @@ pub struct ServerLoad {
 impl ServerLoad {
     /// The mean of both, weighted by how often each was asked for.
     pub fn with(self, other: ServerLoad) -> Self {
-        let (own, more) = (self.looks as f64, other.looks as f64);
+        let (own, more) = (self.readings as f64, other.readings as f64);
         let mean = |a: Option<f64>, b: Option<f64>| match (a, b) {
             (Some(a), Some(b)) => Some((a * own + b * more) / (own + more)),
             (a, b) => a.or(b),
         };
         ServerLoad {
-            looks: self.looks + other.looks,
+            readings: self.readings + other.readings,
             running: mean(self.running, other.running),
             waiting: mean(self.waiting, other.waiting),
             kv_cache: mean(self.kv_cache, other.kv_cache),

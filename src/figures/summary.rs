@@ -592,7 +592,7 @@ mod tests {
     fn measurements_of_a_level_are_pooled() {
         let quota = |remaining| Some(RateLimit { remaining_requests: Some(remaining), ..RateLimit::default() });
         let cost = |cpu, lag| Some(ClientLoad { cpu, timer_lag_p95_s: Some(lag) });
-        let load = |looks, running| Some(ServerLoad { looks, running: Some(running), ..ServerLoad::default() });
+        let load = |readings, running| Some(ServerLoad { readings, running: Some(running), ..ServerLoad::default() });
         let first = Measurement {
             client: cost(Some(0.4), 0.001),
             rate_limit: quota(5),

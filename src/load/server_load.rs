@@ -38,7 +38,7 @@ fn parse(text: &str) -> Option<ServerLoad> {
     // Engines side by side each have a series: what they do adds up, and the fullest cache is the one that matters.
     let sum = |values: Vec<f64>| values.into_iter().reduce(|a, b| a + b);
     let load = ServerLoad {
-        looks: 1,
+        readings: 1,
         running: sum(values(&RUNNING)),
         waiting: sum(values(&WAITING)),
         kv_cache: values(&KV_CACHE).into_iter().reduce(f64::max),
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn load(running: Option<f64>, waiting: Option<f64>, kv_cache: Option<f64>) -> Option<ServerLoad> {
-        Some(ServerLoad { looks: 1, running, waiting, kv_cache })
+        Some(ServerLoad { readings: 1, running, waiting, kv_cache })
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Search {
             return;
         }
         let round = self.round;
-        // However clear it looks, a few requests are no answer: nor where the best is known by so few.
+        // However clear it doubted, a few requests are no answer: nor where the best is known by so few.
         let picked = |level: &&JudgedLevel| Some(level.summary.concurrency) == decided.recommended_concurrency;
         let best = best_passing(&decided.levels, &self.policy).map(|best| best.0);
         let mut decisive = decided.levels.iter().find(picked).into_iter().chain(best);
@@ -227,11 +227,11 @@ fn second_looks<'a>(decided: &'a Recommendation, policy: &Policy) -> Vec<&'a Jud
         let concurrency = Some(level.summary.concurrency);
         (changes && (concurrency == would_be || concurrency == would_be_best)) || Some(*level) == first_above
     };
-    let mut looks: Vec<_> = levels.iter().filter(doubtful).filter(matters).collect();
-    if policy.max_p95_seconds.is_none() && looks.iter().any(|level| level.gate == Some(Gate::P95)) {
-        looks.extend(passing(levels).next().filter(|reference| !is_confirmed(reference)));
+    let mut doubted: Vec<_> = levels.iter().filter(doubtful).filter(matters).collect();
+    if policy.max_p95_seconds.is_none() && doubted.iter().any(|level| level.gate == Some(Gate::P95)) {
+        doubted.extend(passing(levels).next().filter(|reference| !is_confirmed(reference)));
     }
-    looks
+    doubted
 }
 
 /// An adaptive search.
@@ -541,28 +541,28 @@ mod tests {
     #[test]
     fn an_uncertain_gate_that_matters_gets_a_second_look() {
         let failing = |level, rps| exact(level, rps, 0.06);
-        let looks = |pooled: &[LevelSummary]| {
+        let doubted = |pooled: &[LevelSummary]| {
             let decided = recommend(pooled, &Policy::default());
             second_looks(&decided, &Policy::default()).iter().map(|level| level.summary.concurrency).collect::<Vec<_>>()
         };
         let below = [exact(1, 1.0, 0.0), failing(10, 19.5), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
-        assert_eq!(looks(&below), [10]);
+        assert_eq!(doubted(&below), [10]);
         let best =
             [exact(1, 1.0, 0.0), exact(10, 10.0, 0.0), exact(20, 10.1, 0.0), failing(30, 15.0), exact(40, 10.0, 0.0)];
-        assert_eq!(looks(&best), [30]);
+        assert_eq!(doubted(&best), [30]);
         let first_above = [exact(1, 1.0, 0.0), exact(10, 10.0, 0.0), failing(20, 10.1), failing(40, 10.1)];
-        assert_eq!(looks(&first_above), [20]);
+        assert_eq!(doubted(&first_above), [20]);
         // Neither one that changes nothing, nor one that was looked at again, nor one that clearly fails.
         let bystander = [failing(1, 1.0), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
-        assert_eq!(looks(&bystander), [0; 0]);
+        assert_eq!(doubted(&bystander), [0; 0]);
         let again = [exact(1, 1.0, 0.0), again(2, failing(10, 19.5)), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
-        assert_eq!(looks(&again), [0; 0]);
+        assert_eq!(doubted(&again), [0; 0]);
         let clear = [exact(1, 1.0, 0.0), exact(10, 19.5, 0.5), exact(20, 20.0, 0.0), exact(40, 20.0, 0.0)];
-        assert_eq!(looks(&clear), [0; 0]);
+        assert_eq!(doubted(&clear), [0; 0]);
         // Nor is one asked for where all fails by chance, maybe, but for what would be the answer.
         let all: Vec<_> =
             [(1, 1.0), (10, 10.0), (20, 19.5), (30, 20.0), (40, 19.9)].map(|(n, rps)| failing(n, rps)).into();
-        assert_eq!(looks(&all), [20, 30]);
+        assert_eq!(doubted(&all), [20, 30]);
     }
 
     /// 903 against 900 ms, which is five times what level 1 took, give or take a third.
