@@ -119,36 +119,11 @@ impl RequestOutcome {
         self.failure.is_none() && self.end_s.is_some()
     }
 
-    /// Seconds of this request's life inside `window` (0 while its end is unknown).
-    pub fn overlap_s(&self, window: [f64; 2]) -> f64 {
-        self.end_s.map_or(0.0, |end| overlap([self.start_s, end], window))
-    }
-
-    /// Seconds inside `window` in which its permit was held back after it had failed.
-    pub fn held_back_s(&self, window: [f64; 2]) -> f64 {
-        self.end_s.zip(self.held_s).map_or(0.0, |(end, held)| overlap([end, end + held], window))
-    }
-
-    /// Share of this request's life inside `window`, between 0 and 1.
-    ///
-    /// An instantaneous request (latency 0) counts whole if it ended inside.
-    pub fn share(&self, window: [f64; 2]) -> f64 {
-        match (self.end_s, self.latency_s) {
-            (Some(_), Some(latency)) if latency > 0.0 => self.overlap_s(window) / latency,
-            (Some(end), _) if window[0] < end && end <= window[1] => 1.0,
-            _ => 0.0,
-        }
-    }
-
     /// Time per output token after the first, `(latency - TTFT) / (output tokens - 1)`, in seconds.
     pub fn tpot_s(&self) -> Option<f64> {
         let tokens = self.output_tokens.filter(|&n| n > 1)?;
         Some((self.latency_s? - self.ttft_s?) / f64::from(tokens - 1))
     }
-}
-
-fn overlap([from, to]: [f64; 2], window: [f64; 2]) -> f64 {
-    (to.min(window[1]) - from.max(window[0])).max(0.0)
 }
 
 #[cfg(test)]
@@ -165,24 +140,6 @@ pub(crate) mod tests {
             status: Some(200),
             ..RequestOutcome::default()
         }
-    }
-
-    #[test]
-    fn share_is_the_part_of_the_life_inside_the_window() {
-        for (start, end, share) in [
-            (1.0, 3.0, 1.0),
-            (0.0, 2.0, 0.5),
-            (2.5, 4.5, 0.25),
-            (0.0, 4.0, 0.5),
-            (3.0, 4.0, 0.0),
-            (0.0, 1.0, 0.0),
-            (2.0, 2.0, 1.0),
-        ] {
-            assert_eq!(outcome(start, end).share([1.0, 3.0]), share, "{start}..{end}");
-        }
-        let cut = RequestOutcome { end_s: None, latency_s: None, ..outcome(1.0, 2.0) };
-        assert!(!cut.is_success());
-        assert_eq!(cut.share([0.0, 9.0]), 0.0, "its end is unknown");
     }
 
     #[test]

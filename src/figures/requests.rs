@@ -145,7 +145,8 @@ impl Request {
         overlap([self.end_s, self.end_s + self.held_s], window)
     }
 
-    /// As [`RequestOutcome::share`].
+    /// Share of its life inside `window`, between 0 and 1. An instantaneous request (latency 0) counts whole if it ended
+    /// inside.
     pub fn share(&self, window: [f64; 2]) -> f64 {
         let latency = self.end_s - self.start_s;
         if latency > 0.0 {
@@ -158,4 +159,32 @@ impl Request {
 /// 0 where an end is not a number.
 fn overlap([from, to]: [f64; 2], window: [f64; 2]) -> f64 {
     if to.is_nan() { 0.0 } else { (to.min(window[1]) - from.max(window[0])).max(0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::outcome::tests::outcome;
+
+    fn share_of(outcome: &RequestOutcome, window: [f64; 2]) -> f64 {
+        Requests::from_iter([outcome]).rows[0].share(window)
+    }
+
+    #[test]
+    fn share_is_the_part_of_the_life_inside_the_window() {
+        for (start, end, share) in [
+            (1.0, 3.0, 1.0),
+            (0.0, 2.0, 0.5),
+            (2.5, 4.5, 0.25),
+            (0.0, 4.0, 0.5),
+            (3.0, 4.0, 0.0),
+            (0.0, 1.0, 0.0),
+            (2.0, 2.0, 1.0),
+        ] {
+            assert_eq!(share_of(&outcome(start, end), [1.0, 3.0]), share, "{start}..{end}");
+        }
+        let cut = RequestOutcome { end_s: None, latency_s: None, ..outcome(1.0, 2.0) };
+        assert!(!cut.is_success());
+        assert_eq!(share_of(&cut, [0.0, 9.0]), 0.0, "its end is unknown");
+    }
 }
