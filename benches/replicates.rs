@@ -1,7 +1,7 @@
 //! Does the decision hold up? Thousands of sweeps in virtual time, against servers whose throughput is known.
 //!
 //! `cargo bench --bench replicates` replays 100 sweeps per server and noise; `cargo bench --bench replicates -- 30` is
-//! a quick look. `-- regression` holds pairs of sweeps against each other instead, as `--fail-on-regression` does. It
+//! a quick look. `-- cost` says what an answer costs (`-- --help`). `-- regression` holds pairs of sweeps against each other instead, as `--fail-on-regression` does. It
 //! measures with the closed loop of the real sweep, under a clock that jumps from timer to timer, so a
 //! busy machine changes nothing but the time it takes. It prints the tables of METHOD.md, and ends with exit code 1
 //! if a bar is missed.
@@ -9,7 +9,13 @@
 #[path = "../tests/common/virtual_server.rs"]
 mod virtual_server;
 
+#[path = "../tests/common/bed.rs"]
+mod bed;
+#[path = "replicates/cost.rs"]
+mod cost;
+
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -69,7 +75,13 @@ fn main() -> ExitCode {
         println!("replicates: takes minutes, so it runs only by `cargo bench --bench replicates`");
         return ExitCode::SUCCESS;
     }
-    let words: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with("--")).collect();
+    if args.iter().any(|arg| arg == "--help") {
+        println!("cargo bench --bench replicates -- [N] | regression [SEED] | cost ...\n\n{}", cost::HELP);
+        return ExitCode::SUCCESS;
+    }
+    let is_value = |at: usize| at > 0 && ["--seed", "--servers", "--noise"].contains(&args[at - 1].as_str());
+    let words = args.iter().enumerate().filter(|&(at, arg)| !arg.starts_with("--") && !is_value(at));
+    let words: Vec<&str> = words.map(|(_, arg)| arg.as_str()).collect();
     let number = |word: &str| word.parse::<usize>().ok().filter(|&n| n > 0);
     let began = Instant::now();
     let mut bars = Bars::default();
@@ -77,6 +89,13 @@ fn main() -> ExitCode {
         [] => {
             study_intervals(&mut bars);
             study_decisions(SWEEPS, &mut bars);
+        }
+        ["cost", rest @ ..] => {
+            let sweeps = rest.first().and_then(|word| number(word)).unwrap_or(4);
+            if let Err(error) = study_cost(&args, sweeps, &mut bars) {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
         }
         ["regression"] => study_regressions(PAIRS, FIRST_SEED, &mut bars),
         // Seeds that no rule was ever looked at with.
@@ -97,6 +116,14 @@ fn main() -> ExitCode {
     }
     eprintln!("{:.0} s", began.elapsed().as_secs_f64());
     bars.verdict()
+}
+
+/// Servers and noise from the files that `--servers` and `--noise` name, or those of the study; seeds from `--seed` on.
+fn study_cost(args: &[String], sweeps: usize, bars: &mut Bars) -> Result<(), String> {
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
+    let seed = value("--seed").map(|seed| seed.parse().map_err(|_| format!("--seed {seed}: not a number")));
+    let file = |name: &str| value(name).map(Path::new);
+    cost::study(sweeps, seed.transpose()?, file("--servers"), file("--noise"), bars)
 }
 
 /// What was asked for, and whether it holds.
@@ -687,7 +714,7 @@ fn study_intervals(bars: &mut Bars) {
 }
 
 fn study_interval(bars: &mut Bars, sigma: f64, plan: &LoopPlan, slots: usize) {
-    let (level, requests) = (plan.level, plan.measured());
+    let (level, requests) = (plan.level, plan.measured);
     let server = Server::knee(slots, sigma);
     let truth = server.true_rps(level);
     let all = in_parallel(REPLICATES, |runtime, job| Found::new(runtime, &server, plan, job as u64));

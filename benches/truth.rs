@@ -181,7 +181,7 @@ impl Server {
             println!(
                 "{:>6} {:>8} {:>10.2} {:>8.3} {:>10.2} {:>8} {:>8} {:>8}{}",
                 level.level,
-                plan(level.level, size(level.level)).measured(),
+                plan(level.level, size(level.level)).measured,
                 level.throughput_rps,
                 level.throughput_rps / best_rps(truth),
                 median(runs),

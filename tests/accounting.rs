@@ -87,7 +87,7 @@ fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
                 *by_status.entry(line.status.expect("the server answered")).or_default() += 1;
             }
             let cohort = lines.iter().filter(|line| line.phase == Phase::Measured).count();
-            assert!(cohort >= plan.measured(), "{what}: {cohort}");
+            assert!(cohort >= plan.measured, "{what}: {cohort}");
             in_cohorts += cohort as u64;
         }
         assert_eq!(summary.requests, Some(in_cohorts), "{what}");

@@ -28,6 +28,7 @@ fn outcomes(level: usize, n: usize, failing: usize) -> impl Iterator<Item = Requ
         let latency = (0.15 + 0.1 * ((seq * 7919) % 100) as f64 / 100.0) * stretch;
         let failed = seq % failing == failing - 1;
         RequestOutcome {
+            visit: None,
             seq: seq as u64,
             phase: if seq < level { Phase::Warmup } else { Phase::Measured },
             sample: None,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use llm_concurrency::client::Env;
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
-use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::decide::{Policy, Raced, recommend};
 use llm_concurrency::figures::{LevelState, LevelSummary, Measurement, Sample, Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
@@ -75,6 +75,7 @@ impl Disk {
             },
             identity,
             levels: Vec::new(),
+            raced: None,
         };
         Recorded { folder: self.places().runs.join(manifest.run_id.as_str()), manifest }
     }
@@ -134,6 +135,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
     let sidecar = match step.stage {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
         Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
+        Stage::Visit => "visits.jsonl".to_owned(),
     };
     fs::create_dir_all(&run.folder).unwrap();
     fs::write(run.folder.join(sidecar), lines.collect::<String>()).unwrap();
@@ -157,6 +159,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
 fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
     RequestOutcome {
         seq,
+        visit: None,
         phase: Phase::Measured,
         sample: None,
         start_s,
@@ -273,6 +276,46 @@ fn the_records_of_requests_come_in_the_order_in_which_they_were_made() {
 }
 
 /// Confirm rounds without the first measurement of their own run are no measurement.
+/// Criterion has one entry for all visits to a level, and none for a level that was visited for a few requests.
+#[test]
+fn visits_of_a_run_are_pooled_by_their_levels_one_entry() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1, 2]);
+    let visit = |round, level| Step { level, stage: Stage::Visit, round };
+    for (round, level, rps) in [(1, 1, 10.0), (2, 2, 20.0), (3, 2, 40.0)] {
+        measure_step(&disk, &mut run, visit(round, level), rps);
+    }
+    // As the engine does it: the requests of all visits are in one file, and the first visit to a level carries its entry.
+    let lines = [(1, 10.0), (2, 20.0), (3, 40.0)].map(|(round, rps): (u32, f64)| {
+        let level = if round == 1 { 1.0 } else { 2.0 };
+        let line = |seq: u64| {
+            let start = seq as f64 / rps;
+            let request = RequestOutcome { visit: Some(round), ..outcome(seq, start, start + level / rps) };
+            serde_json::to_string(&request).unwrap() + "\n"
+        };
+        (0..100).map(line).collect::<String>()
+    });
+    fs::write(run.folder.join("visits.jsonl"), lines.concat()).unwrap();
+    for unnamed in [0, 2] {
+        run.manifest.levels[unnamed].sample_ns.clear();
+    }
+    let times = &run.manifest.levels[1].sample_ns;
+    disk.criterion_file(
+        visit(2, 2),
+        "sample.json",
+        &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
+    );
+    run.manifest.raced = Some(Raced { pick: Some(2), interval: [2, 2], decided: true });
+    run.manifest.about.settings.policy = Some(Policy::default());
+    fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
+    let measured = disk.load(CONFIG).unwrap();
+    assert_eq!(measured.levels.iter().map(|level| level.requests).collect::<Vec<_>>(), [Some(100), Some(200)]);
+    // By the time that the permits were held: 100 requests at 20/s and 100 at 40/s take 7.5 s.
+    let rps = measured.levels[1].throughput_rps.unwrap().estimate;
+    assert!((rps - 200.0 / 7.5).abs() < 0.01, "{rps}");
+    assert!(!measured.incomplete && measured.raced.is_some_and(|(raced, _)| raced.pick == Some(2)));
+}
+
 #[test]
 fn a_level_measured_anew_takes_no_confirm_round_of_an_older_run() {
     let mut disk = Disk::new();
@@ -466,7 +509,8 @@ fn two_runs_of_one_second_have_a_results_file_each() {
         let mut recorded = Recorded { folder: run.folder().to_owned(), manifest: run.manifest.clone() };
         record(&mut recorded, sweep(1), 10.0, LevelState::Complete);
         let summary = LevelSummary { concurrency: 1, ..LevelSummary::default() };
-        run.level_ended(recorded.manifest.levels.remove(0), summary).unwrap();
+        run.manifest.levels.push(recorded.manifest.levels.remove(0));
+        run.level_ended(1, summary).unwrap();
     }
     for run in &runs {
         run.write_results(None).unwrap();

@@ -79,13 +79,13 @@ fn assert_accounts(level: usize, measured: &Measured) {
     assert_eq!(seqs.len(), outcomes.len(), "no sequence number comes twice");
     assert!(outcomes.iter().all(|outcome| outcome.is_success()));
     let cohort = outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured).count() as u64;
-    assert!(cohort >= plan.measured() as u64);
+    assert!(cohort >= plan.measured as u64);
     assert_eq!((summary.requests, summary.succeeded), (Some(cohort), Some(cohort)));
     for (at, window) in record.windows.iter().enumerate() {
         assert_eq!(window.completed, window.succeeded);
         // The last one waits until the cohort is whole; completions at the very end of the warm-up may make it short.
         let is_last = at + 1 == record.windows.len();
-        assert!(window.completed == plan.window || is_last && window.completed > plan.window, "{at}: {window:?}");
+        assert!(window.completed == plan.window(0) || is_last && window.completed > plan.window(0), "{at}: {window:?}");
     }
     // Fewer in flight would be another level than the one that is reported.
     assert!(summary.mean_in_flight.unwrap() > 0.9 * level as f64, "{:?}", summary.mean_in_flight);

@@ -79,9 +79,13 @@ pub enum Phase {
 pub struct RequestOutcome {
     /// Order of issue within the level, from 0.
     pub seq: u64,
+    /// The visit in which it was issued, from 1, where a loop makes several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visit: Option<u32>,
     /// Of its **issue**.
     pub phase: Phase,
-    /// Window in which it **completed**; null before and after the measured window.
+    /// Window in which it **completed**; null before and after the measured window, and where the level had changed by
+    /// then.
     pub sample: Option<u32>,
     /// When it might be sent (permit held).
     pub start_s: f64,

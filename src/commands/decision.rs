@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::page::Recorded;
 use super::{page, print};
 use crate::client::Endpoint;
-use crate::decide::{Note, Recommendation, recommend};
+use crate::decide::{Note, Recommendation, recommend_after};
 use crate::load::self_check::cpu_of_this_process;
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
@@ -42,13 +42,15 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Me
 pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
     let requests = file.requests(places);
-    let ResultsFile { run_id, about, levels, .. } = file;
+    let ResultsFile { run_id, about, levels, raced, .. } = file;
     let simulated = about.simulated();
     let model = if simulated { Some(SIMULATED_MODEL.to_owned()) } else { about.model.clone() };
     let (endpoint, started_at) = (about.endpoint.clone(), about.started_at.clone());
     let is_described = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
+    let raced = raced.zip(about.settings.policy.clone());
     let measured = Measured {
         levels,
+        raced,
         notes: is_described.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect(),
         quick: about.settings.quick,
         simulated,
@@ -59,11 +61,16 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measure
 }
 
 pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
-    let mut recommendation = recommend(&measured.levels, &settings.config.policy);
+    let policy = &settings.config.policy;
+    // By another policy the race would have asked for something else.
+    let raced = measured.raced.as_ref().filter(|(_, by)| by == policy).map(|(raced, _)| raced);
+    let mut recommendation = recommend_after(raced, &measured.levels, policy);
     recommendation.simulated = measured.simulated;
-    recommendation.notes.extend(measured.quick.then_some(Note::Quick));
+    // The short way to an answer is as sure as the long one where the race decided.
+    let quick = measured.quick && raced.is_none();
+    recommendation.notes.extend(quick.then_some(Note::Quick));
     recommendation.notes.extend(measured.unlisted_model.then_some(Note::UnlistedModel));
-    recommendation.provisional |= measured.quick || measured.incomplete;
+    recommendation.provisional |= quick || measured.incomplete;
     recommendation.notes.extend(measured.notes);
     recommendation
 }
@@ -100,6 +107,7 @@ pub(super) fn conclude(
             levels: swept.run.summaries.clone(),
             quick: settings.quick,
             unlisted_model: manifest.about.settings.model_is_listed == Some(false),
+            raced: manifest.raced.map(|raced| (raced, settings.config.policy.clone())),
             ..Measured::default()
         }
     };

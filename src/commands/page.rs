@@ -42,7 +42,10 @@ fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
         let mut measurement = Measurement::new(file.level, file.window_s);
         let read = read_sidecar(&file.path).and_then(|mut lines| {
             lines.try_for_each(|outcome| {
-                measurement.add(outcome?);
+                let outcome = outcome?;
+                if file.visit.is_none() || outcome.visit == file.visit {
+                    measurement.add(outcome);
+                }
                 Ok(())
             })
         });

@@ -49,6 +49,8 @@ pub struct Limit {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reason {
     WithinTolerance { objective: Objective, tolerance: f64, of_best: Option<(f64, usize)> },
+    ByVisits { objective: Objective, tolerance: f64 },
+    NotDecided { interval: Option<[usize; 2]> },
     StillRising { level: usize, is_highest: bool },
     LastPassing { level: usize, failed: usize, causes: Vec<Cause> },
     LowestTested { level: usize },

@@ -7,18 +7,25 @@ use crate::figures::{LevelState, LevelSummary, Outage, Reach, wilson};
 
 /// Requests, fixed and per level: below these a level is not used.
 const USABLE: (u64, u64) = (30, 3);
+/// The same after a race.
+const USABLE_IN_RACE: (u64, u64) = (5, 0);
 /// Without a limit of the user's own, P95 may be this many times that of the lowest level.
 pub(crate) const DEFAULT_P95_FACTOR: f64 = 5.0;
 /// P99 of fewer requests than this is little more than the largest value.
 const SMALLEST_N_FOR_P99: u64 = 400;
+/// In fewer answers of a race their mean length is a matter of luck.
+const FEWEST_ANSWERS: u64 = 60;
 /// A level whose answers are shorter than this share of the median over the levels is not picked.
 const SHRUNK_OUTPUT: f64 = 0.8;
 
-pub(super) fn judge_all(levels: Vec<LevelSummary>, policy: &Policy) -> Vec<JudgedLevel> {
-    let mut judged: Vec<_> = levels.into_iter().map(|level| judge_errors(level, policy)).collect();
+pub(super) fn judge_all(levels: Vec<LevelSummary>, policy: &Policy, raced: bool) -> Vec<JudgedLevel> {
+    let usable = if raced { USABLE_IN_RACE } else { USABLE };
+    let mut judged: Vec<_> = levels.into_iter().map(|level| judge_errors(level, policy, usable)).collect();
     let median_tokens = median(passing(&judged).filter_map(|level| level.summary.mean_output_tokens).collect());
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
-        if let Some(cause) = shrunk_output(&level.summary, median_tokens) {
+        let few = raced && level.summary.requests.is_some_and(|n| n < FEWEST_ANSWERS);
+        let cause = shrunk_output(&level.summary, median_tokens);
+        if let Some(cause) = cause.filter(|cause| !few || matches!(cause, Cause::EndedAtOnce { .. })) {
             fail(level, Gate::Output, cause, false);
         }
     }
@@ -34,7 +41,7 @@ fn fail(level: &mut JudgedLevel, gate: Gate, cause: Cause, uncertain: bool) {
     (level.verdict, level.gate, level.causes, level.uncertain) = (Verdict::Fail, Some(gate), vec![cause], uncertain);
 }
 
-fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
+fn judge_errors(mut summary: LevelSummary, policy: &Policy, usable: (u64, u64)) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
     for ours in ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"] {
         summary.unknown.remove(ours);
@@ -45,7 +52,7 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy) -> JudgedLevel {
     // Without any failure the interval only says how small n is, which has a note of its own.
     let spanning = interval
         .filter(|[low, high]| failed != Some(0) && *low < policy.max_error_rate && *high >= policy.max_error_rate);
-    let (verdict, cause) = if let Some(cause) = too_small(&summary) {
+    let (verdict, cause) = if let Some(cause) = too_small(&summary, usable) {
         (Verdict::NotUsed, Some(cause))
     } else if let Some(cause) = failed_errors(&summary, spanning, policy) {
         (Verdict::Fail, Some(cause))
@@ -84,8 +91,8 @@ pub(super) fn error_rate(summary: &LevelSummary) -> Option<f64> {
     summary.error_rate.or_else(counted)
 }
 
-fn too_small(summary: &LevelSummary) -> Option<Cause> {
-    let least = size(summary.concurrency, USABLE);
+fn too_small(summary: &LevelSummary, usable: (u64, u64)) -> Option<Cause> {
+    let least = size(summary.concurrency, usable);
     match summary.state {
         Some(LevelState::Cut) => Some(Cause::Interrupted),
         // Too few requests for a figure, but enough to see that it fails.

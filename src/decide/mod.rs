@@ -263,22 +263,46 @@ pub struct UslInfo {
     pub peak: Option<f64>,
 }
 
+/// What a race over the levels came to, by the policy of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Raced {
+    pub pick: Option<usize>,
+    /// The levels that may be the smallest good one.
+    pub interval: [usize; 2],
+    /// Whether it ended because the answer stood, and not for want of requests.
+    pub decided: bool,
+}
+
 /// Requests, fixed and per level: below these the result is provisional.
 const FULL: (u64, u64) = (100, 10);
 
 /// Decides. `levels` may come in any order; a level should be there once. Figures that cannot be (not finite,
 /// negative, a rate above 1) count as unknown.
 pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
+    recommend_after(None, levels, policy)
+}
+
+/// The verdicts of the gates, ascending by level. A race takes few requests for an answer.
+pub(crate) fn judge(levels: &[LevelSummary], policy: &Policy, raced: bool) -> Vec<JudgedLevel> {
     let mut sorted: Vec<_> = levels.iter().cloned().map(LevelSummary::without_impossible).collect();
     sorted.sort_by_key(|level| level.concurrency);
-    let judged = gates::judge_all(sorted, policy);
+    gates::judge_all(sorted, policy, raced)
+}
+
+/// The same after a race by this policy, which has chosen, and knows better how sure that is.
+pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &Policy) -> Recommendation {
+    let judged = judge(levels, policy, raced.is_some());
     let mut notes = notes::level_notes(&judged, policy);
-    let decision = pick::decide(&judged, policy);
+    let decision = match raced {
+        Some(raced) => pick::raced(&judged, policy, raced),
+        None => pick::decide(&judged, policy),
+    };
     let pick = decision.pick.and_then(|at| judged.get(at));
-    let missing = notes::missing_checks(&judged, pick, policy);
+    let missing = notes::missing_checks(&judged, pick, policy, raced.is_some());
     let provisional = pick.is_some() && !missing.is_empty();
     notes.extend(missing);
-    let drift = pick::drift_check(&judged);
+    // A race holds with a server whose speed wanders.
+    let drift = if raced.is_some() { DriftCheck::None } else { pick::drift_check(&judged) };
     if drift == DriftCheck::NotChecked && pick.is_some() && decision.interval.is_some_and(|[low, high]| low < high) {
         notes.push(Note::DriftNotChecked);
     }

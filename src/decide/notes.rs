@@ -51,13 +51,20 @@ pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
 
 /// Which checks could not be made on the pick, or on the best level it is measured by, and which outages are not
 /// explained. Any of them makes the result provisional.
-pub(super) fn missing_checks(levels: &[JudgedLevel], pick: Option<&JudgedLevel>, policy: &Policy) -> Vec<Note> {
+pub(super) fn missing_checks(
+    levels: &[JudgedLevel],
+    pick: Option<&JudgedLevel>,
+    policy: &Policy,
+    raced: bool,
+) -> Vec<Note> {
     let mut missing: Vec<Note> = Vec::new();
     if let Some(pick) = pick {
-        let best = best_passing(levels, policy).map(|(best, _)| best).filter(|best| *best != pick);
+        // A race takes as many requests as it needs, and where.
+        let best = best_passing(levels, policy).map(|(best, _)| best).filter(|best| *best != pick && !raced);
         let decisive = std::iter::once(pick).chain(best);
-        missing.extend(decisive.flat_map(|level| missing_checks_of(&level.summary, policy)));
-        let without = passing(levels).filter(|level| block_rates(&level.summary).len() < 2);
+        let of_pick = decisive.flat_map(|level| missing_checks_of(&level.summary, policy));
+        missing.extend(of_pick.filter(|note| !raced || !matches!(note, Note::Small { .. })));
+        let without = passing(levels).filter(|level| block_rates(&level.summary).len() < 2 && !raced);
         let levels: Vec<usize> = without.map(|level| level.summary.concurrency).collect();
         missing.extend((!levels.is_empty()).then_some(Note::NoSpread { levels }));
     }

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::causes::{ClientLimit, Drifted, Reason};
 use super::gates::value;
-use super::{DriftCheck, JudgedLevel, Policy, Status, Verdict, deviations, measurements, passing, quota};
+use super::{DriftCheck, JudgedLevel, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota};
 use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
@@ -62,6 +62,36 @@ pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
         return Decision { interval, ..Decision::none(Status::Unresolved, reason) };
     }
     let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
+    Decision { status, pick: Some(pick), interval, reason }
+}
+
+/// What a race has chosen.
+pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> Decision {
+    let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
+    let Some(&lowest) = used.first() else { return decide(levels, policy) };
+    if let Some(reached) = quota::reached(levels, policy) {
+        return Decision::none(Status::RateLimited, Reason::Quota(reached));
+    }
+    let passes = |level: &JudgedLevel| level.verdict == Verdict::Pass;
+    if !levels.iter().any(passes) {
+        let lowest = Some((levels[lowest].summary.concurrency, levels[lowest].causes.clone()));
+        return Decision::none(Status::NoQualifyingLevel, Reason::NothingQualifies { lowest });
+    }
+    if used.len() < 2 {
+        return Decision::none(Status::Unresolved, Reason::OneLevel);
+    }
+    let interval = raced.pick.map(|_| raced.interval);
+    let chosen = |level: &JudgedLevel| Some(level.summary.concurrency) == raced.pick && passes(level);
+    let Some(pick) = levels.iter().position(chosen).filter(|_| raced.decided) else {
+        return Decision { interval, ..Decision::none(Status::Unresolved, Reason::NotDecided { interval }) };
+    };
+    let value = |at: usize| value(&levels[at].summary, policy.objective);
+    let passing = (0..levels.len()).filter(|&at| passes(&levels[at]));
+    let candidates: Vec<Candidate> =
+        passing.filter_map(|at| Some(Candidate { at, value: value(at)?, blocks: Vec::new() })).collect();
+    let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
+    let Policy { objective, tolerance, .. } = *policy;
+    let reason = if status == Status::Ok { Reason::ByVisits { objective, tolerance } } else { reason };
     Decision { status, pick: Some(pick), interval, reason }
 }
 

@@ -11,9 +11,12 @@ use crate::client::outcome::RateLimit;
 pub enum Stage {
     #[default]
     Sweep,
-    /// A contender, measured again.
+    /// A contender, measured again, in a run of an earlier version.
     Confirm,
+    /// A level of a search by earlier versions.
     Auto,
+    /// A visit of the race, without a drain.
+    Visit,
 }
 
 /// One measurement to make.
@@ -21,7 +24,7 @@ pub enum Stage {
 pub struct Step {
     pub level: usize,
     pub stage: Stage,
-    /// The confirm round, from 1; 0 outside of them.
+    /// The number of the visit in its run, or the confirm round, from 1; else 0.
     pub round: u32,
 }
 
@@ -30,13 +33,16 @@ pub struct Step {
 pub struct Measurement {
     pub concurrency: usize,
     pub stage: Stage,
-    /// The confirm round, from 1; 0 outside of them.
+    /// The number of the visit in its run, or the confirm round, from 1; else 0.
     #[serde(default)]
     pub round: u32,
+    /// When the loop began, of which it is a part, seconds since the run began.
+    #[serde(default)]
+    pub began_s: f64,
     pub criterion_id: String,
     /// The times handed to Criterion, nanoseconds per wave: the key that joins this record to Criterion's files.
     pub sample_ns: Vec<f64>,
-    /// The measured window, seconds since the level began.
+    /// The measured window, seconds since the loop began.
     pub window_s: Option<[f64; 2]>,
     pub samples: Vec<Sample>,
     /// Gaps between content chunks: ascending `[microseconds, count]`.

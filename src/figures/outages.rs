@@ -30,6 +30,14 @@ impl Reach {
         self.unavailable += u64::from(outcome.status == Some(503));
     }
 
+    pub(super) fn with(self, more: Reach) -> Self {
+        Reach {
+            requests: self.requests + more.requests,
+            lost: self.lost + more.lost,
+            unavailable: self.unavailable + more.unavailable,
+        }
+    }
+
     /// Whether more than `limit` of the requests were lost, and not by chance.
     pub fn is_outage(&self, limit: f64) -> bool {
         self.lost > 0 && wilson(self.found_none(), self.requests).is_some_and(|[low, _]| low >= limit)

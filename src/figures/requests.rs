@@ -26,7 +26,7 @@ pub struct Requests {
 
 /// Times in seconds since the measurement began.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Request {
+pub(crate) struct Request {
     pub start_s: f64,
     /// Not a number for a request that was given up.
     pub end_s: f64,
@@ -44,7 +44,7 @@ pub(super) struct Request {
 
 /// A time in microseconds, or the largest number for one that is unknown: an `Option` would take twice the room.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Micros(u32);
+pub(crate) struct Micros(u32);
 
 impl Micros {
     fn of(seconds: Option<f64>) -> Self {
@@ -105,13 +105,29 @@ impl Requests {
         u16::try_from(at).unwrap_or(u16::MAX)
     }
 
+    /// Whether the server was gone: more than `limit` of the requests found none, and not by chance.
+    pub fn is_outage(&self, limit: f64) -> bool {
+        self.reach.is_outage(limit)
+    }
+
+    /// Takes what ended later.
+    pub fn append(&mut self, later: Requests) {
+        let sizes: Vec<u16> = later.sizes.iter().map(|size| self.size_of(size)).collect();
+        self.rows.extend(later.rows.into_iter().map(|row| Request { size: sizes[usize::from(row.size)], ..row }));
+        self.reasons = Reasons::of_all([&self.reasons, &later.reasons].into_iter());
+        self.reach = self.reach.with(later.reach);
+        self.ended_at_once += later.ended_at_once;
+        self.input_tokens += later.input_tokens;
+        self.input_unknown |= later.input_unknown;
+    }
+
     #[allow(clippy::len_without_is_empty, reason = "no caller needs it")]
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
     /// Those that were issued inside the window.
-    pub(super) fn cohort(&self) -> impl Iterator<Item = &Request> {
+    pub(crate) fn cohort(&self) -> impl Iterator<Item = &Request> {
         self.rows.iter().filter(|request| request.phase == Phase::Measured)
     }
 }

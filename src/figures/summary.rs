@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad};
+use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage};
 use super::outages::{Drift, Outage, without_outages};
 use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, with_interval};
 use super::reasons::{EarlyEnd, Reason, Reasons};
@@ -42,7 +42,8 @@ pub struct LevelSummary {
     pub timeout_rate: Option<f64>,
     /// Length of the measured windows together, seconds.
     pub duration_s: Option<f64>,
-    /// Successes per second over the measured window, each by the share of its life inside it.
+    /// Successes per second over the measured window, each by the share of its life inside it; of a visit by Little's
+    /// law.
     pub throughput_rps: Option<Estimate>,
     /// The windows, one per Criterion sample.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -190,7 +191,9 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
         usable = level.to_vec();
     }
     let (counted, outage) = without_outages(&usable, |(_, requests)| requests.reach, limits.max_error_rate);
-    let drift = match counted.split_first() {
+    let in_full: Vec<Measured> =
+        counted.iter().copied().filter(|(measurement, _)| measurement.stage != Stage::Visit).collect();
+    let drift = match in_full.split_first() {
         Some((first, again @ [_, ..])) => drift(&[*first], again),
         _ => None,
     };
@@ -296,11 +299,29 @@ impl Rates {
     fn of(level: &[Measured]) -> Self {
         let mut rates = Rates::default();
         for (measurement, requests) in level {
+            if measurement.stage == Stage::Visit {
+                requests.cohort().for_each(|request| rates.add_whole(request, measurement.concurrency));
+                continue;
+            }
             let window = measurement.window_s.unwrap_or_default();
             rates.duration_s += window[1] - window[0];
             requests.rows.iter().for_each(|request| rates.add(request, window));
         }
         rates
+    }
+
+    /// A visit is too short for shares: what it met on its way in would count as its own. By Little's law its cohort
+    /// took as long as its permits were held, over their number.
+    fn add_whole(&mut self, request: &Request, level: usize) {
+        let held_s = seconds(request.held_us());
+        self.duration_s += held_s / level.max(1) as f64;
+        self.in_flight_s += held_s - request.held_s;
+        self.held_back_s += request.held_s;
+        if request.is_success() {
+            self.successes += 1.0;
+            self.tokens += f64::from(request.output_tokens.unwrap_or_default());
+            self.tokens_missing |= request.output_tokens.is_none();
+        }
     }
 
     fn add(&mut self, request: &Request, window: [f64; 2]) {

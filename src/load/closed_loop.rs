@@ -5,6 +5,10 @@
 //! over into the next, and only the very last ones are drained. A batch that waits for its own last request (a
 //! barrier) measures its slowest request instead of the server.
 //!
+//! The level may change while the loop runs ([`visits`]): it is filled up, or comes down as requests end, without a
+//! drain. A visit begins once the new level is reached; what is still in flight when it ends has begun in it, but ends
+//! among other neighbours (its `sample` is null).
+//!
 //! The loop knows no network: it takes a `send` closure and tokio's clock, so that it runs in virtual time too.
 
 use std::collections::BTreeMap;
@@ -12,7 +16,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -26,13 +30,15 @@ pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
 /// more, the first token of streams that begin together seems later than it is.
 const AT_ONCE: u64 = 4;
 
-/// How much one level measures; `warmup` and `window` count completions.
+/// How much one level measures; `warmup` and `measured` count completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopPlan {
     /// Requests kept in flight.
     pub level: usize,
     pub warmup: usize,
-    pub window: usize,
+    /// In all windows together.
+    pub measured: usize,
+    /// Windows.
     pub samples: usize,
     /// A `Retry-After` is honoured up to this long.
     pub longest_wait: Duration,
@@ -52,8 +58,19 @@ impl LoopPlan {
         LoopPlan {
             level,
             warmup: warmup.max(level),
-            window: smallest_window.max(total.div_ceil(samples)).max(1),
+            measured: samples * smallest_window.max(total.div_ceil(samples)).max(1),
             samples,
+            ..LoopPlan::visit(level, 0, 1)
+        }
+    }
+
+    /// A visit of so many completions, in as many windows or fewer.
+    pub fn visit(level: usize, completions: usize, samples: usize) -> Self {
+        LoopPlan {
+            level,
+            warmup: 0,
+            measured: completions,
+            samples: samples.min(completions),
             longest_wait: Duration::from_secs(30),
             patience: Duration::MAX,
             time_limit: Duration::MAX,
@@ -72,14 +89,14 @@ impl LoopPlan {
         }
     }
 
-    /// Requests in the cohort.
-    pub fn measured(&self) -> usize {
-        self.window * self.samples
-    }
-
     /// The ceiling on tickets: all that may ever be sent at this level.
     pub fn tickets(&self) -> u64 {
-        (self.warmup + self.measured() + self.level) as u64
+        (self.warmup + self.measured + self.level) as u64
+    }
+
+    /// Completions of a window.
+    pub fn window(&self, at: usize) -> usize {
+        self.measured * (at + 1) / self.samples - self.measured * at / self.samples
     }
 }
 
@@ -89,6 +106,9 @@ pub struct Ticket {
     /// Order of issue, from 0.
     pub seq: u64,
     pub phase: Phase,
+    /// The level when it was issued, and which visit of the loop that was, from 0.
+    pub level: usize,
+    pub visit: u32,
 }
 
 /// A stretch of the level's life, in seconds since it began.
@@ -109,7 +129,7 @@ impl Window {
     }
 }
 
-/// Why a loop ended.
+/// Why a visit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// All windows were measured in full.
@@ -124,11 +144,14 @@ pub enum Ending {
     Cut,
 }
 
+/// What a visit came to.
 #[derive(Clone, Debug)]
 pub struct LoopRecord {
     pub ending: Ending,
     pub windows: Vec<Window>,
+    /// By the loop so far, and what it may send at most until it is told what comes next.
     pub sent: u64,
+    pub at_most: u64,
 }
 
 impl LoopRecord {
@@ -160,6 +183,8 @@ impl LoopRecord {
 
 /// Is called as things happen, on the loop's own task: keep it short.
 pub trait Observer {
+    /// A visit begins, the first one included.
+    fn begins(&mut self, _plan: &LoopPlan, _visit: u32) {}
     fn issued(&mut self, _ticket: Ticket) {}
     /// A request ended (or was given up: `end_s` is null).
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
@@ -167,6 +192,8 @@ pub trait Observer {
     fn held(&mut self, _permits: usize) {}
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
+    /// A visit ended, the last one included. Its own requests that are in flight were issued at these times.
+    fn visited(&mut self, _level: usize, _visit: u32, _record: LoopRecord, _in_flight_s: Vec<f64>) {}
 }
 
 /// Keeps what became of each request.
@@ -183,6 +210,24 @@ impl Observer for Vec<RequestOutcome> {
 /// Setting `stop` to true gives up what is in flight.
 pub async fn run<S, F>(
     plan: &LoopPlan,
+    stop: watch::Receiver<bool>,
+    send: S,
+    observer: &mut impl Observer,
+) -> LoopRecord
+where
+    S: FnMut(Ticket) -> F,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    // Nobody will ask for more.
+    let (_, none) = mpsc::channel(1);
+    visits(plan, none, stop, send, observer).await
+}
+
+/// Runs one visit after the other: as one ends, `orders` says which is next, and none where it is closed. Until then the
+/// level is kept, as far as the visit's tickets go. Gives the record of the last one.
+pub async fn visits<S, F>(
+    first: &LoopPlan,
+    mut orders: mpsc::Receiver<LoopPlan>,
     mut stop: watch::Receiver<bool>,
     mut send: S,
     observer: &mut impl Observer,
@@ -191,11 +236,12 @@ where
     S: FnMut(Ticket) -> F,
     F: Future<Output = Reply> + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(plan.level));
+    let permits = Arc::new(Semaphore::new(first.level));
     let mut in_flight: JoinSet<Arrival> = JoinSet::new();
     let mut holds: JoinSet<OwnedSemaphorePermit> = JoinSet::new();
-    let mut state = State::new(plan);
-    while state.issuing() || !in_flight.is_empty() {
+    let mut state = State::new(first);
+    observer.begins(first, 0);
+    while state.issuing() || state.waiting() || !in_flight.is_empty() {
         tokio::select! {
             // Completions first: the window they close decides the phase of what is issued next.
             biased;
@@ -205,23 +251,40 @@ where
             }
             Some(joined) = in_flight.join_next() => match joined {
                 Ok(arrival) => {
-                    if let Some((permit, until)) = state.arrived(arrival, observer) {
-                        holds.spawn(async move {
-                            tokio::time::sleep_until(until).await;
-                            permit
-                        });
-                        observer.held(holds.len());
+                    let (permit, until) = state.arrived(arrival, observer);
+                    match until {
+                        Some(until) => {
+                            holds.spawn(async move {
+                                tokio::time::sleep_until(until).await;
+                                permit
+                            });
+                            observer.held(holds.len());
+                        }
+                        None => state.give_back(permit),
                     }
                 }
                 Err(error) if error.is_cancelled() => {}
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
-            Some(_) = holds.join_next() => observer.held(holds.len()),
+            Some(Ok(permit)) = holds.join_next() => {
+                state.give_back(permit);
+                observer.held(holds.len());
+            }
+            order = orders.recv(), if state.waiting() => match order {
+                Some(plan) => {
+                    let taken = in_flight.len() + holds.len();
+                    let free = plan.level.saturating_sub(taken);
+                    permits.forget_permits(permits.available_permits().saturating_sub(free));
+                    permits.add_permits(free - permits.available_permits());
+                    state.begin(plan, taken);
+                    observer.begins(&plan, state.visit);
+                }
+                None => state.is_last = true,
+            },
             Ok(permit) = permits.clone().acquire_owned(), if state.issuing() => {
                 let start = Instant::now();
                 let ticket = state.next_ticket(start);
                 observer.issued(ticket);
-                state.close_if_full(observer);
                 let exchange = send(ticket);
                 in_flight.spawn(async move {
                     let reply = exchange.await;
@@ -234,6 +297,7 @@ where
                 }
             }
         }
+        state.go_on(observer);
     }
     state.into_record(observer)
 }
@@ -245,41 +309,70 @@ struct Arrival {
     permit: OwnedSemaphorePermit,
 }
 
-/// Where the loop stands: which window is open, how many tickets are left.
-struct State<'a> {
-    plan: &'a LoopPlan,
+/// Where the loop stands: which visit, which window is open, how many tickets are left.
+struct State {
+    plan: LoopPlan,
+    visit: u32,
     began: Instant,
     issued: u64,
+    /// Of this visit.
+    issued_in_visit: u64,
     issued_measured: usize,
     /// What is in flight, by number, and since when.
     open_tickets: BTreeMap<u64, (Ticket, Instant)>,
+    /// Tickets to issue until the level is reached, and permits to come back until then.
+    missing: usize,
+    surplus: usize,
     warmed_up: bool,
     /// The level has clearly failed, in this way.
     given_up: Option<Ending>,
+    visit_began: Instant,
     last_success: Instant,
     cut: bool,
-    open: Window,
+    /// Nothing follows on this visit.
+    is_last: bool,
+    /// `None` until the level is reached.
+    open: Option<Window>,
     windows: Vec<Window>,
     typical: TypicalLatency,
 }
 
-impl<'a> State<'a> {
-    fn new(plan: &'a LoopPlan) -> Self {
+impl State {
+    fn new(first: &LoopPlan) -> Self {
         let began = Instant::now();
         State {
-            plan,
+            plan: *first,
+            visit: 0,
             began,
             issued: 0,
+            issued_in_visit: 0,
             issued_measured: 0,
             open_tickets: BTreeMap::new(),
+            missing: first.level,
+            surplus: 0,
             warmed_up: false,
             given_up: None,
+            visit_began: began,
             last_success: began,
             cut: false,
-            open: empty_window(0.0),
-            windows: Vec::with_capacity(plan.samples),
+            is_last: false,
+            open: Some(empty_window(0.0)).filter(|_| first.warmup > 0),
+            windows: Vec::with_capacity(first.samples),
             typical: TypicalLatency::default(),
         }
+    }
+
+    /// The next visit, with so many permits in use.
+    fn begin(&mut self, plan: LoopPlan, taken: usize) {
+        let now = Instant::now();
+        self.missing = plan.level.saturating_sub(taken);
+        self.surplus = taken.saturating_sub(plan.level);
+        self.plan = plan;
+        self.visit += 1;
+        (self.issued_in_visit, self.issued_measured) = (0, 0);
+        (self.visit_began, self.last_success) = (now, now);
+        (self.warmed_up, self.given_up, self.open) = (false, None, None);
+        self.windows.clear();
     }
 
     fn seconds(&self, at: Instant) -> f64 {
@@ -290,23 +383,39 @@ impl<'a> State<'a> {
         self.windows.len() == self.plan.samples
     }
 
+    /// The visit is over, and what comes next is not known yet.
+    fn waiting(&self) -> bool {
+        self.done() && !self.is_last && !self.cut
+    }
+
     fn issuing(&self) -> bool {
-        !self.cut && !self.done() && self.issued < self.plan.tickets()
+        !self.cut && (!self.done() || !self.is_last) && self.issued_in_visit < self.plan.tickets()
     }
 
     fn next_ticket(&mut self, start: Instant) -> Ticket {
-        let phase = if self.warmed_up { Phase::Measured } else { Phase::Warmup };
-        let ticket = Ticket { seq: self.issued, phase };
+        let measured = self.warmed_up && !self.done();
+        let phase = if measured { Phase::Measured } else { Phase::Warmup };
+        let ticket = Ticket { seq: self.issued, phase, level: self.plan.level, visit: self.visit };
         self.open_tickets.insert(ticket.seq, (ticket, start));
         self.issued += 1;
-        self.issued_measured += usize::from(self.warmed_up);
+        self.issued_in_visit += 1;
+        self.missing = self.missing.saturating_sub(1);
+        self.issued_measured += usize::from(measured);
         ticket
     }
 
-    /// Of a failure that came too soon, the permit and until when it is to be held back.
-    fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) -> Option<(OwnedSemaphorePermit, Instant)> {
+    /// A permit comes back, and is gone if there are more than the level.
+    fn give_back(&mut self, permit: OwnedSemaphorePermit) {
+        if self.surplus > 0 {
+            self.surplus -= 1;
+            permit.forget();
+        }
+    }
+
+    /// The permit, and until when it is to be held back after a failure that came too soon.
+    fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) -> (OwnedSemaphorePermit, Option<Instant>) {
         let Arrival { seq, end, reply, permit } = arrival;
-        let (ticket, start) = self.open_tickets.remove(&seq)?;
+        let Some((ticket, start)) = self.open_tickets.remove(&seq) else { return (permit, None) };
         let (start_s, end_s) = (self.seconds(start), self.seconds(end));
         let latency = end - start;
         let succeeded = reply.failure.is_none();
@@ -317,12 +426,13 @@ impl<'a> State<'a> {
         } else {
             held = self.hold(latency, reply.retry_after);
         }
-        let sample = (self.warmed_up && !self.done()).then_some(self.windows.len() as u32);
+        let inside = self.warmed_up && !self.done() && ticket.visit == self.visit;
+        let sample = inside.then_some(self.windows.len() as u32);
         let held_s = (held > Duration::ZERO).then_some(held.as_secs_f64());
         observer.ended(RequestOutcome { held_s, ..record(ticket, sample, start_s, Some(end_s), &reply) }, reply);
         self.check_time(end);
-        self.count(end_s, succeeded, observer);
-        held_s.map(|_| (permit, end + held))
+        self.count(end_s, succeeded);
+        (permit, held_s.map(|_| end + held))
     }
 
     /// Gives the level up if it has made no progress for too long. Every request comes to its end in time, so that
@@ -331,30 +441,39 @@ impl<'a> State<'a> {
         let since = |then| now.saturating_duration_since(then);
         if since(self.last_success) > self.plan.patience {
             self.given_up.get_or_insert(Ending::Stalled);
-        } else if since(self.began) > self.plan.time_limit {
+        } else if since(self.visit_began) > self.plan.time_limit {
             self.given_up.get_or_insert(Ending::Overdue);
         }
     }
 
-    fn count(&mut self, end_s: f64, succeeded: bool, observer: &mut impl Observer) {
+    fn count(&mut self, end_s: f64, succeeded: bool) {
         if self.done() || self.cut {
             return;
         }
+        let Some(open) = &mut self.open else { return };
         // A task that was polled later may have ended earlier; a window never runs backwards.
-        self.open.end_s = self.open.end_s.max(end_s);
-        self.open.completed += 1;
-        self.open.succeeded += usize::from(succeeded);
-        self.close_if_full(observer);
+        open.end_s = open.end_s.max(end_s);
+        open.completed += 1;
+        open.succeeded += usize::from(succeeded);
     }
 
-    /// Closes the open window if it is full. It ends with its last completion: where many come at the same instant, the
-    /// cohort is whole only once the tickets after them are issued.
-    fn close_if_full(&mut self, observer: &mut impl Observer) {
-        if self.open.completed == 0 || !self.is_full() {
+    /// Opens the first window once the level is reached, and closes one that is full. It ends with its last completion:
+    /// where many come at the same instant, the cohort is whole only once the tickets after them are issued.
+    fn go_on(&mut self, observer: &mut impl Observer) {
+        if self.done() || self.cut {
             return;
         }
-        let closed = self.open;
-        self.open = empty_window(closed.end_s);
+        let Some(closed) = self.open else {
+            if self.missing == 0 && self.surplus == 0 {
+                self.open = Some(empty_window(self.seconds(Instant::now())));
+                self.warmed_up = self.plan.warmup == 0;
+            }
+            return;
+        };
+        if closed.completed == 0 || !self.is_full(closed) {
+            return;
+        }
+        self.open = Some(empty_window(closed.end_s));
         if self.warmed_up {
             self.windows.push(closed);
         } else {
@@ -364,18 +483,22 @@ impl<'a> State<'a> {
             }
         }
         observer.window(closed);
+        if self.done() {
+            self.tell_visited(observer);
+        }
     }
 
-    fn is_full(&self) -> bool {
+    fn is_full(&self, open: Window) -> bool {
         if self.given_up.is_some() {
             return true;
         }
         if !self.warmed_up {
-            return self.open.completed >= self.plan.warmup;
+            return open.completed >= self.plan.warmup;
         }
         // Permits held after failures may leave the cohort a few short of the plan: the last window waits for it.
-        let last = self.windows.len() + 1 == self.plan.samples;
-        self.open.completed >= self.plan.window && (!last || self.issued_measured >= self.plan.measured())
+        let at = self.windows.len();
+        let last = at + 1 == self.plan.samples;
+        open.completed >= self.plan.window(at) && (!last || self.issued_measured >= self.plan.measured)
     }
 
     /// For how long the permit of a failed request is held back, so that refusals do not turn the loop into a flood.
@@ -385,17 +508,34 @@ impl<'a> State<'a> {
         typical.saturating_sub(latency).max(asked)
     }
 
-    /// Ends the loop; what is still in flight was given up.
-    fn into_record(self, observer: &mut impl Observer) -> LoopRecord {
-        for &(ticket, start) in self.open_tickets.values() {
-            observer.ended(record(ticket, None, self.seconds(start), None, &Reply::default()), Reply::default());
-        }
+    fn record(&self) -> LoopRecord {
         let ending = match self.given_up {
             _ if !self.done() => Ending::Cut,
             Some(given_up) => given_up,
             None => Ending::Complete,
         };
-        LoopRecord { ending, windows: self.windows, sent: self.issued }
+        let at_most = self.issued + self.plan.tickets().saturating_sub(self.issued_in_visit);
+        LoopRecord { ending, windows: self.windows.clone(), sent: self.issued, at_most }
+    }
+
+    fn tell_visited(&self, observer: &mut impl Observer) {
+        let own = self
+            .open_tickets
+            .values()
+            .filter(|(ticket, _)| ticket.visit == self.visit && ticket.phase == Phase::Measured);
+        let in_flight_s = own.map(|&(_, start)| self.seconds(start)).collect();
+        observer.visited(self.plan.level, self.visit, self.record(), in_flight_s);
+    }
+
+    /// Ends the loop; what is still in flight was given up.
+    fn into_record(self, observer: &mut impl Observer) -> LoopRecord {
+        for &(ticket, start) in self.open_tickets.values() {
+            observer.ended(record(ticket, None, self.seconds(start), None, &Reply::default()), Reply::default());
+        }
+        if !self.done() {
+            observer.visited(self.plan.level, self.visit, self.record(), Vec::new());
+        }
+        self.record()
     }
 }
 
@@ -417,6 +557,7 @@ pub(crate) fn record(
     };
     RequestOutcome {
         seq: ticket.seq,
+        visit: (ticket.visit > 0).then_some(ticket.visit),
         phase: ticket.phase,
         sample,
         start_s,
@@ -478,11 +619,19 @@ mod tests {
         outcomes: Vec<RequestOutcome>,
         windows: Vec<Window>,
         held: Vec<usize>,
+        tickets: Vec<Ticket>,
+        visits: Vec<(usize, LoopRecord, usize)>,
     }
 
     impl Observer for Log {
+        fn issued(&mut self, ticket: Ticket) {
+            self.tickets.push(ticket);
+        }
         fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
             self.outcomes.push(outcome);
+        }
+        fn visited(&mut self, level: usize, _: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
+            self.visits.push((level, record, in_flight_s.len()));
         }
         fn held(&mut self, permits: usize) {
             self.held.push(permits);
@@ -561,7 +710,7 @@ mod tests {
             assert_eq!(peak, level);
             assert_eq!(record.windows.len(), 10);
             // Completions at the very same instant (virtual time has them) are issued again a little later.
-            assert!((plan.measured()..plan.measured() + level).contains(&measured(&log)));
+            assert!((plan.measured..plan.measured + level).contains(&measured(&log)));
             assert_eq!(log.outcomes.len() as u64, record.sent);
             assert!(record.sent <= plan.tickets());
             assert_eq!(log.windows.len(), 11, "the warm-up and ten windows");
@@ -612,7 +761,7 @@ mod tests {
         let (record, log) = run_virtually(&plan, send);
         let rps = summary(&plan, &record, &log).throughput_rps.expect("complete").estimate;
         assert!((rps / 80.0 - 1.0).abs() < 1e-9, "{rps} where the truth is 80");
-        assert!(measured(&log) >= plan.measured());
+        assert!(measured(&log) >= plan.measured);
     }
 
     #[test]
@@ -641,7 +790,7 @@ mod tests {
         let (held, in_flight) = (summary.mean_held.expect("some"), summary.mean_in_flight.expect("some"));
         assert!((held - 2.0).abs() < 0.1 && (held + in_flight - 6.0).abs() < 0.1, "{held} held, {in_flight} in flight");
         assert_eq!(log.held.iter().max(), Some(&2));
-        assert!(measured(&log) >= plan.measured());
+        assert!(measured(&log) >= plan.measured);
         assert!(record.sent <= plan.tickets());
     }
 
@@ -709,5 +858,119 @@ mod tests {
         let given_up: Vec<_> = log.outcomes.iter().filter(|o| o.end_s.is_none()).collect();
         assert_eq!(given_up.len(), 8);
         assert!(given_up.iter().all(|o| !o.is_success() && o.error.is_some()));
+    }
+
+    /// Visits to these levels, of so many completions for each of the level; and the most in flight at any moment.
+    fn visit(levels: &[usize], waves: usize, send: impl Fn(Ticket) -> (Duration, Reply)) -> (Log, usize) {
+        let plans: Vec<LoopPlan> = levels.iter().map(|&level| LoopPlan::visit(level, waves * level, 10)).collect();
+        let (orders, next) = mpsc::channel(levels.len());
+        plans[1..].iter().for_each(|plan| orders.try_send(*plan).expect("there is room"));
+        drop(orders);
+        let mut log = Log::default();
+        let (_stopper, stop) = watch::channel(false);
+        let (in_flight, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let highest = levels.iter().copied().max().expect("some");
+        let send = |ticket: Ticket| {
+            let (latency, reply) = send(ticket);
+            let (in_flight, peak) = (in_flight.clone(), peak.clone());
+            async move {
+                let now = in_flight.fetch_add(1, Relaxed) + 1;
+                peak.fetch_max(now, Relaxed);
+                assert!(now <= highest);
+                tokio::time::sleep(latency).await;
+                in_flight.fetch_sub(1, Relaxed);
+                reply
+            }
+        };
+        runtime.block_on(visits(&plans[0], next, stop, send, &mut log));
+        (log, peak.load(Relaxed))
+    }
+
+    fn some_latency(ticket: Ticket) -> (Duration, Reply) {
+        (ms(20 + ticket.seq * 7919 % 30), Reply::default())
+    }
+
+    #[test]
+    fn visits_follow_each_other_without_a_drain_and_keep_to_their_level() {
+        let levels = [2, 8, 3, 3, 20, 1];
+        let (log, peak) = visit(&levels, 4, some_latency);
+        assert_eq!(log.visits.iter().map(|visit| visit.0).collect::<Vec<_>>(), levels);
+        assert_eq!(peak, 20);
+        for (at, (level, record, in_flight)) in log.visits.iter().enumerate() {
+            assert_eq!(record.ending, Ending::Complete);
+            let window = record.window_s().expect("windows");
+            // Of completions at the very same instant a few come on top.
+            let completed: usize = record.windows.iter().map(|window| window.completed).sum();
+            assert!((4 * level..5 * level).contains(&completed), "{completed} at level {level}");
+            assert!(record.windows.len() <= 10 && record.windows.windows(2).all(|w| w[0].end_s == w[1].start_s));
+            // In flight at any moment of it: the level, and nothing else.
+            let inside = |at: f64| {
+                log.outcomes.iter().filter(|o| o.start_s <= at && o.end_s.is_some_and(|end| end > at)).count()
+            };
+            let middle = (window[0] + window[1]) / 2.0;
+            for at in [window[0] + 1e-6, middle, window[1] - 1e-6] {
+                assert!(inside(at).abs_diff(*level) <= 1, "{} at level {level}", inside(at));
+            }
+            let cohort = |o: &&RequestOutcome| o.visit.unwrap_or(0) as usize == at && o.phase == Phase::Measured;
+            let cohort: Vec<_> = log.outcomes.iter().filter(cohort).collect();
+            assert!(cohort.len() >= 4 * level - 1, "{} of {level}", cohort.len());
+            let spanning = cohort.iter().filter(|o| o.end_s.is_some_and(|end| end > window[1])).count();
+            assert_eq!(spanning, *in_flight);
+            assert!(cohort.iter().all(|o| o.sample.is_none() == o.end_s.is_some_and(|end| end > window[1])));
+            // No more than its ceiling.
+            let sent = log.tickets.iter().filter(|ticket| ticket.visit as usize == at).count();
+            assert!(sent as u64 <= LoopPlan::visit(*level, 4 * level, 10).tickets(), "{sent} at level {level}");
+        }
+        let last = log.visits.last().map(|visit| visit.1.sent);
+        assert_eq!(last, Some(log.outcomes.len() as u64));
+        assert!(log.tickets.iter().zip(0..).all(|(ticket, seq)| ticket.seq == seq));
+    }
+
+    /// Where nobody says what comes next, the level is kept, up to the ceiling on tickets.
+    #[test]
+    fn while_it_waits_for_an_order_a_visit_sends_no_more_than_its_tickets() {
+        let plan = LoopPlan::visit(3, 12, 10);
+        let (orders, next) = mpsc::channel::<LoopPlan>(1);
+        let mut log = Log::default();
+        let (_stopper, stop) = watch::channel(false);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+        let send = |_| async {
+            tokio::time::sleep(ms(10)).await;
+            Reply::default()
+        };
+        runtime.block_on(async {
+            tokio::spawn(async move {
+                tokio::time::sleep(ms(1_000)).await;
+                orders.send(LoopPlan::visit(2, 8, 10)).await.expect("it waits");
+            });
+            visits(&plan, next, stop, send, &mut log).await
+        });
+        let sent = |visit| log.tickets.iter().filter(|ticket| ticket.visit == visit).count() as u64;
+        assert!(sent(0) <= plan.tickets() && sent(1) <= LoopPlan::visit(2, 8, 10).tickets(), "{:?}", log.visits);
+        assert_eq!(log.visits[0].1.at_most, plan.tickets());
+        assert_eq!(log.visits.len(), 2);
+    }
+
+    #[test]
+    fn permits_that_are_held_back_count_for_the_level_that_comes() {
+        let refused = |ticket: Ticket| match ticket.level {
+            8 => (ms(1), Reply::failed(Failure::ServerError, "full")),
+            _ => some_latency(ticket),
+        };
+        let (log, _) = visit(&[2, 8, 2, 4], 3, refused);
+        let holds = log.outcomes.iter().filter(|o| o.held_s.is_some()).count();
+        assert!(holds >= 24, "{holds}");
+        assert_eq!(log.visits.len(), 4);
+        for (level, record, _) in &log.visits {
+            let [from, to] = record.window_s().expect("windows");
+            let taken = |at: f64| {
+                let until = |o: &RequestOutcome| o.end_s.unwrap_or(0.0) + o.held_s.unwrap_or(0.0);
+                log.outcomes.iter().filter(|o| o.start_s <= at && until(o) > at).count()
+            };
+            assert!(taken((from + to) / 2.0) <= *level);
+        }
     }
 }

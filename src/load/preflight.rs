@@ -52,7 +52,7 @@ pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnM
             reply = target.send_before(at, seq).await;
             latency_s = start.elapsed().as_secs_f64();
             let start_s = (start - began).as_secs_f64();
-            let ticket = Ticket { seq, phase: Phase::Warmup };
+            let ticket = Ticket { seq, phase: Phase::Warmup, level: 0, visit: 0 };
             record(closed_loop::record(ticket, None, start_s, Some(start_s + latency_s), &reply));
             seq += 1;
             if !is_refused(&reply) {

@@ -1,7 +1,8 @@
 //! Writes down what the closed loop reports of a measurement: each request into the sidecar, what the figures need into
 //! memory, and the rest into its record.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -10,7 +11,7 @@ use super::closed_loop::{Ending, LoopPlan, LoopRecord, Observer, Ticket, Window}
 use super::self_check::SelfCheck;
 use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
-use crate::figures::{Measurement, Requests, Step};
+use crate::figures::{Measurement, Requests, Stage, Step};
 
 /// A gap between chunks that is longer than an hour counts as an hour, in microseconds.
 const LONGEST_GAP_US: u64 = 3_600_000_000;
@@ -21,7 +22,11 @@ pub struct Recorder<O> {
     /// Gets everything as well: the sidecar, the live view, Criterion.
     next: O,
     began: Instant,
-    requests: Requests,
+    visits: Option<Visits>,
+    /// What has ended and was not handed on, by visit.
+    parts: BTreeMap<u32, Requests>,
+    /// Of the visit in hand, as all below.
+    visit: u32,
     gaps_us: Histogram<u64>,
     self_check: SelfCheck,
     rate_limit: Option<RateLimit>,
@@ -31,27 +36,43 @@ pub struct Recorder<O> {
     last_failure: Option<Failed>,
 }
 
-/// A measurement that has come to its end, the drain included.
+/// Where a loop of several visits tells of each as it ends, and the number of its first.
+pub struct Visits {
+    pub first: u32,
+    pub to: mpsc::Sender<Recorded>,
+}
+
+/// A measurement that has come to its end, the drain included; or a visit, without one.
 pub struct Recorded {
     pub measurement: Measurement,
-    pub requests: Requests,
+    /// By visit; all of a measurement that is none in visit 0.
+    pub parts: BTreeMap<u32, Requests>,
+    /// When those of its cohort were issued that are in flight, seconds since the loop began.
+    pub in_flight_s: Vec<f64>,
     pub ending: Ending,
     pub began: Instant,
     /// Seconds from the first request to the end of the last.
     pub load_s: f64,
+    /// By the loop so far, and what it may send until it is told what comes next.
     pub sent: u64,
+    pub at_most: u64,
     pub last_failure: Option<Failed>,
     /// The server asked to be left alone until then.
     pub not_before: Option<Instant>,
 }
 
 impl<O: Observer> Recorder<O> {
-    pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O) -> Self {
+    pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O, visits: Option<Visits>) -> Self {
         Recorder {
             target,
             next,
             began: Instant::now(),
-            requests: Requests::with_room_for(plan.tickets()),
+            parts: BTreeMap::from([(
+                visits.as_ref().map_or(0, |of| of.first),
+                Requests::with_room_for(plan.tickets()),
+            )]),
+            visits,
+            visit: 0,
             gaps_us: Histogram::new_with_bounds(1, LONGEST_GAP_US, 3).expect("bounds and digits that it can have"),
             self_check: SelfCheck::start(),
             rate_limit: None,
@@ -61,7 +82,12 @@ impl<O: Observer> Recorder<O> {
         }
     }
 
-    pub fn finish(self, step: Step, record: LoopRecord) -> (Recorded, O) {
+    /// What is left to hand on when the loop has ended.
+    pub fn finish(mut self, step: Step, record: LoopRecord) -> (Recorded, O) {
+        (self.recorded(step, record, Vec::new()), self.next)
+    }
+
+    fn recorded(&mut self, step: Step, record: LoopRecord, in_flight_s: Vec<f64>) -> Recorded {
         let gaps = self.gaps_us.iter_recorded().map(|bin| (bin.value_iterated_to(), bin.count_at_value()));
         let measurement = Measurement {
             stage: step.stage,
@@ -71,29 +97,42 @@ impl<O: Observer> Recorder<O> {
             rate_limit: self.rate_limit,
             ..record.measurement(step.level)
         };
-        let recorded = Recorded {
+        Recorded {
             measurement,
-            requests: self.requests,
+            parts: std::mem::take(&mut self.parts),
+            in_flight_s,
             ending: record.ending,
             began: self.began,
             load_s: self.began.elapsed().as_secs_f64(),
             sent: record.sent,
-            last_failure: self.last_failure,
+            at_most: record.at_most,
+            last_failure: self.last_failure.clone(),
             not_before: self.not_before,
-        };
-        (recorded, self.next)
+        }
     }
 }
 
 impl<O: Observer> Observer for Recorder<O> {
+    fn begins(&mut self, plan: &LoopPlan, visit: u32) {
+        if visit > 0 {
+            self.visit = visit;
+            self.gaps_us.reset();
+            self.self_check = SelfCheck::start();
+            self.rate_limit = None;
+        }
+        self.next.begins(plan, visit);
+    }
+
     fn issued(&mut self, ticket: Ticket) {
         self.next.issued(ticket);
     }
 
     fn ended(&mut self, mut outcome: RequestOutcome, mut reply: Reply) {
         outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
-        self.requests.push(&outcome);
-        if outcome.is_success() && outcome.phase == Phase::Measured {
+        let of_visit = outcome.visit.unwrap_or_default();
+        outcome.visit = self.visits.as_ref().map(|visits| visits.first + of_visit);
+        self.parts.entry(outcome.visit.unwrap_or_default()).or_default().push(&outcome);
+        if outcome.is_success() && outcome.phase == Phase::Measured && of_visit == self.visit {
             reply.gaps_us.iter().for_each(|&gap| self.gaps_us.saturating_record(u64::from(gap)));
         }
         if let Some(failed) = reply.failure.take() {
@@ -113,5 +152,13 @@ impl<O: Observer> Observer for Recorder<O> {
     fn window(&mut self, window: Window) {
         self.self_check.window_ended();
         self.next.window(window);
+    }
+
+    fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
+        let Some(first) = self.visits.as_ref().map(|visits| visits.first) else { return };
+        let step = Step { level, stage: Stage::Visit, round: first + visit };
+        let recorded = self.recorded(step, record, in_flight_s);
+        // Nobody is there to be told any more only if the run has failed.
+        let _ = self.visits.as_ref().map(|visits| visits.to.send(recorded));
     }
 }

@@ -56,7 +56,7 @@ impl Target {
         self.send_prompt(prompt, 0, 0, seq)
     }
 
-    /// The same in a confirm round, from 1: what the level's first measurement left in the server's cache must not help.
+    /// The same in a visit, from 1: what the level's first measurement left in the server's cache must not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         self.send_prompt(self.prompt(seq), round, level, seq)
     }

@@ -14,7 +14,7 @@ use regex::Regex;
 use super::plan::SAMPLES;
 use super::sweep::SweepError;
 use crate::figures::{Stage, Step};
-use crate::record::{Places, criterion_group, criterion_id};
+use crate::record::{GROUP, Places, criterion_id};
 use crate::stdio;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ const REFUSED: [(&str, &str); 3] = [
     ),
     (
         "--quick",
-        "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: fewer levels and requests, and a provisional result.",
+        "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: the fewest requests that make the answer sure.",
     ),
 ];
 
@@ -170,8 +170,8 @@ impl Bench {
         Bench(if args.own_baseline { criterion } else { criterion.save_baseline(baseline) })
     }
 
-    pub fn group(&mut self, step: Step) -> Group<'_> {
-        let mut group = self.0.benchmark_group(criterion_group(step));
+    pub fn group(&mut self) -> Group<'_> {
+        let mut group = self.0.benchmark_group(GROUP);
         group
             .warm_up_time(Duration::from_nanos(1))
             .measurement_time(Duration::from_nanos(1))
@@ -194,10 +194,8 @@ struct Interrupted;
 
 impl Group<'_> {
     /// Gives Criterion its samples: `sample` tells how long so many iterations took, or `None` once there are no more.
-    pub fn bench(&mut self, step: Step, mut sample: impl FnMut(u64) -> Option<Duration>) {
-        let Step { level, stage, .. } = step;
-        let id =
-            if stage == Stage::Confirm { BenchmarkId::from_parameter(level) } else { BenchmarkId::new("level", level) };
+    pub fn bench(&mut self, level: usize, mut sample: impl FnMut(u64) -> Option<Duration>) {
+        let id = BenchmarkId::new("level", level);
         self.0.throughput(Throughput::Elements(level as u64));
         let unwound = catch_unwind(AssertUnwindSafe(|| {
             self.0.bench_function(id, |bencher| {

@@ -17,7 +17,7 @@ use crate::figures::Step;
 use crate::figures::reasons::EarlyEnd;
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
 use crate::load::preflight::{self, Probe};
-use crate::load::recorder::{Recorded, Recorder};
+use crate::load::recorder::{Recorded, Recorder, Visits};
 use crate::load::server_load::ServerWatch;
 use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
@@ -47,28 +47,46 @@ pub(super) struct InProgress {
     ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
-    monitor: LevelMonitor,
+    begun: mpsc::Receiver<Arc<Counts>>,
+    monitor: Option<LevelMonitor>,
+    quiet: bool,
 }
 
 /// Where requests and windows go besides the figures.
 struct Outlets {
     sidecar: SidecarWriter,
-    counts: Arc<Counts>,
+    live: Arc<Live>,
+    /// The number of the loop's first visit; 0 for a loop that makes only one measurement.
+    first: u32,
+    /// By visit.
+    counts: Vec<Arc<Counts>>,
+    begun: mpsc::Sender<Arc<Counts>>,
     windows: mpsc::Sender<Window>,
 }
 
 impl Observer for Outlets {
+    fn begins(&mut self, plan: &LoopPlan, visit: u32) {
+        self.sidecar.flush();
+        let counts = self.live.begin(plan.level, self.first + visit, plan.tickets());
+        self.counts.push(counts.clone());
+        // Nobody looks at it any more only if the run has failed.
+        let _ = self.begun.send(counts);
+    }
+
     fn issued(&mut self, ticket: Ticket) {
-        self.counts.issued(ticket.phase);
+        self.counts[ticket.visit as usize].issued(ticket.phase);
     }
 
     fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
-        self.counts.ended(&outcome);
+        let visit = outcome.visit.map_or(0, |visit| visit - self.first);
+        self.counts[visit as usize].ended(&outcome);
         self.sidecar.push(outcome);
     }
 
     fn held(&mut self, permits: usize) {
-        self.counts.held(permits);
+        if let Some(counts) = self.counts.last() {
+            counts.held(permits);
+        }
     }
 
     fn window(&mut self, window: Window) {
@@ -80,11 +98,14 @@ impl Observer for Outlets {
 impl InProgress {
     /// The next window as Criterion's time of `iterations` waves; `None` once the run is interrupted.
     pub fn next_sample(&mut self, iterations: u64) -> Option<Duration> {
-        self.monitor.show();
+        if self.monitor.is_none() {
+            self.monitor = self.begun.recv().ok().map(|counts| LevelMonitor::new(counts, self.quiet));
+        }
+        self.monitor.iter_mut().for_each(LevelMonitor::show);
         let per_wave = self.next_window();
         // Criterion has something to say after its warm-up, after the last sample, and whenever it is left early.
         if per_wave.is_none() || self.handed.is_empty() || self.handed.len() == SAMPLES {
-            self.monitor.hide();
+            self.monitor.iter_mut().for_each(LevelMonitor::hide);
         }
         Some(per_wave?.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
     }
@@ -96,7 +117,7 @@ impl InProgress {
             self.stopper.stop(Stop::NothingWorks);
             return None;
         }
-        let per_wave = time_per_wave(&window, self.planned.step.level);
+        let per_wave = time_per_wave(window.duration_s(), window.succeeded as u64, self.planned.step.level);
         if std::mem::replace(&mut self.warmed_up, true) {
             self.handed.push(per_wave.as_nanos() as f64);
         }
@@ -105,25 +126,68 @@ impl InProgress {
 
     /// Waits for the drain and the sidecar, and completes the record.
     pub fn finish(mut self) -> Result<Recorded, SweepError> {
-        self.monitor.show();
+        self.monitor.iter_mut().for_each(LevelMonitor::show);
         let (mut end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
-        self.monitor.finish(end.load_s);
+        if let Some(monitor) = self.monitor {
+            monitor.finish(end.load_s);
+        }
         sidecar.finish()?;
-        let plan = &self.planned.plan;
-        let measurement = &mut end.measurement;
-        measurement.criterion_id = criterion_id(self.planned.step);
-        measurement.sample_ns = self.handed;
-        measurement.reason = match end.ending {
-            Ending::Complete => None,
-            Ending::Hopeless => Some(EarlyEnd::WarmUpFailed),
-            Ending::Stalled => Some(EarlyEnd::NoSuccess { seconds: plan.patience.as_secs_f64() }),
-            Ending::Overdue => Some(EarlyEnd::TimeLimit { seconds: plan.time_limit.as_secs_f64() }),
-            Ending::Cut => self.stopper.reason().map(EarlyEnd::from),
-        };
-        measurement.server = measurement.window_s.zip(self.watch).and_then(|(window, watch)| {
-            let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
-            watch.between(from, to)
-        });
+        complete(&mut end, &self.planned.plan, &self.stopper, self.watch.as_deref());
+        end.measurement.criterion_id = criterion_id(self.planned.step);
+        end.measurement.sample_ns = self.handed;
+        Ok(end)
+    }
+}
+
+/// Why it ended, and what the server said of itself meanwhile.
+fn complete(end: &mut Recorded, plan: &LoopPlan, stopper: &Stopper, watch: Option<&ServerWatch>) {
+    let measurement = &mut end.measurement;
+    measurement.reason = match end.ending {
+        Ending::Complete => None,
+        Ending::Hopeless => Some(EarlyEnd::WarmUpFailed),
+        Ending::Stalled => Some(EarlyEnd::NoSuccess { seconds: plan.patience.as_secs_f64() }),
+        Ending::Overdue => Some(EarlyEnd::TimeLimit { seconds: plan.time_limit.as_secs_f64() }),
+        Ending::Cut => stopper.reason().map(EarlyEnd::from),
+    };
+    measurement.server = measurement.window_s.zip(watch).and_then(|(window, watch)| {
+        let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
+        watch.between(from, to)
+    });
+}
+
+/// A loop that goes from level to level on the load thread.
+pub(super) struct Visiting {
+    plan: LoopPlan,
+    orders: tokio::sync::mpsc::Sender<LoopPlan>,
+    visited: mpsc::Receiver<Recorded>,
+    ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
+    begun: mpsc::Receiver<Arc<Counts>>,
+    stopper: Stopper,
+    watch: Option<Arc<ServerWatch>>,
+    quiet: bool,
+}
+
+impl Visiting {
+    /// Waits for the end of the visit in hand; `None` if there is none.
+    pub fn visited(&mut self) -> Option<Recorded> {
+        let mut monitor = self.begun.recv().ok().map(|counts| LevelMonitor::new(counts, self.quiet));
+        monitor.iter_mut().for_each(LevelMonitor::show);
+        let mut end = self.visited.recv().ok()?;
+        complete(&mut end, &self.plan, &self.stopper, self.watch.as_deref());
+        Some(end)
+    }
+
+    pub fn go_on(&mut self, plan: LoopPlan) {
+        self.plan = plan;
+        // A loop that was stopped takes no orders.
+        let _ = self.orders.blocking_send(plan);
+    }
+
+    /// Nothing follows: waits for what is in flight and for the sidecar. Gives what ended since the last visit.
+    pub fn finish(self) -> Result<Recorded, SweepError> {
+        drop(self.orders);
+        let (end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
+        sidecar.finish()?;
         Ok(end)
     }
 }
@@ -132,9 +196,9 @@ fn ended_early() -> SweepError {
     SweepError::Thread(std::io::Error::other("it ended before its measurement did"))
 }
 
-/// Window x level / successes: the time in which `level` successes arrive. A window without any counts as one.
-fn time_per_wave(window: &Window, level: usize) -> Duration {
-    let seconds = window.duration_s() * level as f64 / window.succeeded.max(1) as f64;
+/// Time x level / successes: the time in which `level` successes arrive. None count as one.
+pub(super) fn time_per_wave(seconds: f64, succeeded: u64, level: usize) -> Duration {
+    let seconds = seconds * level as f64 / succeeded.max(1) as f64;
     // Criterion drops a benchmark with a sample of 0 ns.
     Duration::from_secs_f64(seconds).max(Duration::from_nanos(1))
 }
@@ -213,12 +277,12 @@ impl Load {
     /// Begins a measurement; its windows arrive as they close.
     pub fn begin(&self, planned: &Planned, run: &Run) -> Result<InProgress, SweepError> {
         let ((to_criterion, windows), (done, ended)) = (mpsc::channel(), mpsc::channel());
-        let Planned { step, plan, .. } = *planned;
-        let counts = self.live.begin(step.level, step.round, plan.tickets());
-        let outlets = Outlets { sidecar: run.sidecar(step)?, counts: counts.clone(), windows: to_criterion };
+        let step = planned.step;
+        let (outlets, begun) = self.outlets(run, step, to_criterion)?;
         let (planned, stop, target) = (*planned, self.stopper.subscribe(), self.target.clone());
+        let (_, orders) = tokio::sync::mpsc::channel(1);
         self.send(move || async move {
-            let (recorded, outlets) = measure(planned, stop, target, outlets).await;
+            let (recorded, outlets) = measure(planned, stop, target, outlets, orders, None).await;
             let _ = done.send((recorded, outlets.sidecar));
         })?;
         Ok(InProgress {
@@ -229,7 +293,43 @@ impl Load {
             ended,
             stopper: self.stopper.clone(),
             watch: self.watch.clone(),
-            monitor: LevelMonitor::new(counts, self.quiet),
+            begun,
+            monitor: None,
+            quiet: self.quiet,
+        })
+    }
+
+    fn outlets(
+        &self,
+        run: &Run,
+        step: Step,
+        windows: mpsc::Sender<Window>,
+    ) -> Result<(Outlets, mpsc::Receiver<Arc<Counts>>), SweepError> {
+        let (begins, begun) = mpsc::channel();
+        let (sidecar, live) = (run.sidecar(step)?, self.live.clone());
+        Ok((Outlets { sidecar, live, first: step.round, counts: Vec::new(), begun: begins, windows }, begun))
+    }
+
+    /// Begins a loop with this visit; each is told of as it ends.
+    pub fn begin_visits(&self, planned: Planned, run: &Run) -> Result<Visiting, SweepError> {
+        let ((to, visited), (done, ended)) = (mpsc::channel(), mpsc::channel());
+        let (outlets, begun) = self.outlets(run, planned.step, mpsc::channel().0)?;
+        let (stop, target) = (self.stopper.subscribe(), self.target.clone());
+        let (orders, next) = tokio::sync::mpsc::channel(1);
+        let visits = Visits { first: planned.step.round, to };
+        self.send(move || async move {
+            let (recorded, outlets) = measure(planned, stop, target, outlets, next, Some(visits)).await;
+            let _ = done.send((recorded, outlets.sidecar));
+        })?;
+        Ok(Visiting {
+            plan: planned.plan,
+            orders,
+            visited,
+            ended,
+            begun,
+            stopper: self.stopper.clone(),
+            watch: self.watch.clone(),
+            quiet: self.quiet,
         })
     }
 
@@ -312,6 +412,8 @@ async fn measure(
     mut stop: watch::Receiver<bool>,
     target: Arc<Target>,
     outlets: Outlets,
+    orders: tokio::sync::mpsc::Receiver<LoopPlan>,
+    visits: Option<Visits>,
 ) -> (Recorded, Outlets) {
     let Planned { step, plan, not_before, .. } = planned;
     if let Some(at) = not_before {
@@ -320,8 +422,8 @@ async fn measure(
             _ = stop.wait_for(|&stop| stop) => {}
         }
     }
-    let mut recorder = Recorder::start(&plan, target.clone(), outlets);
-    let send = |ticket: Ticket| target.send_in_round(step.round, step.level, ticket.seq);
-    let record = closed_loop::run(&plan, stop, send, &mut recorder).await;
+    let mut recorder = Recorder::start(&plan, target.clone(), outlets, visits);
+    let send = |ticket: Ticket| target.send_in_round(step.round + ticket.visit, ticket.level, ticket.seq);
+    let record = closed_loop::visits(&plan, orders, stop, send, &mut recorder).await;
     recorder.finish(step, record)
 }

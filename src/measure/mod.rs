@@ -1,8 +1,10 @@
 //! Which level comes next, and how it reaches Criterion.
 
 mod criterion;
+pub mod evidence;
 mod load_thread;
 pub mod plan;
+pub mod race;
 pub mod search;
 mod stop;
 pub mod sweep;

@@ -4,34 +4,35 @@ use std::time::Duration;
 
 use crate::client;
 use crate::client::Endpoint;
+use crate::decide::Note;
 use crate::decide::compare::Baseline;
-use crate::decide::{Note, Policy};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::preflight;
-use crate::measure::search::{Search, adaptive_at_most, most_rounds, smallest_window};
+use crate::measure::race::{Rules, Visit, grid};
 use crate::prompts::Prompt;
 use crate::report::words::{self, list};
 use crate::settings::{Budget, Config, Levels, Settings};
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;
-/// A quick run measures at least this many requests per level, and this many waves.
-const QUICK: (usize, usize) = (30, 3);
 /// Code has at least this many characters per token, so that the estimate of a cost is not too low.
 const CHARACTERS_PER_TOKEN: f64 = 2.5;
+/// What a race takes as a rule, alone and after full measurements: requests, and service times
+/// (`benches/replicates/cost.rs`).
+const USUALLY: [(u64, f64); 2] = [(1_500, 150.0), (500, 50.0)];
 
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// One plan per level that will run, ascending; of an adaptive search those that may run at most.
+    /// One plan for each level that is measured in full, ascending.
     pub levels: Vec<LoopPlan>,
     /// All levels of this configuration, those that a filter leaves out included; none of an adaptive search, which
     /// finds them on the way.
     pub configured: Vec<usize>,
     /// Levels for which the budget has no room, and the key that says so.
     pub over_budget: Option<(Vec<usize>, &'static str)>,
+    /// The levels that a race chooses from, ascending; empty without one.
+    pub race: Vec<usize>,
     auto: Option<(usize, usize)>,
-    /// Whether levels near the best are measured again.
-    confirm: bool,
     /// Whether what has fallen against a baseline is measured once more at the end.
     baseline_round: bool,
     input_tokens: f64,
@@ -43,19 +44,38 @@ impl Plan {
     /// The budget is held by what a level may send at most, so that it cannot be passed.
     pub fn new(settings: &Settings, prompts: &[Prompt], selects: impl Fn(usize) -> bool) -> Self {
         let mut plan = Plan::empty(prompts);
+        plan.configured = settings.config.benchmark.levels();
         plan.list(settings, selects);
         plan
     }
 
-    /// All levels of these settings, and what follows from their figures: an adaptive search, and, unless it is a quick
-    /// run, contenders once more.
+    /// All levels of these settings, in full, and a race among them; of a quick run and of `auto` the race alone.
     pub fn whole(settings: &Settings, prompts: &[Prompt]) -> Self {
         let mut plan = Plan::empty(prompts);
-        plan.confirm = !settings.quick;
         let benchmark = &settings.config.benchmark;
         match benchmark.levels {
-            Levels::List(_) => plan.list(settings, |_| true),
-            Levels::Auto => plan.search_within(settings, benchmark.min_concurrency, benchmark.max_concurrency),
+            Levels::List(_) => {
+                plan.configured = benchmark.levels();
+                if !settings.quick {
+                    plan.list(settings, |_| true);
+                }
+                // One level says nothing of the others.
+                plan.race = Some(plan.configured.clone()).filter(|levels| levels.len() > 1).unwrap_or_default();
+                if settings.quick && plan.race.is_empty() {
+                    plan.list(settings, |_| true);
+                }
+            }
+            Levels::Auto => {
+                plan.auto = Some((benchmark.min_concurrency, benchmark.max_concurrency));
+                plan.race = grid(benchmark.min_concurrency, benchmark.max_concurrency);
+            }
+        }
+        if let Some(&lowest) = plan.race.first().filter(|_| plan.levels.is_empty())
+            && let Some(key) = plan.no_room(settings, preflight::AT_MOST, &first_visit(settings, lowest))
+        {
+            plan.race.clear();
+            plan.configured.clear();
+            plan.over_budget = Some((vec![lowest], key));
         }
         plan
     }
@@ -69,20 +89,18 @@ impl Plan {
             levels: Vec::new(),
             configured: Vec::new(),
             over_budget: None,
+            race: Vec::new(),
             auto: None,
-            confirm: false,
             baseline_round: false,
             input_tokens: mean_input_tokens(prompts),
         }
     }
 
     fn list(&mut self, settings: &Settings, selects: impl Fn(usize) -> bool) {
-        let all = settings.config.benchmark.levels();
-        self.configured = if settings.quick && !settings.levels_named { thinned(&all) } else { all };
         let mut selected = self.configured.clone().into_iter().filter(|&level| selects(level));
         while let Some(level) = selected.next() {
-            let further = self.level_plan(settings, level);
-            if let Some(key) = self.no_room(settings, self.requests(), &further) {
+            let further = level_plan(settings, level);
+            if let Some(key) = self.no_room(settings, preflight::AT_MOST + self.of_levels(), &further) {
                 let left_out: Vec<usize> = std::iter::once(level).chain(selected).collect();
                 self.configured.retain(|level| !left_out.contains(level));
                 self.over_budget = Some((left_out, key));
@@ -92,37 +110,9 @@ impl Plan {
         }
     }
 
-    fn search_within(&mut self, settings: &Settings, lowest: usize, highest: usize) {
-        self.auto = Some((lowest, highest));
-        match self.no_room(settings, preflight::AT_MOST, &self.level_plan(settings, lowest)) {
-            Some(key) => self.over_budget = Some((vec![lowest], key)),
-            None => {
-                let levels = adaptive_at_most(lowest, highest).into_iter();
-                self.levels = levels.map(|level| self.level_plan(settings, level)).collect();
-            }
-        }
-    }
-
-    pub fn search(&self, policy: &Policy) -> Search {
-        match self.auto {
-            Some((lowest, highest)) if self.confirm => Search::adaptive(lowest, highest, policy),
-            Some((lowest, highest)) => Search::adaptive(lowest, highest, policy).without_confirm(),
-            None => Search::listed(&self.configured, policy, self.confirm),
-        }
-    }
-
-    pub fn level_plan(&self, settings: &Settings, level: usize) -> LoopPlan {
-        let benchmark = &settings.config.benchmark;
-        let timeout = Duration::from_secs_f64(settings.config.llm.request_timeout);
-        let plan = if settings.quick {
-            // Fewer than `level` completions per window: the time per wave is scaled from them.
-            let total = QUICK.0.max(QUICK.1 * level);
-            LoopPlan::new(level, total, level, SAMPLES, 1)
-        } else {
-            let window = smallest_window(level, self.auto.is_some());
-            LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, window)
-        };
-        plan.with_request_timeout(timeout)
+    /// The highest level that may run.
+    pub fn highest(&self) -> Option<usize> {
+        self.levels.iter().map(|plan| plan.level).chain(self.race.iter().copied()).max()
     }
 
     /// The key of the limit that `further` might pass after `sent` requests.
@@ -130,21 +120,32 @@ impl Plan {
         self.exceeds(settings, sent + further.tickets())
     }
 
-    /// Requests that may be sent at most, before any confirm round.
-    pub fn requests(&self) -> u64 {
-        preflight::AT_MOST + self.of_levels()
-    }
-
     fn of_levels(&self) -> u64 {
         self.levels.iter().map(LoopPlan::tickets).sum()
     }
 
-    fn requests_to_confirm(&self) -> u64 {
-        self.of_levels() * u64::from(self.most_rounds())
+    /// Requests that may be sent at most, budgets aside.
+    pub fn requests(&self, settings: &Settings) -> u64 {
+        let full = preflight::AT_MOST + self.of_levels();
+        let Some(&highest) = self.race.last() else { return full };
+        // It ends with the first visit that reaches its limit; a gate may take another few of the level.
+        let last = 2 * first_visit(settings, highest).tickets();
+        let again = if self.baseline_round { 2 * level_plan(settings, highest).tickets() } else { 0 };
+        full + rules(settings).most_requests(highest) + last + again
     }
 
-    fn most_rounds(&self) -> u32 {
-        u32::from(self.baseline_round) + if self.confirm { most_rounds(self.auto.is_some()) } else { 0 }
+    fn usually(&self) -> (u64, f64) {
+        let (mut requests, mut service_times) = (preflight::AT_MOST, 0.0);
+        for plan in &self.levels {
+            requests += (plan.warmup + plan.measured) as u64;
+            service_times += plan.tickets() as f64 / plan.level as f64;
+        }
+        if !self.race.is_empty() {
+            let more = USUALLY[usize::from(!self.levels.is_empty())];
+            requests += more.0;
+            service_times += more.1;
+        }
+        (requests, service_times)
     }
 
     /// US dollars that `requests` cost at most, where prices are set; the input tokens in it are estimated.
@@ -169,11 +170,6 @@ impl Plan {
         cost.is_some_and(|(cost, limit)| cost > limit).then_some("max_cost_usd")
     }
 
-    /// Seconds of load for each second that a request takes, if latency did not grow with the level.
-    fn seconds_per_second(&self) -> f64 {
-        self.levels.iter().map(|plan| plan.tickets() as f64 / plan.level as f64).sum()
-    }
-
     /// Printed before the first request.
     pub fn describe(&self, settings: &Settings) -> String {
         let Config { llm, benchmark, .. } = &settings.config;
@@ -187,31 +183,30 @@ impl Plan {
         };
         let levels = match self.auto {
             Some((lowest, highest)) => format!("auto, from {lowest} to at most {highest},"),
+            None if self.levels.is_empty() => list(&self.race),
             None => list(&self.levels.iter().map(|plan| plan.level).collect::<Vec<_>>()),
         };
-        let requests = self.requests();
+        let most = self.requests(settings).min(benchmark.budget.max_requests.unwrap_or(u64::MAX));
+        let (usually, service_times) = self.usually();
+        let usually = usually.min(most);
         let cost = |requests| {
             self.cost_usd(settings, requests).map_or_else(String::new, |usd| format!(", at most about {usd:.2} USD"))
         };
+        let how = match (self.race.is_empty(), self.levels.is_empty()) {
+            (true, _) => "",
+            (_, true) => "      short visits to the levels, until the answer is sure\n",
+            (..) => "      each level in full, then short visits to those that matter, until the answer is sure\n",
+        };
+        let probably = if usually < most { format!("probably about {usually} requests, ") } else { String::new() };
         let mut text = format!(
-            "Plan: levels {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n      \
-             at most {requests} requests of up to {} output tokens ({} in all{})\n      \
-             about {:.0} s of load for each second that a request takes{}\n",
+            "Plan: levels {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n{how}      \
+             {probably}at most {most} requests of up to {} output tokens ({} in all{})\n      \
+             about {service_times:.0} s of load for each second that a request takes\n",
             benchmark.request.max_tokens,
-            output_tokens(settings, requests),
-            cost(requests),
-            self.seconds_per_second(),
-            if self.auto.is_some() { ", at most" } else { "" },
+            output_tokens(settings, most),
+            cost(most),
         );
-        if self.most_rounds() > 0 {
-            let more = self.requests_to_confirm();
-            text.push_str(&format!(
-                "      then, while the answer is not clear, up to {} rounds of the levels near the best: at most {more} requests more{}\n",
-                self.most_rounds(),
-                cost(more)
-            ));
-        }
-        if let Some(key) = self.exceeds(settings, requests + self.requests_to_confirm()) {
+        if let Some(key) = self.exceeds(settings, self.requests(settings)) {
             text.push_str(&format!("      nothing is begun that could pass benchmark.budget.{key}\n"));
         }
         if let Some(minutes) = benchmark.budget.max_minutes {
@@ -239,17 +234,33 @@ fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
     characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
 }
 
-/// Without the levels whose neighbours are no further apart than a factor of two: both tell well enough
-/// what lies between them.
-fn thinned(levels: &[usize]) -> Vec<usize> {
-    let mut kept: Vec<usize> = Vec::new();
-    for (at, &level) in levels.iter().enumerate() {
-        let between = kept.last().zip(levels.get(at + 1)).is_some_and(|(below, above)| *above <= 2 * below);
-        if !between {
-            kept.push(level);
-        }
+/// The plan of a level that is measured in full.
+pub fn level_plan(settings: &Settings, level: usize) -> LoopPlan {
+    let benchmark = &settings.config.benchmark;
+    let plan = LoopPlan::new(level, benchmark.total_requests, benchmark.warmup_requests, SAMPLES, level);
+    plan.with_request_timeout(timeout(settings))
+}
+
+pub fn visit_plan(settings: &Settings, visit: Visit) -> LoopPlan {
+    LoopPlan::visit(visit.level, visit.completions, SAMPLES).with_request_timeout(timeout(settings))
+}
+
+fn first_visit(settings: &Settings, level: usize) -> LoopPlan {
+    visit_plan(settings, rules(settings).visit_to(level))
+}
+
+fn timeout(settings: &Settings) -> Duration {
+    Duration::from_secs_f64(settings.config.llm.request_timeout)
+}
+
+/// The rules of a race by these settings.
+pub fn rules(settings: &Settings) -> Rules {
+    let benchmark = &settings.config.benchmark;
+    let policy = settings.config.policy.clone();
+    match benchmark.levels {
+        Levels::Auto => Rules::auto(policy),
+        Levels::List(_) => Rules::list(policy, Some(benchmark.total_requests).filter(|_| !settings.quick)),
     }
-    kept
 }
 
 #[cfg(test)]
@@ -277,9 +288,9 @@ mod tests {
     #[test]
     fn a_level_takes_at_least_ten_times_itself() {
         let plan = plan("llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10, 11, 50]}");
-        let measured: Vec<_> = plan.levels.iter().map(LoopPlan::measured).collect();
+        let measured: Vec<_> = plan.levels.iter().map(|plan| plan.measured).collect();
         assert_eq!(measured, [100, 100, 110, 500]);
-        assert_eq!(plan.requests(), 4 + (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
+        assert_eq!(plan.of_levels(), (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
     }
 
     #[test]
@@ -313,7 +324,7 @@ mod tests {
         let text = plan(yaml).describe(&settings(yaml));
         for part in [
             "levels 1 against http://host/v1, model m",
-            "110 requests",
+            "at most 110 requests of",
             "7040 in all",
             "0.07 USD",
             "Level 10 was not measured",
@@ -324,46 +335,42 @@ mod tests {
         assert!(!text.contains("secret"), "{text}");
     }
 
+    /// A list, the same in a hurry, and `auto`.
     #[test]
-    fn a_quick_run_leaves_out_levels_close_to_others_and_takes_fewer_requests() {
-        let mut settings = settings("llm: {endpoint: simulator}");
-        settings.quick = true;
-        let plan = Plan::whole(&settings, &[]);
-        assert_eq!(levels(&plan), [1, 2, 5, 10, 20, 40, 50]);
-        settings.levels_named = true;
-        assert_eq!(levels(&Plan::whole(&settings, &[])).len(), 10);
-        assert!(plan.levels.iter().all(|plan| plan.measured() >= 30.max(3 * plan.level)));
-        assert!(plan.requests() < 900, "{}", plan.requests());
-        assert!(!plan.describe(&settings).contains("rounds"));
+    fn the_race_chooses_among_the_levels_and_its_most_is_said() {
+        let yaml = "llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10]}";
+        let listed = plan(yaml);
+        assert_eq!((levels(&listed), listed.race.clone()), (vec![1, 10], vec![1, 10]));
+        let text = listed.describe(&settings(yaml));
+        assert!(text.contains("probably about 719 requests, at most 4790 requests of"), "{text}");
+        assert!(text.contains("each level in full, then short visits"), "{text}");
+        let mut quick = settings(yaml);
+        quick.quick = true;
+        let plan_of = |settings: &Settings| Plan::whole(settings, &[]);
+        assert_eq!((levels(&plan_of(&quick)), plan_of(&quick).race), (vec![], vec![1, 10]));
+        let auto = "llm: {endpoint: simulator}\nbenchmark: {levels: auto, max_concurrency: 8}";
+        let text = plan(auto).describe(&settings(auto));
+        assert!(text.contains("levels auto, from 1 to at most 8, against"), "{text}");
+        assert_eq!(plan(auto).race, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(plan(auto).configured, [0; 0]);
+        // A filter names levels that are known beforehand, and one level has nothing to race with.
+        let filtered = Plan::new(&settings(auto), &[], |level| level == 4);
+        assert_eq!((levels(&filtered), filtered.configured, filtered.race), (vec![4], vec![1, 2, 4, 8], vec![]));
+        assert!(plan("llm: {endpoint: simulator}\nbenchmark: {levels: [5]}").race.is_empty());
+        let poor = plan(&auto.replace("max_concurrency: 8", "budget: {max_requests: 10}"));
+        assert_eq!((poor.highest(), poor.over_budget), (None, Some((vec![1], "max_requests"))));
     }
 
     #[test]
-    fn what_may_follow_is_said_and_held_to_the_budget() {
+    fn a_visit_that_could_pass_the_budget_is_not_begun() {
         let budget = "llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10], budget: {max_requests: 400}}";
         let listed = plan(budget);
         let text = listed.describe(&settings(budget));
-        assert!(text.contains("at most 230 requests of"), "{text}");
-        assert!(text.contains("up to 3 rounds of the levels near the best: at most 678 requests more"), "{text}");
+        assert!(text.contains("at most 400 requests of"), "{text}");
         assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
-        // Level 10 takes at most 120: after 280 it still fits.
-        let further = listed.level_plan(&settings(budget), 10);
-        assert_eq!(listed.no_room(&settings(budget), 280, &further), None);
-        assert_eq!(listed.no_room(&settings(budget), 281, &further), Some("max_requests"));
-    }
-
-    #[test]
-    fn an_adaptive_search_says_its_worst_case() {
-        let yaml = "llm: {endpoint: simulator}\nbenchmark: {levels: auto, max_concurrency: 8}";
-        let auto = plan(yaml);
-        assert_eq!(levels(&auto), [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(auto.configured, [0; 0]);
-        let text = auto.describe(&settings(yaml));
-        assert!(text.contains("levels auto, from 1 to at most 8, against"), "{text}");
-        assert!(text.contains(&format!("at most {} requests of", auto.requests())), "{text}");
-        // A filter names levels that are known beforehand.
-        let filtered = Plan::new(&settings(yaml), &[], |level| level == 4);
-        assert_eq!((levels(&filtered), filtered.configured), (vec![4], vec![1, 2, 4, 8]));
-        let poor = plan(&yaml.replace("max_concurrency: 8", "budget: {max_requests: 10}"));
-        assert_eq!((levels(&poor), poor.over_budget), (vec![], Some((vec![1], "max_requests"))));
+        // 20 completions of level 10 and what is in flight: after 370 they still fit.
+        let further = visit_plan(&settings(budget), rules(&settings(budget)).visit_to(10));
+        assert_eq!(listed.no_room(&settings(budget), 370, &further), None);
+        assert_eq!(listed.no_room(&settings(budget), 371, &further), Some("max_requests"));
     }
 }

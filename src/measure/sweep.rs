@@ -1,24 +1,27 @@
 //! A whole run: each measurement a Criterion benchmark, on disk when it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::criterion::{Bench, Group};
-use super::load_thread::{Load, Planned};
-use super::plan::Plan;
-use super::search::{Search, Stage, Step};
+use super::evidence::{Made, evidence};
+use super::load_thread::{Load, Planned, time_per_wave};
+use super::plan::{self, Plan, SAMPLES};
+use super::race::{Evidence, Race};
 use crate::client::{Endpoint, LlmError};
-use crate::decide::Note;
 use crate::decide::compare::Baseline;
-use crate::figures::{self, LevelState, Requests};
+use crate::decide::{Note, Raced, judge, open_outages, recommend_after};
+use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Sample, Stage, Step};
+use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files::{self, TooFewFiles};
+use crate::load::recorder::Recorded;
 use crate::monitor::{Live, MetricsError, MetricsServer};
 use crate::prompts::{self, Prompt, PromptError};
-use crate::record::{GROUP, Identity, Places, ResultsError, Run, RunSettings, criterion_group};
-use crate::report::words::{self, list};
+use crate::record::{GROUP, Identity, Places, ResultsError, Run, RunSettings, criterion_id};
+use crate::report::words;
 use crate::settings::Settings;
 use crate::simulator::SimulatorError;
 use crate::stdio;
@@ -70,8 +73,8 @@ pub struct Swept {
     pub stdio: stdio::Guard,
 }
 
-/// Runs the sweep: each measurement a Criterion benchmark, on disk when it ends. First the levels of the list or of an
-/// adaptive search, then the contenders again while the answer is not clear, and at last what fell against the baseline.
+/// Runs the sweep: each level of a list in full, a Criterion benchmark; then a race among them, or among all levels for
+/// `auto`, until the answer is sure; and at last what fell against the baseline. Each is on disk when it ends.
 ///
 /// # Errors
 /// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
@@ -90,14 +93,14 @@ pub fn run(
     let plan = plan.against(baseline.as_ref());
     let identity = Identity::of(settings, &prompts);
     let run = Run::new(places, identity.clone(), run_settings(settings, &plan));
-    if plan.levels.is_empty() && args.mode == Mode::Measure {
+    if plan.highest().is_none() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
             Some(note) => SweepError::OverBudget(words::note(&note)),
             None => SweepError::NothingMatches(plan.configured),
         });
     }
-    if let Some(highest) = plan.levels.last().filter(|_| args.mode == Mode::Measure) {
-        open_files::allow(highest.level, settings.endpoint == Endpoint::Simulator)?;
+    if let Some(highest) = plan.highest().filter(|_| args.mode == Mode::Measure) {
+        open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
     }
     let live = Arc::new(Live::default());
     // Before anything is sent: that metrics cannot be served must not come out afterwards.
@@ -119,16 +122,18 @@ pub fn run(
         Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), began, load_s: 0.0, stdio };
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), swept);
     sweep.preflight(&prompts)?;
-    let mut search = plan.search(&settings.config.policy).against(baseline);
-    let mut next = sweep.next(&mut search);
-    while let Some(first) = next {
-        let mut group = bench.group(first);
-        while let Some(step) = next.filter(|step| criterion_group(*step) == criterion_group(first)) {
-            sweep.measure(&mut group, step)?;
-            next = sweep.next(&mut search);
+    let mut group = bench.group();
+    for full in &plan.levels {
+        if !sweep.may_begin(full) {
+            break;
         }
-        group.finish();
+        sweep.measure(&mut group, full)?;
     }
+    if args.mode == Mode::Measure {
+        sweep.race(baseline.as_ref())?;
+        sweep.hand_over_visits(&mut group)?;
+    }
+    group.finish();
     let mut swept = sweep.swept;
     bench.finish();
     // Outside of a level there was none to be cut, and yet the run was not to go on.
@@ -147,15 +152,20 @@ struct Sweep<'a> {
     plan: &'a Plan,
     load: Option<&'a Load>,
     swept: Swept,
-    /// Of each measurement in the manifest.
+    /// Of each measurement in the manifest; and when those of its cohort were issued that are still in flight.
     requests: Vec<Requests>,
+    in_flight_s: Vec<Vec<f64>>,
     sent: u64,
-    /// How long each level took when it was measured last, seconds.
+    /// How long each level took when it was measured in full, seconds.
     took_s: BTreeMap<usize, f64>,
     /// Until when the server asked to be left alone.
     not_before: Option<Instant>,
-    round: u32,
+    /// How often a level was visited for another reason than the race's.
+    looked_again: BTreeMap<usize, u32>,
 }
+
+/// A level that was disturbed is looked at so often again at most.
+const LOOKS: u32 = 3;
 
 impl<'a> Sweep<'a> {
     fn new(settings: &'a Settings, mode: Mode, plan: &'a Plan, load: Option<&'a Load>, swept: Swept) -> Self {
@@ -166,10 +176,11 @@ impl<'a> Sweep<'a> {
             load,
             swept,
             requests: Vec::new(),
+            in_flight_s: Vec::new(),
             sent: 0,
             took_s: BTreeMap::new(),
             not_before: None,
-            round: 0,
+            looked_again: BTreeMap::new(),
         }
     }
 
@@ -190,48 +201,39 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// The next measurement, unless the run was stopped or the budget has no room for it.
-    fn next(&mut self, search: &mut Search) -> Option<Step> {
-        if self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some()) {
-            return None;
-        }
-        let step = search.next(&self.swept.run.summaries)?;
-        if self.mode != Mode::Measure {
-            return Some(step);
-        }
-        if let Some(key) = self.no_room(step) {
-            let again = step.stage == Stage::Confirm;
-            self.swept.notes.push(Note::NoRoom { levels: vec![step.level], again, key: key.to_owned() });
-            return None;
-        }
-        if step.round > self.round {
-            self.round = step.round;
-            let mut levels: Vec<usize> = search.queued().chain([step.level]).collect();
-            levels.sort_unstable();
-            eprintln!("Confirm round {}: level {} once more", self.round, list(&levels));
-        }
-        Some(step)
+    fn is_stopped(&self) -> bool {
+        self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some())
     }
 
-    fn no_room(&self, step: Step) -> Option<&'static str> {
-        let further = self.plan.level_plan(self.settings, step.level);
+    /// Unless the run was stopped or the budget has no room for it.
+    fn may_begin(&mut self, further: &LoopPlan) -> bool {
+        if self.is_stopped() {
+            return false;
+        }
+        let key = self.no_room(further).filter(|_| self.mode == Mode::Measure);
+        if let Some(key) = key {
+            let again = self.took_s.contains_key(&further.level);
+            self.swept.notes.push(Note::NoRoom { levels: vec![further.level], again, key: key.to_owned() });
+        }
+        key.is_none()
+    }
+
+    fn no_room(&self, further: &LoopPlan) -> Option<&'static str> {
         let limit_s = self.settings.config.benchmark.budget.max_minutes.map(|minutes| 60.0 * minutes);
-        // A level that was measured before takes about as long again; how long another takes is unknown.
-        let end_s = self.took_s.get(&step.level).map(|took| took + self.swept.began.elapsed().as_secs_f64());
-        let too_late = limit_s.zip(end_s).is_some_and(|(limit, end)| end > limit);
-        self.plan.no_room(self.settings, self.sent, &further).or(too_late.then_some("max_minutes"))
+        let is_late = limit_s.is_some_and(|limit_s| self.swept.began.elapsed().as_secs_f64() > limit_s);
+        self.plan.no_room(self.settings, self.sent, further).or(is_late.then_some("max_minutes"))
     }
 
-    fn measure(&mut self, group: &mut Group, step: Step) -> Result<(), SweepError> {
+    fn measure(&mut self, group: &mut Group, plan: &LoopPlan) -> Result<(), SweepError> {
         let planned = Planned {
-            step,
-            plan: self.plan.level_plan(self.settings, step.level),
+            step: Step { level: plan.level, stage: Stage::Sweep, round: 0 },
+            plan: *plan,
             not_before: self.not_before,
             is_first: self.swept.run.summaries.is_empty(),
         };
         let (load, mode, run) = (self.load, self.mode, &self.swept.run);
         let mut in_progress = None;
-        group.bench(step, |iterations| match mode {
+        group.bench(plan.level, |iterations| match mode {
             Mode::Measure => {
                 let begun = in_progress.get_or_insert_with(|| load.map(|load| load.begin(&planned, run)));
                 begun.as_mut()?.as_mut().ok()?.next_sample(iterations)
@@ -240,27 +242,212 @@ impl<'a> Sweep<'a> {
         });
         let Some(in_progress) = in_progress.flatten() else { return Ok(()) };
         let ended = in_progress?.finish()?;
-        let stopped = load.and_then(|load| load.stopper.reason());
-        let stopped = stopped.filter(|_| ended.measurement.state == LevelState::Cut);
         self.sent += ended.sent;
-        self.took_s.insert(step.level, ended.load_s);
+        self.took_s.insert(plan.level, ended.load_s);
         self.not_before = ended.not_before;
-        self.requests.push(ended.requests);
+        self.swept.load_s += ended.load_s;
+        self.ended(ended)
+    }
+
+    /// A measurement is over: it and its level's figures are on disk after this.
+    fn ended(&mut self, mut ended: Recorded) -> Result<(), SweepError> {
+        let level = ended.measurement.concurrency;
+        let own = ended.measurement.round;
+        ended.measurement.began_s = ended.began.saturating_duration_since(self.swept.began).as_secs_f64();
+        let stopped = self.load.and_then(|load| load.stopper.reason());
+        let stopped = stopped.filter(|_| ended.measurement.state == LevelState::Cut);
+        self.requests.push(ended.parts.remove(&own).unwrap_or_default());
+        self.in_flight_s.push(ended.in_flight_s);
+        self.swept.run.manifest.levels.push(ended.measurement);
+        self.take(ended.parts);
+        let summary = self.summary(level);
         let swept = &mut self.swept;
-        swept.load_s += ended.load_s;
         swept.stopped = stopped;
-        swept.notes.extend(stopped.map(|stop| Note::Stopped { level: step.level, why: stop.into() }));
-        let measurements = swept.run.manifest.levels.iter().chain([&ended.measurement]);
-        let level: Vec<_> =
-            measurements.zip(&self.requests).filter(|(measurement, _)| measurement.concurrency == step.level).collect();
-        let summary = figures::summarize(&level, swept.run.manifest.about.settings.limits());
-        swept.run.level_ended(ended.measurement, summary)?;
+        swept.notes.extend(stopped.map(|stop| Note::Stopped { level, why: stop.into() }));
+        swept.run.level_ended(level, summary)?;
         match (stopped, ended.last_failure) {
             (Some(Stop::NothingWorks), Some(failed)) => {
                 Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Requests of earlier visits that have ended since.
+    fn take(&mut self, parts: BTreeMap<u32, Requests>) {
+        for (visit, later) in parts {
+            let of_visit = |of: &Measurement| of.stage == Stage::Visit && of.round == visit;
+            if let Some(at) = self.swept.run.manifest.levels.iter().position(of_visit) {
+                self.requests[at].append(later);
+                let requests = &self.requests[at];
+                self.in_flight_s[at].retain(|start_s| !requests.cohort().any(|request| request.start_s == *start_s));
+            }
+        }
+    }
+
+    fn summary(&self, level: usize) -> LevelSummary {
+        let manifest = &self.swept.run.manifest;
+        let of_level = manifest.levels.iter().zip(&self.requests).filter(|(of, _)| of.concurrency == level);
+        figures::summarize(&of_level.collect::<Vec<_>>(), manifest.about.settings.limits())
+    }
+
+    /// Short visits, one after the other without a drain, until the answer stands or there is no room for more.
+    fn race(&mut self, baseline: Option<&Baseline>) -> Result<(), SweepError> {
+        let (Some(load), false) = (self.load, self.plan.race.is_empty()) else { return Ok(()) };
+        let mut race = Race::new(self.plan.race.clone(), plan::rules(self.settings));
+        let mut suspects = None;
+        let Some(first) = self.next_visit(&mut race, baseline, &mut suspects) else {
+            self.conclude(&mut race);
+            return Ok(());
+        };
+        let before = self.sent;
+        let planned = Planned {
+            step: Step { level: first.level, stage: Stage::Visit, round: self.visits() + 1 },
+            plan: first,
+            not_before: self.not_before,
+            is_first: false,
+        };
+        let mut visiting = load.begin_visits(planned, &self.swept.run)?;
+        while let Some(visited) = visiting.visited() {
+            self.sent = before + visited.at_most;
+            let failed = visited.last_failure.clone().filter(|_| self.swept.run.manifest.levels.is_empty());
+            let nothing_works = visited.measurement.samples.iter().all(|sample| sample.succeeded == 0);
+            self.ended(visited)?;
+            if let Some(failed) = failed.filter(|_| nothing_works && self.swept.stopped.is_none()) {
+                load.stopper.stop(Stop::NothingWorks);
+                return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
+            }
+            match self.next_visit(&mut race, baseline, &mut suspects) {
+                Some(next) => visiting.go_on(next),
+                None => break,
+            }
+        }
+        let rest = visiting.finish()?;
+        self.sent = before + rest.sent;
+        self.swept.load_s += rest.load_s;
+        self.take(rest.parts);
+        self.conclude(&mut race);
+        let visited: BTreeSet<usize> = self.swept.run.manifest.levels.iter().map(|of| of.concurrency).collect();
+        for level in visited {
+            let summary = self.summary(level);
+            self.swept.run.set_summary(summary);
+        }
+        self.swept.run.save().map_err(SweepError::from)
+    }
+
+    fn visits(&self) -> u32 {
+        let visits = self.swept.run.manifest.levels.iter().filter(|of| of.stage == Stage::Visit);
+        visits.map(|of| of.round).max().unwrap_or_default()
+    }
+
+    fn evidence(&self) -> Evidence {
+        let measurements = self.swept.run.manifest.levels.iter();
+        let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
+        let made = made.map(|((measurement, requests), in_flight_s)| Made { measurement, requests, in_flight_s });
+        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.config.policy.max_error_rate)
+    }
+
+    /// What the race came to. Where the run was ended before it, what was found so far is enough if it is sure enough.
+    fn conclude(&mut self, race: &mut Race) {
+        if self.swept.run.manifest.raced.is_none() && !race.standing().decided {
+            race.next(&Evidence { sent: u64::MAX, ..self.evidence() });
+        }
+        let standing = race.standing();
+        let raced = Raced { pick: standing.pick, interval: standing.interval, decided: standing.decided };
+        self.swept.run.manifest.raced = Some(raced);
+    }
+
+    fn next_visit(
+        &mut self,
+        race: &mut Race,
+        baseline: Option<&Baseline>,
+        suspects: &mut Option<BTreeSet<usize>>,
+    ) -> Option<LoopPlan> {
+        let next = self.wanted_visit(race, baseline, suspects)?;
+        self.may_begin(&next).then_some(next)
+    }
+
+    fn wanted_visit(
+        &mut self,
+        race: &mut Race,
+        baseline: Option<&Baseline>,
+        suspects: &mut Option<BTreeSet<usize>>,
+    ) -> Option<LoopPlan> {
+        if self.is_stopped() {
+            return None;
+        }
+        let policy = &self.settings.config.policy;
+        let visit = |level| plan::visit_plan(self.settings, plan::rules(self.settings).visit_to(level));
+        // A server that is gone may come back; until then a level says nothing.
+        let is_gone = self.requests.last().is_some_and(|requests| requests.is_outage(policy.max_error_rate));
+        let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency).filter(|_| is_gone);
+        if let Some(level) = last.filter(|level| self.look_again(*level)) {
+            return Some(visit(level));
+        }
+        if suspects.is_none() {
+            if let Some(next) = race.next(&self.evidence()) {
+                return Some(plan::visit_plan(self.settings, next));
+            }
+            let judged = judge(&self.swept.run.summaries, policy, true);
+            let open: Vec<usize> = open_outages(&judged).map(|level| level.summary.concurrency).collect();
+            if let Some(level) = open.into_iter().find(|level| self.look_again(*level)) {
+                return Some(visit(level));
+            }
+            self.conclude(race);
+        }
+        // A fall against the baseline is not believed at first sight. Asked once, at the end.
+        let suspects = suspects.get_or_insert_with(|| {
+            let raced = self.swept.run.manifest.raced;
+            let decided = recommend_after(raced.as_ref(), &self.swept.run.summaries, policy);
+            baseline.map(|baseline| baseline.suspects(&decided, policy.objective)).unwrap_or_default()
+        });
+        let level = suspects.pop_first()?;
+        Some(LoopPlan { warmup: level, ..plan::level_plan(self.settings, level) })
+    }
+
+    fn look_again(&mut self, level: usize) -> bool {
+        let looks = self.looked_again.entry(level).or_default();
+        *looks += 1;
+        *looks <= LOOKS
+    }
+
+    /// The windows of all visits to a level, as ten samples of its entry in Criterion. Levels that were measured in full
+    /// have theirs.
+    fn hand_over_visits(&mut self, group: &mut Group) -> Result<(), SweepError> {
+        if self.is_stopped() {
+            return Ok(());
+        }
+        let levels = &self.swept.run.manifest.levels;
+        let in_full: BTreeSet<usize> = self.took_s.keys().copied().collect();
+        let usable = |of: &&Measurement| of.state == LevelState::Complete && !in_full.contains(&of.concurrency);
+        let mut windows: BTreeMap<usize, Vec<Sample>> = BTreeMap::new();
+        for of in levels.iter().filter(usable) {
+            windows.entry(of.concurrency).or_default().extend(&of.samples);
+        }
+        for (level, windows) in windows.into_iter().filter(|(_, windows)| windows.len() >= SAMPLES) {
+            let samples: Vec<f64> = (0..SAMPLES)
+                .map(|at| &windows[at * windows.len() / SAMPLES..(at + 1) * windows.len() / SAMPLES])
+                .map(|part| {
+                    let seconds: f64 = part.iter().map(|window| window.duration_s).sum();
+                    let succeeded: u64 = part.iter().map(|window| window.succeeded).sum();
+                    time_per_wave(seconds, succeeded, level).as_nanos() as f64
+                })
+                .collect();
+            // One call to warm up, and one for each sample.
+            let mut calls = samples.first().into_iter().chain(&samples);
+            group.bench(level, |iterations| {
+                let per_wave = Duration::from_nanos(*calls.next()? as u64);
+                Some(per_wave.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
+            });
+            let manifest = &mut self.swept.run.manifest;
+            let first =
+                manifest.levels.iter_mut().find(|of| of.concurrency == level && of.state == LevelState::Complete);
+            if let Some(first) = first {
+                first.criterion_id = criterion_id(first.step());
+                first.sample_ns = samples;
+            }
+        }
+        self.swept.run.save().map_err(SweepError::from)
     }
 }
 

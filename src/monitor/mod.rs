@@ -21,13 +21,13 @@ pub use view::LevelMonitor;
 pub struct Live(Series);
 
 impl Live {
-    /// A measurement of `level` begins, in a confirm round from 1 or else in 0, that will send at most `planned` requests.
-    pub fn begin(&self, level: usize, round: u32, planned: u64) -> Arc<Counts> {
+    /// A measurement of `level` begins, a visit from 1 or else 0, that will send at most `planned` requests.
+    pub fn begin(&self, level: usize, visit: u32, planned: u64) -> Arc<Counts> {
         let [warmup, measured] = self.0.of(level);
         let current = [self.0.level.clone(), self.0.left.clone()];
         current[0].set(level as i64);
         current[1].set(planned.try_into().unwrap_or(i64::MAX));
-        Arc::new(Counts { level, round, planned, warmup, measured, current, tally: Mutex::new(Tally::new()) })
+        Arc::new(Counts { level, visit, planned, warmup, measured, current, tally: Mutex::new(Tally::new()) })
     }
 }
 
@@ -35,7 +35,7 @@ impl Live {
 #[derive(Debug)]
 pub struct Counts {
     level: usize,
-    round: u32,
+    visit: u32,
     planned: u64,
     warmup: PhaseSeries,
     measured: PhaseSeries,

@@ -125,7 +125,7 @@ struct View {
 
 impl View {
     fn new(counts: &Counts, now: Instant) -> Self {
-        let again = if counts.round == 0 { String::new() } else { format!(" again (round {})", counts.round) };
+        let again = if counts.visit == 0 { String::new() } else { format!(" (visit {})", counts.visit) };
         let recent = VecDeque::from([(now, 0, 0)]);
         View { name: format!("level {}{again}", counts.level), planned: counts.planned, last_line: now, recent }
     }
@@ -250,11 +250,11 @@ mod tests {
         let (warming, tally) = view(&counts_of_warmup);
         assert_eq!(
             warming.in_a_line(&tally),
-            "level 2 again (round 3) warm-up: 0 done, 30 left, ETA -, 1 in flight, - req/s"
+            "level 2 (visit 3) warm-up: 0 done, 30 left, ETA -, 1 in flight, - req/s"
         );
         assert_eq!(
             warming.on_terminal(&tally, 80),
-            "level 2 again (round 3)  ░░░░░░░░░░░░░░░░░░░░  warm-up  30 left  ETA -\n1 in flight  - req/s"
+            "level 2 (visit 3)  ░░░░░░░░░░░░░░░░░░░░  warm-up  30 left  ETA -\n1 in flight  - req/s"
         );
         let counts = counts();
         let (measuring, mut tally) = view(&counts);

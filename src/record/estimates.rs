@@ -14,7 +14,7 @@ pub const GROUP: &str = "concurrency";
 pub fn criterion_group(step: Step) -> String {
     match step.stage {
         Stage::Confirm => format!("confirm-{}", step.round),
-        Stage::Sweep | Stage::Auto => GROUP.to_owned(),
+        Stage::Sweep | Stage::Auto | Stage::Visit => GROUP.to_owned(),
     }
 }
 
@@ -23,7 +23,7 @@ pub fn criterion_id(step: Step) -> String {
     let group = criterion_group(step);
     match step.stage {
         Stage::Confirm => format!("{group}/{}", step.level),
-        Stage::Sweep | Stage::Auto => format!("{group}/level/{}", step.level),
+        Stage::Sweep | Stage::Auto | Stage::Visit => format!("{group}/level/{}", step.level),
     }
 }
 

@@ -1,12 +1,13 @@
 //! What a decision can be made from: the measurements that Criterion's files still hold.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
 use super::sidecar::{read_requests, sidecar_name};
 use super::{Identity, Manifest, Places, RequestsFile, ResultsError};
-use crate::decide::Note;
-use crate::figures::{self, LevelState, LevelSummary, Measurement, Stage};
+use crate::decide::{Note, Policy, Raced};
+use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Stage};
 
 /// What can be decided from.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,8 @@ pub struct Measured {
     pub unlisted_model: bool,
     /// Whether levels that were to be measured are missing, or checks of all of them.
     pub incomplete: bool,
+    /// What the race among these levels came to, and the policy it had.
+    pub raced: Option<(Raced, Policy)>,
     /// The run that was made last.
     pub newest: Option<Manifest>,
     /// The records of the single requests.
@@ -51,10 +54,11 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
+    let mut files = Files::new(places);
     for &level in &newest.about.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
-                let summary = match summary_of(places, manifest, &records) {
+                let summary = match files.summary_of(manifest, &records) {
                     Ok(summary) => {
                         notes.extend(cross_check(places, &summary, &records));
                         used.extend(records);
@@ -82,6 +86,8 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
         measured.incomplete = true;
         notes.push(Note::LeftOut { levels: left_out });
     }
+    measured.raced =
+        newest.raced.zip(newest.about.settings.policy.clone()).filter(|_| runs == [newest.run_id.as_str()]);
     if runs.len() > 1 {
         notes.push(Note::SeveralRuns { runs: runs.into_iter().map(str::to_owned).collect() });
     }
@@ -117,8 +123,13 @@ fn is_usable(record: &Measurement) -> bool {
     record.state != LevelState::Cut
 }
 
-/// The newest measurement of a level that Criterion's files still hold, and the confirm rounds of the same run that they
-/// hold as well.
+/// A visit beside the one by whose level Criterion knows them all.
+fn is_unnamed(record: &Measurement) -> bool {
+    record.stage == Stage::Visit && record.sample_ns.is_empty()
+}
+
+/// The newest measurement of a level that Criterion's files still hold, with the visits of the same run, or the confirm
+/// rounds that they hold as well.
 fn newest_records<'a>(
     places: &Places,
     newest_first: &[&'a Manifest],
@@ -128,26 +139,58 @@ fn newest_records<'a>(
         let (confirmed, first): (Vec<_>, Vec<_>) = manifest
             .levels
             .iter()
-            .filter(|record| record.concurrency == level && is_usable(record) && is_in_criterion(places, record))
-            .partition(|record| record.stage == Stage::Confirm);
+            .filter(|record| record.concurrency == level && is_usable(record))
+            .filter(|record| is_unnamed(record) || is_in_criterion(places, record))
+            .partition(|record| record.stage == Stage::Confirm || is_unnamed(record));
+        // Of a level that Criterion was never told of, since it was visited for too few requests.
+        let untold = first.is_empty() && !manifest.levels.iter().any(|of| of.concurrency == level && !is_unnamed(of));
+        if untold && !confirmed.is_empty() {
+            return Some((*manifest, confirmed));
+        }
         (!first.is_empty()).then(|| (*manifest, [first, confirmed].concat()))
     })
 }
 
-/// The figures of a level's measurements, all of one run.
-fn summary_of(places: &Places, manifest: &Manifest, records: &[&Measurement]) -> Result<LevelSummary, ResultsError> {
-    let folder = places.runs.join(manifest.run_id.as_str());
-    let read = |record: &&Measurement| {
+/// The sidecars of runs. That of all visits is read once.
+struct Files<'a> {
+    places: &'a Places,
+    visits: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
+}
+
+impl<'a> Files<'a> {
+    fn new(places: &'a Places) -> Self {
+        Files { places, visits: BTreeMap::new() }
+    }
+
+    fn read(&mut self, folder: &Path, record: &Measurement) -> Result<Requests, ResultsError> {
+        let path = folder.join(sidecar_name(record.step()));
         let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
-        read_requests(&folder.join(sidecar_name(record.step())), completed + record.concurrency as u64)
-    };
-    let requests: Vec<_> = records.iter().map(read).collect::<Result<_, _>>()?;
-    let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
-    Ok(figures::summarize(&measured, manifest.about.settings.limits()))
+        let expected = completed + record.concurrency as u64;
+        if record.stage != Stage::Visit {
+            return Ok(read_requests(&path, expected)?.remove(&0).unwrap_or_default());
+        }
+        if !self.visits.contains_key(&path) {
+            self.visits.insert(path.clone(), read_requests(&path, expected)?);
+        }
+        // A level is asked for once.
+        Ok(self.visits.get_mut(&path).and_then(|visits| visits.remove(&record.round)).unwrap_or_default())
+    }
+
+    /// The figures of a level's measurements, all of one run.
+    fn summary_of(&mut self, manifest: &Manifest, records: &[&Measurement]) -> Result<LevelSummary, ResultsError> {
+        let folder = self.places.runs.join(manifest.run_id.as_str());
+        let requests: Vec<_> = records.iter().map(|record| self.read(&folder, record)).collect::<Result<_, _>>()?;
+        let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
+        Ok(figures::summarize(&measured, manifest.about.settings.limits()))
+    }
 }
 
 /// Where Criterion's figure and ours differ.
 fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&Measurement]) -> Option<Note> {
+    if of_level.iter().any(|record| record.stage == Stage::Visit) {
+        // It counts what ended in a visit, of whatever began before; ours what began in it.
+        return None;
+    }
     let waves: Vec<f64> =
         of_level.iter().map(|record| estimates::wave_ns(places, record.step())).collect::<Option<_>>()?;
     let (criterion, records) = figures::cross_check(summary, &waves)?;

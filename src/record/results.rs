@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{About, MOST_OF_JSON, Manifest, Places, RequestsFile, ResultsError, RunId, read_json};
-use crate::decide::{JudgedLevel, Recommendation};
+use crate::decide::{JudgedLevel, Raced, Recommendation};
 use crate::figures::LevelSummary;
 
 /// The schema of results files.
@@ -25,6 +25,9 @@ pub struct ResultsFile {
     pub levels: Vec<LevelSummary>,
     /// As decided in the end, without the figures of the levels.
     pub recommendation: Option<Value>,
+    /// What the race came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raced: Option<Raced>,
     /// Keys this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
@@ -38,6 +41,7 @@ impl ResultsFile {
             about: manifest.about.clone(),
             levels,
             recommendation: recommendation.map(without_figures),
+            raced: manifest.raced,
             unknown: BTreeMap::new(),
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -11,12 +11,15 @@ use serde_json::Value;
 use super::sidecar::{SidecarWriter, sidecar_name};
 use super::{Identity, Places, ResultsError, ResultsFile, read_json, to_json, write_atomic};
 use crate::client::{RequestSettings, SIMULATOR};
-use crate::decide::Policy;
-use crate::figures::{LevelSummary, Limits, Measurement, Step, null_as_default};
+use crate::decide::{Policy, Raced};
+use crate::figures::{LevelSummary, Limits, Measurement, Stage, Step, null_as_default};
 use crate::files;
 
 /// Of up to a hundred measurements, each with a histogram.
 const MOST_OF_MANIFEST: u64 = 128 << 20;
+
+/// So often at most, the run is saved in mid-race.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// A run as a whole. In a results file nearly everything may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -139,6 +142,9 @@ pub struct Manifest {
     pub identity: Identity,
     /// Those that ended, in the order in which they were made.
     pub levels: Vec<Measurement>,
+    /// What the race came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raced: Option<Raced>,
 }
 
 /// Where the single requests of one measurement are recorded.
@@ -148,12 +154,15 @@ pub struct RequestsFile {
     pub level: usize,
     /// The measured window, seconds since the level began.
     pub window_s: Option<[f64; 2]>,
+    /// Which of the file's requests are meant; all of them without one.
+    pub visit: Option<u32>,
 }
 
 impl RequestsFile {
     pub(super) fn of(folder: &Path, measurement: &Measurement) -> Self {
         let path = folder.join(sidecar_name(measurement.step()));
-        RequestsFile { path, level: measurement.concurrency, window_s: measurement.window_s }
+        let visit = (measurement.stage == Stage::Visit).then_some(measurement.round);
+        RequestsFile { path, level: measurement.concurrency, window_s: measurement.window_s, visit }
     }
 }
 
@@ -177,6 +186,7 @@ pub struct Run {
     pub manifest: Manifest,
     /// The figures so far, ascending by level.
     pub summaries: Vec<LevelSummary>,
+    saved: Option<Instant>,
 }
 
 impl Run {
@@ -201,8 +211,10 @@ impl Run {
                 },
                 identity,
                 levels: Vec::new(),
+                raced: None,
             },
             summaries: Vec::new(),
+            saved: None,
         }
     }
 
@@ -228,9 +240,10 @@ impl Run {
         &self.folder
     }
 
-    /// Opens the sidecar of a measurement.
+    /// Opens the sidecar of a measurement; that of visits is one for all of them.
     pub fn sidecar(&self, step: Step) -> Result<SidecarWriter, ResultsError> {
-        SidecarWriter::create(self.folder.join(sidecar_name(step)))
+        let path = self.folder.join(sidecar_name(step));
+        if step.stage == Stage::Visit { SidecarWriter::append(path) } else { SidecarWriter::create(path) }
     }
 
     /// Opens the record of what is sent before the first measurement.
@@ -238,23 +251,38 @@ impl Run {
         SidecarWriter::create(self.folder.join("preflight.jsonl"))
     }
 
-    /// A measurement has ended and its sidecar is in place: records it and the figures of its level.
+    /// A measurement has ended, is in the manifest, and its sidecar is in place: records the figures of its level.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn level_ended(&mut self, measurement: Measurement, summary: LevelSummary) -> Result<(), ResultsError> {
+    pub fn level_ended(&mut self, level: usize, summary: LevelSummary) -> Result<(), ResultsError> {
+        // Visits follow each other quickly.
+        let is_visit = self.manifest.levels.last().is_some_and(|of| of.stage == Stage::Visit);
+        let can_wait = is_visit && self.saved.is_some_and(|at| at.elapsed() < SAVE_EVERY);
         let planned = &mut self.manifest.about.settings.levels;
         // An adaptive search finds its levels on the way.
-        if let Err(at) = planned.binary_search(&measurement.concurrency) {
-            planned.insert(at, measurement.concurrency);
+        if let Err(at) = planned.binary_search(&level) {
+            planned.insert(at, level);
         }
+        self.set_summary(summary);
+        if can_wait { Ok(()) } else { self.save() }
+    }
+
+    /// The figures of a level are these now.
+    pub fn set_summary(&mut self, summary: LevelSummary) {
         match self.summaries.binary_search_by_key(&summary.concurrency, |summary| summary.concurrency) {
             Ok(at) => self.summaries[at] = summary,
             Err(at) => self.summaries.insert(at, summary),
         }
-        self.manifest.levels.push(measurement);
+    }
+
+    /// Writes what there is so far.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&mut self) -> Result<(), ResultsError> {
         write_atomic(&self.folder.join("run.json"), &to_json(&self.manifest))?;
-        if self.manifest.levels.len() > 1 {
+        if self.saved.replace(Instant::now()).is_some() {
             return self.write_results(None);
         }
         // Another run may have begun in the same second.

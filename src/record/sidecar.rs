@@ -1,5 +1,7 @@
 //! One line for each request of a measurement.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -22,17 +24,21 @@ pub(super) fn sidecar_name(step: Step) -> String {
     match step.stage {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
         Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
+        Stage::Visit => "visits.jsonl".to_owned(),
     }
 }
 
-/// What the figures need of a sidecar, with room for the requests that are expected.
-pub(super) fn read_requests(path: &Path, expected: u64) -> Result<Requests, ResultsError> {
-    let mut requests = Requests::with_room_for(expected);
+/// What the figures need of a sidecar, with room for the requests that are expected: by visit, all in visit 0 where the
+/// loop made only one.
+pub(super) fn read_requests(path: &Path, expected: u64) -> Result<BTreeMap<u32, Requests>, ResultsError> {
+    let mut visits = BTreeMap::new();
     read_sidecar(path)?.try_for_each(|outcome| {
-        requests.push(&outcome?);
+        let outcome = outcome?;
+        let visit = outcome.visit.unwrap_or_default();
+        visits.entry(visit).or_insert_with(|| Requests::with_room_for(expected)).push(&outcome);
         Ok(())
     })?;
-    Ok(requests)
+    Ok(visits)
 }
 
 /// Reads a sidecar line by line.
@@ -76,16 +82,38 @@ impl SidecarWriter {
     /// # Errors
     /// If its folder cannot be made or written.
     pub fn create(path: PathBuf) -> Result<Self, ResultsError> {
-        let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
-        std::fs::create_dir_all(&folder).map_err(failed)?;
-        let file = files::temporary_in(&folder).map_err(failed)?;
-        let (batches, incoming) = mpsc::sync_channel(WAITING_BATCHES);
+        let file = std::fs::create_dir_all(&folder).and_then(|()| files::temporary_in(&folder));
         let target = path.clone();
-        let thread = std::thread::Builder::new()
-            .name("sidecar".to_owned())
-            .spawn(move || write_sidecar(file, &incoming, &target))
-            .map_err(failed)?;
+        SidecarWriter::start(path, file, move |file: NamedTempFile| {
+            file.as_file().sync_data()?;
+            file.persist(&target).map(drop).map_err(|error| error.error)
+        })
+    }
+
+    /// Adds to `path`, line by line, so that what was written stays if the program is killed.
+    ///
+    /// # Errors
+    /// If its folder cannot be made or written.
+    pub fn append(path: PathBuf) -> Result<Self, ResultsError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let file = std::fs::create_dir_all(folder).and_then(|()| File::options().create(true).append(true).open(&path));
+        SidecarWriter::start(path, file, |file: File| file.sync_data())
+    }
+
+    fn start<W: Write + Send + 'static>(
+        path: PathBuf,
+        file: io::Result<W>,
+        end: impl FnOnce(W) -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, ResultsError> {
+        let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
+        let mut file = file.map_err(failed)?;
+        let (batches, incoming) = mpsc::sync_channel(WAITING_BATCHES);
+        let write = move || {
+            write_lines(&mut file, &incoming)?;
+            end(file)
+        };
+        let thread = std::thread::Builder::new().name("sidecar".to_owned()).spawn(write).map_err(failed)?;
         Ok(SidecarWriter { batch: Vec::with_capacity(BATCH), batches, thread, path })
     }
 
@@ -93,10 +121,15 @@ impl SidecarWriter {
     pub fn push(&mut self, outcome: RequestOutcome) {
         self.batch.push(outcome);
         if self.batch.len() == BATCH {
-            let full = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-            // If the writer has failed, `finish` says so.
-            let _ = self.batches.send(full);
+            self.flush();
         }
+    }
+
+    /// Hands over what has come so far.
+    pub fn flush(&mut self) {
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        // If the writer has failed, `finish` says so.
+        let _ = self.batches.send(batch);
     }
 
     /// Waits until all is on disk under its name.
@@ -109,8 +142,7 @@ impl SidecarWriter {
     }
 }
 
-fn write_sidecar(file: NamedTempFile, batches: &mpsc::Receiver<Vec<RequestOutcome>>, path: &Path) -> io::Result<()> {
-    let mut file = file;
+fn write_lines(file: &mut impl Write, batches: &mpsc::Receiver<Vec<RequestOutcome>>) -> io::Result<()> {
     let mut lines = Vec::new();
     for batch in batches {
         lines.clear();
@@ -120,7 +152,5 @@ fn write_sidecar(file: NamedTempFile, batches: &mpsc::Receiver<Vec<RequestOutcom
         }
         file.write_all(&lines)?;
     }
-    file.as_file().sync_data()?;
-    file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

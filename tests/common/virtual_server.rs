@@ -164,7 +164,7 @@ pub fn measure_by<F: Future<Output = Reply> + Send + 'static>(
 
 /// The same requests in batches that wait for their own last one: seconds and successes of each batch.
 pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Vec<Sample> {
-    let batches = plan.measured().div_ceil(plan.level);
+    let batches = plan.measured.div_ceil(plan.level);
     runtime.block_on(async {
         let mut samples = Vec::with_capacity(batches);
         for _ in 0..=batches {

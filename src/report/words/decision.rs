@@ -117,6 +117,20 @@ pub fn reason(recommendation: &Recommendation) -> String {
 pub(super) fn why(reason: &Reason) -> String {
     match reason {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
+        Reason::ByVisits { objective, tolerance } => {
+            let (what, tolerance) = (maximised(*objective), percent(*tolerance));
+            format!("By all visits together the smallest level within {tolerance} of the best {what}")
+        }
+        Reason::NotDecided { interval } => {
+            let [low, high] = interval.unwrap_or_default();
+            let which = match interval {
+                Some(_) if low < high => format!("any level from {low} to {high} may be the smallest good one"),
+                _ => "no level is sure to pass".to_owned(),
+            };
+            format!(
+                "The run ended before the answer was sure: {which}; allow more (benchmark.budget), or measure on a quieter server"
+            )
+        }
         Reason::StillRising { level, is_highest } => {
             let tested = if *is_highest { "tested" } else { "that could be used" };
             format!(
@@ -161,16 +175,19 @@ pub(super) fn why(reason: &Reason) -> String {
 }
 
 fn within_tolerance(objective: Objective, tolerance: f64, of_best: Option<(f64, usize)>) -> String {
-    let what = match objective {
-        Objective::Requests => "throughput",
-        Objective::OutputTokens => "output tokens per second",
-    };
-    let tolerance = percent(tolerance);
+    let (what, tolerance) = (maximised(objective), percent(tolerance));
     match of_best {
         Some((share, best)) => {
             format!("The smallest level within {tolerance} of the best {what} ({} of that at {best})", percent(share))
         }
         None => format!("It has the best {what}, and no lower level comes within {tolerance} of it"),
+    }
+}
+
+fn maximised(objective: Objective) -> &'static str {
+    match objective {
+        Objective::Requests => "throughput",
+        Objective::OutputTokens => "output tokens per second",
     }
 }
 

@@ -1,0 +1,481 @@
+//! A server in simulated time whose speed changes as real ones' does, and the closed loop in front of it: event by event,
+//! without a runtime, so that thousands of sweeps take minutes.
+//!
+//! Time is in service times: the mean latency of a request that is alone. Every request that is served progresses alike,
+//! at the rate that the number of them leaves it (processor sharing; requests beyond the slots wait in line), times the
+//! server's speed at that moment. The speed is a process in time. It goes on from visit to visit and knows nothing of
+//! them, so that many short visits win nothing that they would not win at a real server.
+
+#![allow(dead_code, reason = "each user of this module takes what it needs")]
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// How soon a full queue refuses.
+const REFUSAL_S: f64 = 0.001;
+/// See `LONGEST_HOLD` of the closed loop.
+const LONGEST_HOLD_S: f64 = 1.0;
+/// Mean tokens of an answer.
+const TOKENS: f64 = 200.0;
+/// The share of a service time that does not depend on the length of the answer.
+const FIXED_SHARE: f64 = 0.1;
+
+/// What a request costs the server, in service times.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Lengths {
+    /// Log-normal lengths with this coefficient of variation; the time is linear in them, times a log-normal residual.
+    Tokens { cv: f64, residual: f64 },
+    /// The same length always.
+    Fixed { residual: f64 },
+    /// Log-normal service times with this sigma, of which the server reports nothing.
+    Unreported { sigma: f64 },
+}
+
+/// A server.
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub name: String,
+    /// Throughput of so many requests served at once, from 1, per service time.
+    pub throughput: Vec<f64>,
+    /// So many are served at once; the next wait.
+    pub slots: usize,
+    /// Above so many inside, it refuses.
+    pub capacity: usize,
+    /// Error rate with so many in flight, from 1; empty for none.
+    pub errors: Vec<f64>,
+    pub lengths: Lengths,
+}
+
+/// As many levels as a curve is tabulated for.
+pub const HIGHEST: usize = 2_048;
+pub const TOKENS_AND_RESIDUAL: Lengths = Lengths::Tokens { cv: 0.8, residual: 0.15 };
+
+impl Server {
+    pub fn curve(name: &str, throughput: impl Fn(f64) -> f64) -> Self {
+        Server {
+            name: name.to_owned(),
+            throughput: (1..=HIGHEST).map(|n| throughput(n as f64)).collect(),
+            slots: HIGHEST,
+            capacity: usize::MAX,
+            errors: Vec::new(),
+            lengths: TOKENS_AND_RESIDUAL,
+        }
+    }
+
+    pub fn knee(name: &str, slots: usize) -> Self {
+        Server { slots, ..Server::curve(name, |n| n) }
+    }
+
+    /// Successes per service time in the long run with this level in flight, by Little's law.
+    pub fn rps(&self, level: usize) -> f64 {
+        self.throughput[level.min(self.slots).min(self.capacity).min(HIGHEST) - 1]
+    }
+
+    /// Mean latency at a level, in service times.
+    pub fn latency(&self, level: usize) -> f64 {
+        level as f64 / self.rps(level)
+    }
+
+    pub fn error_rate(&self, level: usize) -> f64 {
+        if level > self.capacity {
+            return (level - self.capacity) as f64 / level as f64;
+        }
+        self.errors.get(level - 1).or(self.errors.last()).copied().unwrap_or(0.0)
+    }
+
+    /// Whether more fails than the default gate allows, or takes longer than five times a request alone. A level with 4 %
+    /// of failures may be taken or left, and does not count as the best.
+    pub fn fails(&self, level: usize) -> bool {
+        self.error_rate(level) >= 0.04 || self.latency(level) > 5.0
+    }
+
+    /// The best throughput of the levels that do not fail.
+    pub fn best(&self, levels: impl Iterator<Item = usize>) -> f64 {
+        levels.filter(|&level| !self.fails(level)).map(|level| self.rps(level)).fold(0.0, f64::max)
+    }
+}
+
+/// How a server's speed changes in time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// Coefficient of variation of the speed.
+    pub cv: f64,
+    /// Correlation time of an AR(1) process; 0 for another speed every ten service times, the time that a measurement of
+    /// ten waves takes, whatever the one before was.
+    pub correlation: f64,
+    /// So much slower, in equal steps over the first 200 service times.
+    pub drift: f64,
+    /// Somebody else takes a third of the server for 20 to 60 service times, from some moment of the first 150 on.
+    pub neighbour: bool,
+    /// 30 % slower for the first 30 service times.
+    pub cold: bool,
+}
+
+impl Noise {
+    pub const fn independent(cv: f64) -> Self {
+        Noise { cv, correlation: 0.0, drift: 0.0, neighbour: false, cold: false }
+    }
+
+    pub const fn correlated(cv: f64, correlation: f64) -> Self {
+        Noise { correlation, ..Noise::independent(cv) }
+    }
+}
+
+/// The speed at the moment, for one service time at a time.
+struct Speed {
+    noise: Noise,
+    rng: StdRng,
+    state: f64,
+    until: f64,
+    neighbour: [f64; 2],
+    now: f64,
+}
+
+const DRIFT_OVER: f64 = 200.0;
+const INDEPENDENT_FOR: u64 = 10;
+
+impl Speed {
+    fn new(noise: Noise, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let from = rng.random_range(0.0..150.0);
+        let neighbour = [from, from + rng.random_range(20.0..60.0)];
+        let state = standard_normal(&mut rng);
+        let mut speed = Speed { noise, rng, state, until: 0.0, neighbour, now: 1.0 };
+        speed.advance();
+        speed
+    }
+
+    fn advance(&mut self) {
+        let (at, noise) = (self.until, self.noise);
+        if noise.correlation > 0.0 {
+            let kept = (-1.0 / noise.correlation).exp();
+            self.state = kept * self.state + (1.0 - kept * kept).sqrt() * standard_normal(&mut self.rng);
+        } else if (at as u64).is_multiple_of(INDEPENDENT_FOR) {
+            self.state = standard_normal(&mut self.rng);
+        }
+        let variance = (1.0 + noise.cv * noise.cv).ln();
+        let mut now = (variance.sqrt() * self.state - variance / 2.0).exp();
+        now *= 1.0 + noise.drift * (0.5 - (at / DRIFT_OVER).min(1.0));
+        if noise.neighbour && (self.neighbour[0]..self.neighbour[1]).contains(&at) {
+            now *= 2.0 / 3.0;
+        }
+        if noise.cold && at < 30.0 {
+            now *= 0.7;
+        }
+        self.now = now;
+        self.until += 1.0;
+    }
+}
+
+/// One standard normal number (Box and Muller 1958).
+pub fn standard_normal(rng: &mut StdRng) -> f64 {
+    // 1 - u lies in (0, 1], so that the logarithm is finite.
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
+
+/// A request, on its way (`end_s` is not a number) or at its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub start_s: f64,
+    pub end_s: f64,
+    pub tokens: u32,
+    pub refused: bool,
+    pub held_s: f64,
+    work: f64,
+}
+
+impl Request {
+    /// The share of its life that lies inside.
+    pub fn share(&self, [from, to]: [f64; 2]) -> f64 {
+        let inside = self.end_s.min(to) - self.start_s.max(from);
+        if inside > 0.0 { inside / (self.end_s - self.start_s) } else { 0.0 }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct At(f64);
+
+impl PartialEq for At {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for At {}
+
+impl PartialOrd for At {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for At {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// One run: a server, and a closed loop whose level may change at any moment.
+pub struct Run<'a> {
+    pub server: &'a Server,
+    speed: Speed,
+    rng: StdRng,
+    pub now_s: f64,
+    /// Service that each request inside has got since the run began.
+    attained: f64,
+    serving: BinaryHeap<Reverse<(At, usize)>>,
+    waiting: VecDeque<usize>,
+    /// Refusals on their way, and the ends of holds (`None`).
+    timers: BinaryHeap<Reverse<(At, Option<usize>)>>,
+    refusing: usize,
+    held: usize,
+    /// All that were sent, in order.
+    pub requests: Vec<Request>,
+    pub level: usize,
+    pub tokens: u64,
+    recent: VecDeque<f64>,
+    lengths: (f64, f64),
+}
+
+impl<'a> Run<'a> {
+    pub fn new(server: &'a Server, noise: Noise, seed: u64) -> Self {
+        let lengths = match server.lengths {
+            Lengths::Tokens { cv, residual } => (log_sigma(cv), log_sigma(residual)),
+            Lengths::Fixed { residual } => (0.0, log_sigma(residual)),
+            Lengths::Unreported { sigma } => (0.0, sigma),
+        };
+        Run {
+            server,
+            speed: Speed::new(noise, seed.wrapping_mul(2).wrapping_add(1)),
+            rng: StdRng::seed_from_u64(seed.wrapping_mul(2)),
+            now_s: 0.0,
+            attained: 0.0,
+            serving: BinaryHeap::new(),
+            waiting: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            refusing: 0,
+            held: 0,
+            requests: Vec::new(),
+            level: 0,
+            tokens: 0,
+            recent: VecDeque::new(),
+            lengths,
+        }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.serving.len() + self.waiting.len() + self.refusing
+    }
+
+    /// Sends what there are permits for.
+    pub fn fill(&mut self) {
+        while self.taken() < self.level {
+            self.send();
+        }
+    }
+
+    /// Permits of requests in flight, or held back.
+    pub fn taken(&self) -> usize {
+        self.in_flight() + self.held
+    }
+
+    /// Goes on until a request ends, and says which; `None` where nothing is in flight or held.
+    pub fn next_end(&mut self) -> Option<usize> {
+        loop {
+            self.fill();
+            let served = self.serving.len();
+            let rate =
+                if served > 0 { self.server.throughput[served - 1] / served as f64 * self.speed.now } else { 1.0 };
+            let done = self
+                .serving
+                .peek()
+                .map_or(f64::INFINITY, |Reverse((at, _))| self.now_s + (at.0 - self.attained).max(0.0) / rate);
+            let timer = self.timers.peek().map_or(f64::INFINITY, |Reverse((at, _))| at.0);
+            let next = done.min(timer);
+            if next == f64::INFINITY {
+                return None;
+            }
+            let to = next.min(self.speed.until).max(self.now_s);
+            self.attained += rate * (to - self.now_s);
+            self.now_s = to;
+            if self.speed.until < next {
+                self.speed.advance();
+            } else if done <= timer {
+                let Reverse((_, seq)) = self.serving.pop()?;
+                if let Some(next) = self.waiting.pop_front() {
+                    self.serve(next);
+                }
+                self.ended(seq);
+                return Some(seq);
+            } else {
+                match self.timers.pop()?.0.1 {
+                    Some(seq) => {
+                        self.refusing -= 1;
+                        self.ended(seq);
+                        return Some(seq);
+                    }
+                    None => self.held -= 1,
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, seq: usize) {
+        let now = self.now_s;
+        let request = &mut self.requests[seq];
+        request.end_s = now;
+        let latency = now - request.start_s;
+        if request.refused {
+            request.held_s = (median(&self.recent).unwrap_or(LONGEST_HOLD_S).min(LONGEST_HOLD_S) - latency).max(0.0);
+            self.held += 1;
+            self.timers.push(Reverse((At(now + request.held_s), None)));
+            return;
+        }
+        self.tokens += u64::from(request.tokens);
+        if self.server.capacity < usize::MAX || !self.server.errors.is_empty() {
+            self.recent.push_back(latency);
+            if self.recent.len() > 64 {
+                self.recent.pop_front();
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        let seq = self.requests.len();
+        let (length, residual) = self.lengths;
+        let mut of_mean_1 = |sigma: f64| {
+            if sigma > 0.0 { (sigma * standard_normal(&mut self.rng) - sigma * sigma / 2.0).exp() } else { 1.0 }
+        };
+        let (length, residual) = (of_mean_1(length), of_mean_1(residual));
+        let tokens = (TOKENS * length).round().max(1.0);
+        let work = (FIXED_SHARE + (1.0 - FIXED_SHARE) * tokens / TOKENS) * residual;
+        let errors = if self.server.errors.is_empty() { 0.0 } else { self.server.error_rate(self.level) };
+        let inside = self.serving.len() + self.waiting.len();
+        let refused = inside >= self.server.capacity || (errors > 0.0 && self.rng.random::<f64>() < errors);
+        self.requests.push(Request {
+            start_s: self.now_s,
+            end_s: f64::NAN,
+            tokens: if refused { 0 } else { tokens as u32 },
+            refused,
+            held_s: 0.0,
+            work,
+        });
+        if refused {
+            self.refusing += 1;
+            self.timers.push(Reverse((At(self.now_s + REFUSAL_S), Some(seq))));
+        } else if self.serving.len() < self.server.slots {
+            self.serve(seq);
+        } else {
+            self.waiting.push_back(seq);
+        }
+    }
+
+    fn serve(&mut self, seq: usize) {
+        self.serving.push(Reverse((At(self.attained + self.requests[seq].work), seq)));
+    }
+
+    /// Whether the server says how long its answers are.
+    pub fn reports_tokens(&self) -> bool {
+        !matches!(self.server.lengths, Lengths::Unreported { .. })
+    }
+
+    /// A whole measurement as the sweep makes one: warm-up, windows, and all that is in flight to its end. Gives the seq
+    /// of the first request, that of the first one of the cohort, that after its last, and the ends of the windows.
+    pub fn measurement(&mut self, level: usize, warmup: usize, window: usize, samples: usize) -> Measurement {
+        let first = self.requests.len();
+        let began_s = self.now_s;
+        self.level = level;
+        let mut completed = 0;
+        let mut cohort = first;
+        let mut ends: Vec<(f64, usize, usize)> = vec![];
+        let (mut done, mut ok) = (0, 0);
+        while ends.len() <= samples {
+            let Some(seq) = self.next_end() else { break };
+            completed += 1;
+            done += 1;
+            ok += usize::from(!self.requests[seq].refused);
+            let full = if ends.is_empty() { completed >= warmup } else { done >= window };
+            if full {
+                if ends.is_empty() {
+                    cohort = self.requests.len();
+                }
+                ends.push((self.now_s, done, ok));
+                (done, ok) = (0, 0);
+            }
+        }
+        let after = self.requests.len();
+        self.level = 0;
+        while self.in_flight() > 0 || self.held > 0 {
+            if self.next_end().is_none() {
+                break;
+            }
+        }
+        Measurement { first, cohort, after, began_s, ends }
+    }
+}
+
+/// See [`Run::measurement`].
+pub struct Measurement {
+    pub first: usize,
+    pub cohort: usize,
+    pub after: usize,
+    pub began_s: f64,
+    /// The end of the warm-up and of each window, with what completed and succeeded in it.
+    pub ends: Vec<(f64, usize, usize)>,
+}
+
+fn log_sigma(cv: f64) -> f64 {
+    (1.0 + cv * cv).ln().sqrt()
+}
+
+fn median(values: &VecDeque<f64>) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.iter().copied().collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+// ---- the servers and the noise of the study ----
+
+/// The Universal Scalability Law with a throughput of 1 for one request at a time.
+pub fn usl(n: f64, sigma: f64, kappa: f64) -> f64 {
+    n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
+}
+
+/// 8 reaches 90 % of the best, 16 reaches 99.8 %, and from 32 on nothing changes.
+fn plateau(n: f64) -> f64 {
+    let share = match n {
+        ..=8.0 => 0.9 * n / 8.0,
+        ..=16.0 => 0.9 + 0.098 * (n - 8.0) / 8.0,
+        ..=32.0 => 0.998 + 0.002 * (n - 16.0) / 16.0,
+        _ => 1.0,
+    };
+    share * 8.0 / 0.9
+}
+
+pub fn servers() -> Vec<Server> {
+    let fixed = |server: Server| Server { lengths: Lengths::Fixed { residual: 0.15 }, ..server };
+    vec![
+        Server::knee("knee at 3", 3),
+        Server::knee("knee at 8", 8),
+        Server::knee("knee at 20", 20),
+        fixed(Server::knee("knee at 20, fixed lengths", 20)),
+        Server { lengths: Lengths::Unreported { sigma: 0.5 }, ..Server::knee("knee at 20, no tokens, sigma 0.5", 20) },
+        Server::knee("knee at 32", 32),
+        Server { capacity: 30, ..Server::knee("knee at 20, refuses above 30", 20) },
+        Server { capacity: 24, ..Server::knee("knee at 64, refuses above 24", 64) },
+        Server::curve("plateau from 16", plateau),
+        Server::curve("peak at 22 (USL 0.02, 0.002)", |n| usl(n, 0.02, 0.002)),
+        Server::knee("knee at 64", 64),
+        Server::knee("knee at 200", 200),
+        Server::curve("raytracer (USL 0.0578, 0)", |n| usl(n, 0.057_77, 0.0)),
+        Server::curve("specsdm91 (USL 0.0277, 0.000104)", |n| usl(n, 0.027_728_5, 0.000_104_37)),
+        Server::curve("rises 10 % from 200 to 250", |n| usl(n, 1.0 / 167.7, 0.0)),
+    ]
+}
+
+/// How many of [`servers`] have their knee at 32 at the latest, and must keep the bars of cost.
+pub const SMALL: usize = 10;
