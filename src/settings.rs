@@ -384,6 +384,27 @@ impl Settings {
         Settings::resolve(path, Config::default(), &env, flags)
     }
 
+    /// The same for another server, or another model of the same. Keys and headers go to the server they are meant for:
+    /// one of another origin gets the key in `LLM_AGAINST_API_KEY` alone.
+    pub fn for_other(&self, url: Option<&str>, model: Option<&str>) -> Result<Self, ConfigError> {
+        let mut other = self.clone();
+        let llm = &mut other.config.llm;
+        if let Some(url) = url {
+            other.endpoint = url.parse().map_err(|message: String| invalid("--against", message))?;
+            llm.endpoint = Some(other.endpoint.clone());
+        }
+        llm.model = model.map_or(std::mem::take(&mut llm.model), str::to_owned);
+        match [&self.endpoint, &other.endpoint] {
+            [_, Endpoint::Simulator] => llm.model = SIMULATED_MODEL.to_owned(),
+            [Endpoint::Url(own), Endpoint::Url(url)] if own.origin() == url.origin() => {}
+            _ => {
+                llm.headers = Headers::default();
+                other.api_key = Env::load(&self.path)?.get("LLM_AGAINST_API_KEY").map(SecretString::from);
+            }
+        }
+        Ok(other)
+    }
+
     /// Merges what has been read.
     pub fn resolve(path: PathBuf, config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
         let mut settings = Settings {

@@ -15,7 +15,7 @@ use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
 use crate::prompts;
 use crate::record::{Identity, Measured, Places, ResultsFile, load_measured, write_atomic};
-use crate::report::{text, words};
+use crate::report::{html, text, words};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
 /// What the report shows beside the decision, and its file's name.
@@ -129,7 +129,7 @@ pub(super) fn conclude(
         requests: manifest.requests(swept.run.folder()),
     };
     let run = page::of(recommendation.clone(), settings, recorded);
-    eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), run));
+    eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), html::page(&[run])));
     Ok(recommendation)
 }
 

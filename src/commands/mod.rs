@@ -17,6 +17,7 @@ macro_rules! eprintln {
     ($($message:tt)*) => { eprint!("{}\n", format_args!($($message)*)) };
 }
 
+mod against;
 mod baseline;
 mod bench;
 pub(crate) mod check;

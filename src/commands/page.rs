@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::decide::{Policy, Recommendation};
 use crate::record::{About, RequestsFile, RunId, read_sidecar, write_atomic};
-use crate::report::html::{self, Missing};
+use crate::report::html::{self, Missing, ReportError};
 use crate::report::requests::{Curves, Measurement};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
@@ -68,9 +68,8 @@ pub(super) fn name(results: &Path) -> String {
 }
 
 /// Writes the page, and gives the line to print about it: a run does not fail with its page.
-pub(super) fn write(path: &Path, run: html::Run) -> String {
-    let page = html::page(&[run]).map_err(anyhow::Error::from);
-    match page.and_then(|page| Ok(write_atomic(path, page.as_bytes())?)) {
+pub(super) fn write(path: &Path, page: Result<String, ReportError>) -> String {
+    match page.map_err(anyhow::Error::from).and_then(|page| Ok(write_atomic(path, page.as_bytes())?)) {
         Ok(()) => format!("Report: {}", path.display()),
         Err(error) => format!("no report: {error:#}"),
     }

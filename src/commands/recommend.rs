@@ -12,7 +12,7 @@ use super::decision::{decide_from, from_criterion, from_results_file, printed};
 use super::write::WriteArgs;
 use super::{ConfigFile, page, print};
 use crate::record::Places;
-use crate::report::{text, words};
+use crate::report::{html, text, words};
 use crate::settings::{Overrides, Settings};
 
 #[derive(Args, Debug)]
@@ -58,7 +58,7 @@ impl Recommend {
         }
         if !self.dry_run {
             let run = page::of(recommendation.clone(), &settings, source.recorded);
-            eprintln!("{}", page::write(&places.results.join(source.report), run));
+            eprintln!("{}", page::write(&places.results.join(source.report), html::page(&[run])));
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;
         if self.json {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
+use super::against::AgainstArgs;
 use super::baseline::BaselineArgs;
 use super::write::WriteArgs;
 use super::{ConfigFile, decision, print};
@@ -20,6 +21,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     baseline: BaselineArgs,
     #[command(flatten)]
+    against: AgainstArgs,
+    #[command(flatten)]
     config: ConfigFile,
     #[command(flatten)]
     settings: Flags<Settings>,
@@ -29,6 +32,9 @@ impl Run {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.config.config.as_deref(), self.settings.given)?;
         let (args, places) = (CriterionArgs::measure_all(), Places::find(None));
+        if self.against.is_given() {
+            return self.against.run(&settings, &places);
+        }
         if self.write.update_config {
             self.write.check_possible(&settings)?;
         }

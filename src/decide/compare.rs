@@ -20,6 +20,16 @@ use crate::decide::{
     open_outages, passing, value,
 };
 
+/// What is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Against {
+    #[default]
+    Baseline,
+    /// Measured in turns with it.
+    OtherServer,
+}
+
 /// How a figure moved, beyond what noise explains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -27,6 +37,16 @@ pub enum Moved {
     Faster,
     Slower,
     NotShown,
+}
+
+impl Moved {
+    pub(super) fn by(interval: [f64; 2]) -> Self {
+        match interval {
+            [low, _] if low > 0.0 => Moved::Faster,
+            [_, high] if high < 0.0 => Moved::Slower,
+            _ => Moved::NotShown,
+        }
+    }
 }
 
 /// A throughput then and now, and the level that each was measured at.
@@ -47,12 +67,16 @@ pub struct Change {
 pub struct Comparison {
     /// What it is compared with, in words.
     pub title: String,
+    pub against: Against,
     pub unit: &'static str,
     /// Levels that could be used in both, ascending. They inform only.
     pub levels: Vec<Change>,
     pub best: Option<Change>,
     /// The level that the baseline recommends, in both runs.
     pub recommended: Option<Change>,
+    /// All levels together, from the lowest to the highest, by the mean of the logarithms; where both were measured in turns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overall: Option<Change>,
     /// Always empty without a threshold.
     pub regressions: Vec<Regression>,
     /// Why a regression can be neither shown nor excluded; always empty without a threshold.
@@ -114,10 +138,12 @@ pub fn compare(
     let usable = before.levels.iter().filter(|level| level.verdict != Verdict::NotUsed);
     let mut comparison = Comparison {
         title: String::new(),
+        against: Against::Baseline,
         unit: objective.unit(),
         levels: usable.filter_map(in_both).collect(),
         best: best(before).zip(best(now)).and_then(|(old, new)| noise.change(old, new, objective, 1)),
         recommended: before.chosen().and_then(in_both),
+        overall: None,
         regressions: Vec::new(),
         doubts: Vec::new(),
     };
@@ -172,11 +198,7 @@ impl Noise {
             StudentsT::new(0.0, 1.0, self.freedom).ok()?.inverse_cdf(1.0 - (1.0 - CONFIDENCE) / 2.0 / chances as f64);
         let noise = t * (self.variance_of(old) + self.variance_of(new)).sqrt();
         let interval = [-noise, noise].map(|noise| ratio * noise.exp() - 1.0);
-        let moved = match interval {
-            [low, _] if low > 0.0 => Moved::Faster,
-            [_, high] if high < 0.0 => Moved::Slower,
-            _ => Moved::NotShown,
-        };
+        let moved = Moved::by(interval);
         let (concurrency_before, concurrency_now) = (concurrency(old), concurrency(new));
         Some(Change { concurrency_before, concurrency_now, before, now, change: ratio - 1.0, interval, moved })
     }

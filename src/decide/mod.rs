@@ -5,6 +5,7 @@
 
 pub mod causes;
 pub mod compare;
+pub mod duet;
 mod gates;
 mod notes;
 mod outages;

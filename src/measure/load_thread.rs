@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::criterion::Mode;
 use super::plan::SAMPLES;
-use super::stop::{Stop, Stopper, watch_signals};
+use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
@@ -257,6 +257,7 @@ impl Load {
         prompts: &[Prompt],
         run: &Run,
         live: Arc<Live>,
+        stopper: Stopper,
     ) -> Result<Self, SweepError> {
         let Config { llm, benchmark, .. } = &settings.config;
         // Tests and `--all-targets` never touch somebody's server.
@@ -265,9 +266,7 @@ impl Load {
         let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
         let salt = format!("{}/{}", benchmark.seed, *run.manifest.run_id);
         let target = Target::new(transport, &llm.model, &benchmark.request, prompts, salt);
-        let stopper = Stopper::new();
         let minutes = benchmark.budget.max_minutes.filter(|_| mode == Mode::Measure);
-        watch_signals(&stopper)?;
         let timed = stopper.clone();
         let (jobs, incoming) = tokio::sync::mpsc::unbounded_channel::<Job>();
         std::thread::Builder::new().name("load".to_owned()).spawn(move || serve(incoming, timed, minutes))?;

@@ -1,6 +1,7 @@
 //! Which level comes next, and how it reaches Criterion.
 
 mod criterion;
+pub mod duet;
 pub mod evidence;
 mod load_thread;
 pub mod plan;

@@ -40,8 +40,15 @@ pub(super) struct Stopper {
 }
 
 impl Stopper {
-    pub fn new() -> Self {
-        Stopper { signal: Arc::new(watch::Sender::new(false)), reason: Arc::default() }
+    /// Stopped by the first signal, in good order. A second one, or one after the sweep, ends the process.
+    pub fn on_signals() -> std::io::Result<Self> {
+        let stopper = Stopper { signal: Arc::new(watch::Sender::new(false)), reason: Arc::default() };
+        // On a thread of its own to the end of the process: the handlers stay as long, and nothing else would listen.
+        let (sweep, reason) = (Arc::downgrade(&stopper.signal), stopper.reason.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let watch = move || runtime.block_on(stop_on_signal(sweep, reason));
+        std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
+        Ok(stopper)
     }
 
     pub fn stop(&self, reason: Stop) {
@@ -57,17 +64,6 @@ impl Stopper {
     pub fn subscribe(&self) -> watch::Receiver<bool> {
         self.signal.subscribe()
     }
-}
-
-/// The first signal ends the sweep in good order. A second one, or one after the sweep, ends the process.
-///
-/// On a thread of its own to the end of the process: the handlers stay as long, and nothing else would listen.
-pub(super) fn watch_signals(stopper: &Stopper) -> std::io::Result<()> {
-    let (sweep, reason) = (Arc::downgrade(&stopper.signal), stopper.reason.clone());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let watch = move || runtime.block_on(stop_on_signal(sweep, reason));
-    std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
-    Ok(())
 }
 
 async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<Stop>>) {

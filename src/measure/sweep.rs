@@ -28,6 +28,7 @@ use crate::stdio;
 
 pub use super::criterion::{CriterionArgs, Mode};
 pub use super::load_thread::transport;
+use super::stop::Stopper;
 pub use super::stop::{INTERRUPTED, Signal, Stop, signal};
 
 /// Why a sweep could not be made.
@@ -92,7 +93,7 @@ pub fn run(
     };
     let plan = plan.against(baseline.as_ref());
     let identity = Identity::of(settings, &prompts);
-    let run = Run::new(places, identity.clone(), run_settings(settings, &plan));
+    let run = Run::new(places, identity.clone(), run_settings(settings, plan.configured.clone()));
     if plan.highest().is_none() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
             Some(note) => SweepError::OverBudget(words::note(&note)),
@@ -111,7 +112,8 @@ pub fn run(
     if args.mode == Mode::Measure {
         run.begin()?;
     }
-    let load = (args.mode != Mode::List).then(|| Load::start(settings, args.mode, &prompts, &run, live)).transpose()?;
+    let start = || Load::start(settings, args.mode, &prompts, &run, live, Stopper::on_signals()?);
+    let load = (args.mode != Mode::List).then(start).transpose()?;
     if args.mode == Mode::Measure {
         eprint!("{}", plan.describe(settings));
         if let Some(metrics) = &metrics {
@@ -121,7 +123,9 @@ pub fn run(
     let swept =
         Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), began, load_s: 0.0, stdio };
     let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), swept);
-    sweep.preflight(&prompts)?;
+    if let Some(load) = load.as_ref().filter(|_| args.mode == Mode::Measure) {
+        sweep.sent += preflight(load, settings, &prompts, &mut sweep.swept.run)?;
+    }
     let mut group = bench.group();
     for full in &plan.levels {
         if !sweep.may_begin(full) {
@@ -144,6 +148,26 @@ pub fn run(
         eprintln!("Test mode: {sent} requests to the embedded simulator, none elsewhere");
     }
     Ok(swept)
+}
+
+/// Sends two of the run's prompts first; one that stays refused ends the run. Gives how many requests that took.
+pub(super) fn preflight(
+    load: &Load,
+    settings: &Settings,
+    prompts: &[Prompt],
+    run: &mut Run,
+) -> Result<u64, SweepError> {
+    let probes = load.preflight(prompts, run)?;
+    let model = &settings.config.llm.model;
+    let is_listed = probes.models.as_ref().map(|models| models.contains(model));
+    if let Some(models) = probes.models.filter(|_| is_listed == Some(false)) {
+        eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
+    }
+    run.manifest.about.settings.model_is_listed = is_listed;
+    match probes.probes.iter().find(|probe| probe.is_refused()) {
+        Some(probe) => Err(SweepError::Endpoint(words::refused_prompt(probe, settings))),
+        None => Ok(probes.sent),
+    }
 }
 
 struct Sweep<'a> {
@@ -181,23 +205,6 @@ impl<'a> Sweep<'a> {
             took_s: BTreeMap::new(),
             not_before: None,
             looked_again: BTreeMap::new(),
-        }
-    }
-
-    /// Sends two of the run's prompts first; one that stays refused ends the run.
-    fn preflight(&mut self, prompts: &[Prompt]) -> Result<(), SweepError> {
-        let Some(load) = self.load.filter(|_| self.mode == Mode::Measure) else { return Ok(()) };
-        let probes = load.preflight(prompts, &self.swept.run)?;
-        self.sent += probes.sent;
-        let model = &self.settings.config.llm.model;
-        let is_listed = probes.models.as_ref().map(|models| models.contains(model));
-        if let Some(models) = probes.models.filter(|_| is_listed == Some(false)) {
-            eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
-        }
-        self.swept.run.manifest.about.settings.model_is_listed = is_listed;
-        match probes.probes.iter().find(|probe| probe.is_refused()) {
-            Some(probe) => Err(SweepError::Endpoint(words::refused_prompt(probe, self.settings))),
-            None => Ok(()),
         }
     }
 
@@ -451,10 +458,10 @@ impl<'a> Sweep<'a> {
     }
 }
 
-fn run_settings(settings: &Settings, plan: &Plan) -> RunSettings {
+pub(super) fn run_settings(settings: &Settings, levels: Vec<usize>) -> RunSettings {
     let benchmark = &settings.config.benchmark;
     RunSettings {
-        levels: plan.configured.clone(),
+        levels,
         total_requests: Some(benchmark.total_requests),
         warmup_requests: Some(benchmark.warmup_requests),
         request_timeout_s: Some(settings.config.llm.request_timeout),

@@ -65,7 +65,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     files::replace(path, bytes).map_err(|cause| ResultsError::Write { path: path.to_owned(), cause })
 }
 
-fn to_json(value: &impl Serialize) -> Vec<u8> {
+pub fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("our own types have only string keys");
     bytes.push(b'\n');
     bytes

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::figures::{self, Figure};
 use super::requests::{Curves, ReasonAt};
 use super::text;
-use crate::decide::compare::compare;
+use crate::decide::compare::{Change, Comparison, compare};
 use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
 use crate::record::{About, RunId};
@@ -53,6 +53,25 @@ pub struct Run {
 /// # Errors
 /// If the template does not render.
 pub fn page(runs: &[Run]) -> Result<String, ReportError> {
+    page_with(runs, &compare_runs(runs))
+}
+
+fn compare_runs(runs: &[Run]) -> Vec<Change> {
+    match runs {
+        [a, b] => compare(&a.recommendation, &b.recommendation, Objective::Requests, None).levels,
+        _ => Vec::new(),
+    }
+}
+
+/// The page of two runs that were measured in turns.
+///
+/// # Errors
+/// If the template does not render.
+pub fn page_of_duet(runs: &[Run; 2], comparison: &Comparison) -> Result<String, ReportError> {
+    page_with(runs, &comparison.levels)
+}
+
+fn page_with(runs: &[Run], found: &[Change]) -> Result<String, ReportError> {
     let title = match runs {
         [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),
         [run] => format!("Concurrency of {}", run.about.model.as_deref().unwrap_or("an LLM endpoint")),
@@ -70,7 +89,7 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
         unknown: UNKNOWN,
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
-        changes: changes(runs),
+        changes: changes(runs, found),
         figures: figures::sections(runs),
         style: STYLE,
         script: SCRIPT,
@@ -237,13 +256,12 @@ struct ChangeRow {
     shows: &'static str,
 }
 
-fn changes(runs: &[Run]) -> Vec<ChangeRow> {
+fn changes(runs: &[Run], found: &[Change]) -> Vec<ChangeRow> {
     let [before, after] = runs else { return Vec::new() };
     let figures = |run: &Run, n: usize| -> LevelSummary {
         let level = run.recommendation.levels.iter().find(|level| level.summary.concurrency == n);
         level.map(|level| level.summary.clone()).unwrap_or_default()
     };
-    let found = compare(&before.recommendation, &after.recommendation, Objective::Requests, None).levels;
     let all: BTreeSet<usize> =
         runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
     let row = |level: usize| {
@@ -409,7 +427,10 @@ mod tests {
             throughput_rps: Some(Estimate { estimate: rps, lower: Some(0.97 * rps), upper: Some(1.03 * rps) }),
             ..level(5, rps)
         };
-        let changes = |a: LevelSummary, b: LevelSummary| super::changes(&[run(&[a]), run(&[b])]).remove(0);
+        let changes = |a: LevelSummary, b: LevelSummary| {
+            let runs = [run(&[a]), run(&[b])];
+            super::changes(&runs, &compare_runs(&runs)).remove(0)
+        };
         let faster = changes(with(10.0), with(15.0));
         assert_eq!((faster.shows, faster.cells[..3].join(" ")), ("faster", "10.00 15.00 +50.0 %".to_owned()));
         // Known to 3 %, but equal servers differ by more from one measurement to the next.

@@ -150,17 +150,24 @@ pub fn answer(recommendation: &Recommendation) -> String {
 
 /// What moved against a baseline, and what of it is a regression. `once` where nothing was measured again for it.
 pub fn comparison(comparison: &Comparison, threshold: Option<f64>, once: bool) -> String {
-    let header = ["level", "before", "now", "change", "interval"];
+    let [before, now] = words::sides(comparison.against);
+    let header = ["level", before, now, "change", "interval"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(comparison.levels.iter().map(|change| change_row(change.concurrency_before.to_string(), change)));
     for (name, change) in [("best", &comparison.best), ("recommended", &comparison.recommended)] {
         rows.extend(change.iter().map(|change| {
             let (before, now) = (change.concurrency_before, change.concurrency_now);
-            let at = if before == now { format!("{name} ({now})") } else { format!("{name} ({before}, now {now})") };
+            let at = if before == now {
+                format!("{name} ({now})")
+            } else {
+                format!("{name} ({before}, {} {now})", words::sides(comparison.against)[1])
+            };
             change_row(at, change)
         }));
     }
+    rows.extend(comparison.overall.iter().map(|change| change_row("all levels".to_owned(), change)));
     let changes = comparison.levels.iter().chain(&comparison.best).chain(&comparison.recommended);
+    let changes = changes.chain(&comparison.overall);
     let moved = changes.map(|change| match change.moved {
         Moved::NotShown => String::new(),
         moved => words::moved(moved).to_owned(),

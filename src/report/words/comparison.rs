@@ -2,10 +2,11 @@
 
 use super::decision::{causes, why};
 use super::notes::source;
-use super::numbers::percent;
+use super::numbers::{count, list, percent, range, signed};
 use super::simulated;
 use crate::decide::Note;
-use crate::decide::compare::{Change, Comparison, Doubt, Moved, Regression};
+use crate::decide::compare::{Against, Change, Comparison, Doubt, Moved, Regression};
+use crate::settings::Settings;
 
 /// A baseline, by its file and what the file says of itself.
 pub fn baseline(file: &str, is_simulated: bool, notes: &[Note]) -> String {
@@ -21,8 +22,55 @@ pub fn moved(moved: Moved) -> &'static str {
     }
 }
 
-pub fn against(Comparison { title, unit, .. }: &Comparison) -> String {
-    format!("Against the baseline {title}, in {unit}")
+pub fn against(Comparison { title, unit, against, .. }: &Comparison) -> String {
+    match against {
+        Against::Baseline => format!("Against the baseline {title}, in {unit}"),
+        Against::OtherServer => format!("{title}, measured in turns, in {unit}"),
+    }
+}
+
+/// What the figures of both are called.
+pub fn sides(against: Against) -> [&'static str; 2] {
+    match against {
+        Against::Baseline => ["before", "now"],
+        Against::OtherServer => ["A", "B"],
+    }
+}
+
+/// Two servers, each by its endpoint and model.
+pub fn two_servers(servers: [&Settings; 2]) -> String {
+    let [a, b] = servers.map(|of| format!("{} ({})", of.endpoint.redacted(), of.config.llm.model));
+    format!("A is {a}, B is {b}")
+}
+
+/// Said before anything is sent.
+pub fn plan_of_duet(servers: [&Settings; 2], levels: &[usize], turns: u32, requests: u64) -> String {
+    format!(
+        "Plan: {}\n      {turns} turns of a visit to each at levels {}, alternately A and B first\n      at most {} to both together\n",
+        two_servers(servers),
+        list(levels),
+        count(requests, "request"),
+    )
+}
+
+/// How the two differ where each is at its best, and over all levels.
+pub fn better(comparison: &Comparison) -> String {
+    let differ = |change: &Change| {
+        let which = match change.moved {
+            Moved::NotShown => "no difference is shown".to_owned(),
+            Moved::Faster => format!("B is {} faster", percent(change.change)),
+            Moved::Slower => format!("B is {} slower", percent(-change.change)),
+        };
+        format!("{which} (95 % interval: {})", range(change.interval, signed))
+    };
+    let at_best = match &comparison.recommended {
+        Some(change) => {
+            format!("A at {} and B at {}: {}", change.concurrency_before, change.concurrency_now, differ(change))
+        }
+        None => "A and B are not compared at their best: one of them has no level to recommend".to_owned(),
+    };
+    let overall = comparison.overall.as_ref().map(|change| format!("\nOver all levels: {}", differ(change)));
+    at_best + &overall.unwrap_or_default()
 }
 
 /// What regressions and doubts come to.

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 pub use answer::{answer, simulated};
 pub use card::{headline, how_sure};
-pub use comparison::{against, baseline, doubt, moved, once, outcome, regression};
+pub use comparison::{
+    against, baseline, better, doubt, moved, once, outcome, plan_of_duet, regression, sides, two_servers,
+};
 pub use decision::{causes, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, gain, information, note};

@@ -1,0 +1,176 @@
+//! Two servers measured in turns, so that what disturbs the one disturbs the other.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::criterion::Mode;
+use super::load_thread::{Load, Planned};
+use super::plan::{Plan, visit_plan};
+use super::race::Visit;
+use super::stop::{Stop, Stopper};
+use super::sweep::{SweepError, Swept, preflight, run_settings};
+use crate::client::Endpoint;
+use crate::decide::duet::Pair;
+use crate::decide::{Note, value};
+use crate::figures::{self, LevelState, Measurement, Requests, Stage, Step};
+use crate::load::closed_loop::LoopPlan;
+use crate::load::open_files;
+use crate::load::preflight::AT_MOST;
+use crate::monitor::Live;
+use crate::prompts;
+use crate::record::{Identity, Places, Run};
+use crate::report::words;
+use crate::settings::{Levels, Settings};
+use crate::stdio;
+
+/// Visits to each level of each server. Even, so that each goes first as often as the other.
+pub const TURNS: u32 = 6;
+
+/// What was measured of both.
+pub struct Duet {
+    pub servers: [Swept; 2],
+    pub pairs: Vec<Pair>,
+}
+
+/// The levels of the list, or doublings; a visit is a wave at least, after one that is not counted.
+pub fn levels(settings: &Settings) -> Vec<LoopPlan> {
+    let benchmark = &settings.config.benchmark;
+    let levels = match benchmark.levels {
+        Levels::List(_) => benchmark.levels(),
+        Levels::Auto => std::iter::successors(Some(benchmark.min_concurrency), |level| Some(2 * level))
+            .take_while(|&level| level <= benchmark.max_concurrency)
+            .collect(),
+    };
+    let completions = |level: usize| level.max(benchmark.total_requests.div_ceil(TURNS as usize));
+    let plan = |level| visit_plan(settings, Visit { level, completions: completions(level) });
+    levels.into_iter().map(|level| LoopPlan { warmup: level, ..plan(level) }).collect()
+}
+
+struct Server<'a> {
+    settings: &'a Settings,
+    load: Load,
+    swept: Swept,
+    measured: Vec<Requests>,
+    sent: u64,
+    not_before: Option<Instant>,
+}
+
+/// Visits each level of both servers in turns. All of it is on disk as it ends.
+///
+/// # Errors
+/// As a sweep: if it cannot begin, if one of the endpoints does not answer at all, or if a file cannot be written.
+pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError> {
+    let prompts = prompts::of_run(settings[0])?;
+    let plan = Plan::new(settings[0], &prompts, |_| false);
+    let mut levels = levels(settings[0]);
+    let highest = levels.last().map_or(0, |plan| plan.level);
+    let simulators = settings.iter().filter(|of| of.endpoint == Endpoint::Simulator).count();
+    open_files::allow(highest, simulators > 0)?;
+    let each = AT_MOST + u64::from(TURNS) * levels.iter().map(LoopPlan::tickets).sum::<u64>();
+    let configured: Vec<usize> = levels.iter().map(|plan| plan.level).collect();
+    eprint!("{}", words::plan_of_duet(settings, &configured, TURNS, 2 * each));
+    let first = levels.first().and_then(|first| plan.no_room(settings[0], 2 * AT_MOST + first.tickets(), first));
+    if let Some(key) = first {
+        let note = Note::NoRoom { levels: configured, again: false, key: key.to_owned() };
+        return Err(SweepError::OverBudget(words::note(&note)));
+    }
+    let stopper = Stopper::on_signals()?;
+    let began = Instant::now();
+    let begin = |settings| -> Result<Server, SweepError> {
+        let named = run_settings(settings, configured.clone());
+        let run = Run::new(places, Identity::of(settings, &prompts), named);
+        run.begin()?;
+        let live = Arc::new(Live::default());
+        let load = Load::start(settings, Mode::Measure, &prompts, &run, live, stopper.clone())?;
+        let swept = Swept { run, stopped: None, notes: Vec::new(), began, load_s: 0.0, stdio: stdio::guard() };
+        Ok(Server { settings, load, swept, measured: Vec::new(), sent: 0, not_before: None })
+    };
+    let mut servers = [begin(settings[0])?, begin(settings[1])?];
+    for server in &mut servers {
+        server.sent += preflight(&server.load, server.settings, &prompts, &mut server.swept.run)?;
+    }
+    let mut pairs = Vec::new();
+    'turns: for turn in 0..TURNS {
+        let mut failed = Vec::new();
+        for (at, level) in levels.iter().enumerate() {
+            let sent = servers.iter().map(|server| server.sent).sum::<u64>() + level.tickets();
+            if let Some(key) = plan.no_room(settings[0], sent, level) {
+                let levels = vec![level.level];
+                servers[0].swept.notes.push(Note::NoRoom { levels, again: turn > 0, key: key.to_owned() });
+                break 'turns;
+            }
+            let mut throughput = [0.0; 2];
+            let order = if (turn as usize + at).is_multiple_of(2) { [0, 1] } else { [1, 0] };
+            for side in order {
+                throughput[side] = servers[side].visit(level, turn * levels.len() as u32 + at as u32 + 1)?;
+                if stopper.reason().is_some() {
+                    break 'turns;
+                }
+            }
+            pairs.push(Pair { level: level.level, turn, throughput });
+            if servers.iter().any(Server::has_just_failed) {
+                failed.push(level.level);
+            }
+        }
+        levels.retain(|plan| !failed.contains(&plan.level));
+    }
+    let servers = servers.map(|mut server| {
+        server.swept.stopped = stopper.reason();
+        let notes = stopper.reason().zip(server.swept.run.manifest.levels.last());
+        server
+            .swept
+            .notes
+            .extend(notes.map(|(stop, last)| Note::Stopped { level: last.concurrency, why: stop.into() }));
+        server.swept
+    });
+    Ok(Duet { servers, pairs })
+}
+
+impl Server<'_> {
+    /// One visit, drained. Gives its throughput.
+    fn visit(&mut self, plan: &LoopPlan, number: u32) -> Result<f64, SweepError> {
+        let planned = Planned {
+            step: Step { level: plan.level, stage: Stage::Visit, round: number },
+            plan: *plan,
+            not_before: self.not_before,
+            is_first: false,
+        };
+        let mut visiting = self.load.begin_visits(planned, &self.swept.run)?;
+        let visited = visiting.visited();
+        let rest = visiting.finish()?;
+        self.sent += rest.sent;
+        self.swept.load_s += rest.load_s;
+        self.not_before = rest.not_before;
+        let Some(mut visited) = visited else { return Ok(0.0) };
+        let mut requests = visited.parts.remove(&number).unwrap_or_default();
+        rest.parts.into_values().for_each(|later| requests.append(later));
+        let mut measurement = visited.measurement;
+        measurement.began_s = visited.began.saturating_duration_since(self.swept.began).as_secs_f64();
+        let limits = self.swept.run.manifest.about.settings.limits();
+        let own = figures::summarize(&[(&measurement, &requests)], limits);
+        let is_first = self.measured.is_empty();
+        self.measured.push(requests);
+        self.swept.run.manifest.levels.push(measurement);
+        let levels = &self.swept.run.manifest.levels;
+        let of_level: Vec<(&Measurement, &Requests)> =
+            levels.iter().zip(&self.measured).filter(|(of, _)| of.concurrency == plan.level).collect();
+        let summary = figures::summarize(&of_level, limits);
+        self.swept.run.level_ended(plan.level, summary)?;
+        let nothing_works = is_first && own.succeeded == Some(0) && self.load.stopper.reason().is_none();
+        if let Some(failed) = visited.last_failure.or(rest.last_failure).filter(|_| nothing_works) {
+            self.load.stopper.stop(Stop::NothingWorks);
+            return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
+        }
+        Ok(value(&own, self.settings.config.policy.objective).unwrap_or_default())
+    }
+
+    /// Whether the last visit failed so clearly that the level is not visited again.
+    fn has_just_failed(&self) -> bool {
+        let was_given_up = self.swept.run.manifest.levels.last().is_some_and(|of| of.state != LevelState::Complete);
+        let mostly_failed = |requests: &Requests| {
+            let failed = requests.cohort().filter(|request| !request.is_success()).count();
+            2 * failed > requests.cohort().count()
+        };
+        was_given_up || self.measured.last().is_some_and(mostly_failed)
+    }
+}
