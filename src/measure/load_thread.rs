@@ -23,6 +23,7 @@ use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
 use crate::record::{Run, SidecarWriter, criterion_id};
+use crate::report::words::{count, seconds};
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
 
@@ -164,14 +165,22 @@ pub(super) struct Visiting {
     begun: mpsc::Receiver<Arc<Counts>>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
+    monitor: Option<LevelMonitor>,
+    visits: u64,
     quiet: bool,
 }
 
 impl Visiting {
     /// Waits for the end of the visit in hand; `None` if there is none.
     pub fn visited(&mut self) -> Option<Recorded> {
-        let mut monitor = self.begun.recv().ok().map(|counts| LevelMonitor::new(counts, self.quiet));
-        monitor.iter_mut().for_each(LevelMonitor::show);
+        if let Ok(counts) = self.begun.recv() {
+            match &mut self.monitor {
+                Some(monitor) => monitor.go_on(counts),
+                none => *none = Some(LevelMonitor::new(counts, self.quiet)),
+            }
+            self.visits += 1;
+        }
+        self.monitor.iter_mut().for_each(LevelMonitor::show);
         let mut end = self.visited.recv().ok()?;
         complete(&mut end, &self.plan, &self.stopper, self.watch.as_deref());
         Some(end)
@@ -187,6 +196,11 @@ impl Visiting {
     pub fn finish(self) -> Result<Recorded, SweepError> {
         drop(self.orders);
         let (end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
+        drop(self.monitor);
+        if !self.quiet {
+            let (visits, requests) = (count(self.visits, "visit"), count(end.sent, "request"));
+            eprintln!("{visits} ended: {requests} in {}", seconds(end.load_s));
+        }
         sidecar.finish()?;
         Ok(end)
     }
@@ -329,6 +343,8 @@ impl Load {
             begun,
             stopper: self.stopper.clone(),
             watch: self.watch.clone(),
+            monitor: None,
+            visits: 0,
             quiet: self.quiet,
         })
     }

@@ -27,6 +27,16 @@ pub fn criterion_id(step: Step) -> String {
     }
 }
 
+/// Removes what earlier versions measured again: Criterion would show it in its index for ever.
+pub fn remove_confirm_groups(places: &Places) {
+    let is_round = |name: &str| name.strip_prefix("confirm-").is_some_and(|round| round.parse::<u32>().is_ok());
+    let groups = std::fs::read_dir(&places.criterion).into_iter().flatten().flatten();
+    for group in groups.filter(|group| group.file_name().to_str().is_some_and(is_round)) {
+        // What stays is merely of no use.
+        let _ = std::fs::remove_dir_all(group.path());
+    }
+}
+
 /// Whether Criterion's files are those of this measurement, and not of a later one.
 pub(super) fn is_in_criterion(places: &Places, measurement: &Measurement) -> bool {
     let sample = criterion_file(places, measurement.step(), "sample.json");
