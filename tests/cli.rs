@@ -535,10 +535,10 @@ fn a_quick_run_in_an_empty_folder() {
     let config = "llm: {endpoint: simulator, model: m, max_concurrent_requests: 7}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01}\n";
     let folder = Folder::with(config);
     fs::remove_file(folder.path("knee.json")).unwrap();
-    let ran = folder.tool(&["run", "--quick", "--update-config", "--levels", "1,2"]);
-    assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
-    same("quick_left_as_it_was", ran.stderr.lines().last().unwrap());
-    assert!(ran.stdout.contains("First look: about ") && ran.stdout.contains("A quick run"), "{}", ran.stdout);
+    let ran = folder.tool(&["run", "--quick", "--levels", "1,2"]);
+    // On a busy machine the client is the limit, and the answer provisional.
+    assert!([0, 3].contains(&ran.code) && folder.config() == config, "{}", ran.shown());
+    assert!(ran.stderr.contains("short visits to the levels, until the answer is sure"), "{}", ran.stderr);
     let mut results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
     results.sort();
     let names: Vec<_> =
@@ -551,7 +551,8 @@ fn a_quick_run_in_an_empty_folder() {
         let requests: u64 = sizes.iter().map(|size| size["requests"].as_u64().unwrap()).sum();
         assert!(sizes.len() > 1 && requests == level["requests"].as_u64().unwrap(), "{level:#}");
     }
-    assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
+    let is_picked = !file["recommendation"]["recommended_concurrency"].is_null();
+    assert_eq!(ran.stdout.contains(" by the size of the prompts:\n"), is_picked, "{}", ran.stdout);
     let page = fs::read_to_string(&results[1]).unwrap();
     assert!(page.contains("id=\"chart-run0-timeline-in-flight\"") && page.contains("id=\"chart-run0-distribution\""));
     // Nobody asked the server.
@@ -559,12 +560,13 @@ fn a_quick_run_in_an_empty_folder() {
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);
-    assert_eq!(again.code, 3, "{}", again.shown());
+    assert_eq!(again.code, ran.code, "{}", again.shown());
+    assert_eq!(again.stdout.lines().nth(1), ran.stdout.lines().find(|line| line.starts_with("level ")));
     let made = folder.tool(&["generate-test-data"]);
     assert_eq!(made.stdout, "wrote 100 snippets (seed 42) to test-data/test_snippets.json\n");
     assert_eq!(folder.recommend(&[]).shown(), again.shown());
     let from_file = folder.recommend(&["--results", results[2].to_str().unwrap(), "--json"]);
-    assert_eq!((from_file.code, &from_file.stdout[..1]), (3, "{"));
+    assert_eq!((from_file.code, &from_file.stdout[..1]), (ran.code, "{"));
 
     // Another request is another target.
     folder.write("config.yaml", &format!("{config}benchmark: {{request: {{max_tokens: 7}}}}\n"));
@@ -635,7 +637,8 @@ fn contenders_are_visited_and_all_of_a_level_is_pooled() {
         let number = level["concurrency"].as_u64().unwrap();
         // Each request of the cohorts is there once.
         let own = lines(&format!("level-{number}.jsonl"));
-        let of_visits: Vec<String> = visits.iter().zip(1..).filter(|(of, _)| of.2 == number).map(|(_, at)| format!("\"visit\":{at},")).collect();
+        let of_visits: Vec<String> =
+            visits.iter().zip(1..).filter(|(of, _)| of.2 == number).map(|(_, at)| format!("\"visit\":{at},")).collect();
         let visited = lines("visits.jsonl");
         let is_own = |line: &&str| of_visits.iter().any(|of| line.contains(of.as_str()));
         let measured = own.lines().chain(visited.lines().filter(is_own)).filter(|line| line.contains("\"measured\""));
@@ -705,11 +708,11 @@ fn auto_finds_its_levels_and_keeps_to_the_budget() {
     let config = "llm: {endpoint: simulator, model: m}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01, \
                   output_tokens: {distribution: fixed, tokens: 4}}\n";
     let folder = Folder::with(config);
-    let ran = folder.tool(&["run", "--levels", "auto", "--max-requests", "60", "--update-config"]);
+    let ran = folder.tool(&["run", "--levels", "auto", "--max-requests", "50", "--update-config"]);
     assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
     assert!(ran.stderr.contains("Plan: levels auto, from 1 to at most 50, against"), "{}", ran.stderr);
     assert!(ran.stderr.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{}", ran.stderr);
-    // Preflight and three visits of eight; another one of 16 might take 24.
+    // Preflight and three visits of eight or a few more; another one might take 24.
     let note = "note: Level 8 was not measured: benchmark.budget.max_requests has no room for it";
     assert!(ran.stdout.contains(note) && ran.stdout.contains("before the answer was sure"), "{}", ran.stdout);
     let (results, manifest) = left_behind(&folder);

@@ -20,7 +20,7 @@ pub use notes::p95_limit_s;
 
 pub(crate) use gates::{DEFAULT_P95_FACTOR, value};
 pub(crate) use outages::open_outages;
-pub(crate) use pick::{best_passing, half_width, smallest_good};
+pub(crate) use pick::{best_passing, half_width};
 
 use crate::figures::usl::{self, Usl};
 use crate::figures::{BLOCKS, LevelSummary};
@@ -350,11 +350,6 @@ fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
 fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
     let (best, _) = best_passing(levels, policy)?;
     pick::client_bound(&best.summary).map(|_| best.summary.concurrency)
-}
-
-/// Whether a level was measured with as many requests as a full result takes.
-pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
-    summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 
 /// The larger of a fixed number of requests and a multiple of the level.

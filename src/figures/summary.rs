@@ -278,7 +278,8 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
 
 /// Averaged by the time that was measured: of many short visits one is always disturbed.
 fn client(level: &[Measured]) -> Option<ClientLoad> {
-    let known = || level.iter().filter_map(|(of, _)| Some((of.client?, of.window_s.map_or(0.0, |[from, to]| to - from))));
+    let known =
+        || level.iter().filter_map(|(of, _)| Some((of.client?, of.window_s.map_or(0.0, |[from, to]| to - from))));
     let mean = |figure: fn(&ClientLoad) -> Option<f64>| {
         let figures = known().filter_map(|(client, seconds)| Some((figure(&client)?, seconds)));
         let (sum, seconds) = figures.fold((0.0, 0.0), |(sum, all), (figure, own)| (sum + own * figure, all + own));

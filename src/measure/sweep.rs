@@ -165,7 +165,7 @@ struct Sweep<'a> {
     looked_again: BTreeMap<usize, u32>,
 }
 
-/// A level that was disturbed is looked at so often again at most.
+/// A level that was disturbed, or a server that is gone, is looked at so often again at most.
 const LOOKS: u32 = 3;
 
 impl<'a> Sweep<'a> {
@@ -316,6 +316,7 @@ impl<'a> Sweep<'a> {
             self.ended(visited)?;
             if let Some(failed) = failed.filter(|_| nothing_works && self.swept.stopped.is_none()) {
                 load.stopper.stop(Stop::NothingWorks);
+                visiting.finish()?;
                 return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
             }
             match self.next_visit(&mut race, baseline, &mut suspects) {
@@ -389,10 +390,12 @@ impl<'a> Sweep<'a> {
         let policy = &self.settings.config.policy;
         let visit = |level| plan::visit_plan(self.settings, plan::rules(self.settings).visit_to(level));
         // A server that is gone may come back; until then a level says nothing.
-        let is_gone = self.requests.last().is_some_and(|requests| requests.is_outage(policy.max_error_rate));
-        let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency).filter(|_| is_gone);
-        if let Some(level) = last.filter(|level| self.look_again(*level)) {
-            return Some(visit(level));
+        match self.lost_in_a_row() {
+            (0, _) => {}
+            (lost, _) if lost > LOOKS => return None,
+            (1, [last, _]) => return Some(visit(last)),
+            // It may have died of the level itself.
+            (_, [_, served]) => return Some(visit(served)),
         }
         if suspects.is_none() {
             if let Some(next) = race.next(&self.evidence()) {
@@ -413,6 +416,16 @@ impl<'a> Sweep<'a> {
         });
         let level = suspects.pop_first()?;
         Some(LoopPlan { warmup: level, ..plan::level_plan(self.settings, level) })
+    }
+
+    /// How many measurements in a row have found no server; the level of the last one, and the lowest that was served.
+    fn lost_in_a_row(&self) -> (u32, [usize; 2]) {
+        let is_lost = |requests: &Requests| requests.is_outage(self.settings.config.policy.max_error_rate);
+        let levels = self.swept.run.manifest.levels.iter().map(|of| of.concurrency);
+        let lost = self.requests.iter().rev().take_while(|requests| is_lost(requests)).count();
+        let last = levels.clone().next_back().unwrap_or(1);
+        let served = levels.zip(&self.requests).filter(|(_, requests)| !is_lost(requests)).map(|(level, _)| level);
+        (lost as u32, [last, served.min().unwrap_or(last)])
     }
 
     fn look_again(&mut self, level: usize) -> bool {
