@@ -308,7 +308,7 @@ impl<'a> Sweep<'a> {
             not_before: self.not_before,
             is_first: false,
         };
-        let mut visiting = load.begin_visits(planned, &self.swept.run)?;
+        let mut visiting = load.begin(&planned, &self.swept.run)?;
         while let Some(visited) = visiting.visited() {
             self.sent = before + visited.at_most;
             let failed = visited.last_failure.clone().filter(|_| self.swept.run.manifest.levels.is_empty());

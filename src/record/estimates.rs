@@ -10,20 +10,12 @@ use crate::figures::{Estimate, Measurement, Stage, Step};
 /// Criterion's group of the sweep.
 pub const GROUP: &str = "concurrency";
 
-/// Criterion's group of a measurement: each confirm round has one of its own, since Criterion takes an id once.
-pub fn criterion_group(step: Step) -> String {
-    match step.stage {
-        Stage::Confirm => format!("confirm-{}", step.round),
-        Stage::Sweep | Stage::Auto | Stage::Visit => GROUP.to_owned(),
-    }
-}
-
-/// Criterion's id of a measurement, which is also the path of its folder.
-pub fn criterion_id(step: Step) -> String {
-    let group = criterion_group(step);
-    match step.stage {
-        Stage::Confirm => format!("{group}/{}", step.level),
-        Stage::Sweep | Stage::Auto | Stage::Visit => format!("{group}/level/{}", step.level),
+/// Criterion's id of a measurement, which is also the path of its folder. Earlier versions had a group for each confirm
+/// round.
+pub fn criterion_id(Step { level, stage, round }: Step) -> String {
+    match stage {
+        Stage::Confirm => format!("confirm-{round}/{level}"),
+        Stage::Sweep | Stage::Auto | Stage::Visit => format!("{GROUP}/level/{level}"),
     }
 }
 
