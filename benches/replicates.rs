@@ -1,10 +1,10 @@
-//! Does the decision hold up? Thousands of sweeps in virtual time, against servers whose throughput is known.
+//! Does the answer hold up? In virtual time, against servers whose throughput is known.
 //!
-//! `cargo bench --bench replicates` replays 100 sweeps per server and noise; `cargo bench --bench replicates -- 30` is
-//! a quick look. `-- cost` says what an answer costs (`-- --help`). `-- regression` holds pairs of sweeps against each other instead, as `--fail-on-regression` does. It
-//! measures with the closed loop of the real sweep, under a clock that jumps from timer to timer, so a
-//! busy machine changes nothing but the time it takes. It prints the tables of METHOD.md, and ends with exit code 1
-//! if a bar is missed.
+//! `cargo bench --bench replicates` looks at the throughput of one level: its bias, and whether its interval holds it.
+//! `-- cost` says how often a whole run is right and what that costs (`-- --help`). `-- regression` holds pairs of runs
+//! against each other, as `--fail-on-regression` does. All of it measures with the closed loop of the real sweep, under a
+//! clock that jumps from timer to timer, or counts events, so a busy machine changes nothing but the time it takes. It
+//! prints the tables of METHOD.md, and ends with exit code 1 if a bar is missed.
 
 #[path = "../tests/common/virtual_server.rs"]
 mod virtual_server;
@@ -14,7 +14,6 @@ mod bed;
 #[path = "replicates/cost.rs"]
 mod cost;
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -22,24 +21,18 @@ use std::thread;
 use std::time::Instant;
 
 use llm_concurrency::decide::compare::{Baseline, Comparison, compare};
-use llm_concurrency::decide::{Policy, Recommendation, recommend};
-use llm_concurrency::figures::{Estimate, LevelSummary, Sample, quantile};
+use llm_concurrency::decide::{Policy, Recommendation};
+use llm_concurrency::figures::{Sample, quantile};
 use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::search::Search;
+use llm_concurrency::measure::race::Rules;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Runtime;
 use virtual_server::{
-    Busy, Measured, Server, Shape, measure, measure_with_barrier, pooled, standard_normal, virtual_time,
+    Busy, Noise, Server, Shape, measure, measure_by, measure_with_barrier, pooled, race, virtual_time,
 };
 
-/// Sweeps per server and noise.
-const SWEEPS: usize = 100;
-/// Coefficients of variation of a level's speed from one measurement to the next.
-const NOISE: [f64; 4] = [0.01, 0.03, 0.05, 0.10];
-/// Index of the noise for which the bars are set.
-const BAR_NOISE: usize = 2;
 /// What `benchmark.total_requests` and `warmup_requests` are by default.
 const TOTAL: usize = 100;
 const WARMUP: usize = 5;
@@ -47,8 +40,6 @@ const WARMUP: usize = 5;
 const LEVELS: [usize; 10] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
 /// Where the adaptive search ends at the latest: its user does not know the knee beforehand.
 const HIGHEST: usize = 512;
-/// The full grid up to there.
-const GRID: [usize; 17] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400, HIGHEST];
 /// A level is acceptable with this share of the best one's true throughput: the rule itself gives away the rest.
 const ACCEPTABLE: f64 = 0.95;
 /// A pick is good with this share.
@@ -60,8 +51,6 @@ const GOOD: f64 = 0.92;
 const GOOD_PICKS: f64 = 0.99;
 /// Mean of pick / smallest acceptable level, at most, on a knee.
 const LARGEST_RATIO: f64 = 1.2;
-/// Requests of `auto` by those of the full grid, at most.
-const SHARE_OF_GRID: f64 = 0.5;
 /// Coverage of the 95 % interval of a throughput.
 const COVERAGE: (f64, f64) = (0.90, 0.99);
 /// Largest error of a throughput where service times are equal.
@@ -76,7 +65,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if args.iter().any(|arg| arg == "--help") {
-        println!("cargo bench --bench replicates -- [N] | regression [SEED] | cost ...\n\n{}", cost::HELP);
+        println!("cargo bench --bench replicates -- | regression [SEED] | cost ...\n\n{}", cost::HELP);
         return ExitCode::SUCCESS;
     }
     let is_value = |at: usize| at > 0 && ["--seed", "--servers", "--noise"].contains(&args[at - 1].as_str());
@@ -86,10 +75,7 @@ fn main() -> ExitCode {
     let began = Instant::now();
     let mut bars = Bars::default();
     match words.as_slice() {
-        [] => {
-            study_intervals(&mut bars);
-            study_decisions(SWEEPS, &mut bars);
-        }
+        [] => study_intervals(&mut bars),
         ["cost", rest @ ..] => {
             let sweeps = rest.first().and_then(|word| number(word)).unwrap_or(4);
             if let Err(error) = study_cost(&args, sweeps, &mut bars) {
@@ -102,15 +88,8 @@ fn main() -> ExitCode {
         ["regression", seed] if number(seed).is_some() => {
             study_regressions(PAIRS, number(seed).unwrap_or_default() as u64, &mut bars);
         }
-        [word] if number(word).is_some() => {
-            study_intervals(&mut bars);
-            study_decisions(number(word).unwrap_or_default(), &mut bars);
-        }
         _ => {
-            eprintln!(
-                "expected the number of sweeps per server and noise, such as `-- 30`, or `-- regression` and maybe a \
-                 first seed, and not {words:?}"
-            );
+            eprintln!("expected nothing, `-- cost ...`, or `-- regression` and maybe a first seed, and not {words:?}");
             return ExitCode::FAILURE;
         }
     }
@@ -167,37 +146,22 @@ fn in_parallel<T: Send>(jobs: usize, work: impl Fn(&Runtime, usize) -> T + Sync)
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// What one measurement of each level sends.
-fn requests_of(levels: &[usize]) -> u64 {
-    levels.iter().map(|&level| full_plan(level, TOTAL).tickets()).sum()
-}
-
 fn full_plan(level: usize, total: usize) -> LoopPlan {
     LoopPlan::new(level, total, WARMUP, SAMPLES, level)
 }
-
-// ---- decisions ----
 
 struct Scenario {
     name: &'static str,
     server: Server,
     levels: &'static [usize],
-    /// Whether it is the knee of the bar: on these levels an argmax ends at 1.65 x the knee, on average.
-    is_knee: bool,
 }
 
 fn scenarios() -> Vec<Scenario> {
-    let knee = |name, slots, sigma| Scenario {
-        name,
-        server: Server::knee(slots, sigma),
-        levels: &LEVELS,
-        is_knee: slots == 20,
-    };
+    let knee = |name, slots, sigma| Scenario { name, server: Server::knee(slots, sigma), levels: &LEVELS };
     let curve = |name, throughput, levels| Scenario {
         name,
         server: Server { shape: Shape::Curve(throughput), sigma: 0.5 },
         levels,
-        is_knee: false,
     };
     vec![
         knee("knee at 8", 8, 0.5),
@@ -208,7 +172,6 @@ fn scenarios() -> Vec<Scenario> {
             name: "refuses above 30",
             server: Server { shape: Shape::Knee { slots: 20, queue: 10 }, sigma: 0.5 },
             levels: &LEVELS,
-            is_knee: true,
         },
         curve("peak at 22, then decline", |n| usl(n as f64, 0.02, 0.002), &LEVELS),
         curve("plateau from 16", plateau, &[1, 2, 4, 8, 16, 32, 64, 128]),
@@ -232,342 +195,8 @@ fn plateau(level: usize) -> f64 {
     share * 8.0 / 0.9
 }
 
-impl Scenario {
-    /// The levels that a method may choose from.
-    fn choices(&self, method: Method) -> Vec<usize> {
-        match method {
-            Method::Auto => (1..=HIGHEST).collect(),
-            _ => self.levels.to_vec(),
-        }
-    }
-
-    /// Of these levels.
-    fn smallest_acceptable(&self, choices: &[usize]) -> usize {
-        let best = self.server.best_rps(choices);
-        let acceptable =
-            |level: &&usize| !self.server.refuses(**level) && self.server.true_rps(**level) >= ACCEPTABLE * best;
-        *choices.iter().find(acceptable).expect("the best one is")
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Method {
-    /// One measurement per level, and the highest throughput wins.
-    Argmax,
-    /// Batches that wait for their own last request, then our rule.
-    Barrier,
-    /// The listed levels and confirm rounds.
-    Ours,
-    /// The adaptive search and confirm rounds.
-    Auto,
-}
-
-impl Method {
-    const ALL: [Method; 4] = [Method::Argmax, Method::Barrier, Method::Ours, Method::Auto];
-
-    fn name(self) -> &'static str {
-        match self {
-            Method::Argmax => "argmax",
-            Method::Barrier => "barrier",
-            Method::Ours => "ours",
-            Method::Auto => "ours, auto",
-        }
-    }
-}
-
-/// What one sweep came to.
-struct Answer {
-    pick: Option<usize>,
-    interval: Option<[usize; 2]>,
-    throughput: Option<Estimate>,
-    /// The levels that were measured, ascending.
-    tested: Vec<usize>,
-    requests: u64,
-}
-
-/// The server as it is during one sweep: each measurement finds it at another speed.
-struct Noisy<'a> {
-    runtime: &'a Runtime,
-    server: &'a Server,
-    cv: f64,
-    /// What all its speeds are multiplied by.
-    speed: f64,
-    rng: StdRng,
-}
-
-/// What was measured of it.
-#[derive(Default)]
-struct Sweep {
-    measured: BTreeMap<usize, Vec<Measured>>,
-    summaries: BTreeMap<usize, LevelSummary>,
-    /// The levels as they were measured first.
-    first: Vec<LevelSummary>,
-    requests: u64,
-}
-
-impl Sweep {
-    fn decided(&self) -> Recommendation {
-        recommend(&self.summaries.values().cloned().collect::<Vec<_>>(), &Policy::default())
-    }
-}
-
-impl Noisy<'_> {
-    /// A speed with mean 1.
-    fn busy(&mut self, level: usize) -> Busy {
-        let variance = (1.0 + self.cv * self.cv).ln();
-        let speed = (variance.sqrt() * standard_normal(&mut self.rng) - variance / 2.0).exp();
-        Busy::new(self.server, level, self.speed * speed, self.rng.random())
-    }
-
-    fn measure(&mut self, plan: &LoopPlan) -> Measured {
-        let busy = self.busy(plan.level);
-        measure(self.runtime, plan, busy)
-    }
-
-    /// Takes a search to its end, from what is in `sweep` on.
-    fn measure_all(&mut self, mut search: Search, sweep: &mut Sweep) {
-        while let Some(step) = search.next(&sweep.summaries.values().cloned().collect::<Vec<_>>()) {
-            let level = step.level;
-            let of_level = sweep.measured.entry(level).or_default();
-            let plan = LoopPlan::new(level, TOTAL, WARMUP, SAMPLES, search.smallest_window(level));
-            of_level.push(self.measure(&plan));
-            sweep.requests += of_level.last().map_or(0, |measured| measured.sent);
-            let summary = pooled(of_level);
-            if of_level.len() == 1 {
-                sweep.first.push(summary.clone());
-            }
-            sweep.summaries.insert(level, summary);
-        }
-    }
-
-    /// Also gives the levels as they were measured first.
-    fn search(&mut self, search: Search) -> (Answer, Vec<LevelSummary>) {
-        let mut sweep = Sweep::default();
-        self.measure_all(search, &mut sweep);
-        let decided = sweep.decided();
-        // What would not be written is no answer.
-        let pick = decided.recommended_concurrency.filter(|_| !decided.provisional);
-        let throughput = pick.and_then(|pick| sweep.summaries[&pick].throughput_rps);
-        let tested = sweep.summaries.into_keys().collect();
-        (Answer { pick, interval: decided.interval, throughput, tested, requests: sweep.requests }, sweep.first)
-    }
-
-    fn barrier(&mut self, levels: &[usize]) -> Answer {
-        let mut requests = 0;
-        let mut summaries = Vec::new();
-        for &level in levels {
-            let busy = self.busy(level);
-            let samples = measure_with_barrier(self.runtime, &full_plan(level, TOTAL), busy);
-            let n: u64 = samples.iter().map(|sample| sample.completed).sum();
-            let succeeded: u64 = samples.iter().map(|sample| sample.succeeded).sum();
-            requests += n + level as u64;
-            summaries.push(LevelSummary {
-                concurrency: level,
-                requests: Some(n),
-                succeeded: Some(succeeded),
-                error_rate: Some((n - succeeded) as f64 / n as f64),
-                throughput_rps: Some(Estimate { estimate: counted(&samples), lower: None, upper: None }),
-                ..LevelSummary::default()
-            });
-        }
-        let pick = recommend(&summaries, &Policy::default()).recommended_concurrency;
-        Answer { pick, interval: None, throughput: None, tested: levels.to_vec(), requests }
-    }
-}
-
-fn argmax(first: &[LevelSummary], requests: u64) -> Answer {
-    let rps = |summary: &LevelSummary| summary.throughput_rps.map_or(0.0, |throughput| throughput.estimate);
-    let best = first.iter().max_by(|a, b| rps(a).total_cmp(&rps(b)));
-    Answer {
-        pick: best.map(|summary| summary.concurrency),
-        interval: None,
-        throughput: best.and_then(|summary| summary.throughput_rps),
-        tested: first.iter().map(|summary| summary.concurrency).collect(),
-        requests,
-    }
-}
-
-/// One sweep by every method, in the order of [`Method::ALL`].
-fn answers(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Answer; 4] {
-    let mut noisy = Noisy { runtime, server: &scenario.server, cv, speed: 1.0, rng: StdRng::seed_from_u64(seed) };
-    let policy = Policy::default();
-    let (ours, first) = noisy.search(Search::listed(scenario.levels, &policy, true));
-    let once = requests_of(scenario.levels);
-    let barrier = noisy.barrier(scenario.levels);
-    let (auto, _) = noisy.search(Search::adaptive(1, HIGHEST, &policy));
-    [argmax(&first, once), barrier, ours, auto]
-}
-
-/// The sweeps of one method at one server and noise, added up; or of several servers.
-#[derive(Default)]
-struct Tally {
-    sweeps: usize,
-    undecided: usize,
-    kept: f64,
-    good: usize,
-    ratio: f64,
-    picks: HashMap<(usize, usize), usize>,
-    failing: usize,
-    interval: (usize, usize),
-    throughput: (usize, usize),
-    requests: u64,
-}
-
-impl Tally {
-    fn add(&mut self, at: usize, scenario: &Scenario, method: Method, answer: &Answer) {
-        self.sweeps += 1;
-        self.requests += answer.requests;
-        let Some(pick) = answer.pick else {
-            self.undecided += 1;
-            return;
-        };
-        *self.picks.entry((at, pick)).or_default() += 1;
-        let choices = scenario.choices(method);
-        let (server, acceptable) = (&scenario.server, scenario.smallest_acceptable(&choices));
-        let failing = server.refuses(pick);
-        let share = server.true_rps(pick) / server.best_rps(&choices);
-        let kept = if failing { 0.0 } else { share };
-        self.failing += usize::from(failing);
-        self.kept += kept;
-        self.good += usize::from(kept >= GOOD);
-        self.ratio += pick as f64 / acceptable as f64;
-        if let Some([low, high]) = answer.interval {
-            let optimum = scenario.smallest_acceptable(&answer.tested);
-            self.interval.0 += usize::from((low..=high).contains(&optimum));
-            self.interval.1 += 1;
-        }
-        if let Some(Estimate { lower: Some(lower), upper: Some(upper), .. }) = answer.throughput {
-            self.throughput.0 += usize::from((lower..=upper).contains(&server.true_rps(pick)));
-            self.throughput.1 += 1;
-        }
-    }
-
-    fn undecided_share(&self) -> f64 {
-        self.undecided as f64 / self.sweeps as f64
-    }
-
-    fn decided(&self) -> f64 {
-        (self.sweeps - self.undecided) as f64
-    }
-
-    /// Of the sweeps that recommend anything.
-    fn good_share(&self) -> f64 {
-        self.good as f64 / self.decided()
-    }
-
-    fn mean_ratio(&self) -> f64 {
-        self.ratio / self.decided()
-    }
-
-    fn mean_requests(&self) -> f64 {
-        self.requests as f64 / self.sweeps as f64
-    }
-
-    /// Share of the sweeps that gave their server's most frequent pick.
-    fn same_pick(&self) -> f64 {
-        let mut most: BTreeMap<usize, usize> = BTreeMap::new();
-        for (&(server, _), &count) in &self.picks {
-            let most = most.entry(server).or_default();
-            *most = count.max(*most);
-        }
-        most.values().sum::<usize>() as f64 / self.sweeps as f64
-    }
-
-    fn header() -> &'static str {
-        "| kept, mean | kept >= 0.92 | ratio | same pick | failing level | not decided | interval holds the optimum \
-         | interval holds the throughput | requests |"
-    }
-
-    fn row(&self) -> String {
-        format!(
-            "| {:.3} | {} | {:.2} | {} | {} | {} | {} | {} | {:.0} |",
-            self.kept / self.decided(),
-            percent(self.good_share()),
-            self.mean_ratio(),
-            percent(self.same_pick()),
-            percent(self.failing as f64 / self.sweeps as f64),
-            percent(self.undecided_share()),
-            share(self.interval),
-            share(self.throughput),
-            self.mean_requests(),
-        )
-    }
-}
-
 fn percent(rate: f64) -> String {
     format!("{:.1} %", 100.0 * rate)
-}
-
-fn share((part, of): (usize, usize)) -> String {
-    if of == 0 { "-".to_owned() } else { percent(part as f64 / of as f64) }
-}
-
-fn study_decisions(sweeps: usize, bars: &mut Bars) {
-    let scenarios = scenarios();
-    let cells = scenarios.len() * NOISE.len();
-    let results = in_parallel(cells * sweeps, |runtime, job| {
-        let cell = job / sweeps;
-        answers(runtime, &scenarios[cell % scenarios.len()], NOISE[cell / scenarios.len()], job as u64)
-    });
-    let tally = |noise: usize, method: usize, wanted: &dyn Fn(&Scenario) -> bool| {
-        let mut tally = Tally::default();
-        for (at, scenario) in scenarios.iter().enumerate().filter(|(_, scenario)| wanted(scenario)) {
-            let first = (noise * scenarios.len() + at) * sweeps;
-            for answers in &results[first..first + sweeps] {
-                tally.add(at, scenario, Method::ALL[method], &answers[method]);
-            }
-        }
-        tally
-    };
-    println!("### The recommendation\n");
-    println!("All {} servers together, {sweeps} sweeps of each:\n", scenarios.len());
-    println!("| noise CV | method {}\n|---|---|---|---|---|---|---|---|---|---|---|", Tally::header());
-    for (at, cv) in NOISE.iter().enumerate() {
-        for (method, named) in Method::ALL.iter().enumerate() {
-            println!("| {:.0} % | {} {}", 100.0 * cv, named.name(), tally(at, method, &|_| true).row());
-        }
-    }
-    println!("\nEach server, at a noise of {:.0} %:\n", 100.0 * NOISE[BAR_NOISE]);
-    println!("| server | method {}\n|---|---|---|---|---|---|---|---|---|---|---|", Tally::header());
-    for scenario in &scenarios {
-        for (method, named) in Method::ALL.iter().enumerate() {
-            let of = tally(BAR_NOISE, method, &|other| other.name == scenario.name);
-            println!("| {} | {} {}", scenario.name, named.name(), of.row());
-        }
-    }
-    println!();
-
-    let [_, _, ours, auto] = [0, 1, 2, 3];
-    for method in [ours, auto] {
-        let name = Method::ALL[method].name();
-        let all = tally(BAR_NOISE, method, &|_| true);
-        bars.check(
-            all.good_share() >= GOOD_PICKS,
-            &format!("{name}: at a noise of 5 %, 99 % of the recommendations keep 0.92 of the best throughput"),
-            format!(
-                "{} ({} of the sweeps recommend nothing)",
-                percent(all.good_share()),
-                percent(all.undecided_share())
-            ),
-        );
-        let failing: usize = (0..NOISE.len()).map(|noise| tally(noise, method, &|_| true).failing).sum();
-        bars.check(failing == 0, &format!("{name}: a failing level is never picked"), failing.to_string());
-    }
-    for scenario in scenarios.iter().filter(|scenario| scenario.is_knee) {
-        let ratio = tally(BAR_NOISE, ours, &|other| other.name == scenario.name).mean_ratio();
-        bars.check(
-            ratio <= LARGEST_RATIO,
-            &format!("ours: at a noise of 5 %, mean ratio at most {LARGEST_RATIO} on the {}", scenario.name),
-            format!("{ratio:.2}"),
-        );
-    }
-    let requests = |method| tally(BAR_NOISE, method, &|_| true).mean_requests();
-    let grid = requests_of(&GRID);
-    bars.check(
-        requests(auto) < SHARE_OF_GRID * grid as f64,
-        &format!("auto (1 to {HIGHEST}) sends less than half the {grid} requests of one measurement of the full grid"),
-        format!("{:.0}; the default levels with confirm rounds: {:.0}", requests(auto), requests(ours)),
-    );
 }
 
 // ---- regressions ----
@@ -593,26 +222,30 @@ struct Pair {
     again: u64,
 }
 
-/// A sweep of the server, and one of each fall against it.
+/// A run of the server, and one of each fall against it.
 fn pairs(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Pair; FALLS.len()] {
     let policy = Policy::default();
+    let full = |level| LoopPlan::new(level, TOTAL, WARMUP, SAMPLES, level);
+    let plans: Vec<LoopPlan> = scenario.levels.iter().map(|&level| full(level)).collect();
     let at_speed = |speed: f64, seed: u64| {
-        let mut noisy = Noisy { runtime, server: &scenario.server, cv, speed, rng: StdRng::seed_from_u64(seed) };
-        let mut sweep = Sweep::default();
-        noisy.measure_all(Search::listed(scenario.levels, &policy, true), &mut sweep);
-        (noisy, sweep)
+        let noise = Noise { cv, seed, ..Noise::default() };
+        let mut busy = runtime.block_on(async { Busy::changing(&scenario.server, speed, noise) });
+        let rules = Rules::list(policy.clone(), Some(TOTAL));
+        let ran = race(runtime, &plans, scenario.levels, rules, |ticket| busy.send(ticket.level));
+        (ran, busy)
     };
-    let before = at_speed(1.0, seed).1.decided();
+    let before = at_speed(1.0, seed).0.decided();
     let mut fall = 0;
     FALLS.map(|share| {
         fall += 1;
-        let (mut noisy, mut sweep) = at_speed(1.0 - share, seed + fall * SEEDS_APART);
+        let (mut ran, mut busy) = at_speed(1.0 - share, seed + fall * SEEDS_APART);
         let against = |now: &Recommendation| compare(&before, now, policy.objective, Some(THRESHOLD));
-        let (one_look, so_far) = (against(&sweep.decided()), sweep.requests);
+        let (decided, so_far) = (ran.decided(), ran.sent());
         let baseline = Baseline { decided: before.clone(), threshold: Some(THRESHOLD) };
-        // The same search would go on like this: its rounds are over.
-        noisy.measure_all(Search::listed(&[], &policy, false).against(Some(baseline)), &mut sweep);
-        Pair { one_look, two_looks: against(&sweep.decided()), again: sweep.requests - so_far }
+        for level in baseline.suspects(&decided, policy.objective) {
+            ran.made.push(measure_by(runtime, &full(level), |ticket| busy.send(ticket.level)));
+        }
+        Pair { one_look: against(&decided), two_looks: against(&ran.decided()), again: ran.sent() - so_far }
     })
 }
 

@@ -208,10 +208,7 @@ pub struct Settings {
     /// Whether the config file itself, without environment and flags, names the simulator as its endpoint.
     #[arg(skip)]
     pub config_is_simulated: bool,
-    /// Whether the levels were named for this run, by a flag or a variable.
-    #[arg(skip)]
-    pub levels_named: bool,
-    /// Fewer levels and requests; the result is provisional
+    /// The fewest requests that make the answer sure
     #[arg(long, env = "LLM_BENCH_QUICK")]
     pub quick: bool,
     /// Show no progress while a level runs
@@ -410,7 +407,6 @@ impl Settings {
         let mut settings = Settings {
             endpoint: Endpoint::Simulator,
             config_is_simulated: config.llm.endpoint == Some(Endpoint::Simulator),
-            levels_named: false,
             quick: false,
             quiet: false,
             server_metrics: false,
@@ -437,11 +433,10 @@ impl Settings {
     fn set(&mut self, overrides: &Overrides, endpoint: &str) -> Result<(), ConfigError> {
         let wrong = |error: clap::Error| invalid("flags", error.to_string());
         let matches = matches(&overrides.0).map_err(wrong)?;
-        // Levels named for this run are meant: neither a bound from a less specific place nor `quick` leaves them out.
+        // Levels named for this run are meant: no bound from a less specific place leaves them out.
         if let Some(Levels::List(levels)) = matches.get_one("levels") {
             let benchmark = &mut self.config.benchmark;
             (benchmark.min_concurrency, benchmark.max_concurrency) = (levels[0], levels[levels.len() - 1]);
-            self.levels_named = true;
         }
         self.update_from_arg_matches(&matches).map_err(wrong)?;
         let (llm, target) = (&mut self.config.llm, std::mem::take(&mut self.target));

@@ -276,12 +276,10 @@ fn a_run_may_be_held_against_a_baseline() {
     assert_eq!((ran.code, folder.config().as_str()), (4, config), "{}", ran.shown());
     assert!(ran.stdout.contains("the throughput at level 20, recommended before, fell by"), "{}", ran.stdout);
     assert!(!ran.stdout.contains("measured once"), "{}", ran.stdout);
-    let made = measurements(&left_behind(&folder).1);
-    let last_round = made.last().map(|made| made.1);
-    assert!(
-        made.iter().any(|(stage, round, level)| stage == "confirm" && Some(*round) == last_round && *level == 20),
-        "{made:?}"
-    );
+    let manifest = left_behind(&folder).1;
+    let last = manifest["levels"].as_array().unwrap().last().unwrap();
+    let completed: u64 = last["samples"].as_array().unwrap().iter().map(|s| s["completed"].as_u64().unwrap()).sum();
+    assert!(last["stage"] == "visit" && last["concurrency"] == 20 && completed >= 200, "in full: {last}");
 }
 
 #[test]
@@ -537,10 +535,10 @@ fn a_quick_run_in_an_empty_folder() {
     let config = "llm: {endpoint: simulator, model: m, max_concurrent_requests: 7}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01}\n";
     let folder = Folder::with(config);
     fs::remove_file(folder.path("knee.json")).unwrap();
-    let ran = folder.tool(&["run", "--quick", "--update-config", "--levels", "1,2"]);
-    assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
-    same("quick_left_as_it_was", ran.stderr.lines().last().unwrap());
-    assert!(ran.stdout.contains("First look: about ") && ran.stdout.contains("A quick run"), "{}", ran.stdout);
+    let ran = folder.tool(&["run", "--quick", "--levels", "1,2"]);
+    // On a busy machine the client is the limit, and the answer provisional.
+    assert!([0, 3].contains(&ran.code) && folder.config() == config, "{}", ran.shown());
+    assert!(ran.stderr.contains("short visits to the levels, until the answer is sure"), "{}", ran.stderr);
     let mut results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
     results.sort();
     let names: Vec<_> =
@@ -553,7 +551,8 @@ fn a_quick_run_in_an_empty_folder() {
         let requests: u64 = sizes.iter().map(|size| size["requests"].as_u64().unwrap()).sum();
         assert!(sizes.len() > 1 && requests == level["requests"].as_u64().unwrap(), "{level:#}");
     }
-    assert!(ran.stdout.contains(" by the size of the prompts:\n"), "{}", ran.stdout);
+    let is_picked = !file["recommendation"]["recommended_concurrency"].is_null();
+    assert_eq!(ran.stdout.contains(" by the size of the prompts:\n"), is_picked, "{}", ran.stdout);
     let page = fs::read_to_string(&results[1]).unwrap();
     assert!(page.contains("id=\"chart-run0-timeline-in-flight\"") && page.contains("id=\"chart-run0-distribution\""));
     // Nobody asked the server.
@@ -561,12 +560,13 @@ fn a_quick_run_in_an_empty_folder() {
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&[]);
-    assert_eq!(again.code, 3, "{}", again.shown());
+    assert_eq!(again.code, ran.code, "{}", again.shown());
+    assert_eq!(again.stdout.lines().nth(1), ran.stdout.lines().find(|line| line.starts_with("level ")));
     let made = folder.tool(&["generate-test-data"]);
     assert_eq!(made.stdout, "wrote 100 snippets (seed 42) to test-data/test_snippets.json\n");
     assert_eq!(folder.recommend(&[]).shown(), again.shown());
     let from_file = folder.recommend(&["--results", results[2].to_str().unwrap(), "--json"]);
-    assert_eq!((from_file.code, &from_file.stdout[..1]), (3, "{"));
+    assert_eq!((from_file.code, &from_file.stdout[..1]), (ran.code, "{"));
 
     // Another request is another target.
     folder.write("config.yaml", &format!("{config}benchmark: {{request: {{max_tokens: 7}}}}\n"));
@@ -614,31 +614,36 @@ fn decided_alike(folder: &Folder, results: &Value) {
     assert_eq!(figures(&again["levels"]), figures(&results["levels"]));
 }
 
-/// 60 requests are too few for an answer, so that the pick is measured again, however busy this machine is.
+/// Throughput that rises by a third from one level to the next, and jitters: the list's own measurements decide nothing.
 #[test]
-fn contenders_are_measured_again_and_pooled() {
+fn contenders_are_visited_and_all_of_a_level_is_pooled() {
     let config = "llm: {endpoint: simulator, model: m}\npolicy: {max_p95_seconds: 60}\nsimulator: {slots: 2, \
                   base_step_ms: 0.3, per_sequence_ms: 2.7, output_tokens: {distribution: log_normal, median: 4, sigma: 1.0}}\n";
     let folder = Folder::with(config);
-    let ran = folder.tool(&["run", "--levels", "1,2", "--total-requests", "60"]);
+    let ran = folder.tool(&["run", "--levels", "1,2", "--total-requests", "60", "--max-requests", "1200"]);
     assert!(ran.code == 0 || ran.code == 3, "{}", ran.shown());
-    assert!(ran.stderr.contains("at most 137 requests of"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("up to 3 rounds of the levels near the best: at most 399 requests"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("Confirm round 1: level "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("each level in full, then short visits"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("at most 1200 requests of"), "{}", ran.stderr);
     let (results, manifest) = left_behind(&folder);
     let made = measurements(&manifest);
     assert_eq!(made[..2], [("sweep".to_owned(), 0, 1), ("sweep".to_owned(), 0, 2)]);
-    let confirmed = &made[2..];
-    assert!(confirmed.iter().all(|(stage, ..)| stage == "confirm") && confirmed[0].1 == 1, "{made:?}");
-    assert!(confirmed.is_sorted_by_key(|&(_, round, _)| round), "{made:?}");
+    let visits = &made[2..];
+    assert!(!visits.is_empty() && visits.iter().zip(1..).all(|((stage, n, _), at)| stage == "visit" && *n == at));
+    let ended = format!("{} visit{} ended: ", visits.len(), if visits.len() == 1 { "" } else { "s" });
+    assert!(ran.stderr.contains(&ended), "{ended}: {}", ran.stderr);
+    let run = folder.path("target/concurrency").join(manifest["run_id"].as_str().unwrap());
+    let lines = |name: &str| fs::read_to_string(run.join(name)).unwrap();
     for level in results["levels"].as_array().unwrap() {
-        let times = made.iter().filter(|made| made.2 == level["concurrency"]).count() as u64;
-        assert!((60 * times..64 * times).contains(&level["requests"].as_u64().unwrap()), "{times}: {level}");
-        assert_eq!(level["drift"]["confirmed"]["estimate"].is_number(), times > 1, "{level}");
+        let number = level["concurrency"].as_u64().unwrap();
+        // Each request of the cohorts is there once.
+        let own = lines(&format!("level-{number}.jsonl"));
+        let of_visits: Vec<String> =
+            visits.iter().zip(1..).filter(|(of, _)| of.2 == number).map(|(_, at)| format!("\"visit\":{at},")).collect();
+        let visited = lines("visits.jsonl");
+        let is_own = |line: &&str| of_visits.iter().any(|of| line.contains(of.as_str()));
+        let measured = own.lines().chain(visited.lines().filter(is_own)).filter(|line| line.contains("\"measured\""));
+        assert_eq!(level["requests"], measured.count() as u64, "{level}");
     }
-    let (run_id, level) = (manifest["run_id"].as_str().unwrap(), confirmed[0].2);
-    assert!(folder.path(&format!("target/concurrency/{run_id}/confirm-1-level-{level}.jsonl")).exists());
-    assert!(folder.path(&format!("target/criterion/confirm-1/{level}/new/estimates.json")).exists());
     decided_alike(&folder, &results);
 }
 
@@ -673,7 +678,9 @@ fn the_servers_own_queue_stands_beside_the_curve() {
     folder.tool(&["run", "--levels", "1,10", "--total-requests", "100", "--max-requests", "300", "--server-metrics"]);
     let (results, manifest) = left_behind(&folder);
     let [first, last] = [0, 1].map(|at| &results["levels"][at]["server"]);
-    assert_eq!(manifest["levels"][1]["server"]["readings"], last["readings"]);
+    let of_level = manifest["levels"].as_array().unwrap().iter().filter(|of| of["concurrency"] == 10);
+    let readings: u64 = of_level.map(|of| of["server"]["readings"].as_u64().unwrap_or_default()).sum();
+    assert_eq!(last["readings"], readings);
     let number = |load: &Value, key: &str| load[key].as_f64().unwrap();
     assert!(number(first, "waiting") < 1.0 && number(first, "readings") >= 2.0, "{first}");
     assert!(number(last, "running") <= 2.0 && number(last, "waiting") > 5.0, "{last}");
@@ -701,14 +708,18 @@ fn auto_finds_its_levels_and_keeps_to_the_budget() {
     let config = "llm: {endpoint: simulator, model: m}\nsimulator: {base_step_ms: 0.5, per_sequence_ms: 0.01, \
                   output_tokens: {distribution: fixed, tokens: 4}}\n";
     let folder = Folder::with(config);
-    let ran = folder.tool(&["run", "--levels", "auto", "--max-requests", "250"]);
+    let ran = folder.tool(&["run", "--levels", "auto", "--max-requests", "50", "--update-config"]);
+    assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
     assert!(ran.stderr.contains("Plan: levels auto, from 1 to at most 50, against"), "{}", ran.stderr);
     assert!(ran.stderr.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{}", ran.stderr);
-    let note = "note: Level 4 was not measured: benchmark.budget.max_requests has no room for it";
-    assert!(ran.stdout.contains(note), "{}", ran.stdout);
+    // Preflight and three visits of eight or a few more; another one might take 24.
+    let note = "note: Level 8 was not measured: benchmark.budget.max_requests has no room for it";
+    assert!(ran.stdout.contains(note) && ran.stdout.contains("before the answer was sure"), "{}", ran.stdout);
     let (results, manifest) = left_behind(&folder);
-    assert_eq!(measurements(&manifest), [("auto".to_owned(), 0, 1), ("auto".to_owned(), 0, 2)]);
-    assert_eq!(manifest["settings"]["levels"], serde_json::json!([1, 2]));
+    let visits = [(1, 1), (2, 2), (3, 4)].map(|(visit, level)| ("visit".to_owned(), visit, level));
+    assert_eq!(measurements(&manifest), visits);
+    assert_eq!(manifest["settings"]["levels"], serde_json::json!([1, 2, 4]));
+    assert_eq!(results["raced"]["decided"], false);
     decided_alike(&folder, &results);
 }
 
@@ -731,7 +742,7 @@ fn run_against(name: &str, url: &str, key: Option<&str>) {
     assert!(lines("preflight.jsonl").contains("\"failure\":\""));
     // What is refused twice ends the run; anything else may pass.
     let refused = lines("preflight.jsonl").contains("ClientError");
-    assert_eq!(lines("level-1.jsonl").contains("\"failure\":\""), !refused);
+    assert_eq!(lines("visits.jsonl").contains("\"failure\":\""), !refused);
 }
 
 fn answering(status: u16, content_type: &str, body: &str) -> MockServer {

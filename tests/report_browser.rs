@@ -14,7 +14,7 @@ use llm_concurrency::record::About;
 use llm_concurrency::report::chart::{Chart, Style};
 use llm_concurrency::report::figures::sections;
 use llm_concurrency::report::html::{Run, page};
-use llm_concurrency::report::requests::{Curves, Measurement};
+use llm_concurrency::report::requests::{Curves, Loop};
 use regex::Regex;
 use serde_json::json;
 
@@ -68,10 +68,10 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
             ..figures::Measurement::default()
         };
         let requests = outcomes(level, n, failing).collect::<Vec<_>>().iter().collect();
-        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05 };
+        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, warm_from_s: 0.0 };
         summaries.push(figures::summarize(&[(&measured, &requests)], limits));
-        let mut measurement = Measurement::new(level, Some(window_s));
-        outcomes(level, n, failing).for_each(|outcome| measurement.add(outcome));
+        let mut measurement = Loop::new([(level, Some(window_s))]);
+        outcomes(level, n, failing).for_each(|outcome| measurement.add(0, outcome));
         measurements.push(measurement);
     }
     let policy = Policy::default();
@@ -88,7 +88,7 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
             ..About::default()
         },
         present: Some(10),
-        curves: Curves::of(measurements),
+        curves: Curves::of(&measurements),
         missing: Vec::new(),
     }
 }

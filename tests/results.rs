@@ -305,7 +305,7 @@ fn visits_of_a_run_are_pooled_by_their_levels_one_entry() {
         "sample.json",
         &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
     );
-    run.manifest.raced = Some(Raced { pick: Some(2), interval: [2, 2], decided: true });
+    run.manifest.raced = Some(Raced { pick: Some(2), interval: [2, 2], decided: true, warm_from_s: 0.0 });
     run.manifest.about.settings.policy = Some(Policy::default());
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
     let measured = disk.load(CONFIG).unwrap();

@@ -86,13 +86,21 @@ fn a_simulated_number_is_written_only_where_the_config_names_the_simulator() {
 #[test]
 fn a_quick_run_measures_the_levels_it_was_given_and_says_why_nothing_is_written() {
     let folder = servers::folder(&format!("llm: {{endpoint: simulator}}\n{FAST}"));
-    let ran = run(folder.path(), &[], &["run", "--quick", "--levels", "1,5,10,20,40"]);
-    let (stdout, stderr) = (text(&ran.stdout), text(&ran.stderr));
+    let quick = |more: &[&str]| {
+        let ran = run(folder.path(), &[], &[&["run", "--quick", "--levels", "1,5,10,20,40"], more].concat());
+        (text(&ran.stdout), text(&ran.stderr), ran.status.code())
+    };
+    let (stdout, stderr, code) = quick(&[]);
     for level in [1, 5, 10, 20, 40] {
         assert!(stdout.lines().any(|line| line.trim_start().starts_with(&format!("{level} "))), "{level}: {stdout}");
     }
-    assert_eq!(ran.status.code(), Some(3), "{stdout}{stderr}");
-    assert!(stderr.contains("exit code 3") && stderr.contains("provisional"), "{stderr}");
+    // On a busy machine the client is the limit, and the answer provisional.
+    assert!([Some(0), Some(3)].contains(&code), "{stdout}{stderr}");
+    // Too few requests for any answer that is sure.
+    let (stdout, stderr, code) = quick(&["--max-requests", "100"]);
+    assert_eq!(code, Some(3), "{stdout}{stderr}");
+    assert!(stderr.contains("exit code 3") && stderr.contains("status unresolved"), "{stderr}");
+    assert!(stdout.contains("before the answer was sure"), "{stdout}");
 }
 
 /// Some servers answer to any name with the one model they have.

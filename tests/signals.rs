@@ -537,12 +537,11 @@ fn a_level_whose_server_was_gone_is_measured_again_and_the_outage_set_aside() {
     let second = &results.levels[1];
     let outage = second.outage.expect("an outage");
     assert!(outage.is_set_aside() && outage.since > 0 && outage.measurements == 1, "{outage:?}");
-    assert!(outage.lost > 5 && second.requests.is_some_and(|n| n >= 200), "{second:?}");
+    assert!(outage.lost > 5 && second.requests.is_some_and(|n| n >= 8), "{second:?}");
     assert_eq!((second.error_rate, second.failures.len()), (Some(0.0), 0));
     let printed = fs::read_to_string(running.path("stdout")).unwrap();
     let note = format!("Level 4 was measured again: {} of {} requests found no server", outage.lost, outage.requests);
     assert!(printed.contains(&note), "{printed}");
-    assert!(running.stderr().contains("once more"), "{}", running.stderr());
 }
 
 #[test]

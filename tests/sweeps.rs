@@ -3,26 +3,22 @@
 #[path = "common/virtual_server.rs"]
 mod virtual_server;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Failure, Reply};
-use llm_concurrency::decide::{Policy, recommend};
-use llm_concurrency::figures::LevelSummary;
-use llm_concurrency::load::closed_loop::LoopPlan;
+use llm_concurrency::decide::Policy;
+use llm_concurrency::load::closed_loop::{LoopPlan, Ticket};
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::search::Search;
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use llm_concurrency::measure::race::{Rules, grid};
 use tokio::time::Instant;
-use virtual_server::{Busy, Measured, Server, Shape, measure_by, pooled, standard_normal, virtual_time};
+use virtual_server::{Busy, Noise, Ran, Server, Shape, race, virtual_time};
 
 struct Case {
     name: &'static str,
     shape: Shape,
-    /// Share of its speed that the server loses from one measurement to the next.
+    /// Share of its speed that the server loses in a hundred service times.
     slows_by: f64,
     /// Successes per second that a quota lets through.
     quota: Option<f64>,
@@ -51,22 +47,19 @@ fn cases() -> [Case; 6] {
     ]
 }
 
-fn sweep(case: &Case, mut search: Search, seed: u64) -> String {
-    let runtime = virtual_time();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut measured: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
-    let mut summaries: BTreeMap<usize, LevelSummary> = BTreeMap::new();
-    let (mut text, mut sent, mut count) = (String::new(), 0, 0);
-    while let Some(step) = search.next(&summaries.values().cloned().collect::<Vec<_>>()) {
-        let drift = (1.0 - case.slows_by).powi(count);
-        count += 1;
-        let speed = drift * (0.05 * standard_normal(&mut rng)).exp();
-        let server = Server { shape: case.shape, sigma: 0.5 };
-        let mut busy = Busy::new(&server, step.level, speed, rng.random());
+impl Case {
+    fn server(&self) -> Server {
+        Server { shape: self.shape, sigma: 0.5 }
+    }
+
+    fn run(&self, full: &[LoopPlan], choices: &[usize], rules: Rules, seed: u64) -> Ran {
+        let runtime = virtual_time();
+        let noise = Noise { cv: 0.05, slows_by: self.slows_by, seed };
+        let mut busy = runtime.block_on(async { Busy::changing(&self.server(), 1.0, noise) });
         let passed: Arc<Mutex<Vec<Instant>>> = Arc::default();
-        let quota = case.quota;
-        let send = move |_| {
-            let (served, passed) = (busy.send(), passed.clone());
+        let quota = self.quota;
+        let send = move |ticket: Ticket| {
+            let (served, passed) = (busy.send(ticket.level), passed.clone());
             async move {
                 if let Some(quota) = quota {
                     let now = Instant::now();
@@ -80,13 +73,25 @@ fn sweep(case: &Case, mut search: Search, seed: u64) -> String {
                 served.await
             }
         };
-        let plan = LoopPlan::new(step.level, 100, 5, SAMPLES, search.smallest_window(step.level));
-        let of_level = measured.entry(step.level).or_default();
-        of_level.push(measure_by(&runtime, &plan, send));
-        sent += of_level.last().unwrap().sent;
-        summaries.insert(step.level, pooled(of_level));
+        race(&runtime, full, choices, rules, send)
     }
-    for summary in summaries.values() {
+
+    /// Whether a pick serves at least 0.92 of the best of these levels, and is at most this many times the smallest that
+    /// serves 0.95.
+    fn is_right(&self, pick: usize, choices: &[usize], above: f64) -> bool {
+        let server = self.server();
+        // More than five times the latency of level 1 fails the default gate.
+        let fails = |level: usize| server.refuses(level) || level as f64 > 5.0 * server.true_rps(level);
+        let serving: Vec<usize> = choices.iter().copied().filter(|&level| !fails(level)).collect();
+        let share = |level: usize| server.true_rps(level) / server.best_rps(&serving);
+        let smallest = serving.iter().copied().find(|&level| share(level) >= 0.95).unwrap();
+        !fails(pick) && share(pick) >= 0.92 && pick as f64 <= above * smallest as f64
+    }
+}
+
+fn shown(ran: &Ran) -> String {
+    let mut text = String::new();
+    for summary in ran.summaries() {
         let rps = summary.throughput_rps.unwrap();
         let latency = summary.latency_s.unwrap_or_default();
         writeln!(
@@ -104,11 +109,13 @@ fn sweep(case: &Case, mut search: Search, seed: u64) -> String {
         )
         .unwrap();
     }
-    let decided = recommend(&summaries.into_values().collect::<Vec<_>>(), &Policy::default());
+    let decided = ran.decided();
     let verdicts: Vec<_> = decided.levels.iter().map(|level| format!("{:?}", level.verdict)).collect();
     writeln!(
         text,
-        "{count} measurements, {sent} requests; pick {:?}, interval {:?}, status {}, provisional {}, {}",
+        "{} measurements, {} requests; pick {:?}, interval {:?}, status {}, provisional {}, {}",
+        ran.made.len(),
+        ran.sent(),
         decided.recommended_concurrency,
         decided.interval,
         decided.status.name(),
@@ -120,14 +127,26 @@ fn sweep(case: &Case, mut search: Search, seed: u64) -> String {
 }
 
 #[test]
-fn twelve_sweeps_come_out_as_they_did() {
-    let mut text = String::new();
+fn twelve_sweeps_come_out_as_they_did_and_no_pick_is_wrong() {
+    const LIST: [usize; 10] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
+    let (mut text, mut picked) = (String::new(), 0);
     for (at, case) in cases().iter().enumerate() {
-        let policy = Policy::default();
-        let list = Search::listed(&[1, 2, 5, 10, 15, 20, 25, 30, 40, 50], &policy, true);
-        for (how, search) in [("list", list), ("auto", Search::adaptive(1, 256, &policy))] {
-            writeln!(text, "{}, {how}\n{}", case.name, sweep(case, search, 1000 + at as u64)).unwrap();
+        let seed = 1000 + at as u64;
+        let full = LIST.map(|level| LoopPlan::new(level, 100, 5, SAMPLES, level));
+        let listed = case.run(&full, &LIST, Rules::list(Policy::default(), Some(100)), seed);
+        let auto = case.run(&[], &grid(1, 256), Rules::auto(Policy::default()), seed);
+        let all: Vec<usize> = (1..=256).collect();
+        for (how, ran, choices, above) in [("list", listed, &LIST[..], 1.35), ("auto", auto, &all, 1.3)] {
+            let decided = ran.decided();
+            if case.quota.is_some() {
+                assert_eq!(decided.status.name(), "rate_limited", "{}, {how}", case.name);
+            } else if let Some(pick) = decided.recommended_concurrency {
+                assert!(case.is_right(pick, choices, above), "{}, {how}: {pick}", case.name);
+                picked += 1;
+            }
+            writeln!(text, "{}, {how}\n{}", case.name, shown(&ran)).unwrap();
         }
     }
+    assert!(picked >= 9, "{picked} of 10 are decided\n{text}");
     insta::assert_snapshot!("twelve_sweeps", text);
 }

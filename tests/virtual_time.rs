@@ -2,14 +2,17 @@
 //!
 //! Without a network and a real clock there is no noise, so the bounds can be tight.
 
+#[path = "common/virtual_server.rs"]
+mod virtual_server;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::decide::Policy;
 use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests};
 use llm_concurrency::load::closed_loop::{self, LoopPlan};
-use llm_concurrency::measure::search::Search;
+use llm_concurrency::measure::race::{Rules, grid};
 use llm_concurrency::simulator::engine::{Engine, Token};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
 use rand::rngs::StdRng;
@@ -79,7 +82,7 @@ type Measured = (Measurement, Requests);
 
 fn summarize(measured: &[Measured]) -> LevelSummary {
     let level: Vec<_> = measured.iter().map(|(measurement, requests)| (measurement, requests)).collect();
-    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05 })
+    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05, warm_from_s: 0.0 })
 }
 
 fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> Measured {
@@ -293,23 +296,24 @@ fn last_where(mut low: usize, high: usize, mut holds: impl FnMut(usize) -> bool)
 
 /// What `levels: auto` picks, and with how many requests.
 fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) {
-    let mut search = Search::adaptive(1, HIGHEST, &Policy::default());
-    let mut measured: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
-    let mut pooled: Vec<LevelSummary> = Vec::new();
-    let mut requests = 0;
-    while let Some(step) = search.next(&pooled) {
-        let plan = LoopPlan::new(step.level, REQUESTS, 5, SAMPLES, search.smallest_window(step.level));
-        let of_level = measured.entry(step.level).or_default();
-        of_level.push(run(config, prompts, &plan));
-        requests += of_level.last().map_or(0, |(_, requests)| requests.len() as u64);
-        pooled.retain(|summary| summary.concurrency != step.level);
-        pooled.push(summarize(of_level));
-    }
-    (recommend(&pooled, &Policy::default()).recommended_concurrency, requests)
+    let (server, runtime) = (Server::new(config), virtual_server::virtual_time());
+    let stepping = server.clone();
+    runtime.spawn(async move { stepping.run().await });
+    let send = |ticket: closed_loop::Ticket| {
+        let prompt = &prompts[ticket.seq as usize % prompts.len()];
+        let (input, output) = (prompt_tokens(prompt), config.answer_length(prompt, Some(MAX_TOKENS)).tokens);
+        let server = server.clone();
+        async move {
+            let mut reply = server.answer(input, output).await;
+            reply.tokens.output = Some(output);
+            reply
+        }
+    };
+    let ran = virtual_server::race(&runtime, &[], &grid(1, HIGHEST), Rules::auto(Policy::default()), send);
+    (ran.decided().recommended_concurrency, ran.sent())
 }
 
-/// The fixed list that would find a knee about as closely: from 1 to the maximum, neighbours at most 1.3 apart; each level with what it sends at most, and without confirm rounds, which the search's
-/// figure includes.
+/// The fixed list that would find a knee about as closely: from 1 to the maximum, neighbours at most 1.3 apart; each level with what it sends at most, measured once.
 fn grid_requests() -> u64 {
     let next = |level: &usize| (*level < HIGHEST).then(|| HIGHEST.min((level + 1).max(level * 13 / 10)));
     let levels = std::iter::successors(Some(1), next);

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::decide::{Policy, Recommendation};
 use crate::record::{About, RequestsFile, RunId, read_sidecar, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
-use crate::report::requests::{Curves, Measurement};
+use crate::report::requests::{Curves, Loop};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
 /// What a run recorded beside its figures.
@@ -37,24 +37,25 @@ pub(super) fn without_config(recommendation: Recommendation, policy: Policy, rec
 /// The single requests, thinned, and which of them cannot be read.
 fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
     let mut missing = Vec::new();
-    let mut measurements = Vec::new();
-    for file in files {
-        let mut measurement = Measurement::new(file.level, file.window_s);
-        let read = read_sidecar(&file.path).and_then(|mut lines| {
+    let mut loops = Vec::new();
+    for of_loop in files.chunk_by(|one, next| one.path == next.path) {
+        let mut read = Loop::new(of_loop.iter().map(|file| (file.level, file.window_s)));
+        let lines = read_sidecar(&of_loop[0].path).and_then(|mut lines| {
             lines.try_for_each(|outcome| {
                 let outcome = outcome?;
-                if file.visit.is_none() || outcome.visit == file.visit {
-                    measurement.add(outcome);
+                let of = of_loop.iter().position(|file| file.visit.is_none() || file.visit == outcome.visit);
+                if let Some(of) = of {
+                    read.add(of, outcome);
                 }
                 Ok(())
             })
         });
-        match read {
-            Ok(()) => measurements.push(measurement),
-            Err(error) => missing.push(Missing::Requests { level: file.level, error: error.to_string() }),
+        match lines {
+            Ok(()) => loops.push(read),
+            Err(error) => missing.push(Missing::Requests { level: of_loop[0].level, error: error.to_string() }),
         }
     }
-    (Curves::of(measurements), missing)
+    (Curves::of(&loops), missing)
 }
 
 /// `concurrency_results_X.json` to `X`.

@@ -123,6 +123,8 @@ pub enum Note {
     NoSpread { levels: Vec<usize> },
     OpenOutage { level: usize, outage: Outage },
     DriftNotChecked,
+    // The engine was slow at first, for so long.
+    ColdStart { seconds: f64 },
     NoCurve { why: String },
     Quick,
     UnlistedModel,

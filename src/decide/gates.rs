@@ -30,9 +30,9 @@ pub(super) fn judge_all(levels: Vec<LevelSummary>, policy: &Policy, raced: bool)
         }
     }
     // Only now: next to no output comes fast, and would make a reference that nothing else meets.
-    let limits = limits(policy, p95_limit(policy, passing(&judged)));
+    let limits = limits(policy, p95_limit(policy, passing(&judged), raced));
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
-        judge_times(level, &limits);
+        judge_times(level, &limits, raced);
     }
     judged
 }
@@ -162,7 +162,8 @@ fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {
     policy.limits().into_iter().filter_map(|gate| Some((gate.0, limit(gate)?))).collect()
 }
 
-fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)]) {
+/// A race holds the default limit by its curves, so that here it fails only what surely fails.
+fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)], raced: bool) {
     for &(gate, limit) in limits {
         let time = Time::of(&level.summary, gate);
         if time.must_be_known && time.value.is_none() {
@@ -170,7 +171,8 @@ fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)]) {
         }
         let Some(value) = time.value.filter(|_| time.needs.is_none()) else { continue };
         let uncertain = time.interval.filter(|interval| limit.may_be_beyond(value, *interval));
-        if value > limit.seconds {
+        let by_chance = raced && limit.from.is_some() && uncertain.is_some();
+        if value > limit.seconds && !by_chance {
             return fail(level, gate, Cause::TooSlow { gate, value, limit, uncertain }, uncertain.is_some());
         }
         level.uncertain |= uncertain.is_some();
@@ -190,13 +192,21 @@ pub(super) fn unchecked(summary: &LevelSummary, policy: &Policy) -> Vec<(Gate, O
     errors.into_iter().chain(times).collect()
 }
 
-/// The limit on P95: the user's own, or five times the P95 of the lowest level, which is no better known than that.
-pub(super) fn p95_limit<'a>(policy: &Policy, mut passing: impl Iterator<Item = &'a JudgedLevel>) -> Option<Limit> {
+/// The limit on P95: the user's own, or five times the P95 of the lowest level that has enough requests for its interval,
+/// and is no better known than that. Without such a level it is the lowest of all; a race, which may visit level 1 for
+/// eight requests, has none then.
+pub(super) fn p95_limit<'a>(
+    policy: &Policy,
+    passing: impl Iterator<Item = &'a JudgedLevel>,
+    raced: bool,
+) -> Option<Limit> {
     if let Some(seconds) = policy.max_p95_seconds {
         return Some(Limit::own(seconds));
     }
     let p95 = |summary| Time::of(summary, Gate::P95).value;
-    let (lowest, p95) = passing.find_map(|level| Some((&level.summary, p95(&level.summary)?)))?;
+    let known: Vec<_> = passing.filter_map(|level| Some((&level.summary, p95(&level.summary)?))).collect();
+    let enough = known.iter().find(|(summary, _)| summary.p95_interval_s.is_some());
+    let &(lowest, p95) = enough.or(known.first().filter(|_| !raced))?;
     let times = |p95: f64| DEFAULT_P95_FACTOR * p95;
     let interval = lowest.p95_interval_s.unwrap_or([p95; 2]).map(times);
     Some(Limit { seconds: times(p95), interval, from: Some((lowest.concurrency, p95)) })

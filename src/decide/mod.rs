@@ -21,7 +21,7 @@ pub use notes::p95_limit_s;
 
 pub(crate) use gates::{DEFAULT_P95_FACTOR, value};
 pub(crate) use outages::open_outages;
-pub(crate) use pick::{best_passing, half_width, smallest_good};
+pub(crate) use pick::{best_passing, half_width};
 
 use crate::figures::usl::{self, Usl};
 use crate::figures::{BLOCKS, LevelSummary};
@@ -265,13 +265,16 @@ pub struct UslInfo {
 }
 
 /// What a race over the levels came to, by the policy of its run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Raced {
     pub pick: Option<usize>,
     /// The levels that may be the smallest good one.
     pub interval: [usize; 2],
     /// Whether it ended because the answer stood, and not for want of requests.
     pub decided: bool,
+    /// Until then the engine was cold, seconds since the run began; 0 where it was not.
+    #[serde(default)]
+    pub warm_from_s: f64,
 }
 
 /// Requests, fixed and per level: below these the result is provisional.
@@ -294,6 +297,8 @@ pub(crate) fn judge(levels: &[LevelSummary], policy: &Policy, raced: bool) -> Ve
 pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &Policy) -> Recommendation {
     let judged = judge(levels, policy, raced.is_some());
     let mut notes = notes::level_notes(&judged, policy);
+    let cold_s = raced.map(|raced| raced.warm_from_s).filter(|&cold_s| cold_s > 0.0);
+    notes.extend(cold_s.map(|seconds| Note::ColdStart { seconds }));
     let decision = match raced {
         Some(raced) => pick::raced(&judged, policy, raced),
         None => pick::decide(&judged, policy),
@@ -346,11 +351,6 @@ fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
 fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
     let (best, _) = best_passing(levels, policy)?;
     pick::client_bound(&best.summary).map(|_| best.summary.concurrency)
-}
-
-/// Whether a level was measured with as many requests as a full result takes.
-pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
-    summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 
 /// The larger of a fixed number of requests and a multiple of the level.

@@ -46,7 +46,7 @@ pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
         Some(gate) => !matches!(gate, Gate::Errors | Gate::Output),
         None => level.verdict == Verdict::Pass,
     };
-    p95_limit(policy, levels.iter().filter(timed)).map(|limit| limit.seconds)
+    p95_limit(policy, levels.iter().filter(timed), false).map(|limit| limit.seconds)
 }
 
 /// Which checks could not be made on the pick, or on the best level it is measured by, and which outages are not

@@ -61,6 +61,11 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// The middle of its window, seconds since the run began.
+    pub(crate) fn middle_s(&self) -> Option<f64> {
+        self.window_s.map(|[from, to]| self.began_s + (from + to) / 2.0)
+    }
+
     /// Which measurement of the run it is.
     pub fn step(&self) -> Step {
         Step { level: self.concurrency, stage: self.stage, round: self.round }
@@ -96,14 +101,6 @@ pub struct ClientLoad {
     pub cpu: Option<f64>,
     /// How late its timers were, 95th percentile, seconds; their own rounding is taken off.
     pub timer_lag_p95_s: Option<f64>,
-}
-
-impl ClientLoad {
-    /// Of two measurements the worse.
-    pub(super) fn worse(self, other: ClientLoad) -> Self {
-        let max = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).max_by(f64::total_cmp);
-        ClientLoad { cpu: max(self.cpu, other.cpu), timer_lag_p95_s: max(self.timer_lag_p95_s, other.timer_lag_p95_s) }
-    }
 }
 
 /// What the server said of its load, on average. Unknown is `None`.

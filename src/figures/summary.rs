@@ -149,7 +149,7 @@ impl LevelSummary {
             [mean, p50, p90, p95, p99, max].into_iter().for_each(keep);
         }
         if let Some(samples) = &mut self.samples {
-            samples.retain(|s| s.duration_s.is_finite() && s.duration_s > 0.0 && s.succeeded <= s.completed);
+            samples.retain(|s| s.duration_s.is_finite() && s.duration_s >= 0.0 && s.succeeded <= s.completed);
         }
         let can_be = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| *f >= 0.0);
         self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
@@ -173,6 +173,9 @@ pub struct Limits {
     pub request_timeout_s: f64,
     /// A measurement in which more of the requests found no server is set aside.
     pub max_error_rate: f64,
+    /// The engine was cold until then, seconds since the run began: what was measured before counts only where a level
+    /// has nothing else.
+    pub warm_from_s: f64,
 }
 
 /// A measurement with its requests.
@@ -189,6 +192,10 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
     let mut usable: Vec<Measured> = level.iter().copied().filter(is_usable).collect();
     if usable.is_empty() {
         usable = level.to_vec();
+    }
+    let is_warm = |(of, _): &Measured| of.middle_s().is_none_or(|at| at >= limits.warm_from_s);
+    if usable.iter().any(is_warm) {
+        usable.retain(is_warm);
     }
     let (counted, outage) = without_outages(&usable, |(_, requests)| requests.reach, limits.max_error_rate);
     let in_full: Vec<Measured> =
@@ -262,11 +269,24 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
         by_size: by_size(level),
         mean_in_flight: rates.per_second(rates.in_flight_s),
         mean_held: rates.per_second(rates.held_back_s).filter(|&held| held > 0.0),
-        client: measurements().filter_map(|measurement| measurement.client).reduce(ClientLoad::worse),
+        client: client(level),
         rate_limit: measurements().filter_map(|measurement| measurement.rate_limit).reduce(RateLimit::updated),
         server: measurements().filter_map(|measurement| measurement.server).reduce(ServerLoad::with),
         ..LevelSummary::default()
     }
+}
+
+/// Averaged by the time that was measured: of many short visits one is always disturbed.
+fn client(level: &[Measured]) -> Option<ClientLoad> {
+    let known =
+        || level.iter().filter_map(|(of, _)| Some((of.client?, of.window_s.map_or(0.0, |[from, to]| to - from))));
+    let mean = |figure: fn(&ClientLoad) -> Option<f64>| {
+        let figures = known().filter_map(|(client, seconds)| Some((figure(&client)?, seconds)));
+        let (sum, seconds) = figures.fold((0.0, 0.0), |(sum, all), (figure, own)| (sum + own * figure, all + own));
+        (seconds > 0.0).then(|| sum / seconds)
+    };
+    known().next()?;
+    Some(ClientLoad { cpu: mean(|of| of.cpu), timer_lag_p95_s: mean(|of| of.timer_lag_p95_s) })
 }
 
 fn cohort<'a>(level: &'a [Measured]) -> impl Iterator<Item = &'a Request> {
@@ -445,7 +465,7 @@ mod tests {
     use crate::client::outcome::RequestOutcome;
     use crate::client::outcome::tests::outcome;
 
-    const LIMITS: Limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05 };
+    const LIMITS: Limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, warm_from_s: 0.0 };
 
     fn two_for_ten_seconds() -> Measurement {
         Measurement { concurrency: 2, window_s: Some([10.0, 20.0]), ..Measurement::default() }
@@ -608,7 +628,7 @@ mod tests {
         assert_near(summary.itl_s.unwrap().mean, 0.0015);
     }
 
-    /// What a level cost the client is judged by its worst measurement, a quota by what was said last.
+    /// What a level cost the client is averaged over the time that was measured, a quota is what was said last.
     #[test]
     fn measurements_of_a_level_are_pooled() {
         let quota = |remaining| Some(RateLimit { remaining_requests: Some(remaining), ..RateLimit::default() });
@@ -634,7 +654,9 @@ mod tests {
         let summary = summarize(&[(&first, &of_first), (&cut, &of_second), (&second, &of_second)], LIMITS);
         assert_eq!((summary.requests, summary.duration_s), (Some(3), Some(15.0)));
         assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
-        assert_eq!(summary.client, cost(Some(0.4), 0.003));
+        let lag = summary.client.and_then(|client| client.timer_lag_p95_s);
+        assert_near(lag, (10.0 * 0.001 + 5.0 * 0.003) / 15.0);
+        assert_eq!(summary.client.and_then(|client| client.cpu), Some(0.4));
         assert_eq!(summary.server, load(4, 6.5));
         assert_eq!(summary.rate_limit, quota(3));
         assert_eq!(summary.state, Some(LevelState::Complete));

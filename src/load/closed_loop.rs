@@ -693,7 +693,7 @@ mod tests {
         let requests = log.outcomes.iter().collect();
         summarize(
             &[(&record.measurement(plan.level), &requests)],
-            Limits { request_timeout_s: 0.0, max_error_rate: 1.0 },
+            Limits { request_timeout_s: 0.0, max_error_rate: 1.0, warm_from_s: 0.0 },
         )
     }
 

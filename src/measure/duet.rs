@@ -135,7 +135,7 @@ impl Server<'_> {
             not_before: self.not_before,
             is_first: false,
         };
-        let mut visiting = self.load.begin_visits(planned, &self.swept.run)?;
+        let mut visiting = self.load.begin(&planned, &self.swept.run)?;
         let visited = visiting.visited();
         let rest = visiting.finish()?;
         self.sent += rest.sent;
@@ -146,7 +146,7 @@ impl Server<'_> {
         rest.parts.into_values().for_each(|later| requests.append(later));
         let mut measurement = visited.measurement;
         measurement.began_s = visited.began.saturating_duration_since(self.swept.began).as_secs_f64();
-        let limits = self.swept.run.manifest.about.settings.limits();
+        let limits = self.swept.run.manifest.limits();
         let own = figures::summarize(&[(&measurement, &requests)], limits);
         let is_first = self.measured.is_empty();
         self.measured.push(requests);

@@ -13,7 +13,7 @@ use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
-use crate::figures::Step;
+use crate::figures::{Stage, Step};
 use crate::figures::reasons::EarlyEnd;
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
 use crate::load::preflight::{self, Probe};
@@ -23,6 +23,7 @@ use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
 use crate::record::{Run, SidecarWriter, criterion_id};
+use crate::report::words::{count, seconds};
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
 
@@ -37,13 +38,18 @@ pub(super) struct Planned {
     pub is_first: bool,
 }
 
-/// A measurement on the load thread, as Criterion's thread sees it.
+/// A loop on the load thread, as Criterion's thread sees it: one measurement, or visits from level to level.
 pub(super) struct InProgress {
+    /// The measurement in hand.
     planned: Planned,
+    /// What comes next; none takes it of a loop that makes one measurement.
+    orders: tokio::sync::mpsc::Sender<LoopPlan>,
     windows: mpsc::Receiver<Window>,
     /// What Criterion was given, nanoseconds per wave.
     handed: Vec<f64>,
     warmed_up: bool,
+    visited: mpsc::Receiver<Recorded>,
+    visits: u64,
     ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
@@ -99,7 +105,7 @@ impl InProgress {
     /// The next window as Criterion's time of `iterations` waves; `None` once the run is interrupted.
     pub fn next_sample(&mut self, iterations: u64) -> Option<Duration> {
         if self.monitor.is_none() {
-            self.monitor = self.begun.recv().ok().map(|counts| LevelMonitor::new(counts, self.quiet));
+            self.watch_next();
         }
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let per_wave = self.next_window();
@@ -108,6 +114,15 @@ impl InProgress {
             self.monitor.iter_mut().for_each(LevelMonitor::hide);
         }
         Some(per_wave?.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
+    }
+
+    fn watch_next(&mut self) {
+        let Ok(counts) = self.begun.recv() else { return };
+        match &mut self.monitor {
+            Some(monitor) => monitor.go_on(counts),
+            none => *none = Some(LevelMonitor::new(counts, self.quiet)),
+        }
+        self.visits += 1;
     }
 
     fn next_window(&mut self) -> Option<Duration> {
@@ -124,17 +139,41 @@ impl InProgress {
         Some(per_wave)
     }
 
-    /// Waits for the drain and the sidecar, and completes the record.
+    /// Waits for the end of the visit in hand; `None` if there is none.
+    pub fn visited(&mut self) -> Option<Recorded> {
+        self.watch_next();
+        self.monitor.iter_mut().for_each(LevelMonitor::show);
+        let mut end = self.visited.recv().ok()?;
+        complete(&mut end, &self.planned.plan, &self.stopper, self.watch.as_deref());
+        Some(end)
+    }
+
+    pub fn go_on(&mut self, plan: LoopPlan) {
+        self.planned.plan = plan;
+        // A loop that was stopped takes no orders.
+        let _ = self.orders.blocking_send(plan);
+    }
+
+    /// Nothing follows: waits for the drain and the sidecar, and completes the record. Of visits it is what has ended since
+    /// the last one.
     pub fn finish(mut self) -> Result<Recorded, SweepError> {
+        drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let (mut end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
-        if let Some(monitor) = self.monitor {
-            monitor.finish(end.load_s);
+        let Planned { step, plan, .. } = self.planned;
+        if step.stage == Stage::Visit {
+            drop(self.monitor);
+            if !self.quiet && self.visits > 1 {
+                let (visits, requests) = (count(self.visits, "visit"), count(end.sent, "request"));
+                eprintln!("{visits} ended: {requests} in {}", seconds(end.load_s));
+            }
+        } else {
+            self.monitor.into_iter().for_each(|monitor| monitor.finish(end.load_s));
+            complete(&mut end, &plan, &self.stopper, self.watch.as_deref());
+            end.measurement.criterion_id = criterion_id(step);
+            end.measurement.sample_ns = self.handed;
         }
         sidecar.finish()?;
-        complete(&mut end, &self.planned.plan, &self.stopper, self.watch.as_deref());
-        end.measurement.criterion_id = criterion_id(self.planned.step);
-        end.measurement.sample_ns = self.handed;
         Ok(end)
     }
 }
@@ -153,43 +192,6 @@ fn complete(end: &mut Recorded, plan: &LoopPlan, stopper: &Stopper, watch: Optio
         let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
         watch.between(from, to)
     });
-}
-
-/// A loop that goes from level to level on the load thread.
-pub(super) struct Visiting {
-    plan: LoopPlan,
-    orders: tokio::sync::mpsc::Sender<LoopPlan>,
-    visited: mpsc::Receiver<Recorded>,
-    ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
-    begun: mpsc::Receiver<Arc<Counts>>,
-    stopper: Stopper,
-    watch: Option<Arc<ServerWatch>>,
-    quiet: bool,
-}
-
-impl Visiting {
-    /// Waits for the end of the visit in hand; `None` if there is none.
-    pub fn visited(&mut self) -> Option<Recorded> {
-        let mut monitor = self.begun.recv().ok().map(|counts| LevelMonitor::new(counts, self.quiet));
-        monitor.iter_mut().for_each(LevelMonitor::show);
-        let mut end = self.visited.recv().ok()?;
-        complete(&mut end, &self.plan, &self.stopper, self.watch.as_deref());
-        Some(end)
-    }
-
-    pub fn go_on(&mut self, plan: LoopPlan) {
-        self.plan = plan;
-        // A loop that was stopped takes no orders.
-        let _ = self.orders.blocking_send(plan);
-    }
-
-    /// Nothing follows: waits for what is in flight and for the sidecar. Gives what ended since the last visit.
-    pub fn finish(self) -> Result<Recorded, SweepError> {
-        drop(self.orders);
-        let (end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
-        sidecar.finish()?;
-        Ok(end)
-    }
 }
 
 fn ended_early() -> SweepError {
@@ -273,61 +275,40 @@ impl Load {
         Ok(Load { jobs, stopper, target: Arc::new(target), live, quiet: settings.quiet, watch, simulator })
     }
 
-    /// Begins a measurement; its windows arrive as they close.
+    /// Begins a loop with this measurement; its windows arrive as they close. Visits may follow a visit, and each is told of
+    /// as it ends.
     pub fn begin(&self, planned: &Planned, run: &Run) -> Result<InProgress, SweepError> {
-        let ((to_criterion, windows), (done, ended)) = (mpsc::channel(), mpsc::channel());
-        let step = planned.step;
-        let (outlets, begun) = self.outlets(run, step, to_criterion)?;
         let (planned, stop, target) = (*planned, self.stopper.subscribe(), self.target.clone());
-        let (_, orders) = tokio::sync::mpsc::channel(1);
+        let ((begins, begun), (to_criterion, windows)) = (mpsc::channel(), mpsc::channel());
+        let ((to, visited), (done, ended)) = (mpsc::channel(), mpsc::channel());
+        let (orders, next) = tokio::sync::mpsc::channel(1);
+        let step = planned.step;
+        let outlets = Outlets {
+            sidecar: run.sidecar(step)?,
+            live: self.live.clone(),
+            first: step.round,
+            counts: Vec::new(),
+            begun: begins,
+            windows: to_criterion,
+        };
+        let visits = (step.stage == Stage::Visit).then_some(Visits { first: step.round, to });
         self.send(move || async move {
-            let (recorded, outlets) = measure(planned, stop, target, outlets, orders, None).await;
+            let (recorded, outlets) = measure(planned, stop, target, outlets, next, visits).await;
             let _ = done.send((recorded, outlets.sidecar));
         })?;
         Ok(InProgress {
             planned,
+            orders,
             windows,
             handed: Vec::new(),
             warmed_up: false,
+            visited,
+            visits: 0,
             ended,
             stopper: self.stopper.clone(),
             watch: self.watch.clone(),
             begun,
             monitor: None,
-            quiet: self.quiet,
-        })
-    }
-
-    fn outlets(
-        &self,
-        run: &Run,
-        step: Step,
-        windows: mpsc::Sender<Window>,
-    ) -> Result<(Outlets, mpsc::Receiver<Arc<Counts>>), SweepError> {
-        let (begins, begun) = mpsc::channel();
-        let (sidecar, live) = (run.sidecar(step)?, self.live.clone());
-        Ok((Outlets { sidecar, live, first: step.round, counts: Vec::new(), begun: begins, windows }, begun))
-    }
-
-    /// Begins a loop with this visit; each is told of as it ends.
-    pub fn begin_visits(&self, planned: Planned, run: &Run) -> Result<Visiting, SweepError> {
-        let ((to, visited), (done, ended)) = (mpsc::channel(), mpsc::channel());
-        let (outlets, begun) = self.outlets(run, planned.step, mpsc::channel().0)?;
-        let (stop, target) = (self.stopper.subscribe(), self.target.clone());
-        let (orders, next) = tokio::sync::mpsc::channel(1);
-        let visits = Visits { first: planned.step.round, to };
-        self.send(move || async move {
-            let (recorded, outlets) = measure(planned, stop, target, outlets, next, Some(visits)).await;
-            let _ = done.send((recorded, outlets.sidecar));
-        })?;
-        Ok(Visiting {
-            plan: planned.plan,
-            orders,
-            visited,
-            ended,
-            begun,
-            stopper: self.stopper.clone(),
-            watch: self.watch.clone(),
             quiet: self.quiet,
         })
     }
@@ -411,9 +392,12 @@ async fn measure(
     mut stop: watch::Receiver<bool>,
     target: Arc<Target>,
     outlets: Outlets,
-    orders: tokio::sync::mpsc::Receiver<LoopPlan>,
+    mut orders: tokio::sync::mpsc::Receiver<LoopPlan>,
     visits: Option<Visits>,
 ) -> (Recorded, Outlets) {
+    if visits.is_none() {
+        orders.close();
+    }
     let Planned { step, plan, not_before, .. } = planned;
     if let Some(at) = not_before {
         tokio::select! {

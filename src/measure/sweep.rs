@@ -10,7 +10,7 @@ use super::criterion::{Bench, Group};
 use super::evidence::{Made, evidence};
 use super::load_thread::{Load, Planned, time_per_wave};
 use super::plan::{self, Plan, SAMPLES};
-use super::race::{Evidence, Race};
+use super::race::{Evidence, Race, Standing};
 use crate::client::{Endpoint, LlmError};
 use crate::decide::compare::Baseline;
 use crate::decide::{Note, Raced, judge, open_outages, recommend_after};
@@ -20,7 +20,7 @@ use crate::load::open_files::{self, TooFewFiles};
 use crate::load::recorder::Recorded;
 use crate::monitor::{Live, MetricsError, MetricsServer};
 use crate::prompts::{self, Prompt, PromptError};
-use crate::record::{GROUP, Identity, Places, ResultsError, Run, RunSettings, criterion_id};
+use crate::record::{GROUP, Identity, Places, ResultsError, Run, RunSettings, criterion_id, remove_confirm_groups};
 use crate::report::words;
 use crate::settings::Settings;
 use crate::simulator::SimulatorError;
@@ -136,6 +136,7 @@ pub fn run(
     if args.mode == Mode::Measure {
         sweep.race(baseline.as_ref())?;
         sweep.hand_over_visits(&mut group)?;
+        remove_confirm_groups(places);
     }
     group.finish();
     let mut swept = sweep.swept;
@@ -188,7 +189,7 @@ struct Sweep<'a> {
     looked_again: BTreeMap<usize, u32>,
 }
 
-/// A level that was disturbed is looked at so often again at most.
+/// A level that was disturbed, or a server that is gone, is looked at so often again at most.
 const LOOKS: u32 = 3;
 
 impl<'a> Sweep<'a> {
@@ -295,7 +296,7 @@ impl<'a> Sweep<'a> {
     fn summary(&self, level: usize) -> LevelSummary {
         let manifest = &self.swept.run.manifest;
         let of_level = manifest.levels.iter().zip(&self.requests).filter(|(of, _)| of.concurrency == level);
-        figures::summarize(&of_level.collect::<Vec<_>>(), manifest.about.settings.limits())
+        figures::summarize(&of_level.collect::<Vec<_>>(), manifest.limits())
     }
 
     /// Short visits, one after the other without a drain, until the answer stands or there is no room for more.
@@ -304,8 +305,8 @@ impl<'a> Sweep<'a> {
         let mut race = Race::new(self.plan.race.clone(), plan::rules(self.settings));
         let mut suspects = None;
         let Some(first) = self.next_visit(&mut race, baseline, &mut suspects) else {
-            self.conclude(&mut race);
-            return Ok(());
+            self.conclude_early(&mut race);
+            return self.swept.run.save().map_err(SweepError::from);
         };
         let before = self.sent;
         let planned = Planned {
@@ -314,7 +315,7 @@ impl<'a> Sweep<'a> {
             not_before: self.not_before,
             is_first: false,
         };
-        let mut visiting = load.begin_visits(planned, &self.swept.run)?;
+        let mut visiting = load.begin(&planned, &self.swept.run)?;
         while let Some(visited) = visiting.visited() {
             self.sent = before + visited.at_most;
             let failed = visited.last_failure.clone().filter(|_| self.swept.run.manifest.levels.is_empty());
@@ -322,6 +323,7 @@ impl<'a> Sweep<'a> {
             self.ended(visited)?;
             if let Some(failed) = failed.filter(|_| nothing_works && self.swept.stopped.is_none()) {
                 load.stopper.stop(Stop::NothingWorks);
+                visiting.finish()?;
                 return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
             }
             match self.next_visit(&mut race, baseline, &mut suspects) {
@@ -333,12 +335,9 @@ impl<'a> Sweep<'a> {
         self.sent = before + rest.sent;
         self.swept.load_s += rest.load_s;
         self.take(rest.parts);
-        self.conclude(&mut race);
-        let visited: BTreeSet<usize> = self.swept.run.manifest.levels.iter().map(|of| of.concurrency).collect();
-        for level in visited {
-            let summary = self.summary(level);
-            self.swept.run.set_summary(summary);
-        }
+        self.conclude_early(&mut race);
+        // The last requests have ended since.
+        self.summarize_all();
         self.swept.run.save().map_err(SweepError::from)
     }
 
@@ -354,14 +353,26 @@ impl<'a> Sweep<'a> {
         evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.config.policy.max_error_rate)
     }
 
-    /// What the race came to. Where the run was ended before it, what was found so far is enough if it is sure enough.
-    fn conclude(&mut self, race: &mut Race) {
-        if self.swept.run.manifest.raced.is_none() && !race.standing().decided {
+    fn conclude(&mut self, standing: Standing) {
+        let Standing { pick, interval, decided, warm_from_s } = standing;
+        self.swept.run.manifest.raced = Some(Raced { pick, interval, decided, warm_from_s });
+        self.summarize_all();
+    }
+
+    /// The run ended before the race did: it says which levels may be the answer, and that none is sure.
+    fn conclude_early(&mut self, race: &mut Race) {
+        if self.swept.run.manifest.raced.is_none() {
             race.next(&Evidence { sent: u64::MAX, ..self.evidence() });
+            self.conclude(Standing { decided: false, ..race.standing() });
         }
-        let standing = race.standing();
-        let raced = Raced { pick: standing.pick, interval: standing.interval, decided: standing.decided };
-        self.swept.run.manifest.raced = Some(raced);
+    }
+
+    fn summarize_all(&mut self) {
+        let visited: BTreeSet<usize> = self.swept.run.manifest.levels.iter().map(|of| of.concurrency).collect();
+        for level in visited {
+            let summary = self.summary(level);
+            self.swept.run.set_summary(summary);
+        }
     }
 
     fn next_visit(
@@ -386,10 +397,12 @@ impl<'a> Sweep<'a> {
         let policy = &self.settings.config.policy;
         let visit = |level| plan::visit_plan(self.settings, plan::rules(self.settings).visit_to(level));
         // A server that is gone may come back; until then a level says nothing.
-        let is_gone = self.requests.last().is_some_and(|requests| requests.is_outage(policy.max_error_rate));
-        let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency).filter(|_| is_gone);
-        if let Some(level) = last.filter(|level| self.look_again(*level)) {
-            return Some(visit(level));
+        match self.lost_in_a_row() {
+            (0, _) => {}
+            (lost, _) if lost > LOOKS => return None,
+            (1, [last, _]) => return Some(visit(last)),
+            // It may have died of the level itself.
+            (_, [_, served]) => return Some(visit(served)),
         }
         if suspects.is_none() {
             if let Some(next) = race.next(&self.evidence()) {
@@ -400,7 +413,7 @@ impl<'a> Sweep<'a> {
             if let Some(level) = open.into_iter().find(|level| self.look_again(*level)) {
                 return Some(visit(level));
             }
-            self.conclude(race);
+            self.conclude(race.standing());
         }
         // A fall against the baseline is not believed at first sight. Asked once, at the end.
         let suspects = suspects.get_or_insert_with(|| {
@@ -410,6 +423,16 @@ impl<'a> Sweep<'a> {
         });
         let level = suspects.pop_first()?;
         Some(LoopPlan { warmup: level, ..plan::level_plan(self.settings, level) })
+    }
+
+    /// How many measurements in a row have found no server; the level of the last one, and the lowest that was served.
+    fn lost_in_a_row(&self) -> (u32, [usize; 2]) {
+        let is_lost = |requests: &Requests| requests.is_outage(self.settings.config.policy.max_error_rate);
+        let levels = self.swept.run.manifest.levels.iter().map(|of| of.concurrency);
+        let lost = self.requests.iter().rev().take_while(|requests| is_lost(requests)).count();
+        let last = levels.clone().next_back().unwrap_or(1);
+        let served = levels.zip(&self.requests).filter(|(_, requests)| !is_lost(requests)).map(|(level, _)| level);
+        (lost as u32, [last, served.min().unwrap_or(last)])
     }
 
     fn look_again(&mut self, level: usize) -> bool {
@@ -426,9 +449,13 @@ impl<'a> Sweep<'a> {
         }
         let levels = &self.swept.run.manifest.levels;
         let in_full: BTreeSet<usize> = self.took_s.keys().copied().collect();
-        let usable = |of: &&Measurement| of.state == LevelState::Complete && !in_full.contains(&of.concurrency);
+        let warm_from_s = self.swept.run.manifest.limits().warm_from_s;
+        let usable = |of: &Measurement| {
+            let is_warm = of.middle_s().is_some_and(|at| at >= warm_from_s);
+            is_warm && of.state == LevelState::Complete && !in_full.contains(&of.concurrency)
+        };
         let mut windows: BTreeMap<usize, Vec<Sample>> = BTreeMap::new();
-        for of in levels.iter().filter(usable) {
+        for of in levels.iter().filter(|of| usable(of)) {
             windows.entry(of.concurrency).or_default().extend(&of.samples);
         }
         for (level, windows) in windows.into_iter().filter(|(_, windows)| windows.len() >= SAMPLES) {
@@ -447,9 +474,7 @@ impl<'a> Sweep<'a> {
                 Some(per_wave.saturating_mul(u32::try_from(iterations).unwrap_or(u32::MAX)))
             });
             let manifest = &mut self.swept.run.manifest;
-            let first =
-                manifest.levels.iter_mut().find(|of| of.concurrency == level && of.state == LevelState::Complete);
-            if let Some(first) = first {
+            if let Some(first) = manifest.levels.iter_mut().find(|of| of.concurrency == level && usable(of)) {
                 first.criterion_id = criterion_id(first.step());
                 first.sample_ns = samples;
             }

@@ -39,6 +39,14 @@ impl LevelMonitor {
         LevelMonitor { counts, view, shown: None }
     }
 
+    /// The next visit begins.
+    pub fn go_on(&mut self, counts: Arc<Counts>) {
+        self.hide();
+        let next = |View { last_line, .. }| View { last_line, ..View::new(&counts, Instant::now()) };
+        self.view = self.view.take().map(next);
+        self.counts = counts;
+    }
+
     pub fn show(&mut self) {
         let Some(mut view) = self.view.take() else { return };
         let (hidden, counts) = (Arc::new(AtomicBool::new(false)), self.counts.clone());

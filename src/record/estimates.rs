@@ -10,20 +10,22 @@ use crate::figures::{Estimate, Measurement, Stage, Step};
 /// Criterion's group of the sweep.
 pub const GROUP: &str = "concurrency";
 
-/// Criterion's group of a measurement: each confirm round has one of its own, since Criterion takes an id once.
-pub fn criterion_group(step: Step) -> String {
-    match step.stage {
-        Stage::Confirm => format!("confirm-{}", step.round),
-        Stage::Sweep | Stage::Auto | Stage::Visit => GROUP.to_owned(),
+/// Criterion's id of a measurement, which is also the path of its folder. Earlier versions had a group for each confirm
+/// round.
+pub fn criterion_id(Step { level, stage, round }: Step) -> String {
+    match stage {
+        Stage::Confirm => format!("confirm-{round}/{level}"),
+        Stage::Sweep | Stage::Auto | Stage::Visit => format!("{GROUP}/level/{level}"),
     }
 }
 
-/// Criterion's id of a measurement, which is also the path of its folder.
-pub fn criterion_id(step: Step) -> String {
-    let group = criterion_group(step);
-    match step.stage {
-        Stage::Confirm => format!("{group}/{}", step.level),
-        Stage::Sweep | Stage::Auto | Stage::Visit => format!("{group}/level/{}", step.level),
+/// Removes what earlier versions measured again: Criterion would show it in its index for ever.
+pub fn remove_confirm_groups(places: &Places) {
+    let is_round = |name: &str| name.strip_prefix("confirm-").is_some_and(|round| round.parse::<u32>().is_ok());
+    let groups = std::fs::read_dir(&places.criterion).into_iter().flatten().flatten();
+    for group in groups.filter(|group| group.file_name().to_str().is_some_and(is_round)) {
+        // What stays is merely of no use.
+        let _ = std::fs::remove_dir_all(group.path());
     }
 }
 

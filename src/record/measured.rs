@@ -181,7 +181,7 @@ impl<'a> Files<'a> {
         let folder = self.places.runs.join(manifest.run_id.as_str());
         let requests: Vec<_> = records.iter().map(|record| self.read(&folder, record)).collect::<Result<_, _>>()?;
         let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
-        Ok(figures::summarize(&measured, manifest.about.settings.limits()))
+        Ok(figures::summarize(&measured, manifest.limits()))
     }
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-pub use estimates::{GROUP, criterion_group, criterion_id};
+pub use estimates::{GROUP, criterion_id, remove_confirm_groups};
 pub use identity::Identity;
 pub use measured::{Measured, load_measured};
 pub use places::Places;

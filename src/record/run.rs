@@ -70,9 +70,10 @@ pub struct RunSettings {
 }
 
 impl RunSettings {
-    pub fn limits(&self) -> Limits {
+    fn limits(&self) -> Limits {
         let max_error_rate = self.policy.as_ref().map_or(Policy::default().max_error_rate, |it| it.max_error_rate);
-        Limits { request_timeout_s: self.request_timeout_s.unwrap_or_default(), max_error_rate }
+        let request_timeout_s = self.request_timeout_s.unwrap_or_default();
+        Limits { request_timeout_s, max_error_rate, warm_from_s: 0.0 }
     }
 }
 
@@ -169,6 +170,11 @@ impl RequestsFile {
 impl Manifest {
     pub(super) fn read(path: &Path) -> Result<Self, ResultsError> {
         read_json(path, MOST_OF_MANIFEST, "run manifest")
+    }
+
+    pub fn limits(&self) -> Limits {
+        let warm_from_s = self.raced.map_or(0.0, |raced| raced.warm_from_s);
+        Limits { warm_from_s, ..self.about.settings.limits() }
     }
 
     /// The records of its requests, in the order in which they were made. `folder` is the run's.

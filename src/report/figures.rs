@@ -479,16 +479,20 @@ fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
     even.chain(pick).collect()
 }
 
+/// A narrower part of the time has no room for its level's name.
+const NARROWEST_NAMED: f64 = 0.02;
+
 fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
     let Some(curves) = &run.curves else { return figure.without(NO_RECORDS) };
     let Timeline { segments, in_flight, successes_rps, failures_rps } = &curves.timeline;
+    let end = segments.last().map_or(1.0, |segment| segment.end_s);
     let outside = |&Segment { level, begin_s, end_s, window_s }: &Segment| {
         let [from, to] = window_s.unwrap_or([end_s; 2]).map(|at| at.min(end_s));
         let zone = |from, to, name| Zone { from, to, name, tone: Some("unmeasured") };
-        [zone(begin_s, from, level.to_string()), zone(to, end_s, String::new())]
+        let name = if end_s - begin_s >= NARROWEST_NAMED * end { level.to_string() } else { String::new() };
+        [zone(begin_s, from, name), zone(to, end_s, String::new())]
     };
     let zones: Vec<Zone> = segments.iter().flat_map(outside).collect();
-    let end = segments.last().map_or(1.0, |segment| segment.end_s);
     let steps = |name: &str, tone, bins: &[[f64; 2]]| Series {
         values: bins.iter().map(|bin| Some(bin[1])).collect(),
         points: bins.to_vec(),
@@ -517,7 +521,7 @@ fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
         chart("in-flight", "requests in flight", vec![steps("in flight", "accent", in_flight)]),
         chart("ended", "requests that ended, per second", ended),
     ];
-    Figure { caption: "The numbers at the top name the levels.".to_owned(), charts, ..figure }
+    Figure { caption: "The numbers at the top name the levels, where there is room.".to_owned(), charts, ..figure }
 }
 
 #[cfg(test)]

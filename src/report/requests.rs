@@ -9,7 +9,7 @@ use crate::client::outcome::{Failure, Phase, RequestOutcome};
 use crate::figures::quantile;
 use crate::figures::reasons::{Reason, Reasons};
 
-/// Bins of the requests in flight, all measurements together; each has at least [`FEWEST`] beside that.
+/// Bins of the requests in flight, all loops together; each has at least [`FEWEST`] beside that.
 const BINS: f64 = 1_200.0;
 /// Bins of the rates: fewer, and with this many requests in each on average, or they show nothing but chance.
 const RATE_BINS: f64 = 400.0;
@@ -18,18 +18,25 @@ const FEWEST: f64 = 4.0;
 /// Different reasons that are kept.
 const REASONS: usize = 12;
 
-/// The requests of one measurement of one level, thinned as they are read: there may be millions.
+/// The requests of one loop, thinned as they are read: there may be millions. It measured one level, or visited several.
 #[derive(Clone, Debug, Default)]
-pub struct Measurement {
+pub struct Loop {
+    measurements: Vec<Measurement>,
+    lives: Vec<Life>,
+}
+
+#[derive(Clone, Debug)]
+struct Measurement {
     level: usize,
     window_s: Option<[f64; 2]>,
-    lives: Vec<Life>,
     reasons: Reasons,
 }
 
-/// Seconds since the level began, and how it ended.
+/// Seconds since the loop began, and how it ended.
 #[derive(Clone, Copy, Debug)]
 struct Life {
+    /// Its measurement.
+    of: u32,
     start_s: f32,
     length_s: f32,
     end: End,
@@ -51,12 +58,16 @@ impl Life {
     }
 }
 
-impl Measurement {
-    pub fn new(level: usize, window_s: Option<[f64; 2]>) -> Self {
-        Measurement { level, window_s, ..Measurement::default() }
+impl Loop {
+    /// Of these levels, each with its measured window in seconds since the loop began, in the order of time.
+    pub fn new(measurements: impl IntoIterator<Item = (usize, Option<[f64; 2]>)>) -> Self {
+        let measurement = |(level, window_s)| Measurement { level, window_s, reasons: Reasons::default() };
+        Loop { measurements: measurements.into_iter().map(measurement).collect(), lives: Vec::new() }
     }
 
-    pub fn add(&mut self, outcome: RequestOutcome) {
+    /// Adds a request of the measurement with this number, from 0.
+    pub fn add(&mut self, of: usize, outcome: RequestOutcome) {
+        let Some(measurement) = self.measurements.get_mut(of) else { return };
         let end = match (outcome.end_s, outcome.failure, outcome.phase) {
             (None, ..) => End::CutOff,
             (_, Some(_), _) => End::Failed,
@@ -64,15 +75,27 @@ impl Measurement {
             _ => End::Uncounted,
         };
         let length_s = outcome.end_s.map_or(0.0, |end_s| end_s - outcome.start_s) as f32;
-        self.lives.push(Life { start_s: outcome.start_s as f32, length_s, end });
+        self.lives.push(Life { of: of as u32, start_s: outcome.start_s as f32, length_s, end });
         if let (Some(kind), Phase::Measured) = (outcome.failure, outcome.phase) {
-            self.reasons.add(kind, outcome.error.as_deref().unwrap_or_default());
+            measurement.reasons.add(kind, outcome.error.as_deref().unwrap_or_default());
         }
     }
 
     /// Seconds from the first request to the last answer.
     fn length_s(&self) -> f64 {
         self.lives.iter().map(Life::end_s).fold(0.0, f64::max)
+    }
+
+    /// A visit begins where the window of the one before ended; the last one ends with the drain.
+    fn segments(&self, begin_s: f64, length_s: f64) -> Vec<Segment> {
+        let last = self.measurements.len() - 1;
+        let mut from_s = begin_s;
+        let segment = |(at, of): (usize, &Measurement)| {
+            let window_s = of.window_s.map(|window| window.map(|at| at + begin_s));
+            let end_s = if at == last { begin_s + length_s } else { window_s.map_or(from_s, |[_, end_s]| end_s) };
+            Segment { level: of.level, begin_s: std::mem::replace(&mut from_s, end_s), end_s, window_s }
+        };
+        self.measurements.iter().enumerate().map(segment).collect()
     }
 }
 
@@ -130,26 +153,27 @@ fn distribution(mut latencies: Vec<f32>) -> Option<Vec<f64>> {
 }
 
 impl Curves {
-    /// Thins the requests of all measurements; `None` if there are none.
-    pub fn of(measurements: Vec<Measurement>) -> Option<Self> {
-        if measurements.iter().all(|measurement| measurement.lives.is_empty()) {
+    /// Thins the requests of all loops; `None` if there are none.
+    pub fn of(loops: &[Loop]) -> Option<Self> {
+        if loops.iter().all(|of| of.lives.is_empty()) {
             return None;
         }
-        let (reasons, reasons_left_out) = reasons(&measurements);
-        let timeline = timeline(&measurements);
+        let (reasons, reasons_left_out) = reasons(loops);
+        let timeline = timeline(loops);
         let mut latencies: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        for Measurement { level, lives, .. } in measurements {
-            let measured = lives.into_iter().filter(|life| life.end == End::Measured);
-            latencies.entry(level).or_default().extend(measured.map(|life| life.length_s));
+        for Loop { measurements, lives } in loops {
+            for life in lives.iter().filter(|life| life.end == End::Measured) {
+                latencies.entry(measurements[life.of as usize].level).or_default().push(life.length_s);
+            }
         }
         let distributions = latencies.into_iter().filter_map(|(level, values)| Some((level, distribution(values)?)));
         Some(Curves { distributions: distributions.collect(), timeline, reasons, reasons_left_out })
     }
 }
 
-fn reasons(measurements: &[Measurement]) -> (Vec<ReasonAt>, usize) {
+fn reasons(loops: &[Loop]) -> (Vec<ReasonAt>, usize) {
     let mut all: BTreeMap<(Failure, &str), (Reason, BTreeSet<usize>)> = BTreeMap::new();
-    for measurement in measurements {
+    for measurement in loops.iter().flat_map(|of| &of.measurements) {
         for ((kind, common), of_level) in measurement.reasons.groups() {
             let new = || (Reason { count: 0, ..of_level.clone() }, BTreeSet::new());
             let (reason, levels) = all.entry((*kind, common)).or_insert_with(new);
@@ -165,21 +189,19 @@ fn reasons(measurements: &[Measurement]) -> (Vec<ReasonAt>, usize) {
     (reasons, left_out)
 }
 
-fn timeline(measurements: &[Measurement]) -> Timeline {
-    let total: f64 = measurements.iter().map(Measurement::length_s).sum();
+fn timeline(loops: &[Loop]) -> Timeline {
+    let total: f64 = loops.iter().map(Loop::length_s).sum();
     let mut line = Timeline::default();
     let mut begin_s = 0.0;
-    for measurement in measurements {
-        let length_s = measurement.length_s();
+    for of in loops {
+        let length_s = of.length_s();
         if length_s > 0.0 && length_s.is_finite() {
-            let [in_flight, successes, failures] = binned(measurement, length_s, length_s / total);
+            let [in_flight, successes, failures] = binned(&of.lives, length_s, length_s / total);
             line.in_flight.extend(in_flight.after(begin_s));
             line.successes_rps.extend(successes.after(begin_s));
             line.failures_rps.extend(failures.after(begin_s));
-            let window_s = measurement.window_s.map(|window| window.map(|at| at + begin_s));
-            let end_s = begin_s + length_s;
-            line.segments.push(Segment { level: measurement.level, begin_s, end_s, window_s });
-            begin_s = end_s;
+            line.segments.extend(of.segments(begin_s, length_s));
+            begin_s += length_s;
         }
     }
     for bins in [&mut line.in_flight, &mut line.successes_rps, &mut line.failures_rps] {
@@ -188,7 +210,7 @@ fn timeline(measurements: &[Measurement]) -> Timeline {
     line
 }
 
-/// Equal bins over the length of a measurement.
+/// Equal bins over the length of a loop.
 struct Bins {
     width_s: f64,
     values: Vec<f64>,
@@ -223,11 +245,11 @@ impl Bins {
 }
 
 /// In flight, successes and failures. `share` is that of the whole run's time.
-fn binned(measurement: &Measurement, length_s: f64, share: f64) -> [Bins; 3] {
-    let rate_bins = (RATE_BINS * share).min(measurement.lives.len() as f64 / PER_RATE_BIN);
+fn binned(lives: &[Life], length_s: f64, share: f64) -> [Bins; 3] {
+    let rate_bins = (RATE_BINS * share).min(lives.len() as f64 / PER_RATE_BIN);
     let [mut in_flight, mut successes, mut failures] =
         [BINS * share, rate_bins, rate_bins].map(|count| Bins::new(length_s, count));
-    for life in &measurement.lives {
+    for life in lives {
         in_flight.add_life(f64::from(life.start_s), if life.end == End::CutOff { length_s } else { life.end_s() });
         match life.end {
             End::CutOff => {}
@@ -243,10 +265,10 @@ mod tests {
     use super::*;
     use crate::client::outcome::tests::outcome;
 
-    fn measurement(level: usize, outcomes: impl IntoIterator<Item = RequestOutcome>) -> Measurement {
-        let mut measurement = Measurement::new(level, Some([1.0, 2.0]));
-        outcomes.into_iter().for_each(|outcome| measurement.add(outcome));
-        measurement
+    fn measurement(level: usize, outcomes: impl IntoIterator<Item = RequestOutcome>) -> Loop {
+        let mut made = Loop::new([(level, Some([1.0, 2.0]))]);
+        outcomes.into_iter().for_each(|outcome| made.add(0, outcome));
+        made
     }
 
     fn failed(start: f64, end: f64, kind: Failure, text: &str) -> RequestOutcome {
@@ -262,7 +284,7 @@ mod tests {
         }
         assert_eq!(distribution(Vec::new()), None);
         assert!(shares().windows(2).all(|pair| pair[0] < pair[1]));
-        assert_eq!(Curves::of(vec![measurement(1, [])]), None);
+        assert_eq!(Curves::of(&[measurement(1, [])]), None);
     }
 
     #[test]
@@ -270,7 +292,7 @@ mod tests {
         let warmup = RequestOutcome { phase: Phase::Warmup, ..outcome(0.0, 9.0) };
         let first = measurement(2, [warmup, outcome(0.0, 1.0), failed(0.0, 7.0, Failure::Timeout, "late")]);
         let second = measurement(2, [outcome(0.0, 3.0)]);
-        let curves = Curves::of(vec![first, second]).expect("requests");
+        let curves = Curves::of(&[first, second]).expect("requests");
         let curve = &curves.distributions[&2];
         assert_eq!((curve[0], curve[50], curve[curve.len() - 1]), (1.0, 2.0, 3.0));
         assert_eq!(curves.timeline.segments.len(), 2);
@@ -303,11 +325,29 @@ mod tests {
         assert_eq!(successes_rps.len() as f64, 200.0 * FEWEST + 1.0);
     }
 
+    /// Two visits of one loop, and a request that spans both: one clock, and each life where it was.
+    #[test]
+    fn visits_lie_where_they_were_in_their_loop() {
+        let mut visits = Loop::new([(2, Some([1.0, 4.0])), (8, Some([5.0, 9.0]))]);
+        for (of, start, end) in [(0, 1.0, 3.0), (0, 3.0, 6.0), (1, 5.0, 8.0), (1, 8.0, 10.0), (7, 0.0, 99.0)] {
+            visits.add(of, outcome(start, end));
+        }
+        let before = measurement(1, [outcome(0.0, 2.0)]);
+        let curves = Curves::of(&[before, visits]).expect("requests");
+        let Timeline { segments, in_flight, .. } = curves.timeline;
+        let places: Vec<_> = segments.iter().map(|of| (of.level, of.begin_s, of.end_s, of.window_s)).collect();
+        let windows = [[1.0, 2.0], [3.0, 6.0], [7.0, 11.0]].map(Some);
+        assert_eq!(places, [(1, 0.0, 2.0, windows[0]), (2, 2.0, 6.0, windows[1]), (8, 6.0, 12.0, windows[2])]);
+        let at = |time: f64| in_flight.iter().rfind(|bin| bin[0] <= time).expect("a bin")[1];
+        assert!((at(7.5) - 2.0).abs() < 1e-9 && (at(11.0) - 1.0).abs() < 1e-9, "{in_flight:?}");
+        assert_eq!(curves.distributions[&8][50], 2.5);
+    }
+
     #[test]
     fn the_most_frequent_reasons_are_kept_with_their_levels() {
         let many = (0..20).map(|i| failed(0.0, 1.0, Failure::Connect, &format!("reason {i}")));
         let often = (0..3).map(|_| failed(0.0, 1.0, Failure::ServerError, "HTTP 503"));
-        let curves = Curves::of(vec![
+        let curves = Curves::of(&[
             measurement(10, many.chain(often)),
             measurement(5, [failed(0.0, 1.0, Failure::ServerError, "HTTP 503")]),
         ])

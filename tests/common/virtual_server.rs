@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::decide::Policy;
-use llm_concurrency::figures::{LevelSummary, Limits, Measurement, Requests, Sample, summarize};
-use llm_concurrency::load::closed_loop::{self, LoopPlan};
+use llm_concurrency::decide::{Policy, Raced, Recommendation, recommend_after};
+use llm_concurrency::figures::{LevelSummary, Limits, Measurement, Requests, Sample, Stage, summarize};
+use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use llm_concurrency::measure::evidence::{Made, evidence};
+use llm_concurrency::measure::plan::SAMPLES;
+use llm_concurrency::measure::race::{Evidence, Race, Rules, Standing, Visit};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Mean service time at a speed of 1. Long beside tokio's millisecond, below which it knows nothing.
 const SERVICE_MS: f64 = 1_000.0;
@@ -73,20 +77,42 @@ impl Server {
 }
 
 /// One measurement with its requests.
+#[derive(Default)]
 pub struct Measured {
     pub sent: u64,
     pub measurement: Measurement,
     pub requests: Requests,
 }
 
-/// A server at one level and one speed, ready to be sent to.
+/// How a server's speed changes while a run lasts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Noise {
+    /// Coefficient of variation: every ten service times another speed, whatever the one before was.
+    pub cv: f64,
+    /// Share of its speed that it loses in a hundred service times.
+    pub slows_by: f64,
+    pub seed: u64,
+}
+
+impl Noise {
+    fn speed(&self, at: Duration) -> f64 {
+        let mut rng = StdRng::seed_from_u64(self.seed.wrapping_mul(1_000_003) + at.as_secs() / 10);
+        let variance = (1.0 + self.cv * self.cv).ln();
+        let drift = (1.0 - self.slows_by).powf(at.as_secs_f64() / 100.0);
+        drift * (variance.sqrt() * standard_normal(&mut rng) - variance / 2.0).exp()
+    }
+}
+
+/// A server, ready to be sent to: at one level and one speed, or for a whole run.
 pub struct Busy {
+    server: Server,
+    /// Since when its speed changes, and how.
+    changes: Option<(Instant, Noise)>,
+    speed: f64,
     slots: Arc<Semaphore>,
     /// Requests inside, and how many there may be.
     inside: Arc<AtomicUsize>,
     capacity: usize,
-    median_ms: f64,
-    sigma: f64,
     rng: StdRng,
 }
 
@@ -97,20 +123,28 @@ impl Busy {
             Shape::Knee { slots, queue } => (slots, slots + queue),
             Shape::Curve(_) => (level, level),
         };
-        let mean_ms = server.mean_service_ms(level) / speed;
         Busy {
+            server: *server,
+            changes: None,
+            speed,
             slots: Arc::new(Semaphore::new(slots)),
             inside: Arc::default(),
             capacity,
-            // The mean of a log-normal is its median times exp(sigma^2 / 2).
-            median_ms: mean_ms / (server.sigma * server.sigma / 2.0).exp(),
-            sigma: server.sigma,
             rng: StdRng::seed_from_u64(seed),
         }
     }
 
-    pub fn send(&mut self) -> impl Future<Output = Reply> + Send + use<> {
-        let service = milliseconds(self.median_ms * (self.sigma * standard_normal(&mut self.rng)).exp());
+    /// For a whole run, in which levels change and its speed does. Call it inside the runtime.
+    pub fn changing(server: &Server, speed: f64, noise: Noise) -> Self {
+        Busy { changes: Some((Instant::now(), noise)), ..Busy::new(server, 1 << 20, speed, noise.seed) }
+    }
+
+    pub fn send(&mut self, level: usize) -> impl Future<Output = Reply> + Send + use<> {
+        let changed = self.changes.map_or(1.0, |(since, noise)| noise.speed(since.elapsed()));
+        let sigma = self.server.sigma;
+        // The mean of a log-normal is its median times exp(sigma^2 / 2).
+        let median_ms = self.server.mean_service_ms(level) / (self.speed * changed) / (sigma * sigma / 2.0).exp();
+        let service = milliseconds(median_ms * (sigma * standard_normal(&mut self.rng)).exp());
         let (slots, inside, capacity) = (self.slots.clone(), self.inside.clone(), self.capacity);
         async move {
             if inside.fetch_add(1, Relaxed) >= capacity {
@@ -146,7 +180,7 @@ pub fn virtual_time() -> Runtime {
 
 /// One level, by the closed loop of the sweep.
 pub fn measure(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Measured {
-    measure_by(runtime, plan, move |_| busy.send())
+    measure_by(runtime, plan, move |ticket| busy.send(ticket.level))
 }
 
 /// The same with whatever sends the requests.
@@ -168,8 +202,8 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
     runtime.block_on(async {
         let mut samples = Vec::with_capacity(batches);
         for _ in 0..=batches {
-            let began = tokio::time::Instant::now();
-            let mut batch: JoinSet<Reply> = (0..plan.level).map(|_| busy.send()).collect();
+            let began = Instant::now();
+            let mut batch: JoinSet<Reply> = (0..plan.level).map(|_| busy.send(plan.level)).collect();
             let mut succeeded = 0;
             while let Some(reply) = batch.join_next().await {
                 succeeded += u64::from(reply.is_ok_and(|reply| reply.failure.is_none()));
@@ -182,8 +216,129 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
     })
 }
 
+fn limits() -> Limits {
+    Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate, warm_from_s: 0.0 }
+}
+
 /// All measurements of one level, pooled as the sweep does it.
 pub fn pooled(measurements: &[Measured]) -> LevelSummary {
     let level: Vec<_> = measurements.iter().map(|measured| (&measured.measurement, &measured.requests)).collect();
-    summarize(&level, Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate })
+    summarize(&level, limits())
+}
+
+/// A run as `measure::sweep` makes it: levels in full, then the visits of a race.
+#[derive(Default)]
+pub struct Ran {
+    pub made: Vec<Measured>,
+    in_flight_s: Vec<Vec<f64>>,
+    pub standing: Option<Standing>,
+}
+
+impl Ran {
+    pub fn sent(&self) -> u64 {
+        self.made.iter().map(|made| made.requests.len() as u64).sum()
+    }
+
+    fn evidence(&self) -> Evidence {
+        let made = self.made.iter().zip(&self.in_flight_s);
+        let made: Vec<Made> = made
+            .map(|(Measured { measurement, requests, .. }, in_flight_s)| Made { measurement, requests, in_flight_s })
+            .collect();
+        evidence(&made, self.sent(), Policy::default().max_error_rate)
+    }
+
+    /// Ascending by level.
+    pub fn summaries(&self) -> Vec<LevelSummary> {
+        let mut levels: Vec<usize> = self.made.iter().map(|made| made.measurement.concurrency).collect();
+        levels.sort_unstable();
+        levels.dedup();
+        let of = |level: usize| self.made.iter().filter(move |made| made.measurement.concurrency == level);
+        let limits = Limits { warm_from_s: self.standing.map_or(0.0, |standing| standing.warm_from_s), ..limits() };
+        let summary = |level| {
+            let of_level: Vec<_> = of(level).map(|made| (&made.measurement, &made.requests)).collect();
+            summarize(&of_level, limits)
+        };
+        levels.into_iter().map(summary).collect()
+    }
+
+    pub fn decided(&self) -> Recommendation {
+        let raced = self.standing.map(|Standing { pick, interval, decided, warm_from_s }| Raced {
+            pick,
+            interval,
+            decided,
+            warm_from_s,
+        });
+        recommend_after(raced.as_ref(), &self.summaries(), &Policy::default())
+    }
+}
+
+/// Measures these in full, and then races for a choice.
+pub fn race<F: Future<Output = Reply> + Send + 'static>(
+    runtime: &Runtime,
+    full: &[LoopPlan],
+    choices: &[usize],
+    rules: Rules,
+    mut send: impl FnMut(Ticket) -> F,
+) -> Ran {
+    let now = || runtime.block_on(async { Instant::now() });
+    let began = now();
+    let mut ran = Ran::default();
+    for plan in full {
+        let began_s = now().duration_since(began).as_secs_f64();
+        let mut made = measure_by(runtime, plan, &mut send);
+        made.measurement.began_s = began_s;
+        ran.made.push(made);
+        ran.in_flight_s.push(Vec::new());
+    }
+    let mut race = Race::new(choices.to_vec(), rules);
+    if let Some(first) = race.next(&ran.evidence()) {
+        let (to, orders) = mpsc::channel(1);
+        let began_s = now().duration_since(began).as_secs_f64();
+        let mut driver = Driver { race: &mut race, ran: &mut ran, before: full.len(), began_s, to: Some(to) };
+        let (_keep, stop) = watch::channel(false);
+        runtime.block_on(closed_loop::visits(&plan_of(first), orders, stop, send, &mut driver));
+    }
+    ran.standing = Some(race.standing());
+    ran
+}
+
+fn plan_of(visit: Visit) -> LoopPlan {
+    LoopPlan::visit(visit.level, visit.completions, SAMPLES)
+}
+
+/// Says where to go as a visit ends.
+struct Driver<'a> {
+    race: &'a mut Race,
+    ran: &'a mut Ran,
+    /// Measurements before the loop, and when it began.
+    before: usize,
+    began_s: f64,
+    to: Option<mpsc::Sender<LoopPlan>>,
+}
+
+impl Observer for Driver<'_> {
+    fn begins(&mut self, _: &LoopPlan, _: u32) {
+        self.ran.made.push(Measured::default());
+        self.ran.in_flight_s.push(Vec::new());
+    }
+
+    fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
+        let at = self.before + outcome.visit.unwrap_or_default() as usize;
+        self.ran.in_flight_s[at].retain(|start_s| *start_s != outcome.start_s);
+        self.ran.made[at].requests.push(&outcome);
+    }
+
+    fn window(&mut self, _: Window) {}
+
+    fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
+        let at = self.before + visit as usize;
+        let (stage, round, began_s) = (Stage::Visit, visit + 1, self.began_s);
+        self.ran.made[at].measurement = Measurement { stage, round, began_s, ..record.measurement(level) };
+        self.ran.in_flight_s[at] = in_flight_s;
+        let next = self.race.next(&self.ran.evidence());
+        let sent = next.zip(self.to.as_ref()).map(|(visit, to)| to.try_send(plan_of(visit)));
+        if !matches!(sent, Some(Ok(()))) {
+            self.to = None;
+        }
+    }
 }
