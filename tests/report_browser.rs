@@ -68,7 +68,7 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
             ..figures::Measurement::default()
         };
         let requests = outcomes(level, n, failing).collect::<Vec<_>>().iter().collect();
-        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05 };
+        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, ..Limits::default() };
         summaries.push(figures::summarize(&[(&measured, &requests)], limits));
         let mut measurement = Measurement::new(level, Some(window_s));
         outcomes(level, n, failing).for_each(|outcome| measurement.add(outcome));

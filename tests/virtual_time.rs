@@ -79,7 +79,7 @@ type Measured = (Measurement, Requests);
 
 fn summarize(measured: &[Measured]) -> LevelSummary {
     let level: Vec<_> = measured.iter().map(|(measurement, requests)| (measurement, requests)).collect();
-    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05 })
+    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05, ..Limits::default() })
 }
 
 fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> Measured {

@@ -23,15 +23,17 @@ pub(crate) use outages::open_outages;
 pub(crate) use pick::{best_passing, half_width, smallest_good};
 
 use crate::figures::usl::{self, Usl};
-use crate::figures::{BLOCKS, LevelSummary};
+use crate::figures::{BLOCKS, LevelSummary, Slo};
 
-/// What the decision maximises: successful requests per second, or output tokens per second.
+/// What the decision maximises: successful requests per second, output tokens per second, or the requests per second that
+/// meet `policy.slo`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
     #[default]
     Requests,
     OutputTokens,
+    Goodput,
 }
 
 impl Objective {
@@ -39,6 +41,7 @@ impl Objective {
         match self {
             Objective::Requests => "requests/s",
             Objective::OutputTokens => "output tokens/s",
+            Objective::Goodput => "requests/s within policy.slo",
         }
     }
 }
@@ -56,6 +59,10 @@ pub struct Policy {
     pub max_p99_seconds: Option<f64>,
     /// Not gated without one; with one a level of unknown TTFT does not pass.
     pub max_ttft_p95_seconds: Option<f64>,
+    /// The same of the time per output token.
+    pub max_tpot_p95_seconds: Option<f64>,
+    /// Not gated without one; with one a level at which a time that it limits is unknown does not pass.
+    pub slo: Option<Slo>,
     /// How much throughput a lower level may give away against the best.
     pub tolerance: f64,
 }
@@ -68,18 +75,21 @@ impl Default for Policy {
             max_p95_seconds: None,
             max_p99_seconds: None,
             max_ttft_p95_seconds: None,
+            max_tpot_p95_seconds: None,
+            slo: None,
             tolerance: 0.05,
         }
     }
 }
 
 impl Policy {
-    /// The gates on times, each with its limit in seconds where one is set.
-    pub fn limits(&self) -> [(Gate, Option<f64>); 3] {
+    /// The gates on percentiles of times, each with its limit in seconds where one is set.
+    pub fn limits(&self) -> [(Gate, Option<f64>); 4] {
         [
             (Gate::P95, self.max_p95_seconds),
             (Gate::P99, self.max_p99_seconds),
             (Gate::TtftP95, self.max_ttft_p95_seconds),
+            (Gate::TpotP95, self.max_tpot_p95_seconds),
         ]
     }
 }
@@ -140,6 +150,9 @@ pub enum Gate {
     P95,
     P99,
     TtftP95,
+    TpotP95,
+    /// The share of the requests that meet `policy.slo`.
+    Attainment,
 }
 
 impl Gate {
@@ -151,6 +164,8 @@ impl Gate {
             Gate::P95 => Some("policy.max_p95_seconds"),
             Gate::P99 => Some("policy.max_p99_seconds"),
             Gate::TtftP95 => Some("policy.max_ttft_p95_seconds"),
+            Gate::TpotP95 => Some("policy.max_tpot_p95_seconds"),
+            Gate::Attainment => Some("policy.slo"),
         }
     }
 }
@@ -219,6 +234,10 @@ pub struct Recommendation {
     /// The passing level with the most throughput per second of latency; information only.
     #[serde(default)]
     pub low_latency_alternative: Option<usize>,
+    /// The passing level at which the server's time for a request costs least; information only. By the price of tokens
+    /// alone all levels cost the same, but for the luck of the answers' lengths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cheapest: Option<usize>,
 }
 
 impl Recommendation {
@@ -320,6 +339,7 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
         notes,
         usl,
         low_latency_alternative: low_latency_alternative(&judged),
+        cheapest: cheapest(&judged),
         levels: judged,
     }
 }
@@ -372,6 +392,11 @@ fn low_latency_alternative(levels: &[JudgedLevel]) -> Option<usize> {
         Some((level.summary.concurrency, level.throughput()? / latency))
     };
     passing(levels).filter_map(power).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(level, _)| level)
+}
+
+fn cheapest(levels: &[JudgedLevel]) -> Option<usize> {
+    let cost = |level: &JudgedLevel| Some((level.summary.concurrency, level.summary.usd_per_1000?.server?));
+    passing(levels).filter_map(cost).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(level, _)| level)
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

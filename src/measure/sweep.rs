@@ -288,7 +288,7 @@ impl<'a> Sweep<'a> {
     fn summary(&self, level: usize) -> LevelSummary {
         let manifest = &self.swept.run.manifest;
         let of_level = manifest.levels.iter().zip(&self.requests).filter(|(of, _)| of.concurrency == level);
-        figures::summarize(&of_level.collect::<Vec<_>>(), manifest.about.settings.limits())
+        figures::summarize(&of_level.collect::<Vec<_>>(), self.settings.limits())
     }
 
     /// Short visits, one after the other without a drain, until the answer stands or there is no room for more.
@@ -344,7 +344,7 @@ impl<'a> Sweep<'a> {
         let measurements = self.swept.run.manifest.levels.iter();
         let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
         let made = made.map(|((measurement, requests), in_flight_s)| Made { measurement, requests, in_flight_s });
-        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.config.policy.max_error_rate)
+        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.limits())
     }
 
     /// What the race came to. Where the run was ended before it, what was found so far is enough if it is sure enough.

@@ -72,7 +72,7 @@ pub struct RunSettings {
 impl RunSettings {
     pub fn limits(&self) -> Limits {
         let max_error_rate = self.policy.as_ref().map_or(Policy::default().max_error_rate, |it| it.max_error_rate);
-        Limits { request_timeout_s: self.request_timeout_s.unwrap_or_default(), max_error_rate }
+        Limits { request_timeout_s: self.request_timeout_s.unwrap_or_default(), max_error_rate, ..Limits::default() }
     }
 }
 

@@ -118,10 +118,16 @@ const fn measure(
     Measure { name, tone, style, of, band: |_| None }
 }
 
-const THROUGHPUT: [Measure; 1] = [Measure {
-    band: |s| s.throughput_rps.and_then(|t| Some([t.lower?, t.upper?])),
-    ..measure("requests/s", "accent", Style::Points, |s| Some(s.throughput_rps?.estimate))
-}];
+const THROUGHPUT: [Measure; 2] = [
+    Measure {
+        band: |s| s.throughput_rps.and_then(|t| Some([t.lower?, t.upper?])),
+        ..measure("requests/s", "accent", Style::Points, |s| Some(s.throughput_rps?.estimate))
+    },
+    Measure {
+        band: |s| s.goodput.as_ref().and_then(|of| Some([of.rps.lower?, of.rps.upper?])),
+        ..measure("goodput", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps.estimate))
+    },
+];
 /// P99 only where there is one run.
 const LATENCY: [Measure; 3] = [
     measure("P50", "ink", Style::Dashed, |s| s.latency_s?.p50),
@@ -242,6 +248,9 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     if throughput.series.iter().any(|series| !series.band.is_empty()) {
         caption += " Band: its 95 % interval.";
     }
+    if runs.iter().flat_map(|run| &run.recommendation.levels).any(|level| level.summary.goodput.is_some()) {
+        caption += " Goodput: those within policy.slo.";
+    }
     let models = runs.iter().enumerate().flat_map(|(at, run)| beside_throughput(runs, at, run, &throughput));
     let models: Vec<Series> = models.filter(|series| !series.points.is_empty()).collect();
     for (style, words) in [
@@ -342,7 +351,7 @@ fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
 
 /// Output tokens, where they are what is maximised.
 fn tokens(runs: &[Run]) -> Option<Figure> {
-    if runs.iter().all(|run| run.policy.objective == Objective::Requests) {
+    if !runs.iter().any(|run| run.policy.objective == Objective::OutputTokens) {
         return None;
     }
     let label = "Output tokens per second over the concurrency level";

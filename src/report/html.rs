@@ -103,6 +103,7 @@ struct Answer<'a> {
     reason: String,
     tiles: Vec<Tile>,
     notes: Vec<String>,
+    columns: Vec<String>,
     rows: Vec<Row>,
     /// The chosen level by the size of the prompts.
     sizes: Vec<(&'a str, Vec<String>)>,
@@ -136,6 +137,7 @@ impl<'a> Answer<'a> {
             reason: words::reason(recommendation),
             tiles: tiles(recommendation),
             notes: notes.collect(),
+            columns: text::header(recommendation),
             rows: rows(recommendation),
             sizes: sizes.map(|part| (part.size.as_str(), text::size_row(part))).collect(),
             reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
@@ -176,6 +178,7 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
     let summary = &level.summary;
     let latency = summary.latency_s.unwrap_or_default();
     let rps = summary.throughput_rps;
+    let goodput = summary.goodput.as_ref();
     let half_width = |rps: Estimate| Some(format!("± {:.2} (95 %)", (rps.upper? - rps.lower?) / 2.0));
     let gain = words::gain(recommendation, level);
     let gain = gain.as_ref();
@@ -193,6 +196,12 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
             }),
         ),
         ("Mean latency", latency.mean.map(seconds), beside("median", latency.p50)),
+        (
+            "Goodput",
+            goodput.map(|of| format!("{:.2}/s", of.rps.estimate)),
+            goodput.map(|of| format!("{} within policy.slo", words::share(of.attainment.estimate))),
+        ),
+        ("1000 requests cost", summary.usd_per_1000.map(|cost| format!("{} USD", words::usd(cost.total()))), None),
         ("P95 latency", latency.p95.map(seconds), beside("P99", latency.p99)),
         ("Failed requests", summary.error_rate.map(rate), timeouts),
         (
@@ -218,14 +227,13 @@ struct Row {
 }
 
 fn rows(recommendation: &Recommendation) -> Vec<Row> {
-    let best = text::best_passing(recommendation);
-    let row = |level: &JudgedLevel| Row {
-        cells: text::row(&level.summary, best),
+    let row = |(level, cells): (&JudgedLevel, Vec<String>)| Row {
+        cells,
         verdict: words::verdict(level.verdict),
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
-    recommendation.levels.iter().map(row).collect()
+    recommendation.levels.iter().zip(text::rows(recommendation)).map(row).collect()
 }
 
 /// A level in both runs.

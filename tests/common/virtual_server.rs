@@ -185,5 +185,8 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
 /// All measurements of one level, pooled as the sweep does it.
 pub fn pooled(measurements: &[Measured]) -> LevelSummary {
     let level: Vec<_> = measurements.iter().map(|measured| (&measured.measurement, &measured.requests)).collect();
-    summarize(&level, Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate })
+    summarize(
+        &level,
+        Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate, ..Limits::default() },
+    )
 }

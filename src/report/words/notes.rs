@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::decision::{early_end, found_no_server, gate};
-use super::numbers::{count, levels, percent, seconds};
+use super::numbers::{count, levels, percent, seconds, usd};
 use crate::decide::causes::ClientLimit;
 use crate::decide::{JudgedLevel, Note, Recommendation, passing};
 use crate::figures::{LevelSummary, Outage};
@@ -160,7 +160,16 @@ pub fn information(recommendation: &Recommendation) -> Vec<String> {
         let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
         format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.curve.r_squared)
     });
-    alternative.into_iter().chain(curve).collect()
+    alternative.into_iter().chain(cheapest(recommendation)).chain(curve).collect()
+}
+
+/// Empty where it is the pick, or saves nothing that shows.
+fn cheapest(recommendation: &Recommendation) -> Option<String> {
+    let level = recommendation.cheapest.filter(|&level| Some(level) != recommendation.recommended_concurrency)?;
+    let cheapest = recommendation.levels.iter().find(|of| of.summary.concurrency == level)?;
+    let cost = |level: &JudgedLevel| level.summary.usd_per_1000.map(|cost| usd(cost.total()));
+    let (least, of_pick) = (cost(cheapest)?, cost(recommendation.chosen()?)?);
+    (least != of_pick).then(|| format!("Cheapest passing level: {level} (1000 requests cost {least} USD)"))
 }
 
 /// From this rate on it is trouble.
