@@ -837,7 +837,7 @@ prop_compose! {
         blocks_rps in proptest::collection::vec(strange(), 0..12),
         latencies in (maybe(any_latency()), maybe(any_latency())),
         tokens in (maybe(strange()), maybe(strange()), maybe(strange())),
-        goodput in maybe(any_goodput()),
+        goodput in maybe(any_goodput().boxed()),
         state in maybe(prop_oneof![6 => Just(LevelState::Complete), 1 => Just(LevelState::Cut), 1 => Just(LevelState::Hopeless)]),
     ) -> LevelSummary {
         LevelSummary {
@@ -881,7 +881,7 @@ prop_compose! {
 
 fn sane_levels() -> impl Strategy<Value = Vec<LevelSummary>> {
     proptest::collection::btree_set(1_usize..200, 0..8)
-        .prop_flat_map(|set| set.into_iter().map(sane_level).collect::<Vec<_>>())
+        .prop_flat_map(|set| set.into_iter().map(|level| sane_level(level).boxed()).collect::<Vec<_>>())
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
@@ -943,8 +943,8 @@ proptest! {
 
     #[test]
     fn nothing_that_a_file_may_hold_panics_or_is_picked(
-        levels in proptest::collection::vec(any_level(), 0..8),
-        policy in any_policy(),
+        levels in proptest::collection::vec(any_level().boxed(), 0..8),
+        policy in any_policy().boxed(),
     ) {
         let recommendation = recommend(&levels, &policy);
         check_pick(&recommendation, &policy)?;
@@ -953,7 +953,7 @@ proptest! {
     }
 
     #[test]
-    fn the_pick_keeps_its_rules(levels in sane_levels(), policy in any_policy()) {
+    fn the_pick_keeps_its_rules(levels in sane_levels(), policy in any_policy().boxed()) {
         check_pick(&recommend(&levels, &policy), &policy)?;
         check_pick(&recommend(&levels, &Policy::default()), &Policy::default())?;
     }

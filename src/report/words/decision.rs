@@ -90,8 +90,8 @@ fn cause(cause: &Cause) -> String {
             format!("share within policy.slo uncertain: {interval}, at least {least} should be")
         }
         Cause::Unknown { gate: Gate::Attainment } => {
-            "whether its requests keep within policy.slo is unknown: a time that it limits was not measured (TTFT and \
-             TPOT need streamed answers), or other limits were counted by"
+            "goodput is unknown: a time that policy.slo limits was not measured (TTFT and TPOT need streamed answers), or \
+             other limits held then"
                 .to_owned()
         }
         Cause::Unknown { gate: of } => {
@@ -272,7 +272,7 @@ fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
         let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();
         let what = counted(counts);
-        Some(format!("{} (x-ratelimit-limit-{what}s{full})", count(limit?, what)))
+        Some(format!("{} (by its ratelimit headers{full})", count(limit?, what)))
     };
     let requests = || header(by_server.limit_requests, Counted::Requests, by_server.reset_s);
     let tokens = || header(by_server.limit_tokens, Counted::Tokens, by_server.reset_tokens_s);
