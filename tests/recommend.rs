@@ -559,7 +559,8 @@ fn mainly_429_is_a_quota() {
         ..RateLimit::default()
     });
     let reason = words::reason(&recommend(&all, &Policy::default()));
-    let expected = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
+    let expected =
+        "passed at level 10; the server states 600 requests (by its ratelimit headers, full again in 21.50 s). Keep to";
     assert!(reason.contains(expected), "{reason}");
 }
 
@@ -577,7 +578,7 @@ fn the_quota_that_was_used_up_is_named() {
         ..RateLimit::default()
     };
     let quota = |counts, limit, per| Some(Quota { counts, limit, per });
-    let by_header = "the server states 30000 tokens (x-ratelimit-limit-tokens, full again in 2.00 s). Keep";
+    let by_header = "the server states 30000 tokens (by its ratelimit headers, full again in 2.00 s). Keep";
     for (exceeded, what, expected) in [
         (quota(Counted::Tokens, None, None), "a token quota is the limit", by_header),
         (
@@ -593,7 +594,7 @@ fn the_quota_that_was_used_up_is_named() {
         (
             None,
             "a quota is the limit",
-            "the server states 100000 requests (x-ratelimit-limit-requests) and 30000 tokens (x-ratelimit-limit-tokens",
+            "the server states 100000 requests (by its ratelimit headers) and 30000 tokens (by its ratelimit headers",
         ),
     ] {
         all[2].rate_limit = Some(RateLimit { exceeded, ..headers });

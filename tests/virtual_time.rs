@@ -55,7 +55,7 @@ impl Server {
             }
         }
         let tokens = TokenCounts { output: Some(output_tokens), ..TokenCounts::default() };
-        Reply { ttft, tokens, ..Reply::default() }
+        Reply { ttft, tokens, chunks: output_tokens, ..Reply::default() }
     }
 
     async fn run(&self) {

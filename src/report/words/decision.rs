@@ -91,7 +91,7 @@ fn cause(cause: &Cause) -> String {
         }
         Cause::Unknown { gate: Gate::Attainment } => {
             "goodput is unknown: a time that policy.slo limits was not measured (TTFT and TPOT need streamed answers), or \
-             other limits held then"
+             it was counted by other limits"
                 .to_owned()
         }
         Cause::Unknown { gate: of } => {
