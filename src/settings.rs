@@ -467,13 +467,15 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.llm.check()?;
         self.benchmark.check()?;
-        let Policy { max_error_rate, tolerance, .. } = &self.policy;
-        for (key, value) in [("max_error_rate", max_error_rate), ("tolerance", tolerance)] {
-            if !(0.0..=1.0).contains(value) {
+        let Policy { max_error_rate, tolerance, .. } = self.policy;
+        let slo = self.policy.slo.unwrap_or_default();
+        for (key, value) in
+            [("max_error_rate", max_error_rate), ("tolerance", tolerance), ("slo.attainment", slo.attainment)]
+        {
+            if !(0.0..=1.0).contains(&value) {
                 return Err(invalid(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        let slo = self.policy.slo.unwrap_or_default();
         let gates = self.policy.limits().map(|(gate, limit)| {
             let streamed = matches!(gate, Gate::TtftP95 | Gate::TpotP95);
             (gate.key().unwrap_or_default().to_owned(), limit, streamed)
@@ -491,14 +493,9 @@ impl Config {
                 return Err(invalid(key, message));
             }
         }
-        if self.policy.slo.is_some() && slo.limits().iter().all(|(_, limit)| limit.is_none()) {
+        let asks = self.policy.slo.is_some() || self.policy.objective == Objective::Goodput;
+        if asks && slo.limits().iter().all(|(_, limit)| limit.is_none()) {
             return Err(invalid("policy.slo", "needs at least one limit in seconds: ttft, tpot or latency"));
-        }
-        if !(slo.attainment > 0.0 && slo.attainment <= 1.0) {
-            return Err(invalid("policy.slo.attainment", "must be a fraction above 0, such as 0.99, and at most 1"));
-        }
-        if self.policy.objective == Objective::Goodput && self.policy.slo.is_none() {
-            return Err(invalid("policy.objective", "goodput is counted by policy.slo: set that, such as {ttft: 0.5}"));
         }
         self.simulator.validate().map_err(|error| invalid("simulator", error.to_string()))
     }

@@ -234,10 +234,6 @@ pub struct Recommendation {
     /// The passing level with the most throughput per second of latency; information only.
     #[serde(default)]
     pub low_latency_alternative: Option<usize>,
-    /// The passing level at which the server's time for a request costs least; information only. By the price of tokens
-    /// alone all levels cost the same, but for the luck of the answers' lengths.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cheapest: Option<usize>,
 }
 
 impl Recommendation {
@@ -339,7 +335,6 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
         notes,
         usl,
         low_latency_alternative: low_latency_alternative(&judged),
-        cheapest: cheapest(&judged),
         levels: judged,
     }
 }
@@ -392,11 +387,6 @@ fn low_latency_alternative(levels: &[JudgedLevel]) -> Option<usize> {
         Some((level.summary.concurrency, level.throughput()? / latency))
     };
     passing(levels).filter_map(power).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(level, _)| level)
-}
-
-fn cheapest(levels: &[JudgedLevel]) -> Option<usize> {
-    let cost = |level: &JudgedLevel| Some((level.summary.concurrency, level.summary.usd_per_1000?.server?));
-    passing(levels).filter_map(cost).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(level, _)| level)
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -58,16 +58,6 @@ pub struct Goodput {
     pub blocks_rps: Vec<f64>,
 }
 
-impl Goodput {
-    /// Whether all its figures can be, for a cohort of this size.
-    pub(super) fn can_be(&self, requests: u64) -> bool {
-        let ends = |e: Estimate| [Some(e.estimate), e.lower, e.upper].into_iter().flatten();
-        let rates = ends(self.rps).chain(self.blocks_rps.iter().copied());
-        self.met <= requests && ends(self.attainment).all(|share| (0.0..=1.0).contains(&share)) && { rates }
-            .all(|rate| rate.is_finite() && rate >= 0.0)
-    }
-}
-
 /// What is paid, in US dollars.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prices {

@@ -164,11 +164,16 @@ impl LevelSummary {
         }
         let can_be = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| *f >= 0.0);
         self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
+        self.goodput = self.goodput.filter(|goodput| {
+            let Goodput { met, attainment, rps, blocks_rps, .. } = goodput;
+            let rates = [rps.estimate].into_iter().chain(blocks_rps.iter().copied());
+            *met <= requests && can_be(attainment) && can_be(rps) && { rates }
+                .all(|rate| rate.is_finite() && rate >= 0.0)
+        });
         self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
         for interval in [&mut self.p95_interval_s, &mut self.ttft_p95_interval_s, &mut self.tpot_p95_interval_s] {
             *interval = interval.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
         }
-        self.goodput = self.goodput.filter(|goodput| goodput.can_be(requests));
         if let Some(cost) = &mut self.usd_per_1000 {
             keep(&mut cost.tokens);
             keep(&mut cost.server);
@@ -233,12 +238,13 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
 
 fn drift(first: &[Measured], again: &[Measured]) -> Option<Drift> {
     let (first_blocks, blocks) = (blocks(first, Request::is_success), blocks(again, Request::is_success));
-    Drift::between((Rates::of(first, None).rps()?, &first_blocks), (Rates::of(again, None).rps()?, &blocks))
+    let rps = |level| Rates::of(level, Request::is_success).rps();
+    Drift::between((rps(first)?, &first_blocks), (rps(again)?, &blocks))
 }
 
 /// One column after the other, since together they would take much memory.
 fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> LevelSummary {
-    let rates = Rates::of(level, slo);
+    let rates = Rates::of(level, Request::is_success);
     let blocks_rps = blocks(level, Request::is_success);
     let requests = cohort(level).count() as u64;
     let rate = |count: u64| (requests > 0).then(|| count as f64 / requests as f64);
@@ -286,7 +292,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
         itl_s: gaps(level),
         tpot_s,
         tpot_p95_interval_s,
-        goodput: slo.and_then(|slo| goodput(level, slo, &rates)),
+        goodput: slo.and_then(|slo| goodput(level, slo)),
         output_tps: rates.per_second(rates.tokens).filter(|_| has_tokens),
         mean_output_tokens: per_success(tokens).filter(|_| has_tokens),
         mean_input_tokens: per_success(input_tokens).filter(|_| !input_unknown),
@@ -309,16 +315,17 @@ fn successes<'a>(level: &'a [Measured]) -> impl Iterator<Item = &'a Request> {
     cohort(level).filter(|request| request.is_success())
 }
 
-fn goodput(level: &[Measured], slo: Slo, rates: &Rates) -> Option<Goodput> {
+fn goodput(level: &[Measured], slo: Slo) -> Option<Goodput> {
+    let is_met = |request: &Request| slo.is_met_by(request);
     let requests = cohort(level).count() as u64;
-    let met = cohort(level).filter(|request| slo.is_met_by(request)).count() as u64;
+    let met = cohort(level).filter(|request| is_met(request)).count() as u64;
     let [lower, upper] = wilson(met, requests)?;
-    let blocks_rps = blocks(level, |request| slo.is_met_by(request));
+    let blocks_rps = blocks(level, is_met);
     Some(Goodput {
         slo,
         met,
         attainment: Estimate { estimate: met as f64 / requests as f64, lower: Some(lower), upper: Some(upper) },
-        rps: with_interval(rates.per_second(rates.met)?, &blocks_rps, 0.95),
+        rps: with_interval(Rates::of(level, is_met).rps()?, &blocks_rps, 0.95),
         blocks_rps,
     })
 }
@@ -334,9 +341,6 @@ fn failures(level: &[Measured]) -> BTreeMap<Failure, u64> {
 struct Rates {
     duration_s: f64,
     successes: f64,
-    slo: Option<Slo>,
-    /// Of the successes, those within it.
-    met: f64,
     tokens: f64,
     /// Whether a success that counts came without its tokens.
     tokens_missing: bool,
@@ -345,42 +349,39 @@ struct Rates {
 }
 
 impl Rates {
-    fn of(level: &[Measured], slo: Option<Slo>) -> Self {
-        let mut rates = Rates { slo, ..Rates::default() };
+    /// A success is what counts as one.
+    fn of(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Self {
+        let mut rates = Rates::default();
         for (measurement, requests) in level {
             if measurement.stage == Stage::Visit {
-                requests.cohort().for_each(|request| rates.add_whole(request, measurement.concurrency));
+                requests.cohort().for_each(|of| rates.add_whole(of, measurement.concurrency, counts(of)));
                 continue;
             }
             let window = measurement.window_s.unwrap_or_default();
             rates.duration_s += window[1] - window[0];
-            requests.rows.iter().for_each(|request| rates.add(request, window));
+            requests.rows.iter().for_each(|of| rates.add(of, window, counts(of)));
         }
         rates
     }
 
     /// A visit is too short for shares: what it met on its way in would count as its own. By Little's law its cohort
     /// took as long as its permits were held, over their number.
-    fn add_whole(&mut self, request: &Request, level: usize) {
+    fn add_whole(&mut self, request: &Request, level: usize, counts: bool) {
         let held_s = seconds(request.held_us());
         self.duration_s += held_s / level.max(1) as f64;
         self.in_flight_s += held_s - request.held_s;
         self.held_back_s += request.held_s;
-        self.count(request, 1.0);
+        self.count(request, f64::from(counts));
     }
 
-    fn add(&mut self, request: &Request, window: [f64; 2]) {
+    fn add(&mut self, request: &Request, window: [f64; 2], counts: bool) {
         self.in_flight_s += request.overlap_s(window);
         self.held_back_s += request.held_back_s(window);
-        self.count(request, request.share(window));
+        self.count(request, f64::from(counts) * request.share(window));
     }
 
     fn count(&mut self, request: &Request, share: f64) {
-        if !request.is_success() {
-            return;
-        }
         self.successes += share;
-        self.met += if self.slo.is_some_and(|slo| slo.is_met_by(request)) { share } else { 0.0 };
         match request.output_tokens {
             Some(tokens) => self.tokens += share * f64::from(tokens),
             None => self.tokens_missing |= share > 0.0,

@@ -32,8 +32,8 @@ pub struct Measured {
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
 ///
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
-/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level. Of `limits`, the SLO and
-/// the prices count, which may be others than those of the run.
+/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level. The `limits` may be
+/// others than those of the run, but for the time after which a request had timed out.
 ///
 /// # Errors
 /// If there is nothing, or the newest run was made against something else than `now`.
@@ -183,8 +183,8 @@ impl<'a> Files<'a> {
         let folder = self.places.runs.join(manifest.run_id.as_str());
         let requests: Vec<_> = records.iter().map(|record| self.read(&folder, record)).collect::<Result<_, _>>()?;
         let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
-        let Limits { slo, prices, .. } = self.limits;
-        Ok(figures::summarize(&measured, Limits { slo, prices, ..manifest.about.settings.limits() }))
+        let request_timeout_s = manifest.about.settings.request_timeout_s.unwrap_or(self.limits.request_timeout_s);
+        Ok(figures::summarize(&measured, Limits { request_timeout_s, ..self.limits }))
     }
 }
 

@@ -12,7 +12,7 @@ use super::sidecar::{SidecarWriter, sidecar_name};
 use super::{Identity, Places, ResultsError, ResultsFile, read_json, to_json, write_atomic};
 use crate::client::{RequestSettings, SIMULATOR};
 use crate::decide::{Policy, Raced};
-use crate::figures::{LevelSummary, Limits, Measurement, Stage, Step, null_as_default};
+use crate::figures::{LevelSummary, Measurement, Stage, Step, null_as_default};
 use crate::files;
 
 /// Of up to a hundred measurements, each with a histogram.
@@ -67,13 +67,6 @@ pub struct RunSettings {
     pub request: Option<RequestSettings>,
     #[serde(deserialize_with = "if_readable")]
     pub policy: Option<Policy>,
-}
-
-impl RunSettings {
-    pub fn limits(&self) -> Limits {
-        let max_error_rate = self.policy.as_ref().map_or(Policy::default().max_error_rate, |it| it.max_error_rate);
-        Limits { request_timeout_s: self.request_timeout_s.unwrap_or_default(), max_error_rate, ..Limits::default() }
-    }
 }
 
 /// Another version may have had other keys, without which the rest of the file is worth as much.

@@ -125,7 +125,7 @@ const THROUGHPUT: [Measure; 2] = [
     },
     Measure {
         band: |s| s.goodput.as_ref().and_then(|of| Some([of.rps.lower?, of.rps.upper?])),
-        ..measure("goodput", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps.estimate))
+        ..measure("within policy.slo", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps.estimate))
     },
 ];
 /// P99 only where there is one run.
@@ -247,9 +247,6 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     let mut caption = String::from("Line: successful requests per second.");
     if throughput.series.iter().any(|series| !series.band.is_empty()) {
         caption += " Band: its 95 % interval.";
-    }
-    if runs.iter().flat_map(|run| &run.recommendation.levels).any(|level| level.summary.goodput.is_some()) {
-        caption += " Goodput: those within policy.slo.";
     }
     let models = runs.iter().enumerate().flat_map(|(at, run)| beside_throughput(runs, at, run, &throughput));
     let models: Vec<Series> = models.filter(|series| !series.points.is_empty()).collect();

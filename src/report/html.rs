@@ -137,7 +137,7 @@ impl<'a> Answer<'a> {
             reason: words::reason(recommendation),
             tiles: tiles(recommendation),
             notes: notes.collect(),
-            columns: text::header(recommendation),
+            columns: text::cells(recommendation).remove(0),
             rows: rows(recommendation),
             sizes: sizes.map(|part| (part.size.as_str(), text::size_row(part))).collect(),
             reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
@@ -178,7 +178,6 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
     let summary = &level.summary;
     let latency = summary.latency_s.unwrap_or_default();
     let rps = summary.throughput_rps;
-    let goodput = summary.goodput.as_ref();
     let half_width = |rps: Estimate| Some(format!("± {:.2} (95 %)", (rps.upper? - rps.lower?) / 2.0));
     let gain = words::gain(recommendation, level);
     let gain = gain.as_ref();
@@ -196,12 +195,6 @@ fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
             }),
         ),
         ("Mean latency", latency.mean.map(seconds), beside("median", latency.p50)),
-        (
-            "Goodput",
-            goodput.map(|of| format!("{:.2}/s", of.rps.estimate)),
-            goodput.map(|of| format!("{} within policy.slo", words::share(of.attainment.estimate))),
-        ),
-        ("1000 requests cost", summary.usd_per_1000.map(|cost| format!("{} USD", words::usd(cost.total()))), None),
         ("P95 latency", latency.p95.map(seconds), beside("P99", latency.p99)),
         ("Failed requests", summary.error_rate.map(rate), timeouts),
         (
@@ -233,7 +226,7 @@ fn rows(recommendation: &Recommendation) -> Vec<Row> {
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
-    recommendation.levels.iter().zip(text::rows(recommendation)).map(row).collect()
+    recommendation.levels.iter().zip(text::cells(recommendation).into_iter().skip(1)).map(row).collect()
 }
 
 /// A level in both runs.

@@ -13,10 +13,8 @@ pub fn table(recommendation: &Recommendation) -> String {
 }
 
 fn levels(recommendation: &Recommendation) -> String {
-    let mut rows = vec![header(recommendation)];
-    rows.extend(self::rows(recommendation));
     let verdicts = recommendation.levels.iter().map(|level| verdict(level, recommendation.recommended_concurrency));
-    aligned(&rows, std::iter::once("verdict".to_owned()).chain(verdicts))
+    aligned(&cells(recommendation), std::iter::once("verdict".to_owned()).chain(verdicts))
 }
 
 /// Cells in columns, right-aligned, each row with a remark at its end.
@@ -65,23 +63,18 @@ const OPTIONAL: [Column; 4] = [
     ("USD/1000", |s| Some(usd(s.usd_per_1000?.total()))),
 ];
 
-fn optional(recommendation: &Recommendation) -> impl Iterator<Item = Column> {
-    let has = |(_, cell): &Column| recommendation.levels.iter().any(|level| cell(&level.summary).is_some());
-    OPTIONAL.into_iter().filter(has)
-}
-
-pub(super) fn header(recommendation: &Recommendation) -> Vec<String> {
-    COLUMNS.into_iter().chain(optional(recommendation).map(|column| column.0)).map(str::to_owned).collect()
-}
-
-/// The cells of each level, without its verdict.
-pub(super) fn rows(recommendation: &Recommendation) -> impl Iterator<Item = Vec<String>> {
+/// Without the verdicts: the header, and a row for each level.
+pub(super) fn cells(recommendation: &Recommendation) -> Vec<Vec<String>> {
     let best = best_passing(recommendation);
-    recommendation.levels.iter().map(move |level| {
-        let summary = &level.summary;
-        let optional = optional(recommendation).map(|(_, cell)| cell(summary).unwrap_or_else(|| UNKNOWN.to_owned()));
+    let levels = || recommendation.levels.iter().map(|level| &level.summary);
+    let mut optional = OPTIONAL.to_vec();
+    optional.retain(|(_, cell)| levels().any(|summary| cell(summary).is_some()));
+    let header = COLUMNS.into_iter().chain(optional.iter().map(|column| column.0)).map(str::to_owned).collect();
+    let row = |summary: &LevelSummary| {
+        let optional = optional.iter().map(|(_, cell)| cell(summary).unwrap_or_else(|| UNKNOWN.to_owned()));
         row(summary, best).into_iter().chain(optional).collect()
-    })
+    };
+    std::iter::once(header).chain(levels().map(row)).collect()
 }
 
 fn best_passing(recommendation: &Recommendation) -> Option<f64> {

@@ -2,9 +2,8 @@
 
 use super::decision::reason;
 use super::notes::{advice, gain, information, note};
-use super::numbers::{number, or_unknown, range, rate, share, time, usd};
+use super::numbers::{number, or_unknown, rate, time};
 use crate::decide::{JudgedLevel, Recommendation};
-use crate::figures::Estimate;
 
 /// Before the status wherever a number of the embedded simulator stands.
 pub fn simulated(is_simulated: bool) -> &'static str {
@@ -53,16 +52,6 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
         or_unknown(summary.timeout_rate, rate),
     );
     let mut lines = vec![head, reason(recommendation), figures];
-    lines.extend(summary.goodput.as_ref().map(|goodput| {
-        let with_interval = |Estimate { estimate, lower, upper }: Estimate, write: fn(f64) -> String| {
-            let interval = lower.zip(upper).map(|(low, high)| format!(" ({})", range([low, high], write)));
-            write(estimate) + &interval.unwrap_or_default()
-        };
-        let rps = with_interval(goodput.rps, |rps| format!("{rps:.2}"));
-        let attainment = with_interval(goodput.attainment, share);
-        format!("Goodput {rps} requests/s: {attainment} of the requests keep within policy.slo")
-    }));
-    lines.extend(summary.usd_per_1000.map(|cost| format!("1000 requests cost {} USD", usd(cost.total()))));
     lines.extend(gain(recommendation, level).map(|gain| gain.to_string()));
     lines.extend(information(recommendation));
     lines

@@ -90,8 +90,7 @@ fn cause(cause: &Cause) -> String {
             format!("share within policy.slo uncertain: {interval}, at least {least} should be")
         }
         Cause::Unknown { gate: Gate::Attainment } => {
-            "goodput is unknown: a time that policy.slo limits was not measured (TTFT and TPOT need streamed answers), or \
-             it was counted by other limits"
+            "goodput is unknown: a time that policy.slo limits was not measured, or it was counted by other limits"
                 .to_owned()
         }
         Cause::Unknown { gate: of } => {
