@@ -15,12 +15,13 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::client::Headers;
 use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, config_path, invalid};
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
 use crate::client::request::RequestSettings;
-use crate::decide::Policy;
+use crate::client::{Headers, RequestKind};
+use crate::decide::{Gate, Objective, Policy};
+use crate::figures::{Limits, Prices};
 use crate::simulator::SimulatorConfig;
 
 /// All of config.yaml that belongs to this project; the file may hold the caller's own keys elsewhere.
@@ -177,6 +178,9 @@ pub struct Budget {
     /// Price of a million output tokens, US dollars.
     #[arg(skip)]
     pub usd_per_million_output: Option<f64>,
+    /// Price of an hour of the server, US dollars. `max_cost_usd` does not count it.
+    #[arg(skip)]
+    pub usd_per_hour: Option<f64>,
 }
 
 /// The server, as flags and variables name it.
@@ -447,6 +451,18 @@ impl Settings {
         Ok(())
     }
 
+    /// What figures depend on beside what was measured.
+    pub fn limits(&self) -> Limits {
+        let Config { llm, benchmark, policy, .. } = &self.config;
+        let prices = Prices {
+            per_million_input: benchmark.budget.usd_per_million_input,
+            per_million_output: benchmark.budget.usd_per_million_output,
+            server_per_hour: benchmark.budget.usd_per_hour,
+        };
+        let (request_timeout_s, max_error_rate) = (llm.request_timeout, policy.max_error_rate);
+        Limits { request_timeout_s, max_error_rate, slo: policy.slo, prices, warm_from_s: 0.0 }
+    }
+
     /// A path of the settings, which is relative to the config file's folder.
     pub fn beside_config(&self, path: impl AsRef<Path>) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
@@ -467,16 +483,35 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.llm.check()?;
         self.benchmark.check()?;
-        let Policy { max_error_rate, tolerance, .. } = &self.policy;
-        for (key, value) in [("max_error_rate", max_error_rate), ("tolerance", tolerance)] {
-            if !(0.0..=1.0).contains(value) {
+        let Policy { max_error_rate, tolerance, .. } = self.policy;
+        let slo = self.policy.slo.unwrap_or_default();
+        for (key, value) in
+            [("max_error_rate", max_error_rate), ("tolerance", tolerance), ("slo.attainment", slo.attainment)]
+        {
+            if !(0.0..=1.0).contains(&value) {
                 return Err(invalid(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        for (gate, limit) in self.policy.limits() {
+        let gates = self.policy.limits().map(|(gate, limit)| {
+            let streamed = matches!(gate, Gate::TtftP95 | Gate::TpotP95);
+            (gate.key().unwrap_or_default().to_owned(), limit, streamed)
+        });
+        let of_slo = slo.limits().map(|(name, limit)| (format!("policy.slo.{name}"), limit, name != "latency"));
+        let request = &self.benchmark.request;
+        let streams = request.stream && request.kind != RequestKind::Embedding;
+        for (key, limit, needs_stream) in gates.into_iter().chain(of_slo) {
             if limit.is_some_and(|seconds| !(seconds.is_finite() && seconds > 0.0)) {
-                return Err(invalid(gate.key().unwrap_or_default(), "must be a positive number of seconds"));
+                return Err(invalid(key, "must be a positive number of seconds"));
             }
+            if limit.is_some() && needs_stream && !streams {
+                let message =
+                    "needs answers that are streamed: set benchmark.request.stream: true (embeddings never are)";
+                return Err(invalid(key, message));
+            }
+        }
+        let asks = self.policy.slo.is_some() || self.policy.objective == Objective::Goodput;
+        if asks && slo.limits().iter().all(|(_, limit)| limit.is_none()) {
+            return Err(invalid("policy.slo", "needs at least one limit in seconds: ttft, tpot or latency"));
         }
         self.simulator.validate().map_err(|error| invalid("simulator", error.to_string()))
     }
@@ -536,6 +571,7 @@ impl Benchmark {
             ("max_cost_usd", budget.max_cost_usd),
             ("usd_per_million_input", budget.usd_per_million_input),
             ("usd_per_million_output", budget.usd_per_million_output),
+            ("usd_per_hour", budget.usd_per_hour),
         ] {
             if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
                 return wrong(&format!("budget.{key}"), "must be a number and not negative");

@@ -2,6 +2,7 @@
 
 #![cfg(feature = "suite")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -335,6 +336,21 @@ fn invalid_config_files() {
             decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  request:\n    strem: true\n"),
         ),
         ("unknown key of the policy", decide("llm: {endpoint: simulator, model: m}\npolicy:\n  max_p95: 5\n")),
+        ("unknown key of the SLO", decide("llm: {endpoint: simulator}\npolicy:\n  slo:\n    ttft_p95: 1\n")),
+        ("an SLO without limits", decide("llm: {endpoint: simulator}\npolicy: {slo: {attainment: 0.9}}\n")),
+        ("more than all", decide("llm: {endpoint: simulator}\npolicy: {slo: {latency: 1, attainment: 99}}\n")),
+        ("no time at all", decide("llm: {endpoint: simulator}\npolicy: {slo: {latency: 0}}\n")),
+        ("goodput without an SLO", decide("llm: {endpoint: simulator}\npolicy: {objective: goodput}\n")),
+        (
+            "TTFT without streaming",
+            decide("llm: {endpoint: simulator}\nbenchmark: {request: {stream: false}}\npolicy: {slo: {ttft: 1}}\n"),
+        ),
+        (
+            "TPOT of embeddings",
+            decide(
+                "llm: {endpoint: simulator}\nbenchmark: {request: {kind: embedding}}\npolicy: {max_tpot_p95_seconds: 1}\n",
+            ),
+        ),
         ("unknown key of the simulator", decide("llm: {endpoint: simulator, model: m}\nsimulator:\n  slot: 5\n")),
         ("wrong type", decide("llm:\n  endpoint: simulator\n  model: m\n  request_timeout: soon\n")),
         ("level 0", decide("llm: {endpoint: simulator, model: m}\nbenchmark:\n  levels: [0, 1]\n")),
@@ -573,6 +589,65 @@ fn a_quick_run_in_an_empty_folder() {
     let other = folder.recommend(&["--update-config"]);
     assert_eq!(other.code, 1);
     same("other_target", &other.stderr);
+}
+
+/// Goodput against the records of the single requests, and prices by hand.
+#[test]
+fn a_run_counts_what_keeps_within_the_slo_and_what_it_costs() {
+    let config = "llm: {endpoint: simulator, model: m}\nbenchmark: {levels: [1, 4, 8], total_requests: 40, budget: \
+                  {usd_per_million_input: 2, usd_per_million_output: 10, usd_per_hour: 3.6}}\npolicy: {objective: goodput, \
+                  slo: {ttft: 0.06, latency: 10, attainment: 0.9}, max_p95_seconds: 10}\nsimulator: {slots: 4, base_step_ms: \
+                  3, per_sequence_ms: 0.1, output_tokens: {distribution: fixed, tokens: 40}}\n";
+    let folder = Folder::with(config);
+    let ran = folder.tool(&["run", "--max-requests", "1500"]);
+    for part in ["goodput", "in SLO", "USD/1000", "Goodput ", "1000 requests cost "] {
+        assert!(ran.stdout.contains(part), "{part}: {}", ran.shown());
+    }
+    let (results, manifest) = left_behind(&folder);
+    let run = folder.path("target/concurrency").join(manifest["run_id"].as_str().unwrap());
+    let mut counted: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    let visits: Vec<_> = manifest["levels"].as_array().unwrap().iter().filter(|of| of["stage"] == "visit").collect();
+    for file in fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        let of_file = name.strip_suffix(".jsonl").and_then(|name| name.rsplit('-').next()?.parse::<u64>().ok());
+        if !name.ends_with(".jsonl") || name == "preflight.jsonl" {
+            continue;
+        }
+        for line in fs::read_to_string(&file).unwrap().lines() {
+            let request: Value = serde_json::from_str(line).unwrap();
+            let visit = visits.iter().find(|of| of["round"] == request["visit"]);
+            let level = visit.map(|of| of["concurrency"].as_u64().unwrap()).or(of_file);
+            let Some(level) = level.filter(|_| request["phase"] == "measured") else { continue };
+            let keeps = |key: &str, limit| request[key].as_f64().is_some_and(|seconds| seconds <= limit);
+            let count = counted.entry(level).or_default();
+            count.0 += u64::from(request["failure"].is_null() && keeps("ttft_s", 0.06) && keeps("latency_s", 10.0));
+            count.1 += 1;
+        }
+    }
+    for level in results["levels"].as_array().unwrap() {
+        let (goodput, at) = (&level["goodput"], level["concurrency"].as_u64().unwrap());
+        assert_eq!((goodput["met"].as_u64(), level["requests"].as_u64()), (Some(counted[&at].0), Some(counted[&at].1)));
+        let figure = |value: &Value| value.as_f64().unwrap();
+        let tokens = 2.0 * figure(&level["mean_input_tokens"]) + 10.0 * figure(&level["mean_output_tokens"]);
+        let close = |got: &Value, want: f64| (figure(got) / want - 1.0).abs() < 1e-9;
+        assert!(close(&level["usd_per_1000"]["tokens"], tokens / 1e3), "{level:#}");
+        assert!(
+            close(&level["usd_per_1000"]["server"], 1.0 / figure(&level["throughput_rps"]["estimate"])),
+            "{level:#}"
+        );
+    }
+    // Of eight on four slots four wait for a whole answer: 40 steps of more than 3 ms.
+    let at_8 = &results["levels"][2];
+    assert!(at_8["goodput"]["met"].as_u64() < at_8["requests"].as_u64(), "{at_8:#}");
+    // Other limits than those of the run are counted anew from its records, but not from a results file.
+    folder.write("config.yaml", &config.replace("ttft: 0.06", "ttft: 5"));
+    let again = folder.recommend(&["--json"]);
+    let again: Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!(again["levels"][2]["goodput"]["attainment"]["estimate"], 1.0, "{again:#}");
+    let file = fs::read_dir(folder.path("results")).unwrap().map(|entry| entry.unwrap().path());
+    let file = file.into_iter().find(|path| path.extension().is_some_and(|it| it == "json")).unwrap();
+    let from_file = folder.recommend(&["--results", file.to_str().unwrap()]);
+    assert!(from_file.stdout.contains("goodput is unknown"), "{}", from_file.shown());
 }
 
 /// The one results file and the one manifest that a run left in the folder.

@@ -3,10 +3,13 @@
 #![cfg(feature = "suite")]
 
 use llm_concurrency::client::outcome::{Counted, Period, Quota, RateLimit};
-use llm_concurrency::decide::{DriftCheck, Gate, Note, Objective, Policy, Recommendation, Status, Verdict, recommend};
+use llm_concurrency::decide::{
+    DriftCheck, Gate, Note, Objective, Policy, Raced, Recommendation, Status, Verdict, recommend, recommend_after,
+};
 use llm_concurrency::figures::reasons::EarlyEnd;
 use llm_concurrency::figures::{
-    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Outage, Sample, SizeSummary,
+    ClientLoad, Distribution, Drift, Estimate, Goodput, LevelState, LevelSummary, Outage, Prices, Sample, SizeSummary,
+    Slo, wilson,
 };
 use llm_concurrency::report::text;
 use llm_concurrency::report::words;
@@ -71,6 +74,24 @@ fn of_size(n: u64, level: LevelSummary) -> LevelSummary {
 
 fn slow(p95: f64, level: LevelSummary) -> LevelSummary {
     LevelSummary { latency_s: Some(latency(p95)), gate_latency_s: Some(latency(p95)), ..level }
+}
+
+const SLO: Slo = Slo { ttft: Some(0.5), tpot: None, latency: None, attainment: 0.99 };
+
+/// All but so many of the level's requests kept within the SLO.
+fn within(missed: u64, level: LevelSummary) -> LevelSummary {
+    let n = level.requests.expect("made above");
+    let share = (n - missed) as f64 / n as f64;
+    let [lower, upper] = wilson(n - missed, n).expect("of some");
+    let rps = level.throughput_rps.expect("made above").estimate * share;
+    let goodput = Goodput {
+        slo: SLO,
+        met: n - missed,
+        attainment: Estimate { estimate: share, lower: Some(lower), upper: Some(upper) },
+        rps: Estimate { estimate: rps, lower: Some(0.98 * rps), upper: Some(1.02 * rps) },
+        blocks_rps: vec![rps; 10],
+    };
+    LevelSummary { goodput: Some(goodput), ..level }
 }
 
 fn printed(recommendation: &Recommendation) -> String {
@@ -219,6 +240,99 @@ fn ttft_is_gated_where_a_limit_is_set_and_must_then_be_measured() {
     assert_eq!(recommend(&all, &Policy::default()).recommended_concurrency, Some(10));
     let unknown = levels(&[(1, 10.0), (5, 45.0)]);
     case("ttft_p95_unknown", &unknown, &policy, Status::NoQualifyingLevel, None);
+}
+
+#[test]
+fn tpot_is_gated_as_ttft_is() {
+    let writing = |tpot, level| LevelSummary { tpot_s: Some(latency(tpot)), ..level };
+    let all = [writing(0.02, level(1, 10.0)), writing(0.05, level(5, 45.0)), writing(0.051, level(10, 80.0))];
+    let policy = Policy { max_tpot_p95_seconds: Some(0.05), ..Policy::default() };
+    let recommendation = case("tpot_p95", &all, &policy, Status::LimitedByGate, Some(5));
+    assert_eq!((recommendation.levels[2].gate, recommendation.levels[2].uncertain), (Some(Gate::TpotP95), false));
+    // Where its interval spans the limit, it may be chance.
+    let mut near = all.clone();
+    near[2].tpot_p95_interval_s = Some([0.049, 0.056]);
+    assert!(recommend(&near, &policy).levels[2].uncertain);
+    let unknown = levels(&[(1, 10.0), (5, 45.0)]);
+    assert_eq!(recommend(&unknown, &policy).levels[0].gate, Some(Gate::TpotP95));
+}
+
+#[test]
+fn a_level_passes_where_enough_requests_keep_within_the_slo() {
+    let all = [
+        within(0, level(1, 10.0)),
+        within(1, level(5, 45.0)),
+        within(1, level(10, 80.0)),
+        within(2, level(15, 100.0)),
+        within(60, level(20, 160.0)),
+    ];
+    let policy = Policy { slo: Some(SLO), ..Policy::default() };
+    // Exactly 99 of 100 are enough; 148 of 150 may be too few by chance, 140 of 200 are not.
+    let decided = case("slo", &all, &policy, Status::LimitedByGate, Some(10));
+    let uncertain: Vec<_> = decided.levels.iter().map(|level| (level.gate, level.uncertain)).collect();
+    let fails = Some(Gate::Attainment);
+    assert_eq!(uncertain, [(None, false), (None, true), (None, true), (fails, true), (fails, false)]);
+    // A limit that few levels are to meet.
+    let lax = Policy { slo: Some(Slo { attainment: 0.7, ..SLO }), ..Policy::default() };
+    assert_eq!(recommend(&all, &lax).recommended_concurrency, Some(20));
+    assert_eq!(recommend(&all, &Policy::default()).recommended_concurrency, Some(20));
+    // Nothing is known by other limits, nor without any.
+    let other = Policy { slo: Some(Slo { ttft: Some(0.4), ..SLO }), ..Policy::default() };
+    case("slo_unknown", &all, &other, Status::NoQualifyingLevel, None);
+}
+
+#[test]
+fn the_objective_may_be_goodput() {
+    let slo = Some(Slo { attainment: 0.5, ..SLO });
+    let policy = Policy { objective: Objective::Goodput, slo, ..Policy::default() };
+    // 10, 45, 79 and 0.6 x 120 = 72 requests/s: the throughput would be best at 20.
+    let all = [
+        within(0, level(1, 10.0)),
+        within(0, level(5, 45.0)),
+        within(1, level(10, 79.8)),
+        within(80, level(20, 120.0)),
+        within(400, level(40, 130.0)),
+    ];
+    let decided = case("goodput", &all, &policy, Status::Ok, Some(10));
+    assert_eq!(decided.interval, Some([10, 10]));
+    let by_requests = Policy { slo, ..Policy::default() };
+    assert_eq!(recommend(&all, &by_requests).recommended_concurrency, Some(20));
+    // A race chooses by curves of a throughput. What goodput contradicts is not written.
+    for (pick, status) in [(10, Status::Ok), (20, Status::Unresolved)] {
+        let raced = Raced { pick: Some(pick), interval: [10, 20], decided: true };
+        assert_eq!(recommend_after(Some(&raced), &all, &policy).status, status, "{pick}");
+    }
+    // Not a single request within the limits is a failed gate, and no unknown.
+    let none = [within(100, level(1, 10.0)), within(100, level(2, 20.0))];
+    let decided = recommend(&none, &policy);
+    assert_eq!((decided.status, decided.levels[0].gate), (Status::NoQualifyingLevel, Some(Gate::Attainment)));
+}
+
+/// By the hour a request costs the least where the throughput is highest; by the token it costs the same everywhere.
+#[test]
+fn what_a_thousand_requests_cost_is_shown_with_the_cheapest_level() {
+    let priced = |prices: Prices| -> Vec<_> {
+        let all = levels(&[(1, 10.0), (10, 98.0), (20, 100.0), (40, 80.0)]).into_iter().map(|level| {
+            let level = LevelSummary { mean_input_tokens: Some(400.0), ..level };
+            LevelSummary { usd_per_1000: prices.of_1000(&level), ..level }
+        });
+        all.collect()
+    };
+    let cost =
+        |all: &[LevelSummary]| all.iter().map(|level| level.usd_per_1000.map(|cost| cost.total())).collect::<Vec<_>>();
+    // 3.6 USD an hour are 0.001 a second: 100 s, 10.2 s, 10 s and 12.5 s for 1000 requests.
+    let hour = priced(Prices { server_per_hour: Some(3.6), ..Prices::default() });
+    assert_eq!(cost(&hour), [Some(0.1), Some(0.001 * 1000.0 / 98.0), Some(0.01), Some(0.0125)]);
+    case("usd_per_hour", &hour, &Policy::default(), Status::Ok, Some(10));
+    // 1000 x (400 x 2 + 50 x 10) / 1e6.
+    let tokens = priced(Prices { per_million_input: Some(2.0), per_million_output: Some(10.0), ..Prices::default() });
+    assert_eq!(cost(&tokens), [Some(1.3); 4]);
+    let answer = text::answer(&recommend(&tokens, &Policy::default()));
+    assert!(answer.contains("1000 requests cost 1.30 USD\n"), "{answer}");
+    assert_eq!(cost(&priced(Prices::default())), [None; 4]);
+    // Unknown tokens have no price.
+    let unknown = LevelSummary { mean_input_tokens: None, ..tokens[0].clone() };
+    assert_eq!(Prices { per_million_input: Some(2.0), ..Prices::default() }.of_1000(&unknown), None);
 }
 
 #[test]
@@ -445,7 +559,8 @@ fn mainly_429_is_a_quota() {
         ..RateLimit::default()
     });
     let reason = words::reason(&recommend(&all, &Policy::default()));
-    let expected = "passed at level 10; the server states 600 requests (x-ratelimit-limit-requests, full again in 21.50 s). Keep to";
+    let expected =
+        "passed at level 10; the server states 600 requests (by its ratelimit headers, full again in 21.50 s). Keep to";
     assert!(reason.contains(expected), "{reason}");
 }
 
@@ -463,7 +578,7 @@ fn the_quota_that_was_used_up_is_named() {
         ..RateLimit::default()
     };
     let quota = |counts, limit, per| Some(Quota { counts, limit, per });
-    let by_header = "the server states 30000 tokens (x-ratelimit-limit-tokens, full again in 2.00 s). Keep";
+    let by_header = "the server states 30000 tokens (by its ratelimit headers, full again in 2.00 s). Keep";
     for (exceeded, what, expected) in [
         (quota(Counted::Tokens, None, None), "a token quota is the limit", by_header),
         (
@@ -479,7 +594,7 @@ fn the_quota_that_was_used_up_is_named() {
         (
             None,
             "a quota is the limit",
-            "the server states 100000 requests (x-ratelimit-limit-requests) and 30000 tokens (x-ratelimit-limit-tokens",
+            "the server states 100000 requests (by its ratelimit headers) and 30000 tokens (by its ratelimit headers",
         ),
     ] {
         all[2].rate_limit = Some(RateLimit { exceeded, ..headers });
@@ -702,6 +817,17 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_goodput()(
+        met in prop_oneof![0_u64..2000, any::<u64>()],
+        attainment in any_estimate(),
+        rps in any_estimate(),
+        blocks_rps in proptest::collection::vec(strange(), 0..12),
+    ) -> Goodput {
+        Goodput { slo: SLO, met, attainment, rps, blocks_rps }
+    }
+}
+
+prop_compose! {
     fn any_level()(
         concurrency in prop_oneof![4 => 0_usize..100, 1 => any::<usize>()],
         counts in (maybe(prop_oneof![0_u64..2000, any::<u64>()]), maybe(prop_oneof![0_u64..2000, any::<u64>()])),
@@ -712,6 +838,7 @@ prop_compose! {
         blocks_rps in proptest::collection::vec(strange(), 0..12),
         latencies in (maybe(any_latency()), maybe(any_latency())),
         tokens in (maybe(strange()), maybe(strange()), maybe(strange())),
+        goodput in maybe(any_goodput().boxed()),
         state in maybe(prop_oneof![6 => Just(LevelState::Complete), 1 => Just(LevelState::Cut), 1 => Just(LevelState::Hopeless)]),
     ) -> LevelSummary {
         LevelSummary {
@@ -728,6 +855,7 @@ prop_compose! {
             output_tps: tokens.0,
             mean_output_tokens: tokens.1,
             mean_in_flight: tokens.2,
+            goodput,
             state,
             ..LevelSummary::default()
         }
@@ -742,39 +870,45 @@ prop_compose! {
         failed in prop_oneof![2 => Just(0_u64), 1 => 0_u64..20],
         p95 in 0.1..3.0,
         tokens in 40.0..60.0,
+        missed in prop_oneof![1 => Just(0_u64), 1 => 0_u64..100],
     ) -> LevelSummary {
         let mut level = slow(p95, failing(level(concurrency, rps), "ServerError", failed));
         for (sample, factor) in level.samples.iter_mut().flatten().zip(noise) {
             sample.duration_s *= factor;
         }
-        LevelSummary { mean_output_tokens: Some(tokens), ..level }
+        within(missed, LevelSummary { mean_output_tokens: Some(tokens), ..level })
     }
 }
 
 fn sane_levels() -> impl Strategy<Value = Vec<LevelSummary>> {
     proptest::collection::btree_set(1_usize..200, 0..8)
-        .prop_flat_map(|set| set.into_iter().map(sane_level).collect::<Vec<_>>())
+        .prop_flat_map(|set| set.into_iter().map(|level| sane_level(level).boxed()).collect::<Vec<_>>())
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
-    let objective = prop_oneof![Just(Objective::Requests), Just(Objective::OutputTokens)];
-    let limits = [(); 3].map(|()| maybe(0.1..10.0));
-    (objective, 0.0..=1.0, limits, 0.0..=1.0).prop_map(
-        |(objective, max_error_rate, [max_p95_seconds, max_p99_seconds, max_ttft_p95_seconds], tolerance)| Policy {
+    let objective = prop_oneof![Just(Objective::Requests), Just(Objective::OutputTokens), Just(Objective::Goodput)];
+    let limits = [(); 4].map(|()| maybe(0.1..10.0));
+    let slo = maybe((0.01..=1.0).prop_map(|attainment| Slo { attainment, ..SLO }));
+    (objective, 0.0..=1.0, limits, slo, 0.0..=1.0).prop_map(|(objective, max_error_rate, limits, slo, tolerance)| {
+        let [max_p95_seconds, max_p99_seconds, max_ttft_p95_seconds, max_tpot_p95_seconds] = limits;
+        Policy {
             objective,
             max_error_rate,
             max_p95_seconds,
             max_p99_seconds,
             max_ttft_p95_seconds,
+            max_tpot_p95_seconds,
+            slo,
             tolerance,
-        },
-    )
+        }
+    })
 }
 
 fn value(level: &LevelSummary, objective: Objective) -> Option<f64> {
     match objective {
         Objective::Requests => level.throughput_rps.map(|t| t.estimate),
         Objective::OutputTokens => level.output_tps,
+        Objective::Goodput => level.goodput.as_ref().map(|goodput| goodput.rps.estimate),
     }
 }
 
@@ -810,8 +944,8 @@ proptest! {
 
     #[test]
     fn nothing_that_a_file_may_hold_panics_or_is_picked(
-        levels in proptest::collection::vec(any_level(), 0..8),
-        policy in any_policy(),
+        levels in proptest::collection::vec(any_level().boxed(), 0..8),
+        policy in any_policy().boxed(),
     ) {
         let recommendation = recommend(&levels, &policy);
         check_pick(&recommendation, &policy)?;
@@ -820,7 +954,7 @@ proptest! {
     }
 
     #[test]
-    fn the_pick_keeps_its_rules(levels in sane_levels(), policy in any_policy()) {
+    fn the_pick_keeps_its_rules(levels in sane_levels(), policy in any_policy().boxed()) {
         check_pick(&recommend(&levels, &policy), &policy)?;
         check_pick(&recommend(&levels, &Policy::default()), &Policy::default())?;
     }

@@ -68,7 +68,7 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
             ..figures::Measurement::default()
         };
         let requests = outcomes(level, n, failing).collect::<Vec<_>>().iter().collect();
-        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, warm_from_s: 0.0 };
+        let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, ..Limits::default() };
         summaries.push(figures::summarize(&[(&measured, &requests)], limits));
         let mut measurement = Loop::new([(level, Some(window_s))]);
         outcomes(level, n, failing).for_each(|outcome| measurement.add(0, outcome));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use llm_concurrency::client::Env;
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, Raced, recommend};
-use llm_concurrency::figures::{LevelState, LevelSummary, Measurement, Sample, Stage, Step};
+use llm_concurrency::figures::{LevelState, LevelSummary, Limits, Measurement, Sample, Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
     About, Environment, Identity, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
@@ -81,7 +81,7 @@ impl Disk {
     }
 
     fn load(&self, yaml: &str) -> Result<Measured, ResultsError> {
-        load_measured(&self.places(), &identity(yaml))
+        load_measured(&self.places(), &identity(yaml), Limits::default())
     }
 
     fn criterion_file(&self, step: Step, name: &str, content: &Value) {
@@ -361,7 +361,7 @@ fn other_prompts_are_another_target() {
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
     let other = [Prompt { text: "Say goodbye".to_owned(), ..prompts()[0].clone() }];
-    let error = load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other)).unwrap_err();
+    let error = load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other), Limits::default()).unwrap_err();
     let text = message(&error, &disk);
     assert!(text.contains("prompts (hash): measured with ") && text.contains("not mixed"), "{text}");
 }

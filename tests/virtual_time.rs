@@ -8,11 +8,11 @@ mod virtual_server;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
-use llm_concurrency::decide::Policy;
-use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests};
+use llm_concurrency::client::outcome::{Failure, Phase, Reply, RequestOutcome, TokenCounts};
+use llm_concurrency::decide::{Objective, Policy, Status, recommend};
+use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests, Slo, Stage, wilson};
 use llm_concurrency::load::closed_loop::{self, LoopPlan};
-use llm_concurrency::measure::race::{Rules, grid};
+use llm_concurrency::measure::race::{Evidence, Race, Rules, Seen, Visited, grid};
 use llm_concurrency::simulator::engine::{Engine, Token};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
 use rand::rngs::StdRng;
@@ -25,7 +25,7 @@ const MAX_TOKENS: u32 = 64;
 
 /// The engine behind tokio's clock, as the driver is its place behind the real one.
 struct Server {
-    state: Mutex<(Engine<mpsc::UnboundedSender<()>>, Option<Instant>)>,
+    state: Mutex<(Engine<mpsc::UnboundedSender<bool>>, Option<Instant>)>,
     work: Notify,
 }
 
@@ -35,7 +35,8 @@ impl Server {
     }
 
     async fn answer(&self, prompt_tokens: u32, output_tokens: u32) -> Reply {
-        let (done, mut finished) = mpsc::unbounded_channel();
+        let sent = Instant::now();
+        let (done, mut tokens) = mpsc::unbounded_channel();
         {
             let mut state = self.state.lock().unwrap();
             let (engine, step_end) = &mut *state;
@@ -48,8 +49,15 @@ impl Server {
                 self.work.notify_one();
             }
         }
-        finished.recv().await;
-        Reply::default()
+        let mut ttft = None;
+        while let Some(last) = tokens.recv().await {
+            ttft.get_or_insert(sent.elapsed());
+            if last {
+                break;
+            }
+        }
+        let tokens = TokenCounts { output: Some(output_tokens), ..TokenCounts::default() };
+        Reply { ttft, tokens, chunks: output_tokens, ..Reply::default() }
     }
 
     async fn run(&self) {
@@ -66,8 +74,8 @@ impl Server {
             engine.end_step(&mut tokens);
             // The next step begins before anybody hears of this one's tokens.
             *step_end = engine.begin_step().map(|step| deadline + step);
-            for token in tokens.drain(..).filter(|token| token.last) {
-                token.owner.send(()).unwrap();
+            for token in tokens.drain(..) {
+                token.owner.send(token.last).unwrap();
             }
         }
     }
@@ -81,8 +89,12 @@ fn measure(config: &SimulatorConfig, prompts: &[String], level: usize, total: us
 type Measured = (Measurement, Requests);
 
 fn summarize(measured: &[Measured]) -> LevelSummary {
+    summarize_by(measured, None)
+}
+
+fn summarize_by(measured: &[Measured], slo: Option<Slo>) -> LevelSummary {
     let level: Vec<_> = measured.iter().map(|(measurement, requests)| (measurement, requests)).collect();
-    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05, warm_from_s: 0.0 })
+    figures::summarize(&level, Limits { request_timeout_s: 0.0, max_error_rate: 0.05, slo, ..Limits::default() })
 }
 
 fn run(config: &SimulatorConfig, prompts: &[String], plan: &LoopPlan) -> Measured {
@@ -349,4 +361,197 @@ fn ci_auto_finds_the_knee_of_random_servers_with_less_than_half_the_requests_of_
     println!("{right} of {SERVERS} right, {sent} requests, the grid {}", SERVERS * grid);
     assert!(right >= 29, "{right}");
     assert!(2 * sent < SERVERS * grid, "{sent}");
+}
+
+// ---- limits of the user's own ----
+
+/// A step takes 20 ms and 1 ms for each sequence, so that throughput rises over all levels, while everything that a user
+/// feels grows with the step: 21 ms at level 1, then 23, 28, 40 and 70.
+const LEVELS: [usize; 5] = [1, 3, 8, 20, 50];
+
+fn slowing() -> SimulatorConfig {
+    SimulatorConfig { base_step_ms: 20.0, ..config(100, OutputTokens::Fixed { tokens: 50 }) }
+}
+
+/// Every answer has 50 tokens; of the other work every fourth has 40, and three of four have 10.
+fn even(_: u64) -> (u32, u32) {
+    (0, 50)
+}
+
+fn mixed(seq: u64) -> (u32, u32) {
+    (0, if seq.is_multiple_of(4) { 40 } else { 10 })
+}
+
+/// By hand. A request is admitted with the step after the one in which it comes: TTFT is at most two steps of the whole
+/// level (where those of a level come one by one), and at least one of a single sequence and one of the level (where they
+/// come together). TPOT is a step, and the latency of n tokens is n + 1 of them at most. Of each level 17 in 18 decode, or
+/// more. P95 is 3.4 times that of level 1 at most, so its default gate bars nothing.
+#[test]
+fn limits_fail_before_p95_and_throughput_and_the_picks_are_those_by_hand() {
+    let limits = |ttft, tpot, latency| Slo { ttft, tpot, latency, ..Slo::default() };
+    let within = |slo| Policy { slo: Some(slo), ..Policy::default() };
+    let ttft = |seconds| Policy { max_ttft_p95_seconds: Some(seconds), ..Policy::default() };
+    let tpot = |seconds| Policy { max_tpot_p95_seconds: Some(seconds), ..Policy::default() };
+    // 41 steps of a long answer take 1.64 s at level 20, and 1.97 s at level 30; 11 of a short one at most 0.77 s.
+    let long = |attainment, objective| Policy {
+        objective,
+        slo: Some(Slo { attainment, ..limits(None, None, Some(1.7)) }),
+        ..Policy::default()
+    };
+    let requests = Objective::Requests;
+    type Case = (&'static str, Policy, fn(u64) -> (u32, u32), Option<usize>, Status);
+    let cases: [Case; 12] = [
+        ("no limit", Policy::default(), even, Some(50), Status::NotSaturated),
+        ("TTFT P95: at 20 at most 80 ms, at 50 at least 90", ttft(0.085), even, Some(20), Status::LimitedByGate),
+        ("TTFT P95: at 8 at most 56 ms, at 20 at least 60", ttft(0.058), even, Some(8), Status::LimitedByGate),
+        ("TPOT P95: 40 ms at 20", tpot(0.045), even, Some(20), Status::LimitedByGate),
+        ("SLO on TTFT", within(limits(Some(0.085), None, None)), even, Some(20), Status::LimitedByGate),
+        ("SLO on TPOT: 28 ms at 8", within(limits(None, Some(0.033), None)), even, Some(8), Status::LimitedByGate),
+        ("SLO on latency: 2.04 s at 20", within(limits(None, None, Some(2.5))), even, Some(20), Status::LimitedByGate),
+        ("one of three", within(limits(Some(0.058), Some(1.0), Some(9.0))), even, Some(8), Status::LimitedByGate),
+        ("a quarter is late above 20", long(0.99, requests), mixed, Some(20), Status::LimitedByGate),
+        ("and may be", long(0.7, requests), mixed, Some(50), Status::NotSaturated),
+        // 0.75 x 50/70 = 0.54 is more than 20/40.
+        ("goodput where it is highest", long(0.7, Objective::Goodput), mixed, Some(50), Status::NotSaturated),
+        ("10 tokens take 0.21 s", within(limits(None, None, Some(0.2))), mixed, None, Status::NoQualifyingLevel),
+    ];
+    let measured = |levels: &[usize], work: fn(u64) -> (u32, u32)| -> Vec<Measured> {
+        levels.iter().map(|&level| run_work(&slowing(), &full_plan(level, 100), work)).collect()
+    };
+    let (of_even, of_mixed) = (measured(&LEVELS, even), measured(&LEVELS, mixed));
+    let decide = |measured: &[Measured], policy: &Policy| {
+        let of = |one: &Measured| summarize_by(std::slice::from_ref(one), policy.slo);
+        recommend(&measured.iter().map(of).collect::<Vec<_>>(), policy)
+    };
+    for (name, policy, work, pick, status) in cases {
+        let all = if work(0) == even(0) { &of_even } else { &of_mixed };
+        let decided = decide(all, &policy);
+        assert_eq!((decided.recommended_concurrency, decided.status), (pick, status), "{name}: {decided:#?}");
+    }
+    // 0.75 x 30/50 = 0.45 is less.
+    let up_to_30 = measured(&[1, 3, 8, 20, 30], mixed);
+    let decided = decide(&up_to_30, &long(0.7, Objective::Goodput));
+    assert_eq!((decided.recommended_concurrency, decided.status), (Some(20), Status::Ok));
+    assert_eq!(decide(&up_to_30, &long(0.7, requests)).recommended_concurrency, Some(30));
+    let at_30 = decided.levels.last().unwrap().summary.goodput.as_ref().unwrap();
+    // 30 permits are held for 18.5 steps on average, of which 17.5 decode. Those at the end have fewer beside them, so that
+    // more of the cohort is in time; the shares inside the window know nothing of that.
+    let step_s = (20.0 + 30.0 * 17.5 / 18.5) / 1e3;
+    let truth = 0.75 * 30.0 / (18.5 * step_s);
+    assert!((at_30.rps.estimate / truth - 1.0).abs() < 0.01, "{} against {truth}", at_30.rps.estimate);
+    assert!((0.75..0.79).contains(&at_30.attainment.estimate), "{:?}", at_30.attainment);
+}
+
+/// Another way to the same figure: the rate of a request is 1 / latency while it lives, and 0 else; what of it meets the
+/// limits is summed up over a fine grid of times.
+#[test]
+fn goodput_is_what_a_sum_over_time_gives() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let slo = Slo { ttft: Some(0.3), tpot: Some(0.05), latency: Some(2.0), attainment: 0.9 };
+    let window = [10.0, 20.0];
+    let outcomes: Vec<RequestOutcome> = (0..400)
+        .map(|seq| {
+            let (start_s, latency): (f64, f64) = (rng.random_range(6.0..21.0), rng.random_range(0.4..3.0));
+            let in_cohort = (window[0]..window[1]).contains(&start_s);
+            RequestOutcome {
+                seq,
+                phase: if in_cohort { Phase::Measured } else { Phase::Warmup },
+                start_s,
+                end_s: Some(start_s + latency),
+                latency_s: Some(latency),
+                ttft_s: (seq % 9 > 0).then(|| rng.random_range(0.1..0.35)),
+                output_tokens: Some(rng.random_range(1..80)),
+                failure: (seq % 7 == 0).then_some(Failure::ServerError),
+                ..RequestOutcome::default()
+            }
+        })
+        .collect();
+    // Written out from the definitions, in seconds.
+    let meets = |of: &&RequestOutcome| {
+        let (latency, tokens) = (of.latency_s.unwrap(), of.output_tokens.unwrap());
+        let Some(ttft) = of.ttft_s else { return false };
+        let per_token = (latency - ttft) / f64::from(tokens.max(2) - 1);
+        of.failure.is_none() && ttft <= 0.3 && latency <= 2.0 && (tokens == 1 || per_token <= 0.05)
+    };
+    let steps = 50_000;
+    let at = |step: usize| window[0] + (step as f64 + 0.5) * 10.0 / steps as f64;
+    let good: Vec<_> = outcomes.iter().filter(meets).map(|of| (of.start_s, of.latency_s.unwrap())).collect();
+    let alive = |time: f64| good.iter().filter(move |(start, latency)| (*start..start + latency).contains(&time));
+    let sum: f64 = (0..steps).flat_map(|step| alive(at(step)).map(|(_, latency)| 1.0 / latency)).sum();
+    let measurement = Measurement { concurrency: 8, window_s: Some(window), ..Measurement::default() };
+    let summary = summarize_by(&[(measurement.clone(), outcomes.iter().collect())], Some(slo));
+    let goodput = summary.goodput.unwrap();
+    let oracle = sum / steps as f64;
+    assert!((goodput.rps.estimate / oracle - 1.0).abs() < 1e-3, "{} against {oracle}", goodput.rps.estimate);
+    let cohort = || outcomes.iter().filter(|of| of.phase == Phase::Measured);
+    let (met, n) = (cohort().filter(meets).count() as u64, cohort().count() as u64);
+    assert!(met > 10 && met < n / 2 && summary.throughput_rps.unwrap().estimate > 1.5 * oracle);
+    let [lower, upper] = wilson(met, n).unwrap();
+    assert_eq!((goodput.met, goodput.attainment.estimate), (met, met as f64 / n as f64));
+    assert_eq!((goodput.attainment.lower, goodput.attainment.upper), (Some(lower), Some(upper)));
+    // A visit by Little's law: what its cohort met, over the time that eight permits took for it.
+    let visit = Measurement { stage: Stage::Visit, ..measurement };
+    let by_visit = summarize_by(&[(visit, outcomes.iter().collect())], Some(slo)).goodput.unwrap();
+    let held: f64 = cohort().map(|of| of.latency_s.unwrap()).sum();
+    assert!((by_visit.rps.estimate / (8.0 * met as f64 / held) - 1.0).abs() < 1e-6);
+    // Where no answer has a TTFT, nothing is known of the limits; where no limit needs one, it does not matter.
+    let unseen: Vec<_> = outcomes.iter().map(|of| RequestOutcome { ttft_s: None, ..of.clone() }).collect();
+    let of_unseen = |slo| {
+        let measurement = Measurement { concurrency: 8, window_s: Some(window), ..Measurement::default() };
+        summarize_by(&[(measurement, unseen.iter().collect())], Some(slo)).goodput.is_some()
+    };
+    assert_eq!((of_unseen(slo), of_unseen(Slo { ttft: None, tpot: None, ..slo })), (false, true));
+}
+
+/// A race on a server with so many slots, where a share of the requests meets the SLO and tokens take a time, by level.
+fn raced(
+    slots: usize,
+    met: impl Fn(usize) -> f64,
+    tpot_s: impl Fn(usize) -> f64,
+    policy: Policy,
+) -> (Option<usize>, bool) {
+    let mut race = Race::new(grid(1, 256), Rules::auto(policy));
+    let mut evidence = Evidence::default();
+    while let Some(visit) = race.next(&evidence) {
+        let (level, from) = (visit.level, evidence.now_s);
+        let latency = level as f64 / level.min(slots) as f64;
+        let seen = |i: usize| Seen {
+            start_s: from + (i / level) as f64 * latency,
+            end_s: from + (i / level + 1) as f64 * latency,
+            tpot_s: Some(tpot_s(level)),
+            // As evenly as can be.
+            meets_slo: ((i + 1) as f64 * met(level)).floor() > (i as f64 * met(level)).floor(),
+            ..Seen::default()
+        };
+        let requests: Vec<Seen> = (0..visit.completions).map(seen).collect();
+        evidence.now_s = requests.last().unwrap().end_s;
+        evidence.sent += visit.completions as u64;
+        evidence.visits.push(Visited { level, span_s: [from, evidence.now_s], requests });
+        assert!(evidence.visits.len() < 400, "it does not end");
+    }
+    (race.standing().pick, race.standing().decided)
+}
+
+#[test]
+fn a_race_takes_the_limits_for_walls_and_goodput_for_what_is_maximised() {
+    let slo = |attainment| Some(Slo { latency: Some(1.0), attainment, ..Slo::default() });
+    let always = |_: usize| 1.0;
+    for wall in [5, 24, 100] {
+        let near = |pick: Option<usize>| pick.is_some_and(|pick| pick <= wall && pick as f64 >= 0.9 * wall as f64);
+        let missing = |level: usize| if level > wall { 0.9 } else { 1.0 };
+        let (pick, decided) = raced(256, missing, always, Policy { slo: slo(0.99), ..Policy::default() });
+        assert!(near(pick) && decided, "{wall}: {pick:?}");
+        let (pick, _) = raced(256, missing, always, Policy { slo: slo(0.8), ..Policy::default() });
+        assert!(pick.is_some_and(|pick| pick > 200), "{pick:?}");
+        let policy = Policy { max_tpot_p95_seconds: Some(wall as f64), ..Policy::default() };
+        let (pick, decided) = raced(256, always, |level| level as f64, policy);
+        assert!(near(pick) && decided, "{wall}: {pick:?}");
+    }
+    // Throughput rises up to 40; of it nine tenths of what comes above 20 are late.
+    let late = |level: usize| if level > 20 { (20.0 + 0.1 * (level as f64 - 20.0)) / level as f64 } else { 1.0 };
+    for (objective, low, high) in [(Objective::Requests, 37, 52), (Objective::Goodput, 18, 27)] {
+        let policy = Policy { objective, slo: slo(0.3), ..Policy::default() };
+        let (pick, _) = raced(40, late, always, policy);
+        assert!(pick.is_some_and(|pick| (low..=high).contains(&pick)), "{objective:?}: {pick:?}");
+    }
 }

@@ -1,4 +1,5 @@
-//! What a server states of its quotas: the headers `x-ratelimit-…` and `retry-after`, and the text of a 429.
+//! What a server states of its quotas: the headers `x-ratelimit-…` (or `anthropic-ratelimit-…`) and `retry-after`, and the
+//! text of a 429.
 
 use std::time::{Duration, SystemTime};
 
@@ -90,19 +91,24 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date("retry-after")?.duration_since(now).unwrap_or_default())
 }
 
-/// As OpenAI names them. They are looked for in every answer, so their names are parsed only once.
-static HEADERS: [HeaderName; 6] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
-    HeaderName::from_static("x-ratelimit-limit-tokens"),
-    HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    HeaderName::from_static("x-ratelimit-reset-tokens"),
+/// As OpenAI and Anthropic name them. They are looked for in every answer, so their names are parsed only once. Anthropic's
+/// resets are dates, which are left unread.
+static HEADERS: [[HeaderName; 2]; 6] = [
+    [named("x-ratelimit-limit-requests"), named("anthropic-ratelimit-requests-limit")],
+    [named("x-ratelimit-remaining-requests"), named("anthropic-ratelimit-requests-remaining")],
+    [named("x-ratelimit-reset-requests"), named("anthropic-ratelimit-requests-reset")],
+    [named("x-ratelimit-limit-tokens"), named("anthropic-ratelimit-tokens-limit")],
+    [named("x-ratelimit-remaining-tokens"), named("anthropic-ratelimit-tokens-remaining")],
+    [named("x-ratelimit-reset-tokens"), named("anthropic-ratelimit-tokens-reset")],
 ];
+
+const fn named(name: &'static str) -> HeaderName {
+    HeaderName::from_static(name)
+}
 
 /// What the headers state; `None` if nothing.
 pub(super) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
-    let text = |at: usize| headers.get(&HEADERS[at])?.to_str().ok().map(str::trim);
+    let text = |at: usize| HEADERS[at].iter().find_map(|name| headers.get(name))?.to_str().ok().map(str::trim);
     let number = |at| text(at)?.parse().ok();
     let limit = RateLimit {
         limit_requests: number(0),
@@ -201,6 +207,10 @@ mod tests {
             "limit_tokens": 150_000, "remaining_tokens": 149_984, "reset_tokens_s": 0.006,
         });
         assert_eq!(rate_limit(&given), Some(serde_json::from_value(limit).unwrap()));
+        let anthropic =
+            [("anthropic-ratelimit-requests-remaining", "49"), ("anthropic-ratelimit-tokens-limit", "40000")];
+        let limit = RateLimit { remaining_requests: Some(49), limit_tokens: Some(40_000), ..RateLimit::default() };
+        assert_eq!(rate_limit(&headers(&anthropic)), Some(limit));
         for (text, seconds) in
             [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("", None), ("soon", None), ("5 s", None)]
         {

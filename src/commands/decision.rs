@@ -27,7 +27,7 @@ pub(super) struct Source {
 pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Source)> {
     let identity = Identity::of(settings, &prompts::of_run(settings)?);
     let simulated = settings.endpoint == Endpoint::Simulator;
-    let measured = Measured { simulated, ..load_measured(places, &identity)? };
+    let measured = Measured { simulated, ..load_measured(places, &identity, settings.limits())? };
     let mut source = Source { recorded: Recorded::default(), report: page::name(Path::new("criterion")) };
     if let Some(newest) = &measured.newest {
         // A run's id begins with the time that its results file is named by.
@@ -60,8 +60,11 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measure
     Ok((measured, Source { recorded: Recorded { run_id, about, requests }, report: page::name(path) }))
 }
 
-pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
+pub(super) fn decide_from(mut measured: Measured, settings: &Settings) -> Recommendation {
     let policy = &settings.config.policy;
+    for level in &mut measured.levels {
+        level.usd_per_1000 = settings.limits().prices.of_1000(level).or(level.usd_per_1000);
+    }
     // By another policy the race would have asked for something else.
     let raced = measured.raced.as_ref().filter(|(_, by)| by == policy).map(|(raced, _)| raced);
     let mut recommendation = recommend_after(raced, &measured.levels, policy);
@@ -101,7 +104,7 @@ pub(super) fn conclude(
     let manifest = &swept.run.manifest;
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
     let mut measured = if args.is_filtered() {
-        load_measured(places, &manifest.identity)?
+        load_measured(places, &manifest.identity, settings.limits())?
     } else {
         Measured {
             levels: swept.run.summaries.clone(),

@@ -28,6 +28,9 @@ pub enum Cause {
     TooSlow { gate: Gate, value: f64, limit: Limit, uncertain: Option<[f64; 2]> },
     Unknown { gate: Gate },
     MaybeTooSlow { gate: Gate, interval: [f64; 2], limit: Limit },
+    // The share of the requests that met `policy.slo`, and the share that should.
+    TooFewMet { share: f64, least: f64, uncertain: Option<[f64; 2]> },
+    MaybeTooFewMet { interval: [f64; 2], least: f64 },
     Other { text: String },
 }
 

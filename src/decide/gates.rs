@@ -3,7 +3,7 @@
 use super::causes::{Cause, Limit};
 use super::{Gate, JudgedLevel, Objective, Policy, Verdict, measurements, median, passing, size};
 use crate::client::outcome::Failure;
-use crate::figures::{LevelState, LevelSummary, Outage, Reach, wilson};
+use crate::figures::{Distribution, Estimate, LevelState, LevelSummary, Outage, Reach, wilson};
 
 /// Requests, fixed and per level: below these a level is not used.
 const USABLE: (u64, u64) = (30, 3);
@@ -34,6 +34,9 @@ pub(super) fn judge_all(levels: Vec<LevelSummary>, policy: &Policy, raced: bool)
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
         judge_times(level, &limits, raced);
     }
+    for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
+        judge_attainment(level, policy);
+    }
     judged
 }
 
@@ -46,17 +49,22 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy, usable: (u64, u64)) 
     for ours in ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"] {
         summary.unknown.remove(ours);
     }
+    // What was counted by other limits says nothing of these.
+    summary.goodput = summary.goodput.filter(|of| policy.slo.is_some_and(|slo| slo.limits() == of.slo.limits()));
     summary.outage = summary.outage.or_else(|| outage_by_failures(&summary, policy));
     let failed = failed_requests(&summary);
     let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
     // Without any failure the interval only says how small n is, which has a note of its own.
     let spanning = interval
         .filter(|[low, high]| failed != Some(0) && *low < policy.max_error_rate && *high >= policy.max_error_rate);
+    let fails_slo = policy
+        .slo
+        .is_some_and(|slo| summary.goodput.as_ref().is_none_or(|goodput| goodput.attainment.estimate < slo.attainment));
     let (verdict, cause) = if let Some(cause) = too_small(&summary, usable) {
         (Verdict::NotUsed, Some(cause))
     } else if let Some(cause) = failed_errors(&summary, spanning, policy) {
         (Verdict::Fail, Some(cause))
-    } else if value(&summary, policy.objective).is_none() {
+    } else if value(&summary, policy.objective).is_none() && !fails_slo {
         // What is to be maximised must be known.
         (Verdict::NotUsed, Some(Cause::NoValue { objective: policy.objective }))
     } else {
@@ -116,6 +124,7 @@ pub(crate) fn value(summary: &LevelSummary, objective: Objective) -> Option<f64>
     let value = match objective {
         Objective::Requests => summary.throughput_rps.map(|t| t.estimate),
         Objective::OutputTokens => summary.output_tps,
+        Objective::Goodput => summary.goodput.as_ref().map(|goodput| goodput.rps.estimate),
     };
     value.filter(|&value| value > 0.0)
 }
@@ -143,18 +152,37 @@ struct Time {
 }
 
 impl Time {
+    fn that_must_be_known(time: Option<Distribution>, interval: Option<[f64; 2]>) -> Self {
+        Time { value: time.and_then(|time| time.p95), interval, needs: None, must_be_known: true }
+    }
+
     fn of(summary: &LevelSummary, gate: Gate) -> Self {
         let latency = summary.gate_latency_s.or(summary.latency_s).unwrap_or_default();
         let needs = |least| Some(least).filter(|least| summary.requests.is_none_or(|n| n < *least));
         match gate {
             Gate::P95 => Time { value: latency.p95, interval: summary.p95_interval_s, ..Time::default() },
             Gate::P99 => Time { value: latency.p99, needs: needs(SMALLEST_N_FOR_P99), ..Time::default() },
-            Gate::TtftP95 => {
-                Time { value: summary.ttft_s.and_then(|ttft| ttft.p95), must_be_known: true, ..Time::default() }
-            }
-            Gate::Errors | Gate::Output => Time::default(),
+            Gate::TtftP95 => Time::that_must_be_known(summary.ttft_s, summary.ttft_p95_interval_s),
+            Gate::TpotP95 => Time::that_must_be_known(summary.tpot_s, summary.tpot_p95_interval_s),
+            Gate::Errors | Gate::Output | Gate::Attainment => Time::default(),
         }
     }
+}
+
+/// The share of the requests that met `policy.slo`, by the point estimate.
+fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
+    let gate = Gate::Attainment;
+    let Some(least) = policy.slo.map(|slo| slo.attainment) else { return };
+    let Some(goodput) = &level.summary.goodput else { return fail(level, gate, Cause::Unknown { gate }, false) };
+    let Estimate { estimate: share, lower, upper } = goodput.attainment;
+    // Where every request met it, the interval only says how small n is.
+    let interval = lower.zip(upper).filter(|&(low, high)| share < 1.0 && low < least && high >= least);
+    let uncertain = interval.map(|(low, high)| [low, high]);
+    if share < least {
+        return fail(level, gate, Cause::TooFewMet { share, least, uncertain }, uncertain.is_some());
+    }
+    level.uncertain |= uncertain.is_some();
+    level.causes.extend(uncertain.map(|interval| Cause::MaybeTooFewMet { interval, least }));
 }
 
 fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {

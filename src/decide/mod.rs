@@ -24,15 +24,17 @@ pub(crate) use outages::open_outages;
 pub(crate) use pick::{best_passing, half_width};
 
 use crate::figures::usl::{self, Usl};
-use crate::figures::{BLOCKS, LevelSummary};
+use crate::figures::{BLOCKS, LevelSummary, Slo};
 
-/// What the decision maximises: successful requests per second, or output tokens per second.
+/// What the decision maximises: successful requests per second, output tokens per second, or the requests per second that
+/// meet `policy.slo`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
     #[default]
     Requests,
     OutputTokens,
+    Goodput,
 }
 
 impl Objective {
@@ -40,6 +42,7 @@ impl Objective {
         match self {
             Objective::Requests => "requests/s",
             Objective::OutputTokens => "output tokens/s",
+            Objective::Goodput => "requests/s within policy.slo",
         }
     }
 }
@@ -57,6 +60,10 @@ pub struct Policy {
     pub max_p99_seconds: Option<f64>,
     /// Not gated without one; with one a level of unknown TTFT does not pass.
     pub max_ttft_p95_seconds: Option<f64>,
+    /// The same of the time per output token.
+    pub max_tpot_p95_seconds: Option<f64>,
+    /// Not gated without one; with one a level at which a time that it limits is unknown does not pass.
+    pub slo: Option<Slo>,
     /// How much throughput a lower level may give away against the best.
     pub tolerance: f64,
 }
@@ -69,18 +76,21 @@ impl Default for Policy {
             max_p95_seconds: None,
             max_p99_seconds: None,
             max_ttft_p95_seconds: None,
+            max_tpot_p95_seconds: None,
+            slo: None,
             tolerance: 0.05,
         }
     }
 }
 
 impl Policy {
-    /// The gates on times, each with its limit in seconds where one is set.
-    pub fn limits(&self) -> [(Gate, Option<f64>); 3] {
+    /// The gates on percentiles of times, each with its limit in seconds where one is set.
+    pub fn limits(&self) -> [(Gate, Option<f64>); 4] {
         [
             (Gate::P95, self.max_p95_seconds),
             (Gate::P99, self.max_p99_seconds),
             (Gate::TtftP95, self.max_ttft_p95_seconds),
+            (Gate::TpotP95, self.max_tpot_p95_seconds),
         ]
     }
 }
@@ -141,6 +151,9 @@ pub enum Gate {
     P95,
     P99,
     TtftP95,
+    TpotP95,
+    /// The share of the requests that meet `policy.slo`.
+    Attainment,
 }
 
 impl Gate {
@@ -152,6 +165,8 @@ impl Gate {
             Gate::P95 => Some("policy.max_p95_seconds"),
             Gate::P99 => Some("policy.max_p99_seconds"),
             Gate::TtftP95 => Some("policy.max_ttft_p95_seconds"),
+            Gate::TpotP95 => Some("policy.max_tpot_p95_seconds"),
+            Gate::Attainment => Some("policy.slo"),
         }
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn missing_checks(
         let decisive = std::iter::once(pick).chain(best);
         let of_pick = decisive.flat_map(|level| missing_checks_of(&level.summary, policy));
         missing.extend(of_pick.filter(|note| !raced || !matches!(note, Note::Small { .. })));
-        let without = passing(levels).filter(|level| block_rates(&level.summary).len() < 2 && !raced);
+        let without = passing(levels).filter(|level| block_rates(&level.summary, policy.objective).len() < 2 && !raced);
         let levels: Vec<usize> = without.map(|level| level.summary.concurrency).collect();
         missing.extend((!levels.is_empty()).then_some(Note::NoSpread { levels }));
     }

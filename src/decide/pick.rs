@@ -5,7 +5,9 @@ use rand::{RngExt, SeedableRng};
 
 use super::causes::{ClientLimit, Drifted, Reason};
 use super::gates::value;
-use super::{DriftCheck, JudgedLevel, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota};
+use super::{
+    DriftCheck, JudgedLevel, Objective, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota,
+};
 use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
@@ -45,7 +47,7 @@ pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
     let passing = levels.iter().enumerate().filter(|(_, level)| level.verdict == Verdict::Pass);
     let candidate = |(at, level): (usize, &JudgedLevel)| {
         let value = value(&level.summary, policy.objective)?;
-        Some(Candidate { at, value, blocks: block_rates(&level.summary) })
+        Some(Candidate { at, value, blocks: block_rates(&level.summary, policy.objective) })
     };
     let candidates: Vec<Candidate> = passing.filter_map(candidate).collect();
     let Some(pick) = smallest_good(candidates.iter().map(|c| (c.at, c.value)), policy.tolerance) else {
@@ -81,7 +83,9 @@ pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> D
         return Decision::none(Status::Unresolved, Reason::OneLevel);
     }
     let interval = raced.pick.map(|_| raced.interval);
-    let chosen = |level: &JudgedLevel| Some(level.summary.concurrency) == raced.pick && passes(level);
+    let chosen = |level: &JudgedLevel| {
+        Some(level.summary.concurrency) == raced.pick && passes(level) && may_be_good(level, levels, policy)
+    };
     let Some(pick) = levels.iter().position(chosen).filter(|_| raced.decided) else {
         return Decision { interval, ..Decision::none(Status::Unresolved, Reason::NotDecided { interval }) };
     };
@@ -93,6 +97,15 @@ pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> D
     let Policy { objective, tolerance, .. } = *policy;
     let reason = if status == Status::Ok { Reason::ByVisits { objective, tolerance } } else { reason };
     Decision { status, pick: Some(pick), interval, reason }
+}
+
+/// Whether a level's goodput may be within the tolerance of the best. The curves of a race are those of a throughput:
+/// goodput may fall more steeply than any of them.
+fn may_be_good(level: &JudgedLevel, levels: &[JudgedLevel], policy: &Policy) -> bool {
+    let goodput = level.summary.goodput.as_ref().filter(|_| policy.objective == Objective::Goodput);
+    let best = best_passing(levels, policy).map(|(_, best)| best);
+    let highest = goodput.map(|goodput| goodput.rps.upper.unwrap_or(goodput.rps.estimate));
+    highest.zip(best).is_none_or(|(highest, best)| highest >= (1.0 - policy.tolerance) * best)
 }
 
 pub(super) fn drift_check(levels: &[JudgedLevel]) -> DriftCheck {
@@ -166,7 +179,10 @@ struct Candidate {
 }
 
 /// The cohort's blocks; of a file without them, its windows.
-pub(super) fn block_rates(summary: &LevelSummary) -> Vec<f64> {
+pub(super) fn block_rates(summary: &LevelSummary, objective: Objective) -> Vec<f64> {
+    if objective == Objective::Goodput {
+        return summary.goodput.as_ref().map(|goodput| goodput.blocks_rps.clone()).unwrap_or_default();
+    }
     if !summary.blocks_rps.is_empty() {
         return summary.blocks_rps.clone();
     }

@@ -37,12 +37,12 @@ pub(super) fn seconds(micros: u32) -> f64 {
 }
 
 impl Distribution {
-    /// Of at most `most` values in microseconds; `None` if there are none.
-    pub(super) fn of(most: usize, values: impl Iterator<Item = u32>) -> Option<Self> {
+    /// Of at most `most` values in microseconds, with the interval of their P95; `None` if there are none.
+    pub(super) fn of(most: usize, values: impl Iterator<Item = u32>) -> (Option<Self>, Option<[f64; 2]>) {
         let mut sorted = Vec::with_capacity(most);
         sorted.extend(values);
         sorted.sort_unstable();
-        Self::of_sorted(&sorted)
+        (Self::of_sorted(&sorted), p95_interval(&sorted))
     }
 
     pub(super) fn of_sorted(values: &[u32]) -> Option<Self> {
@@ -135,7 +135,7 @@ mod tests {
     /// `[float(np.quantile([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4], p)) for p in (.5, .9, .95, .99, 1)]`, numpy 2.
     #[test]
     fn quantiles_are_those_of_numpy() {
-        let distribution = Distribution::of(7, [0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4].into_iter().map(micros)).unwrap();
+        let distribution = Distribution::of(7, [0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4].into_iter().map(micros)).0.unwrap();
         assert_near(distribution.p50, 0.4);
         assert_near(distribution.p90, 1.14);
         assert_near(distribution.p95, 1.319_999_999_999_999_6);
@@ -145,7 +145,7 @@ mod tests {
         assert_near(distribution.mean, 4.1 / 7.0);
 
         // np.quantile(np.arange(1, 101) / 100, p): with n = 100 P99 lies between the two largest.
-        let hundred = Distribution::of(100, (1..=100).map(|n| micros(f64::from(n) / 100.0))).unwrap();
+        let hundred = Distribution::of(100, (1..=100).map(|n| micros(f64::from(n) / 100.0))).0.unwrap();
         assert_near(hundred.p50, 0.505);
         assert_near(hundred.p90, 0.901);
         assert_near(hundred.p95, 0.950_5);
@@ -156,7 +156,7 @@ mod tests {
     fn a_quantile_of_one_value_is_that_value_and_of_none_unknown() {
         assert_eq!(quantile(1, 0.95, |_| 7.0), Some(7.0));
         assert_eq!(quantile(0, 0.95, |_| 7.0), None);
-        assert_eq!(Distribution::of(0, std::iter::empty()), None);
+        assert_eq!(Distribution::of(0, std::iter::empty()), (None, None));
         assert_eq!(Distribution::of_binned(&[]), None);
         assert_eq!(Distribution::of_binned(&[(0.1, 0)]), None);
         // Ends, and what lies beyond them: np.quantile([1, 2, 3], [0, 1])
@@ -176,7 +176,7 @@ mod tests {
         assert_near(binned.p95, 29.75);
         assert_near(binned.p99, 45.95);
         let values = bins.iter().flat_map(|&(value, count)| std::iter::repeat_n(micros(value), count as usize));
-        assert_eq!(Distribution::of(10, values), Some(binned));
+        assert_eq!(Distribution::of(10, values).0, Some(binned));
     }
 
     /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)`, scipy 1, by the mean of x.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::goodput::{Cost, Goodput, Prices, Slo};
 use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage};
 use super::outages::{Drift, Outage, without_outages};
-use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, with_interval};
+use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, wilson, with_interval};
 use super::reasons::{EarlyEnd, Reason, Reasons};
-use super::requests::{Request, Requests};
+use super::requests::{Micros, Request, Requests};
 use crate::client::outcome::{Failure, Phase, RateLimit};
 
 /// The part of a level's cohort whose prompts carry the same size label.
@@ -61,10 +62,20 @@ pub struct LevelSummary {
     pub p95_interval_s: Option<[f64; 2]>,
     /// Time to first token of the cohort's successes.
     pub ttft_s: Option<Distribution>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttft_p95_interval_s: Option<[f64; 2]>,
     /// Gaps between content chunks.
     pub itl_s: Option<Distribution>,
     /// Time per output token after the first.
     pub tpot_s: Option<Distribution>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpot_p95_interval_s: Option<[f64; 2]>,
+    /// Null without `policy.slo`, and where a time that it limits is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<Goodput>,
+    /// Null without prices, and where a figure that one of them needs is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usd_per_1000: Option<Cost>,
     /// Output tokens per second over the measured window, by the same shares.
     pub output_tps: Option<f64>,
     pub mean_output_tokens: Option<f64>,
@@ -153,8 +164,20 @@ impl LevelSummary {
         }
         let can_be = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| *f >= 0.0);
         self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
+        self.goodput = self.goodput.filter(|goodput| {
+            let Goodput { met, attainment, rps, blocks_rps, .. } = goodput;
+            let rates = [rps.estimate].into_iter().chain(blocks_rps.iter().copied());
+            *met <= requests && can_be(attainment) && can_be(rps) && { rates }
+                .all(|rate| rate.is_finite() && rate >= 0.0)
+        });
         self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
-        self.p95_interval_s = self.p95_interval_s.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
+        for interval in [&mut self.p95_interval_s, &mut self.ttft_p95_interval_s, &mut self.tpot_p95_interval_s] {
+            *interval = interval.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
+        }
+        if let Some(cost) = &mut self.usd_per_1000 {
+            keep(&mut cost.tokens);
+            keep(&mut cost.server);
+        }
         if let Some(client) = &mut self.client {
             keep(&mut client.cpu);
             keep(&mut client.timer_lag_p95_s);
@@ -167,7 +190,7 @@ impl LevelSummary {
 }
 
 /// What a level's figures depend on beside its measurements.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// What a timeout counts for in the latency gates, seconds.
     pub request_timeout_s: f64,
@@ -176,6 +199,8 @@ pub struct Limits {
     /// The engine was cold until then, seconds since the run began: what was measured before counts only where a level
     /// has nothing else.
     pub warm_from_s: f64,
+    pub slo: Option<Slo>,
+    pub prices: Prices,
 }
 
 /// A measurement with its requests.
@@ -207,24 +232,27 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
     // One that was given up is enough to doubt the level.
     let doubted = counted.iter().find(|(measurement, _)| measurement.state != LevelState::Complete);
     let doubted = doubted.or(counted.first()).map(|(measurement, _)| measurement);
+    let summary = pooled(&counted, limits);
     LevelSummary {
         outage,
         drift,
         state: doubted.map(|measurement| measurement.state),
         reason: doubted.and_then(|measurement| measurement.reason.clone()),
-        ..pooled(&counted, limits.request_timeout_s)
+        usd_per_1000: limits.prices.of_1000(&summary),
+        ..summary
     }
 }
 
 fn drift(first: &[Measured], again: &[Measured]) -> Option<Drift> {
-    let (first_blocks, blocks) = (blocks(first), blocks(again));
-    Drift::between((Rates::of(first).rps()?, &first_blocks), (Rates::of(again).rps()?, &blocks))
+    let (first_blocks, blocks) = (blocks(first, Request::is_success), blocks(again, Request::is_success));
+    let rps = |level| Rates::of(level, Request::is_success).rps();
+    Drift::between((rps(first)?, &first_blocks), (rps(again)?, &blocks))
 }
 
 /// One column after the other, since together they would take much memory.
-fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
-    let rates = Rates::of(level);
-    let blocks_rps = blocks(level);
+fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> LevelSummary {
+    let rates = Rates::of(level, Request::is_success);
+    let blocks_rps = blocks(level, Request::is_success);
     let requests = cohort(level).count() as u64;
     let rate = |count: u64| (requests > 0).then(|| count as f64 / requests as f64);
     let failures = failures(level);
@@ -244,6 +272,13 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
     latencies.sort_unstable();
     let (gate_latency_s, p95_interval_s) = (Distribution::of_sorted(&latencies), p95_interval(&latencies));
     drop(latencies);
+    let times = |time: fn(&Request) -> Micros| {
+        Distribution::of(succeeded as usize, successes(level).filter_map(|request| time(request).get()))
+    };
+    let (ttft_s, ttft_p95_interval_s) = times(|request| request.ttft);
+    let (tpot_s, tpot_p95_interval_s) = times(|request| request.tpot);
+    let lacks = |slo: &Slo| (slo.ttft.is_some() && ttft_s.is_none()) || (slo.tpot.is_some() && tpot_s.is_none());
+    let slo = slo.filter(|slo| succeeded == 0 || !lacks(slo));
     LevelSummary {
         concurrency: level.first().map_or(0, |(measurement, _)| measurement.concurrency),
         requests: Some(requests),
@@ -259,9 +294,12 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
         latency_s,
         gate_latency_s,
         p95_interval_s,
-        ttft_s: Distribution::of(succeeded as usize, successes(level).filter_map(|request| request.ttft.get())),
+        ttft_s,
+        ttft_p95_interval_s,
         itl_s: gaps(level),
-        tpot_s: Distribution::of(succeeded as usize, successes(level).filter_map(|request| request.tpot.get())),
+        tpot_s,
+        tpot_p95_interval_s,
+        goodput: slo.and_then(|slo| goodput(level, slo)),
         output_tps: rates.per_second(rates.tokens).filter(|_| has_tokens),
         mean_output_tokens: per_success(tokens).filter(|_| has_tokens),
         mean_input_tokens: per_success(input_tokens).filter(|_| !input_unknown),
@@ -297,6 +335,21 @@ fn successes<'a>(level: &'a [Measured]) -> impl Iterator<Item = &'a Request> {
     cohort(level).filter(|request| request.is_success())
 }
 
+fn goodput(level: &[Measured], slo: Slo) -> Option<Goodput> {
+    let is_met = |request: &Request| slo.is_met_by(request);
+    let requests = cohort(level).count() as u64;
+    let met = cohort(level).filter(|request| is_met(request)).count() as u64;
+    let [lower, upper] = wilson(met, requests)?;
+    let blocks_rps = blocks(level, is_met);
+    Some(Goodput {
+        slo,
+        met,
+        attainment: Estimate { estimate: met as f64 / requests as f64, lower: Some(lower), upper: Some(upper) },
+        rps: with_interval(Rates::of(level, is_met).rps()?, &blocks_rps, 0.95),
+        blocks_rps,
+    })
+}
+
 fn failures(level: &[Measured]) -> BTreeMap<Failure, u64> {
     let mut failures = BTreeMap::new();
     cohort(level).filter_map(|request| request.failure).for_each(|kind| *failures.entry(kind).or_default() += 1);
@@ -316,44 +369,42 @@ struct Rates {
 }
 
 impl Rates {
-    fn of(level: &[Measured]) -> Self {
+    /// A success is what counts as one.
+    fn of(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Self {
         let mut rates = Rates::default();
         for (measurement, requests) in level {
             if measurement.stage == Stage::Visit {
-                requests.cohort().for_each(|request| rates.add_whole(request, measurement.concurrency));
+                requests.cohort().for_each(|of| rates.add_whole(of, measurement.concurrency, counts(of)));
                 continue;
             }
             let window = measurement.window_s.unwrap_or_default();
             rates.duration_s += window[1] - window[0];
-            requests.rows.iter().for_each(|request| rates.add(request, window));
+            requests.rows.iter().for_each(|of| rates.add(of, window, counts(of)));
         }
         rates
     }
 
     /// A visit is too short for shares: what it met on its way in would count as its own. By Little's law its cohort
     /// took as long as its permits were held, over their number.
-    fn add_whole(&mut self, request: &Request, level: usize) {
+    fn add_whole(&mut self, request: &Request, level: usize, counts: bool) {
         let held_s = seconds(request.held_us());
         self.duration_s += held_s / level.max(1) as f64;
         self.in_flight_s += held_s - request.held_s;
         self.held_back_s += request.held_s;
-        if request.is_success() {
-            self.successes += 1.0;
-            self.tokens += f64::from(request.output_tokens.unwrap_or_default());
-            self.tokens_missing |= request.output_tokens.is_none();
-        }
+        self.count(request, f64::from(counts));
     }
 
-    fn add(&mut self, request: &Request, window: [f64; 2]) {
+    fn add(&mut self, request: &Request, window: [f64; 2], counts: bool) {
         self.in_flight_s += request.overlap_s(window);
         self.held_back_s += request.held_back_s(window);
-        if request.is_success() {
-            let share = request.share(window);
-            self.successes += share;
-            match request.output_tokens {
-                Some(tokens) => self.tokens += share * f64::from(tokens),
-                None => self.tokens_missing |= share > 0.0,
-            }
+        self.count(request, f64::from(counts) * request.share(window));
+    }
+
+    fn count(&mut self, request: &Request, share: f64) {
+        self.successes += share;
+        match request.output_tokens {
+            Some(tokens) => self.tokens += share * f64::from(tokens),
+            None => self.tokens_missing |= share > 0.0,
         }
     }
 
@@ -369,17 +420,18 @@ impl Rates {
 /// Blocks per measurement.
 pub const BLOCKS: usize = 10;
 
-/// Throughput by consecutive blocks of each measurement's cohort, in order of issue.
+/// Throughput of what counts by consecutive blocks of each measurement's cohort, in order of issue.
 ///
 /// A closed loop holds `level` permits all the time, so a block's throughput is `level` x successes / time its
 /// permits were held (Little's law). Blocks of requests are independent where their latencies are, while windows of
 /// time share the requests that cross their border; and blocks that follow each other show a server that changes
 /// its speed.
-fn blocks(level: &[Measured]) -> Vec<f64> {
-    level.iter().flat_map(|(measurement, requests)| blocks_of(measurement.concurrency, &requests.rows)).collect()
+fn blocks(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Vec<f64> {
+    let of = |(measurement, requests): &Measured| blocks_of(measurement.concurrency, &requests.rows, &counts);
+    level.iter().flat_map(of).collect()
 }
 
-fn blocks_of(level: usize, rows: &[Request]) -> Vec<f64> {
+fn blocks_of(level: usize, rows: &[Request], counts: impl Fn(&Request) -> bool) -> Vec<f64> {
     let is_measured = |&at: &u32| rows[at as usize].phase == Phase::Measured;
     let mut issued: Vec<u32> = (0..rows.len() as u32).filter(is_measured).collect();
     issued.sort_unstable_by_key(|&at| (rows[at as usize].seq, at));
@@ -390,7 +442,7 @@ fn blocks_of(level: usize, rows: &[Request]) -> Vec<f64> {
     let block = |at: usize| {
         let block = issued[at * n / BLOCKS..(at + 1) * n / BLOCKS].iter().map(|&at| &rows[at as usize]);
         let held: f64 = block.clone().map(|request| seconds(request.held_us())).sum();
-        let succeeded = block.filter(|request| request.is_success()).count();
+        let succeeded = block.filter(|request| counts(request)).count();
         if held > 0.0 { level as f64 * succeeded as f64 / held } else { 0.0 }
     };
     (0..BLOCKS).map(block).collect()
@@ -465,7 +517,8 @@ mod tests {
     use crate::client::outcome::RequestOutcome;
     use crate::client::outcome::tests::outcome;
 
-    const LIMITS: Limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, warm_from_s: 0.0 };
+    const NO_PRICES: Prices = Prices { per_million_input: None, per_million_output: None, server_per_hour: None };
+    const LIMITS: Limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, slo: None, prices: NO_PRICES, warm_from_s: 0.0 };
 
     fn two_for_ten_seconds() -> Measurement {
         Measurement { concurrency: 2, window_s: Some([10.0, 20.0]), ..Measurement::default() }

@@ -691,10 +691,7 @@ mod tests {
 
     fn summary(plan: &LoopPlan, record: &LoopRecord, log: &Log) -> LevelSummary {
         let requests = log.outcomes.iter().collect();
-        summarize(
-            &[(&record.measurement(plan.level), &requests)],
-            Limits { request_timeout_s: 0.0, max_error_rate: 1.0, warm_from_s: 0.0 },
-        )
+        summarize(&[(&record.measurement(plan.level), &requests)], Limits { max_error_rate: 1.0, ..Limits::default() })
     }
 
     fn measured(log: &Log) -> usize {

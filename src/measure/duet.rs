@@ -146,7 +146,7 @@ impl Server<'_> {
         rest.parts.into_values().for_each(|later| requests.append(later));
         let mut measurement = visited.measurement;
         measurement.began_s = visited.began.saturating_duration_since(self.swept.began).as_secs_f64();
-        let limits = self.swept.run.manifest.limits();
+        let limits = self.swept.run.manifest.limits(self.settings.limits());
         let own = figures::summarize(&[(&measurement, &requests)], limits);
         let is_first = self.measured.is_empty();
         self.measured.push(requests);

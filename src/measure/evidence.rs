@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::race::{Evidence, Seen, Visited};
 use crate::client::outcome::Failure;
-use crate::figures::{LevelState, Measurement, Requests};
+use crate::figures::{LevelState, Limits, Measurement, Requests};
 
 /// A measurement with its requests, and when those of its cohort were issued that are still in flight.
 #[derive(Clone, Copy)]
@@ -14,23 +14,24 @@ pub struct Made<'a> {
     pub in_flight_s: &'a [f64],
 }
 
-/// `sent` is the number of all requests; of a level at which more than `limit` of them found no server, what was measured
-/// when it was there counts.
-pub fn evidence(made: &[Made], sent: u64, limit: f64) -> Evidence {
+/// `sent` is the number of all requests; of a level at which too many of them found no server, what was measured when it
+/// was there counts.
+pub fn evidence(made: &[Made], sent: u64, limits: Limits) -> Evidence {
     let usable = |of: &&Made| of.measurement.state != LevelState::Cut && of.measurement.window_s.is_some();
     let usable: Vec<&Made> = made.iter().filter(usable).collect();
-    let is_there = |of: &Made| !of.requests.is_outage(limit);
+    let is_there = |of: &Made| !of.requests.is_outage(limits.max_error_rate);
     let mut served: BTreeMap<usize, bool> = BTreeMap::new();
     for of in &usable {
         *served.entry(of.measurement.concurrency).or_default() |= is_there(of);
     }
     let counted = usable.into_iter().filter(|of| is_there(of) || !served[&of.measurement.concurrency]);
-    let visits: Vec<Visited> = counted.map(visited).collect();
+    let visits: Vec<Visited> = counted.map(|of| visited(of, limits)).collect();
     let now_s = visits.iter().map(|visit| visit.span_s[1]).fold(0.0, f64::max);
     Evidence { visits, now_s, sent }
 }
 
-fn visited(made: &Made) -> Visited {
+fn visited(made: &Made, limits: Limits) -> Visited {
+    let seconds = |us: u32| f64::from(us) / 1e6;
     let Measurement { concurrency: level, began_s, window_s, .. } = *made.measurement;
     let ended = made.requests.cohort().filter(|request| !request.end_s.is_nan()).map(|request| Seen {
         start_s: began_s + request.start_s,
@@ -39,7 +40,9 @@ fn visited(made: &Made) -> Visited {
         failed: !request.is_success(),
         timed_out: request.failure == Some(Failure::Timeout),
         tokens: request.output_tokens,
-        ttft_s: request.ttft.get().map(|us| f64::from(us) / 1e6),
+        ttft_s: request.ttft.get().map(seconds),
+        tpot_s: request.tpot.get().map(seconds),
+        meets_slo: limits.slo.is_some_and(|slo| slo.is_met_by(request)),
     });
     let in_flight =
         made.in_flight_s.iter().map(|start_s| Seen { start_s: began_s + start_s, end_s: f64::NAN, ..Seen::default() });

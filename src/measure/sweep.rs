@@ -296,7 +296,7 @@ impl<'a> Sweep<'a> {
     fn summary(&self, level: usize) -> LevelSummary {
         let manifest = &self.swept.run.manifest;
         let of_level = manifest.levels.iter().zip(&self.requests).filter(|(of, _)| of.concurrency == level);
-        figures::summarize(&of_level.collect::<Vec<_>>(), manifest.limits())
+        figures::summarize(&of_level.collect::<Vec<_>>(), manifest.limits(self.settings.limits()))
     }
 
     /// Short visits, one after the other without a drain, until the answer stands or there is no room for more.
@@ -350,7 +350,7 @@ impl<'a> Sweep<'a> {
         let measurements = self.swept.run.manifest.levels.iter();
         let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
         let made = made.map(|((measurement, requests), in_flight_s)| Made { measurement, requests, in_flight_s });
-        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.config.policy.max_error_rate)
+        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.limits())
     }
 
     fn conclude(&mut self, standing: Standing) {
@@ -449,7 +449,7 @@ impl<'a> Sweep<'a> {
         }
         let levels = &self.swept.run.manifest.levels;
         let in_full: BTreeSet<usize> = self.took_s.keys().copied().collect();
-        let warm_from_s = self.swept.run.manifest.limits().warm_from_s;
+        let warm_from_s = self.swept.run.manifest.raced.map_or(0.0, |raced| raced.warm_from_s);
         let usable = |of: &Measurement| {
             let is_warm = of.middle_s().is_some_and(|at| at >= warm_from_s);
             is_warm && of.state == LevelState::Complete && !in_full.contains(&of.concurrency)

@@ -7,7 +7,7 @@ use super::estimates::{self, is_in_criterion};
 use super::sidecar::{read_requests, sidecar_name};
 use super::{Identity, Manifest, Places, RequestsFile, ResultsError};
 use crate::decide::{Note, Policy, Raced};
-use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Stage};
+use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Requests, Stage};
 
 /// What can be decided from.
 #[derive(Clone, Debug, Default)]
@@ -32,11 +32,12 @@ pub struct Measured {
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
 ///
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
-/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level.
+/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level. The `limits` may be
+/// others than those of the run, but for the time after which a request had timed out.
 ///
 /// # Errors
 /// If there is nothing, or the newest run was made against something else than `now`.
-pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, ResultsError> {
+pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<Measured, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
     let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
     let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
@@ -54,7 +55,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
-    let mut files = Files::new(places);
+    let mut files = Files::new(places, limits);
     for &level in &newest.about.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
@@ -154,12 +155,13 @@ fn newest_records<'a>(
 /// The sidecars of runs. That of all visits is read once.
 struct Files<'a> {
     places: &'a Places,
+    limits: Limits,
     visits: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
 }
 
 impl<'a> Files<'a> {
-    fn new(places: &'a Places) -> Self {
-        Files { places, visits: BTreeMap::new() }
+    fn new(places: &'a Places, limits: Limits) -> Self {
+        Files { places, limits, visits: BTreeMap::new() }
     }
 
     fn read(&mut self, folder: &Path, record: &Measurement) -> Result<Requests, ResultsError> {
@@ -181,7 +183,7 @@ impl<'a> Files<'a> {
         let folder = self.places.runs.join(manifest.run_id.as_str());
         let requests: Vec<_> = records.iter().map(|record| self.read(&folder, record)).collect::<Result<_, _>>()?;
         let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
-        Ok(figures::summarize(&measured, manifest.limits()))
+        Ok(figures::summarize(&measured, manifest.limits(self.limits)))
     }
 }
 

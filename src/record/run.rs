@@ -69,14 +69,6 @@ pub struct RunSettings {
     pub policy: Option<Policy>,
 }
 
-impl RunSettings {
-    fn limits(&self) -> Limits {
-        let max_error_rate = self.policy.as_ref().map_or(Policy::default().max_error_rate, |it| it.max_error_rate);
-        let request_timeout_s = self.request_timeout_s.unwrap_or_default();
-        Limits { request_timeout_s, max_error_rate, warm_from_s: 0.0 }
-    }
-}
-
 /// Another version may have had other keys, without which the rest of the file is worth as much.
 fn if_readable<'de, D: Deserializer<'de>, T: serde::de::DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
     Ok(serde_json::from_value(Value::deserialize(from)?).ok())
@@ -172,9 +164,10 @@ impl Manifest {
         read_json(path, MOST_OF_MANIFEST, "run manifest")
     }
 
-    pub fn limits(&self) -> Limits {
-        let warm_from_s = self.raced.map_or(0.0, |raced| raced.warm_from_s);
-        Limits { warm_from_s, ..self.about.settings.limits() }
+    /// Those of now, but for what belongs to the run.
+    pub fn limits(&self, now: Limits) -> Limits {
+        let request_timeout_s = self.about.settings.request_timeout_s.unwrap_or(now.request_timeout_s);
+        Limits { request_timeout_s, warm_from_s: self.raced.map_or(0.0, |raced| raced.warm_from_s), ..now }
     }
 
     /// The records of its requests, in the order in which they were made. `folder` is the run's.

@@ -10,7 +10,7 @@ use crate::report::words;
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
 
 /// Figures in the units of results files; empty where unknown.
-const COLUMNS: [Column; 24] = [
+const COLUMNS: [Column; 29] = [
     ("requests", |s| s.requests.map(|n| n as f64)),
     ("succeeded", |s| s.succeeded.map(|n| n as f64)),
     ("error_rate", |s| s.error_rate),
@@ -34,6 +34,11 @@ const COLUMNS: [Column; 24] = [
     ("output_tps", |s| s.output_tps),
     ("mean_output_tokens", |s| s.mean_output_tokens),
     ("mean_in_flight", |s| s.mean_in_flight),
+    ("goodput_rps", |s| Some(s.goodput.as_ref()?.rps.estimate)),
+    ("goodput_rps_lower", |s| s.goodput.as_ref()?.rps.lower),
+    ("goodput_rps_upper", |s| s.goodput.as_ref()?.rps.upper),
+    ("attainment", |s| Some(s.goodput.as_ref()?.attainment.estimate)),
+    ("usd_per_1000", |s| Some(s.usd_per_1000?.total())),
     ("failures", |s| Some(s.failures.values().sum::<u64>() as f64)),
 ];
 

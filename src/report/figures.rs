@@ -118,10 +118,16 @@ const fn measure(
     Measure { name, tone, style, of, band: |_| None }
 }
 
-const THROUGHPUT: [Measure; 1] = [Measure {
-    band: |s| s.throughput_rps.and_then(|t| Some([t.lower?, t.upper?])),
-    ..measure("requests/s", "accent", Style::Points, |s| Some(s.throughput_rps?.estimate))
-}];
+const THROUGHPUT: [Measure; 2] = [
+    Measure {
+        band: |s| s.throughput_rps.and_then(|t| Some([t.lower?, t.upper?])),
+        ..measure("requests/s", "accent", Style::Points, |s| Some(s.throughput_rps?.estimate))
+    },
+    Measure {
+        band: |s| s.goodput.as_ref().and_then(|of| Some([of.rps.lower?, of.rps.upper?])),
+        ..measure("within policy.slo", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps.estimate))
+    },
+];
 /// P99 only where there is one run.
 const LATENCY: [Measure; 3] = [
     measure("P50", "ink", Style::Dashed, |s| s.latency_s?.p50),
@@ -342,7 +348,7 @@ fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
 
 /// Output tokens, where they are what is maximised.
 fn tokens(runs: &[Run]) -> Option<Figure> {
-    if runs.iter().all(|run| run.policy.objective == Objective::Requests) {
+    if !runs.iter().any(|run| run.policy.objective == Objective::OutputTokens) {
         return None;
     }
     let label = "Output tokens per second over the concurrency level";

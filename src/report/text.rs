@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
 use crate::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
-use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, signed, time};
+use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, share, signed, time, usd};
 
 pub fn table(recommendation: &Recommendation) -> String {
     let by_size = recommendation.chosen().map(by_size).unwrap_or_default();
@@ -13,13 +13,8 @@ pub fn table(recommendation: &Recommendation) -> String {
 }
 
 fn levels(recommendation: &Recommendation) -> String {
-    let best = best_passing(recommendation);
-    let header =
-        ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
-    let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
-    rows.extend(recommendation.levels.iter().map(|level| row(&level.summary, best)));
     let verdicts = recommendation.levels.iter().map(|level| verdict(level, recommendation.recommended_concurrency));
-    aligned(&rows, std::iter::once("verdict".to_owned()).chain(verdicts))
+    aligned(&cells(recommendation), std::iter::once("verdict".to_owned()).chain(verdicts))
 }
 
 /// Cells in columns, right-aligned, each row with a remark at its end.
@@ -55,13 +50,39 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
+const COLUMNS: [&str; 13] =
+    ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
+
+type Column = (&'static str, fn(&LevelSummary) -> Option<String>);
+
+/// Columns that stand only where a level has something in them.
+const OPTIONAL: [Column; 4] = [
+    ("goodput", |s| Some(number(Some(s.goodput.as_ref()?.rps.estimate), 2))),
+    ("±", |s| Some(number(half_width(s.goodput.as_ref()?.rps), 2))),
+    ("in SLO", |s| Some(share(s.goodput.as_ref()?.attainment.estimate))),
+    ("USD/1000", |s| Some(usd(s.usd_per_1000?.total()))),
+];
+
+/// Without the verdicts: the header, and a row for each level.
+pub(super) fn cells(recommendation: &Recommendation) -> Vec<Vec<String>> {
+    let best = best_passing(recommendation);
+    let levels = || recommendation.levels.iter().map(|level| &level.summary);
+    let mut optional = OPTIONAL.to_vec();
+    optional.retain(|(_, cell)| levels().any(|summary| cell(summary).is_some()));
+    let header = COLUMNS.into_iter().chain(optional.iter().map(|column| column.0)).map(str::to_owned).collect();
+    let row = |summary: &LevelSummary| {
+        let optional = optional.iter().map(|(_, cell)| cell(summary).unwrap_or_else(|| UNKNOWN.to_owned()));
+        row(summary, best).into_iter().chain(optional).collect()
+    };
+    std::iter::once(header).chain(levels().map(row)).collect()
+}
+
+fn best_passing(recommendation: &Recommendation) -> Option<f64> {
     let rates = passing(&recommendation.levels).filter_map(JudgedLevel::throughput);
     rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
 }
 
-/// The cells of a level, from the level itself to n.
-pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
+fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
     let latency = summary.latency_s.unwrap_or_default();
     let p50 = |distribution: Option<Distribution>| time(distribution.and_then(|d| d.p50));
     let rps = summary.throughput_rps.map(|t| t.estimate);

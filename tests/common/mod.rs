@@ -59,8 +59,10 @@ impl Rig {
         let send = |ticket: closed_loop::Ticket| self.target.send(plan.level, ticket.seq);
         let record = self.runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
         let level = [(&record.measurement(plan.level), &outcomes.iter().collect())];
-        let summary =
-            figures::summarize(&level, Limits { request_timeout_s: TIMEOUT_S, max_error_rate: 0.05, warm_from_s: 0.0 });
+        let summary = figures::summarize(
+            &level,
+            Limits { request_timeout_s: TIMEOUT_S, max_error_rate: 0.05, ..Limits::default() },
+        );
         Measured { record, outcomes, summary }
     }
 }

@@ -217,7 +217,7 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
 }
 
 fn limits() -> Limits {
-    Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate, warm_from_s: 0.0 }
+    Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate, ..Limits::default() }
 }
 
 /// All measurements of one level, pooled as the sweep does it.
@@ -244,7 +244,7 @@ impl Ran {
         let made: Vec<Made> = made
             .map(|(Measured { measurement, requests, .. }, in_flight_s)| Made { measurement, requests, in_flight_s })
             .collect();
-        evidence(&made, self.sent(), Policy::default().max_error_rate)
+        evidence(&made, self.sent(), limits())
     }
 
     /// Ascending by level.

@@ -47,6 +47,9 @@ pub struct Seen {
     /// Output tokens, where the server reports them.
     pub tokens: Option<u32>,
     pub ttft_s: Option<f64>,
+    pub tpot_s: Option<f64>,
+    /// Whether it succeeded within `policy.slo`.
+    pub meets_slo: bool,
 }
 
 /// Whether a level fails a gate, and whether that is beyond chance.
@@ -74,6 +77,8 @@ struct Level {
     /// Ascending.
     latencies: Vec<f64>,
     ttfts: Vec<f64>,
+    tpots: Vec<f64>,
+    met_slo: usize,
     /// All successes, ended in time or not, their tokens and the squares of these.
     answers: [f64; 3],
     /// Over the successes that the throughput rests on: number, latency, its square, tokens, their square, and latency
@@ -125,6 +130,7 @@ impl Observed {
         for level in of.values_mut() {
             level.latencies.sort_unstable_by(f64::total_cmp);
             level.ttfts.sort_unstable_by(f64::total_cmp);
+            level.tpots.sort_unstable_by(f64::total_cmp);
         }
         let control = Control::new(&of, rules, pick);
         let alone = of.values().filter(|level| level.sums[0] >= 5.0).map(|level| level.sums[1] / level.sums[0]);
@@ -132,11 +138,16 @@ impl Observed {
         let mut levels: Vec<usize> = shown.iter().map(|visit| visit.level).collect();
         levels.sort_unstable();
         levels.dedup();
-        let output = rules.policy.objective == Objective::OutputTokens;
+        let objective = rules.policy.objective;
+        let met = |of: &Level| (of.met_slo as f64).max(0.5) / of.answers[0].max(1.0);
         let points = shown.iter().map(|visit| {
             let more = visit.tokens.map_or(0.0, |tokens| control.seconds_for(visit.level, tokens));
             let cycle = (visit.cycle_s - visit.share * more).max(0.3 * visit.cycle_s);
-            let worth = visit.tokens.filter(|&tokens| output && control.shifts && tokens > 0.0).unwrap_or(1.0);
+            let worth = match (objective, visit.tokens) {
+                (Objective::OutputTokens, Some(tokens)) if control.shifts && tokens > 0.0 => tokens,
+                (Objective::Goodput, _) => of.get(&visit.level).map_or(1.0, met),
+                _ => 1.0,
+            };
             Point {
                 at: levels.binary_search(&visit.level).unwrap_or_default(),
                 time: visit.at_s / service_s,
@@ -173,10 +184,20 @@ impl Observed {
         if verdict.fails {
             return verdict;
         }
+        if let Some(slo) = rules.policy.slo {
+            let known = surely(n - of.met_slo, n, 1.0 - slo.attainment);
+            let sure = known.is_some() || n >= SETTLED.max(10 * level);
+            let fails = n >= FEWEST_FOR_P95.max(3 * level) && (of.met_slo as f64) < slo.attainment * n as f64;
+            if known == Some(true) || fails {
+                return Verdict { fails: true, sure, limit_open: false };
+            }
+            verdict.sure &= sure;
+        }
         for (gate, own) in rules.policy.limits() {
             let (values, p) = match gate {
                 Gate::P95 => (&of.latencies, 0.95),
                 Gate::P99 => (&of.latencies, 0.99),
+                Gate::TpotP95 => (&of.tpots, 0.95),
                 _ => (&of.ttfts, 0.95),
             };
             let n = values.len();
@@ -257,10 +278,13 @@ fn shown(visit: &Visited, now_s: f64, of: &mut BTreeMap<usize, Level>) -> Option
             if !request.failed {
                 of.latencies.push(latency);
                 of.ttfts.extend(request.ttft_s);
+                of.tpots.extend(request.tpot_s);
+                of.met_slo += usize::from(request.meets_slo);
                 of.answers = [of.answers[0] + 1.0, of.answers[1] + own, of.answers[2] + own * own];
             } else if request.timed_out {
                 of.latencies.push(f64::INFINITY);
                 of.ttfts.push(f64::INFINITY);
+                of.tpots.push(f64::INFINITY);
             }
         }
         if reports && (!has_ended || request.end_s > visit.span_s[1]) {

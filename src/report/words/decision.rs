@@ -1,11 +1,11 @@
 //! Why a level has its verdict, and why a number was chosen or none.
 
-use super::numbers::{count, percent, range, rate as error_rate, seconds, signed};
+use super::numbers::{count, percent, range, rate as error_rate, seconds, share as written, signed};
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
 use crate::decide::causes::{Drifted, Limit, Passed, QuotaReached};
 use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, Recommendation};
-use crate::figures::Outage;
 use crate::figures::reasons::EarlyEnd;
+use crate::figures::{Outage, Slo};
 
 pub(super) fn gate(gate: Gate) -> &'static str {
     match gate {
@@ -14,6 +14,8 @@ pub(super) fn gate(gate: Gate) -> &'static str {
         Gate::P95 => "P95",
         Gate::P99 => "P99",
         Gate::TtftP95 => "TTFT P95",
+        Gate::TpotP95 => "TPOT P95",
+        Gate::Attainment => "the share of requests within policy.slo",
     }
 }
 
@@ -23,8 +25,22 @@ pub fn gates(policy: &Policy) -> String {
         None if of == Gate::P95 => format!(", P95 at most {DEFAULT_P95_FACTOR} x that of the lowest level"),
         None => format!(", {} not limited", gate(of)),
     });
+    let slo =
+        policy.slo.map(|slo| format!(", at least {} of the requests with {}", written(slo.attainment), limits(&slo)));
     let (errors, tolerance) = (error_rate(policy.max_error_rate), percent(policy.tolerance));
-    format!("error rate below {errors}{}; within {tolerance} of the best throughput", times.concat())
+    let best = maximised(policy.objective);
+    format!(
+        "error rate below {errors}{}{}; within {tolerance} of the best {best}",
+        times.concat(),
+        slo.unwrap_or_default()
+    )
+}
+
+/// `TTFT up to 500 ms, latency up to 2.00 s`
+fn limits(slo: &Slo) -> String {
+    let names = ["TTFT", "TPOT", "latency"].into_iter().zip(slo.limits());
+    let limits = names.filter_map(|(name, (_, limit))| Some(format!("{name} up to {}", seconds(limit?))));
+    limits.collect::<Vec<_>>().join(", ")
 }
 
 /// Empty for a plain pass.
@@ -45,6 +61,7 @@ fn cause(cause: &Cause) -> String {
             "no output tokens per second (the server reports no token counts; policy.objective: requests needs none)"
                 .to_owned()
         }
+        Cause::NoValue { objective: Objective::Goodput } => "no goodput, since there is no policy.slo".to_owned(),
         Cause::ErrorRate { rate, limit, uncertain: spanning, outage } => {
             let spanning = uncertain(spanning.map(|interval| range(interval, error_rate)));
             let lost = outage.map(|outage| format!("; {}", found_no_server(&outage))).unwrap_or_default();
@@ -63,9 +80,23 @@ fn cause(cause: &Cause) -> String {
             let spanning = uncertain(spanning.map(|interval| against(interval, above)));
             format!("{} {} is above {}{spanning}", gate(*of), seconds(*value), limit(*of, above))
         }
+        Cause::TooFewMet { share, least, uncertain: spanning } => {
+            let spanning = uncertain(spanning.map(|interval| range(interval, written)));
+            let (share, least) = (written(*share), written(*least));
+            format!("{share} of the requests keep within policy.slo, and at least {least} should{spanning}")
+        }
+        Cause::MaybeTooFewMet { interval, least } => {
+            let (interval, least) = (range(*interval, written), written(*least));
+            format!("share within policy.slo uncertain: {interval}, at least {least} should be")
+        }
+        Cause::Unknown { gate: Gate::Attainment } => {
+            "goodput is unknown: a time that policy.slo limits was not measured, or it was counted by other limits"
+                .to_owned()
+        }
         Cause::Unknown { gate: of } => {
             let key = of.key().unwrap_or_default();
-            format!("{} is unknown, so it cannot meet {key}; only streamed answers have one", gate(*of))
+            let answers = if *of == Gate::TpotP95 { "streamed answers with a token count" } else { "streamed answers" };
+            format!("{} is unknown, so it cannot meet {key}; only {answers} have one", gate(*of))
         }
         Cause::MaybeTooSlow { gate: of, interval, limit: near } => {
             format!("{} uncertain: {}, the limit is {}", gate(*of), against(*interval, near), limit(*of, near))
@@ -188,6 +219,7 @@ fn maximised(objective: Objective) -> &'static str {
     match objective {
         Objective::Requests => "throughput",
         Objective::OutputTokens => "output tokens per second",
+        Objective::Goodput => "goodput",
     }
 }
 
@@ -239,7 +271,7 @@ fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
         let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();
         let what = counted(counts);
-        Some(format!("{} (x-ratelimit-limit-{what}s{full})", count(limit?, what)))
+        Some(format!("{} (by its ratelimit headers{full})", count(limit?, what)))
     };
     let requests = || header(by_server.limit_requests, Counted::Requests, by_server.reset_s);
     let tokens = || header(by_server.limit_tokens, Counted::Tokens, by_server.reset_tokens_s);

@@ -23,7 +23,7 @@ pub use comparison::{
 pub use decision::{causes, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, gain, information, note};
-pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, signed, time};
+pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};
 pub use trouble::{endpoint_problem, refused_prompt};
 pub use writing::{WhyNot, already_written, left_as_it_was, why_not, written};
 

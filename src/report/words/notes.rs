@@ -3,10 +3,10 @@
 use std::fmt;
 
 use super::decision::{early_end, found_no_server, gate};
-use super::numbers::{count, levels, percent, seconds};
+use super::numbers::{count, levels, percent, range, seconds, share, usd};
 use crate::decide::causes::ClientLimit;
 use crate::decide::{JudgedLevel, Note, Recommendation, passing};
-use crate::figures::{LevelSummary, Outage};
+use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
 
 pub fn note(note: &Note) -> String {
     match note {
@@ -163,7 +163,30 @@ pub fn information(recommendation: &Recommendation) -> Vec<String> {
         let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
         format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.curve.r_squared)
     });
-    alternative.into_iter().chain(curve).collect()
+    let goodput = recommendation.chosen().and_then(|level| level.summary.goodput.as_ref()).map(goodput);
+    goodput.into_iter().chain(cost(recommendation)).chain(alternative).chain(curve).collect()
+}
+
+fn goodput(Goodput { rps, attainment, .. }: &Goodput) -> String {
+    let with_interval = |Estimate { estimate, lower, upper }: &Estimate, write: fn(f64) -> String| {
+        let interval = lower.zip(*upper).map(|(low, high)| format!(" ({})", range([low, high], write)));
+        write(*estimate) + &interval.unwrap_or_default()
+    };
+    let (rps, attainment) = (with_interval(rps, |rps| format!("{rps:.2}")), with_interval(attainment, share));
+    format!("Goodput {rps} requests/s: {attainment} of the requests keep within policy.slo")
+}
+
+/// What requests cost at the pick, and the level at which they cost least by the hour, where that shows. By the token all
+/// levels cost the same, but for the luck of the answers' lengths.
+fn cost(recommendation: &Recommendation) -> Option<String> {
+    let pick = recommendation.chosen()?.summary.usd_per_1000?;
+    let levels = passing(&recommendation.levels).map(|level| &level.summary);
+    let costs = levels.filter_map(|level| Some((level.concurrency, level.usd_per_1000?)));
+    let by_hour = costs.filter_map(|(level, cost)| Some((level, cost.server?, usd(cost.total()))));
+    let of_pick = usd(pick.total());
+    let least = by_hour.min_by(|a, b| a.1.total_cmp(&b.1)).filter(|(.., least)| *least != of_pick);
+    let least = least.map(|(level, _, least)| format!("; the cheapest level that passes is {level} ({least} USD)"));
+    Some(format!("1000 requests cost {of_pick} USD{}", least.unwrap_or_default()))
 }
 
 /// From this rate on it is trouble.

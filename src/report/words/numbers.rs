@@ -32,6 +32,11 @@ pub fn rate(rate: f64) -> String {
     }
 }
 
+/// A share of which most is wanted.
+pub fn share(share: f64) -> String {
+    format!("{} %", rounded(100.0 * share, if share >= 0.9 { 2 } else { 1 }))
+}
+
 /// Without zeros at the end. Adding 0 turns -0 into 0.
 fn rounded(value: f64, digits: usize) -> String {
     let scale = 10_f64.powi(digits as i32);
@@ -45,6 +50,12 @@ pub fn signed(change: f64) -> String {
 
 pub fn seconds(s: f64) -> String {
     if s < 1.0 { format!("{:.0} ms", s * 1000.0) } else { format!("{s:.2} s") }
+}
+
+/// US dollars, three digits of them at least.
+pub fn usd(usd: f64) -> String {
+    let digits = if usd >= 1.0 { 2 } else { (2.0 - usd.max(1e-9).log10().floor()) as usize };
+    format!("{usd:.digits$}")
 }
 
 pub fn or_unknown(value: Option<f64>, write: impl Fn(f64) -> String) -> String {
