@@ -41,7 +41,7 @@ pub use kind::RequestKind;
 pub use llm_client::{ChatRequest, ChatResponse, LlmClient, LlmError, Message};
 pub use outcome::TokenCounts;
 #[doc(hidden)]
-pub use request::BodyTemplate;
-pub use request::{Cache, RequestSettings};
+pub use request::{BodyTemplate, Prompt};
+pub use request::{Cache, RequestSettings, System};
 #[doc(hidden)]
 pub use transport::Transport;

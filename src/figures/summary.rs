@@ -8,7 +8,7 @@ use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad
 use super::outages::{Drift, Outage, without_outages};
 use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, with_interval};
 use super::reasons::{EarlyEnd, Reason, Reasons};
-use super::requests::{Request, Requests};
+use super::requests::{Request, Requests, sum};
 use crate::client::outcome::{Failure, Phase, RateLimit};
 
 /// The part of a level's cohort whose prompts carry the same size label.
@@ -70,6 +70,9 @@ pub struct LevelSummary {
     pub mean_output_tokens: Option<f64>,
     /// Mean tokens of a success's prompt.
     pub mean_input_tokens: Option<f64>,
+    /// Share of these tokens that came from the server's prefix cache; null where it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_rate: Option<f64>,
     /// Successes without content: their first token was the one that ends an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at_once: Option<u64>,
@@ -122,7 +125,7 @@ impl LevelSummary {
         let requests = self.requests.unwrap_or(u64::MAX);
         self.succeeded = self.succeeded.filter(|&n| n <= requests);
         self.failures.retain(|_, n| *n <= requests);
-        let rates = [&mut self.error_rate, &mut self.timeout_rate];
+        let rates = [&mut self.error_rate, &mut self.timeout_rate, &mut self.cached_rate];
         rates.into_iter().for_each(|rate| *rate = rate.filter(|r| (0.0..=1.0).contains(r)));
         self.throughput_rps = self.throughput_rps.filter(|t| t.estimate.is_finite() && t.estimate >= 0.0);
         if let Some(throughput) = &mut self.throughput_rps {
@@ -228,6 +231,8 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
     let tokens = successes(level).map(|request| u64::from(request.output_tokens.unwrap_or_default())).sum();
     let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
     let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens).sum();
+    let cached_tokens = level.iter().map(|(_, requests)| requests.cached_tokens).fold(None, sum);
+    let cached_rate = cached_tokens.map(|cached| cached as f64 / input_tokens as f64);
     let measurements = || level.iter().map(|(measurement, _)| measurement);
     let mut latencies = Vec::with_capacity(succeeded as usize + timeouts as usize);
     latencies.extend(successes(level).map(Request::held_us));
@@ -258,6 +263,7 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
         output_tps: rates.per_second(rates.tokens).filter(|_| has_tokens),
         mean_output_tokens: per_success(tokens).filter(|_| has_tokens),
         mean_input_tokens: per_success(input_tokens).filter(|_| !input_unknown),
+        cached_rate: cached_rate.filter(|rate| !input_unknown && *rate <= 1.0),
         ended_at_once: Some(level.iter().map(|(_, requests)| requests.ended_at_once).sum()).filter(|&count| count > 0),
         by_size: by_size(level),
         mean_in_flight: rates.per_second(rates.in_flight_s),

@@ -20,7 +20,14 @@ const TIMEOUT_S: f64 = 30.0;
 /// The simulator's texts, each different.
 pub fn prompts(count: usize) -> Vec<Prompt> {
     let snippets = prompts::generate(42, count).snippets.into_iter();
-    snippets.map(|snippet| Prompt { text: snippet.prompt(), id: snippet.id, size: snippet.size.to_owned() }).collect()
+    snippets
+        .map(|snippet| Prompt {
+            text: snippet.prompt(),
+            id: snippet.id,
+            size: snippet.size.to_owned(),
+            ..Prompt::default()
+        })
+        .collect()
 }
 
 /// The plan of the sweep for a level that measures `total` requests or more.
