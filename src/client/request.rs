@@ -89,7 +89,10 @@ impl RequestSettings {
                 if !text.trim().contains(char::is_whitespace)
                     && Path::new(text.trim()).extension().is_some_and(|end| !end.is_empty()) =>
             {
-                return system(&format!("is sent as it stands; for the text of a file write {{file: {}}}", text.trim()));
+                return system(&format!(
+                    "is sent as it stands; for the text of a file write {{file: {}}}",
+                    text.trim()
+                ));
             }
             _ => {}
         }
@@ -340,7 +343,9 @@ mod tests {
         let of = |kind, [s, b, u]: [&str; 3]| match kind {
             Chat => json!({"messages": [said("system", s), said("user", b), said("assistant", then), said("user", u)]}),
             Messages => json!({"system": s, "messages": [said("user", b), said("assistant", then), said("user", u)]}),
-            Responses => json!({"instructions": s, "input": [said("user", b), said("assistant", then), said("user", u)]}),
+            Responses => {
+                json!({"instructions": s, "input": [said("user", b), said("assistant", then), said("user", u)]})
+            }
             _ => json!({"prompt": format!("{s}\n\n{b}\n\n{then}\n\n{u}")}),
         };
         let short = |kind, s: &str, u: &str| match kind {
@@ -382,7 +387,10 @@ mod tests {
     #[test]
     fn a_prompts_own_limit_and_keys_come_before_the_settings_but_not_before_extra_body() {
         let settings = RequestSettings {
-            extra_body: Map::from_iter([("top_p".to_owned(), json!(0.5)), ("max_completion_tokens".to_owned(), json!(64))]),
+            extra_body: Map::from_iter([
+                ("top_p".to_owned(), json!(0.5)),
+                ("max_completion_tokens".to_owned(), json!(64)),
+            ]),
             ..RequestSettings::default()
         };
         let own = Map::from_iter([("top_p".to_owned(), json!(1)), ("seed".to_owned(), json!(7))]);

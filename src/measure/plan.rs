@@ -157,8 +157,8 @@ impl Plan {
         let Budget { usd_per_million_input: input, usd_per_million_output: output, .. } =
             settings.config.benchmark.budget;
         let input_tokens = requests as f64 * self.input_tokens;
-        let cost = input_tokens * input.unwrap_or_default()
-            + self.output_tokens(requests) as f64 * output.unwrap_or_default();
+        let cost =
+            input_tokens * input.unwrap_or_default() + self.output_tokens(requests) as f64 * output.unwrap_or_default();
         (input.is_some() || output.is_some()).then_some(cost / 1e6)
     }
 

@@ -63,7 +63,9 @@ pub enum PromptError {
     NoText(String, String),
     #[error("cannot read benchmark.request.system, {}: check its path and permissions, and that it is UTF-8 text", .0.display())]
     System(PathBuf, #[source] io::Error),
-    #[error("benchmark.request.system is set, and the prompt {0} has a system prompt of its own: leave one of the two out")]
+    #[error(
+        "benchmark.request.system is set, and the prompt {0} has a system prompt of its own: leave one of the two out"
+    )]
     TwoSystems(String),
     /// What was there before is still there.
     #[error("cannot write the test data file {}: choose a path in a folder that you may write to", .0.display())]
@@ -141,7 +143,8 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
     let is_named = |ending| path.extension().is_some_and(|it| it.eq_ignore_ascii_case(ending));
     let is_object = |line: &str| matches!(serde_json::from_str(line), Ok(Value::Object(_)));
     let whole = if is_named("txt") { Ok(Value::Null) } else { serde_json::from_str(text) };
-    let is_lines = is_named("jsonl") || is_named("ndjson") || whole.is_err() && text.lines().next().is_some_and(is_object);
+    let is_lines =
+        is_named("jsonl") || is_named("ndjson") || whole.is_err() && text.lines().next().is_some_and(is_object);
     if !is_named("txt") && !is_lines {
         let list = list(whole.map_err(|error| content(format!("is not valid JSON: {error}")))?).map_err(content)?;
         let place = |at| format!("the test data file {} has no text in entry {at} (counted from 0)", path.display());
@@ -211,9 +214,10 @@ fn prompt_of(index: usize, entry: &Value) -> Result<Prompt, String> {
         let is_other = |key: &str| !LIMITS.contains(&key) && !SET_BY_US.contains(&key);
         prompt.extra_body = body.clone().into_iter().filter(|(key, _)| is_other(key)).collect();
     }
-    prompt.id = [&entry["id"], &entry["custom_id"]].into_iter().find_map(label).unwrap_or_else(|| {
-        format!("prompt-{:04}", index + 1)
-    });
+    prompt.id = [&entry["id"], &entry["custom_id"]]
+        .into_iter()
+        .find_map(label)
+        .unwrap_or_else(|| format!("prompt-{:04}", index + 1));
     prompt.size = label(&entry["size"]).unwrap_or_else(|| size_of(prompt.characters()).to_owned());
     Ok(prompt)
 }
@@ -256,7 +260,8 @@ fn of_messages(list: &[Value], is_request: bool) -> Result<Prompt, String> {
 }
 
 fn message(value: &Value) -> Result<Message, String> {
-    let first = |keys: [&str; 2]| keys.into_iter().map(|key| &value[key]).find(|it| !it.is_null()).unwrap_or(&Value::Null);
+    let first =
+        |keys: [&str; 2]| keys.into_iter().map(|key| &value[key]).find(|it| !it.is_null()).unwrap_or(&Value::Null);
     let role = match first(["role", "from"]).as_str().unwrap_or_default() {
         "user" | "human" => "user",
         "assistant" | "gpt" | "chatgpt" | "model" => "assistant",

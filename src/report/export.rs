@@ -10,7 +10,7 @@ use crate::report::words;
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
 
 /// Figures in the units of results files; empty where unknown.
-const COLUMNS: [Column; 24] = [
+const COLUMNS: [Column; 25] = [
     ("requests", |s| s.requests.map(|n| n as f64)),
     ("succeeded", |s| s.succeeded.map(|n| n as f64)),
     ("error_rate", |s| s.error_rate),
@@ -33,6 +33,7 @@ const COLUMNS: [Column; 24] = [
     ("tpot_s_p95", |s| s.tpot_s?.p95),
     ("output_tps", |s| s.output_tps),
     ("mean_output_tokens", |s| s.mean_output_tokens),
+    ("cached_rate", |s| s.cached_rate),
     ("mean_in_flight", |s| s.mean_in_flight),
     ("failures", |s| Some(s.failures.values().sum::<u64>() as f64)),
 ];

@@ -103,6 +103,7 @@ struct Answer<'a> {
     reason: String,
     tiles: Vec<Tile>,
     notes: Vec<String>,
+    columns: Vec<String>,
     rows: Vec<Row>,
     /// The chosen level by the size of the prompts.
     sizes: Vec<(&'a str, Vec<String>)>,
@@ -136,6 +137,7 @@ impl<'a> Answer<'a> {
             reason: words::reason(recommendation),
             tiles: tiles(recommendation),
             notes: notes.collect(),
+            columns: text::cells(recommendation).swap_remove(0),
             rows: rows(recommendation),
             sizes: sizes.map(|part| (part.size.as_str(), text::size_row(part))).collect(),
             reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
@@ -218,14 +220,13 @@ struct Row {
 }
 
 fn rows(recommendation: &Recommendation) -> Vec<Row> {
-    let best = text::best_passing(recommendation);
-    let row = |level: &JudgedLevel| Row {
-        cells: text::row(&level.summary, best),
+    let row = |(level, cells): (&JudgedLevel, Vec<String>)| Row {
+        cells,
         verdict: words::verdict(level.verdict),
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
     };
-    recommendation.levels.iter().map(row).collect()
+    recommendation.levels.iter().zip(text::cells(recommendation).split_off(1)).map(row).collect()
 }
 
 /// A level in both runs.

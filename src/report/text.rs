@@ -13,11 +13,7 @@ pub fn table(recommendation: &Recommendation) -> String {
 }
 
 fn levels(recommendation: &Recommendation) -> String {
-    let best = best_passing(recommendation);
-    let header =
-        ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
-    let mut rows: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
-    rows.extend(recommendation.levels.iter().map(|level| row(&level.summary, best)));
+    let rows = cells(recommendation);
     let verdicts = recommendation.levels.iter().map(|level| verdict(level, recommendation.recommended_concurrency));
     aligned(&rows, std::iter::once("verdict".to_owned()).chain(verdicts))
 }
@@ -60,8 +56,23 @@ pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
     rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
 }
 
-/// The cells of a level, from the level itself to n.
-pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
+const COLUMNS: [&str; 14] = [
+    "level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "cached", "errors", "n",
+];
+
+/// The names of the columns, and the cells of each level below them.
+pub(super) fn cells(recommendation: &Recommendation) -> Vec<Vec<String>> {
+    let best = best_passing(recommendation);
+    let mut rows: Vec<Vec<String>> = vec![COLUMNS.map(str::to_owned).to_vec()];
+    rows.extend(recommendation.levels.iter().map(|level| row(&level.summary, best)));
+    if recommendation.levels.iter().all(|level| level.summary.cached_rate.is_none()) {
+        let cached = COLUMNS.iter().position(|name| *name == "cached");
+        rows.iter_mut().for_each(|row| drop(cached.map(|at| row.remove(at))));
+    }
+    rows
+}
+
+fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
     let latency = summary.latency_s.unwrap_or_default();
     let p50 = |distribution: Option<Distribution>| time(distribution.and_then(|d| d.p50));
     let rps = summary.throughput_rps.map(|t| t.estimate);
@@ -77,6 +88,7 @@ pub(super) fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
         p50(summary.ttft_s),
         p50(summary.tpot_s),
         number(summary.output_tps, 0),
+        or_unknown(summary.cached_rate, rate),
         or_unknown(summary.error_rate, rate),
         summary.requests.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string()),
     ]

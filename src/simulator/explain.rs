@@ -93,7 +93,8 @@ pub fn explain(
 
 /// Tokens that all prompts have in common at their start, in whole blocks; of a single prompt none.
 fn in_common(prompts: &[String]) -> u32 {
-    let as_first = |other: &String| prompts[0].chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
+    let as_first =
+        |other: &String| prompts[0].chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
     let characters = prompts[1..].iter().map(as_first).min().unwrap_or_default();
     (characters / BLOCK_CHARS) as u32 * BLOCK_TOKENS
 }
