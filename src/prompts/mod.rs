@@ -391,6 +391,93 @@ mod tests {
         }
     }
 
+    fn load_named(name: &str, text: &str) -> Result<Vec<Prompt>, String> {
+        parse(text, Path::new(name)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_prompt_a_line() {
+        let texts = |name: &str, text: &str| -> Vec<String> {
+            load_named(name, text).unwrap().into_iter().map(|prompt| prompt.text).collect()
+        };
+        assert_eq!(texts("p.txt", "Say \"hi\".\r\n\n [1]\n"), ["Say \"hi\".", " [1]"]);
+        assert_eq!(texts("p.jsonl", "\"a\"\n\n{\"prompt\": \"b\"}\n"), ["a", "b"]);
+        // By what is in it, where the name does not say it; and a single line is one, too.
+        assert_eq!(texts("p.json", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n"), ["a", "b"]);
+        assert_eq!(texts("p.JSONL", "{\"text\": \"a\"}"), ["a"]);
+    }
+
+    #[test]
+    fn conversations_are_the_users_turns_under_their_system_prompt() {
+        let share_gpt = r#"[{"id": "c1", "conversations": [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "a"},
+            {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}, {"from": "gpt", "value": ""}]}]"#;
+        let chat = r#"{"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "a"},
+            {"role": "assistant", "content": null, "value": "b"}, {"role": "user", "content": [{"type": "text", "text": "c"}]}],
+            "max_tokens": 9}"#;
+        let [of_gpt] = &load_named("p.json", share_gpt).unwrap()[..] else { panic!("one") };
+        let [of_chat] = &load_named("p.jsonl", &chat.replace('\n', " ")).unwrap()[..] else { panic!("one") };
+        let later = vec!["c".to_owned()];
+        let expected = Prompt { id: "c1".to_owned(), size: "small".to_owned(), later, ..Prompt::from("a") };
+        assert_eq!(*of_gpt, expected);
+        let id = "prompt-0001".to_owned();
+        assert_eq!(*of_chat, Prompt { id, system: Some("s".into()), max_tokens: Some(9), ..expected });
+    }
+
+    #[test]
+    fn a_line_of_a_batch_file_is_the_request_that_it_is() {
+        let line = r#"{"custom_id": "x-1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt",
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}], "stream": true,
+            "max_completion_tokens": 9, "temperature": 0}}"#;
+        let [prompt] = &load_named("p.jsonl", &line.replace('\n', " ")).unwrap()[..] else { panic!("one") };
+        let said = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+        let expected = Prompt {
+            id: "x-1".to_owned(),
+            size: "small".to_owned(),
+            system: Some("s".into()),
+            history: vec![said("user", "a"), said("assistant", "b")],
+            max_tokens: Some(9),
+            extra_body: serde_json::Map::from_iter([("temperature".to_owned(), 0.into())]),
+            ..Prompt::from("c")
+        };
+        assert_eq!(*prompt, expected);
+        for (line, system) in [
+            (r#"{"body": {"instructions": "s", "input": "c", "max_output_tokens": 9}}"#, Some("s")),
+            (
+                r#"{"params": {"system": "s", "messages": [{"role": "user", "content": "c"}], "max_tokens": 9}}"#,
+                Some("s"),
+            ),
+            (r#"{"body": {"prompt": "c", "max_tokens": 9}}"#, None),
+        ] {
+            let prompt = load_named("p.jsonl", line).unwrap().remove(0);
+            assert_eq!((&*prompt.text, prompt.system.as_deref(), prompt.max_tokens), ("c", system, Some(9)));
+            assert!(prompt.extra_body.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        for (line, what) in [
+            ("{\"text\": \"b\"", "it is not valid JSON, column"),
+            ("7", "it is a number"),
+            (r#"{"text": "b", "max_tokens": 0}"#, "its `max_tokens` is 0"),
+            (r#"{"text": "b", "max_tokens": "9"}"#, "its `max_tokens` is \"9\""),
+            (r#"{"conversations": [{"from": "gpt", "value": "b"}]}"#, "no message of it is the user's"),
+            (r#"{"messages": []}"#, "no message of it is the user's"),
+            (r#"{"conversations": [{"from": "bing", "value": "b"}]}"#, "the role `bing`"),
+            (r#"{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}"#, "the user has no text"),
+            (
+                r#"{"body": {"messages": [{"role": "assistant", "content": "b"}]}}"#,
+                "its last message is not the user's",
+            ),
+            (r#"{"body": {"model": "m"}}"#, "it has none of those keys"),
+            (r#"{"body": {"input": ["a", "b"]}}"#, "has the role ``"),
+        ] {
+            let error = load_named("my/p.jsonl", &format!("\"a\"\n\n{line}\n")).unwrap_err();
+            assert!(error.starts_with("my/p.jsonl:3: no prompt: ") && error.contains(what), "{error}");
+        }
+    }
+
     #[test]
     fn each_mistake_has_its_own_message() {
         let cases = [
