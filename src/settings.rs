@@ -430,6 +430,8 @@ impl Settings {
         }
         config.llm.headers.resolve(env);
         config.check()?;
+        let request = &mut config.benchmark.request;
+        request.cache = Some(request.cache());
         config.llm.resolve_paths(path);
         Ok(settings)
     }

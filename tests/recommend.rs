@@ -299,7 +299,7 @@ fn the_objective_may_be_goodput() {
     assert_eq!(recommend(&all, &by_requests).recommended_concurrency, Some(20));
     // A race chooses by curves of a throughput. What goodput contradicts is not written.
     for (pick, status) in [(10, Status::Ok), (20, Status::Unresolved)] {
-        let raced = Raced { pick: Some(pick), interval: [10, 20], decided: true };
+        let raced = Raced { pick: Some(pick), interval: [10, 20], decided: true, warm_from_s: 0.0 };
         assert_eq!(recommend_after(Some(&raced), &all, &policy).status, status, "{pick}");
     }
     // Not a single request within the limits is a failed gate, and no unknown.

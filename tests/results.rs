@@ -22,7 +22,7 @@ use tempfile::TempDir;
 const CONFIG: &str = "llm: {endpoint: 'http://user:hunter2@127.0.0.1:9/v1?key=s3cret', model: m}\n";
 
 fn prompts() -> Vec<Prompt> {
-    vec![Prompt { id: "a".to_owned(), size: "small".to_owned(), text: "Say hello".to_owned() }]
+    vec!["Say hello".into()]
 }
 
 fn settings(yaml: &str) -> Settings {

@@ -98,7 +98,7 @@ fn unique_prompts_keep_the_prefix_cache_out_of_the_measurement() {
     let prompts = common::prompts(1_000);
     let cached_by_level = |cache| {
         let config = SimulatorConfig { prefix_cache: true, ..config() };
-        let rig = Rig::start(config, &prompts, &RequestSettings { cache, ..RequestSettings::default() });
+        let rig = Rig::start(config, &prompts, &RequestSettings { cache: Some(cache), ..RequestSettings::default() });
         let cached = [4, 8].map(|level| {
             let outcomes = rig.measure(&plan(level, REQUESTS)).outcomes;
             outcomes.iter().map(|outcome| outcome.cached_tokens.expect("the server says it")).sum::<u32>()

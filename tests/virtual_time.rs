@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use llm_concurrency::client::outcome::{Failure, Phase, Reply, RequestOutcome, TokenCounts};
+use llm_concurrency::client::{BodyTemplate, Cache, Prompt, RequestSettings};
 use llm_concurrency::decide::{Objective, Policy, Status, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests, Slo, Stage, wilson};
 use llm_concurrency::load::closed_loop::{self, LoopPlan};
@@ -232,6 +233,55 @@ fn a_prefix_cache_favours_the_later_level_unless_prompts_are_unique() {
     assert_eq!(fresh, measure(true, None));
     assert!(fresh.iter().all(|level| level.cached_tokens == 0));
     assert!(fresh[1].rps > 0.95 * plain_8.rps, "{} where the truth is {}", fresh[1].rps, plain_8.rps);
+}
+
+/// The texts that the server reads, as the client writes them: a system prompt, and a task of the file.
+fn body_texts(body: &[u8]) -> String {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+    let texts = body["messages"].as_array().unwrap().iter().map(|message| message["content"].as_str().unwrap());
+    texts.collect::<Vec<_>>().join("\n")
+}
+
+/// A program sends a long system prompt with every request, and each time another task. Its server has the one in its
+/// prefix cache and not the other; so has `shared`, and neither of the other two.
+#[test]
+fn a_shared_system_prompt_is_measured_as_the_program_has_it() {
+    const LEVELS: [usize; 4] = [1, 2, 4, 8];
+    let system: Arc<str> = "You review code, word for word. ".repeat(112).into();
+    let prompts: Vec<Prompt> = (0..100)
+        .map(|i| Prompt { system: Some(system.clone()), ..Prompt::from(format!("{i:04}").repeat(250).as_str()) })
+        .collect();
+    let config = SimulatorConfig {
+        prefill_ms_per_token: 1.0,
+        prefix_cache: true,
+        ..config(8, OutputTokens::Fixed { tokens: 300 })
+    };
+    let texts: Vec<String> = prompts.iter().map(Prompt::joined).collect();
+    let truth = explain(&config, &LEVELS, &texts, 300, 2_000).unwrap().levels;
+    let measure = |cache| {
+        let settings = RequestSettings { cache: Some(cache), ..RequestSettings::default() };
+        let bodies: Vec<_> = prompts.iter().map(|prompt| BodyTemplate::new("m", &settings, prompt)).collect();
+        let mut server = PrefixCache::default();
+        LEVELS.map(|level| {
+            let measured = run_work(&config, &full_plan(level, 100), |seq| {
+                let mark = if cache == Cache::Reuse { String::new() } else { format!("{level:08x}{seq:08x} ") };
+                let prompt = body_texts(&bodies[seq as usize % bodies.len()].fill(&mark));
+                (prompt_tokens(&prompt) - server.look_up(&prompt), 300)
+            });
+            summarize(std::slice::from_ref(&measured)).throughput_rps.unwrap().estimate
+        })
+    };
+    let [fresh, shared, reuse] = [Cache::Fresh, Cache::Shared, Cache::Reuse].map(measure);
+    for (at, truth) in truth.iter().enumerate() {
+        let off = [fresh, shared, reuse].map(|rps| rps[at] / truth.throughput_rps - 1.0);
+        let row = off.map(|off| format!("{:+6.1} %", 100.0 * off));
+        println!("level {}: truth {:.3}, fresh, shared, reuse {row:?}", truth.level, truth.throughput_rps);
+        assert!(off[1].abs() < 0.05, "{row:?}");
+        assert!(off[0] < -0.3, "{row:?}");
+    }
+    // Level 1 fills the cache that the levels after it find full.
+    let off = |at: usize| reuse[at] / truth[at].throughput_rps - 1.0;
+    assert!((1..4).all(|at| off(at) > 0.15), "{reuse:?}");
 }
 
 // ---- the adaptive search ----

@@ -113,7 +113,7 @@ impl Observer for Records {
 fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
     let request = kind.settings();
     let url = Url::parse(&format!("http://{server}/v1")).expect("a URL");
-    let prompt = Prompt { id: "1".to_owned(), size: "small".to_owned(), text: PROMPT.to_owned() };
+    let prompt = Prompt::from(PROMPT);
     let folder = tempfile::tempdir().expect("a folder");
     let plan = LoopPlan::new(level, kind.requests(), level, SAMPLES, level);
     cost_us(kind.requests(), || {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! config, endpoint, headers,
-//! request, kind/                     what is asked of whom       http       connections, TLS, proxies
+//! request, prompt, kind/             what is asked of whom       http       connections, TLS, proxies
 //! transport                          one request, one reply      answer     the reply while it is read (sse: streams)
 //! failure, quota                     what went wrong, and which limit a server states       redact   what nobody may see
 //! ```
@@ -21,6 +21,7 @@ mod kind;
 mod llm_client;
 #[doc(hidden)]
 pub mod outcome;
+mod prompt;
 #[doc(hidden)]
 mod quota;
 #[doc(hidden)]
@@ -41,7 +42,7 @@ pub use kind::RequestKind;
 pub use llm_client::{ChatRequest, ChatResponse, LlmClient, LlmError, Message};
 pub use outcome::TokenCounts;
 #[doc(hidden)]
-pub use request::BodyTemplate;
-pub use request::{Cache, RequestSettings};
+pub use prompt::{BodyTemplate, Prompt};
+pub use request::{Cache, RequestSettings, System};
 #[doc(hidden)]
 pub use transport::Transport;

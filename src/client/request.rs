@@ -1,10 +1,9 @@
-//! What is sent: the section `benchmark.request` of config.yaml, and the bodies made by it.
+//! How requests are made: the section `benchmark.request` of config.yaml.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::config::{ConfigError, invalid};
 use super::kind::RequestKind;
@@ -23,8 +22,12 @@ pub struct RequestSettings {
     /// The prompts, a file beside config.yaml (or an absolute path). Without it `test-data/test_snippets.json`, and
     /// where that does not exist the same snippets from memory.
     pub prompts: Option<PathBuf>,
-    /// Whether the server's prefix cache may help.
-    pub cache: Cache,
+    /// What every prompt begins with. Saved only as part of the hash of the prompts.
+    #[serde(skip_serializing)]
+    pub system: Option<System>,
+    /// What of a prompt the server may have in its prefix cache; `None`: as [`cache`](Self::cache()) says.
+    #[serde(serialize_with = "or_fresh")]
+    pub cache: Option<Cache>,
     /// Merged into the body of every request. What is secret in it is not written into any file.
     #[serde(serialize_with = "without_secrets")]
     pub extra_body: Map<String, Value>,
@@ -37,7 +40,8 @@ impl Default for RequestSettings {
             stream: true,
             max_tokens: 64,
             prompts: None,
-            cache: Cache::Fresh,
+            system: None,
+            cache: None,
             extra_body: Map::new(),
         }
     }
@@ -47,14 +51,53 @@ fn without_secrets<S: Serializer>(map: &Map<String, Value>, serializer: S) -> Re
     redact::without_secrets(map).serialize(serializer)
 }
 
+/// Runs of earlier versions had no system prompt.
+fn or_fresh<S: Serializer>(cache: &Option<Cache>, serializer: S) -> Result<S::Ok, S::Error> {
+    cache.unwrap_or_default().serialize(serializer)
+}
+
+/// A system prompt.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(untagged, deny_unknown_fields, expecting = "expected a text, or {file: PATH}")]
+pub enum System {
+    /// Itself.
+    Text(String),
+    /// What a file holds.
+    File {
+        /// Beside config.yaml, or an absolute path.
+        file: PathBuf,
+    },
+}
+
 impl RequestSettings {
+    /// What is set, else `shared` where there is a system prompt to share, else `fresh`.
+    pub fn cache(&self) -> Cache {
+        self.cache.unwrap_or(if self.system.is_some() { Cache::Shared } else { Cache::Fresh })
+    }
+
     /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
     /// planned and counted.
     pub fn check(&self) -> Result<(), ConfigError> {
+        let system = |message: &str| Err(invalid("benchmark.request.system", message));
+        match &self.system {
+            Some(_) if self.kind == RequestKind::Embedding => return system("kind embedding has no system prompt"),
+            Some(System::Text(text)) if text.trim().is_empty() => return system("is blank; leave the key out"),
+            Some(System::Text(text))
+                if !text.trim().contains(char::is_whitespace)
+                    && Path::new(text.trim()).extension().is_some_and(|end| !end.is_empty()) =>
+            {
+                return system(&format!(
+                    "is sent as it stands; for the text of a file write {{file: {}}}",
+                    text.trim()
+                ));
+            }
+            _ => {}
+        }
         let body = &self.extra_body;
         let has = |key| body.contains_key(key);
         let wire = self.kind.wire();
         let (prompt_key, limit_key) = (wire.prompt_key, wire.limit_key.unwrap_or("max_tokens"));
+        let system_key = wire.system_key.unwrap_or_default();
         let asks_for_usage = |options: &Value| options.is_null() || options["include_usage"] == true;
         // Some models know the limit by this name only, and refuse the other unless it is null.
         let renamed = body.get("max_completion_tokens");
@@ -74,6 +117,11 @@ impl RequestSettings {
             ),
             (limit_key, limit_key != "max_tokens" && has(limit_key), "set benchmark.request.max_tokens instead"),
             (
+                system_key,
+                self.system.is_some() && has(system_key),
+                "benchmark.request.system is set too; leave one of the two out",
+            ),
+            (
                 "max_tokens",
                 body.get("max_tokens").is_some_and(|limit| !limit.is_null() || renamed.is_none()),
                 "set benchmark.request.max_tokens instead",
@@ -86,78 +134,16 @@ impl RequestSettings {
     }
 }
 
-/// Whether prompts are made unique.
+/// What of a prompt the server may have in its prefix cache: which traffic a measurement stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// Every prompt begins with a short unique prefix, so that a prefix cache favours no level.
+    /// Nothing: every prompt begins with a short unique mark. For traffic in which no two prompts begin alike.
     #[default]
     Fresh,
-    /// Prompts are sent as they are.
+    /// What stands before the first message of the user, which begins with the mark. For a program that sends its
+    /// system prompt with every request, and each time another task.
+    Shared,
+    /// All of it: prompts are sent as they are. For a program that sends the same prompts again and again.
     Reuse,
-}
-
-/// The body of a request, built once per prompt; only the prefix that makes it unique is filled in per request.
-pub struct BodyTemplate {
-    before: Vec<u8>,
-    after: Vec<u8>,
-}
-
-impl BodyTemplate {
-    /// The body that asks `model` about `prompt` as `settings` say.
-    pub fn new(model: &str, settings: &RequestSettings, prompt: &str) -> Self {
-        let wire = settings.kind.wire();
-        let mut others = Map::from_iter([("model".to_owned(), model.into())]);
-        if let Some(limit_key) = wire.limit_key {
-            others.insert(limit_key.into(), settings.max_tokens.into());
-            others.insert("stream".into(), settings.stream.into());
-            if settings.stream && wire.usage_on_request {
-                others.insert("stream_options".into(), json!({"include_usage": true}));
-            }
-        }
-        others.extend(settings.extra_body.clone());
-        others.remove(wire.prompt_key);
-        let others = Value::Object(others).to_string();
-        let (key, [open, close]) = (wire.prompt_key, wire.around_prompt);
-        let quoted = Value::from(prompt).to_string();
-        // The prompt comes last, and its place is where it is put: behind the others' last entry, after the quote.
-        let before = format!("{},\"{key}\":{open}\"", &others[..others.len() - 1]);
-        BodyTemplate { before: before.into(), after: format!("{}{close}}}", &quoted[1..]).into() }
-    }
-
-    /// The body with `prefix` (plain letters and digits) before the prompt.
-    pub fn fill(&self, prefix: &str) -> Bytes {
-        [&self.before, prefix.as_bytes(), &self.after].concat().into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_prompt_stands_where_it_belongs_whatever_else_is_sent() {
-        let extra_body = Map::from_iter([
-            ("messages".to_owned(), json!("x")),
-            ("a".to_owned(), json!({"\u{1}prefix\u{1}": [1]})),
-            ("z".to_owned(), Value::Null),
-        ]);
-        let prompt = "say \"hi\" \u{1}prefix\u{1}\n";
-        for (kind, place) in [
-            (RequestKind::Chat, "/messages/0/content"),
-            (RequestKind::Completion, "/prompt"),
-            (RequestKind::Embedding, "/input"),
-            (RequestKind::Responses, "/input"),
-            (RequestKind::Messages, "/messages/0/content"),
-        ] {
-            let limit = kind.wire().limit_key;
-            let settings = RequestSettings { kind, extra_body: extra_body.clone(), ..RequestSettings::default() };
-            let body: Value = serde_json::from_slice(&BodyTemplate::new("m", &settings, prompt).fill("0123 ")).unwrap();
-            assert_eq!(body.pointer(place).unwrap(), &format!("0123 {prompt}"), "{body}");
-            assert_eq!((&body["model"], &body["a"]), (&json!("m"), &extra_body["a"]));
-            assert!(limit.is_none_or(|limit| body[limit] == 64));
-            let theirs = ["max_tokens", "max_output_tokens"].into_iter().find(|key| body.get(key).is_some());
-            assert_eq!((theirs, body.get("stream_options").is_some()), (limit, kind.wire().usage_on_request));
-        }
-    }
 }

@@ -119,6 +119,12 @@ impl Transport {
         self.exchange(&body, false).await.reply
     }
 
+    /// The same, and the text of the answer.
+    pub(crate) async fn send_made_for_text(&self, body: impl Fn() -> Bytes) -> (Reply, String) {
+        let answer = self.exchange(&body, true).await;
+        (answer.reply, answer.text.unwrap_or_default())
+    }
+
     pub(super) async fn send_for_text(&self, body: Bytes) -> Answer {
         self.exchange(&|| body.clone(), true).await
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use super::{ConfigFile, print};
 use crate::client::ConfigError;
 use crate::measure::sweep;
-use crate::prompts;
+use crate::prompts::{self, Prompt};
 use crate::report::words;
 use crate::settings::{Overrides, Settings};
 use crate::simulator::{self, FaultRate, RequestEnd, Simulator, SimulatorConfig};
@@ -98,7 +98,7 @@ fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
 
 fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
     let benchmark = &settings.config.benchmark;
-    let prompts: Vec<String> = prompts::of_run(settings)?.into_iter().map(|prompt| prompt.text).collect();
+    let prompts: Vec<String> = prompts::of_run(settings)?.iter().map(Prompt::joined).collect();
     let max_tokens = benchmark.request.max_tokens;
     Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
 }

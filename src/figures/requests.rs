@@ -22,6 +22,8 @@ pub struct Requests {
     /// Tokens of the prompts of the cohort's successes, as far as they were counted, and how many were not.
     pub(super) input_tokens: u64,
     pub(super) input_unknown: bool,
+    /// Of these from the server's prefix cache; `None` where no answer said so.
+    pub(super) cached_tokens: Option<u64>,
 }
 
 /// Times in seconds since the measurement began.
@@ -93,6 +95,7 @@ impl Requests {
             self.ended_at_once += u64::from(outcome.chunks == 0 && outcome.output_tokens.is_some_and(|n| n > 0));
             self.input_tokens += u64::from(outcome.input_tokens.unwrap_or_default());
             self.input_unknown |= outcome.input_tokens.is_none();
+            self.cached_tokens = sum(self.cached_tokens, outcome.cached_tokens.map(u64::from));
         }
     }
 
@@ -119,6 +122,7 @@ impl Requests {
         self.ended_at_once += later.ended_at_once;
         self.input_tokens += later.input_tokens;
         self.input_unknown |= later.input_unknown;
+        self.cached_tokens = sum(self.cached_tokens, later.cached_tokens);
     }
 
     #[allow(clippy::len_without_is_empty, reason = "no caller needs it")]
@@ -130,6 +134,11 @@ impl Requests {
     pub(crate) fn cohort(&self) -> impl Iterator<Item = &Request> {
         self.rows.iter().filter(|request| request.phase == Phase::Measured)
     }
+}
+
+/// What is not stated counts as 0 where something is: some servers state only what is not.
+pub(super) fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).reduce(|one, other| one + other)
 }
 
 impl<'a> FromIterator<&'a RequestOutcome> for Requests {

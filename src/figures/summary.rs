@@ -9,7 +9,7 @@ use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad
 use super::outages::{Drift, Outage, without_outages};
 use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, wilson, with_interval};
 use super::reasons::{EarlyEnd, Reason, Reasons};
-use super::requests::{Micros, Request, Requests};
+use super::requests::{Micros, Request, Requests, sum};
 use crate::client::outcome::{Failure, Phase, RateLimit};
 
 /// The part of a level's cohort whose prompts carry the same size label.
@@ -81,6 +81,9 @@ pub struct LevelSummary {
     pub mean_output_tokens: Option<f64>,
     /// Mean tokens of a success's prompt.
     pub mean_input_tokens: Option<f64>,
+    /// Share of these tokens that came from the server's prefix cache; null where it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_rate: Option<f64>,
     /// Successes without content: their first token was the one that ends an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at_once: Option<u64>,
@@ -133,7 +136,7 @@ impl LevelSummary {
         let requests = self.requests.unwrap_or(u64::MAX);
         self.succeeded = self.succeeded.filter(|&n| n <= requests);
         self.failures.retain(|_, n| *n <= requests);
-        let rates = [&mut self.error_rate, &mut self.timeout_rate];
+        let rates = [&mut self.error_rate, &mut self.timeout_rate, &mut self.cached_rate];
         rates.into_iter().for_each(|rate| *rate = rate.filter(|r| (0.0..=1.0).contains(r)));
         self.throughput_rps = self.throughput_rps.filter(|t| t.estimate.is_finite() && t.estimate >= 0.0);
         if let Some(throughput) = &mut self.throughput_rps {
@@ -263,6 +266,8 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
     let tokens = successes(level).map(|request| u64::from(request.output_tokens.unwrap_or_default())).sum();
     let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
     let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens).sum();
+    let cached_tokens = level.iter().map(|(_, requests)| requests.cached_tokens).fold(None, sum);
+    let cached_rate = cached_tokens.map(|cached| cached as f64 / input_tokens as f64);
     let measurements = || level.iter().map(|(measurement, _)| measurement);
     let mut latencies = Vec::with_capacity(succeeded as usize + timeouts as usize);
     latencies.extend(successes(level).map(Request::held_us));
@@ -303,6 +308,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
         output_tps: rates.per_second(rates.tokens).filter(|_| has_tokens),
         mean_output_tokens: per_success(tokens).filter(|_| has_tokens),
         mean_input_tokens: per_success(input_tokens).filter(|_| !input_unknown),
+        cached_rate: cached_rate.filter(|rate| !input_unknown && *rate <= 1.0),
         ended_at_once: Some(level.iter().map(|(_, requests)| requests.ended_at_once).sum()).filter(|&count| count > 0),
         by_size: by_size(level),
         mean_in_flight: rates.per_second(rates.in_flight_s),
@@ -518,7 +524,8 @@ mod tests {
     use crate::client::outcome::tests::outcome;
 
     const NO_PRICES: Prices = Prices { per_million_input: None, per_million_output: None, server_per_hour: None };
-    const LIMITS: Limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, slo: None, prices: NO_PRICES, warm_from_s: 0.0 };
+    const LIMITS: Limits =
+        Limits { request_timeout_s: 30.0, max_error_rate: 0.05, slo: None, prices: NO_PRICES, warm_from_s: 0.0 };
 
     fn two_for_ten_seconds() -> Measurement {
         Measurement { concurrency: 2, window_s: Some([10.0, 20.0]), ..Measurement::default() }

@@ -60,7 +60,7 @@ pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnM
             }
         }
         let prompt = &prompts[at];
-        let characters = prompt.text.chars().count();
+        let characters = prompt.characters();
         probes.push(Probe { which, id: prompt.id.clone(), characters, latency_s, reply });
         if probes.last().is_some_and(Probe::is_refused) {
             break;
@@ -72,7 +72,7 @@ pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnM
 /// The numbers of a prompt of median length and of the longest; one where they are the same.
 fn chosen(prompts: &[Prompt]) -> Vec<(Which, usize)> {
     let mut by_length: Vec<usize> = (0..prompts.len()).collect();
-    by_length.sort_by_key(|&at| prompts[at].text.len());
+    by_length.sort_by_key(|&at| prompts[at].characters());
     let typical = by_length.get(by_length.len() / 2).map(|&at| (Which::Typical, at));
     let longest = by_length.last().map(|&at| (Which::Longest, at));
     let mut chosen: Vec<_> = typical.into_iter().chain(longest).collect();
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn a_typical_and_the_longest_prompt_are_chosen() {
         let prompts = |lengths: &[usize]| -> Vec<Prompt> {
-            let prompt = |&n: &usize| Prompt { id: n.to_string(), size: String::new(), text: "x".repeat(n) };
+            let prompt = |&n: &usize| "x".repeat(n).as_str().into();
             lengths.iter().map(prompt).collect()
         };
         assert_eq!(chosen(&prompts(&[9, 1, 5])), [(Which::Typical, 2), (Which::Longest, 0)]);

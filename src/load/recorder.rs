@@ -128,7 +128,7 @@ impl<O: Observer> Observer for Recorder<O> {
     }
 
     fn ended(&mut self, mut outcome: RequestOutcome, mut reply: Reply) {
-        outcome.prompt_size = Some(self.target.prompt_size(outcome.seq));
+        outcome.prompt_size = self.target.prompt_size(outcome.seq);
         let of_visit = outcome.visit.unwrap_or_default();
         outcome.visit = self.visits.as_ref().map(|visits| visits.first + of_visit);
         self.parts.entry(outcome.visit.unwrap_or_default()).or_default().push(&outcome);

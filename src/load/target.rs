@@ -1,22 +1,36 @@
 //! What a measurement sends, and where: the prompts in the same order at every level, each made unique.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::client::outcome::Reply;
 use crate::client::redact::fnv1a;
-use crate::client::{BodyTemplate, Transport};
-use crate::client::{Cache, RequestSettings};
-use crate::prompts::Prompt;
+use crate::client::{BodyTemplate, Cache, Prompt, RequestSettings, Transport};
 
 /// The requests of a run, by level and sequence number.
 pub struct Target {
     transport: Transport,
+    model: String,
+    request: RequestSettings,
     bodies: Vec<Arc<BodyTemplate>>,
     sizes: Vec<Arc<str>>,
-    cache: Cache,
     salt: String,
+    /// The prompts again, where some are the first turns of conversations.
+    conversations: Vec<Prompt>,
+    open: Arc<Mutex<Open>>,
 }
+
+/// Conversations that have begun in a loop.
+#[derive(Default)]
+struct Open {
+    begun: usize,
+    /// Those whose last turn was answered, and what makes each unique. As many are in flight as there are requests,
+    /// since the next turn follows at once; more only wait here where the level has come down.
+    answered: Vec<(Prompt, String)>,
+}
+
+/// A request to send: its body, what makes it unique, and the conversation that goes on after it.
+type Turn = (Arc<BodyTemplate>, String, Option<Prompt>);
 
 impl Target {
     /// Asks `model` about `prompts` (at least one) as `request` says. `salt` tells this run's requests from another's.
@@ -27,17 +41,31 @@ impl Target {
         prompts: &[Prompt],
         salt: impl Into<String>,
     ) -> Self {
-        let bodies = prompts.iter().map(|prompt| Arc::new(BodyTemplate::new(model, request, &prompt.text))).collect();
-        let sizes = prompts.iter().map(|prompt| prompt.size.as_str().into()).collect();
-        Target { transport, bodies, sizes, cache: request.cache, salt: salt.into() }
+        let mut bodies: Vec<Arc<BodyTemplate>> = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let body = BodyTemplate::new(model, request, prompt).sharing(bodies.last().map(|last| &**last));
+            bodies.push(Arc::new(body));
+        }
+        let has_conversations = prompts.iter().any(|prompt| !prompt.later.is_empty());
+        Target {
+            transport,
+            model: model.to_owned(),
+            request: request.clone(),
+            bodies,
+            sizes: prompts.iter().map(|prompt| prompt.size.as_str().into()).collect(),
+            salt: salt.into(),
+            conversations: if has_conversations { prompts.to_vec() } else { Vec::new() },
+            open: Arc::default(),
+        }
     }
 
     fn prompt(&self, seq: u64) -> usize {
         (seq % self.bodies.len() as u64) as usize
     }
 
-    pub fn prompt_size(&self, seq: u64) -> Arc<str> {
-        self.sizes[self.prompt(seq)].clone()
+    /// `None` where requests are turns of conversations: which one comes next depends on which is answered first.
+    pub fn prompt_size(&self, seq: u64) -> Option<Arc<str>> {
+        self.conversations.is_empty().then(|| self.sizes[self.prompt(seq)].clone())
     }
 
     /// The models the server says it has; `None` if it does not say.
@@ -53,35 +81,60 @@ impl Target {
     /// Sends the prompt with this number before anything is measured; `seq` makes it unique.
     pub fn send_before(&self, prompt: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         // Level 0 is none: no measured request carries the same mark.
-        self.send_prompt(prompt, 0, 0, seq)
+        self.send_turn((self.bodies[prompt].clone(), self.mark(0, 0, seq), None))
     }
 
     /// The same in a visit, from 1: what the level's first measurement left in the server's cache must not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        self.send_prompt(self.prompt(seq), round, level, seq)
+        let mark = self.mark(round, level, seq);
+        self.send_turn(match self.conversations[..] {
+            [] => (self.bodies[self.prompt(seq)].clone(), mark, None),
+            _ => self.next_turn(seq, mark),
+        })
     }
 
-    fn send_prompt(
-        &self,
-        prompt: usize,
-        round: u32,
-        level: usize,
-        seq: u64,
-    ) -> impl Future<Output = Reply> + Send + 'static {
-        let body = self.bodies[prompt].clone();
-        let prefix = match self.cache {
-            Cache::Fresh => unique_prefix(&self.salt, round, level, seq),
+    /// The next turn of the conversation that was answered last, else the first of another.
+    fn next_turn(&self, seq: u64, mark: String) -> Turn {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if seq == 0 {
+            *open = Open::default();
+        }
+        if let Some((prompt, mark)) = open.answered.pop() {
+            return (Arc::new(BodyTemplate::new(&self.model, &self.request, &prompt)), mark, Some(prompt));
+        }
+        let at = open.begun % self.bodies.len();
+        open.begun += 1;
+        (self.bodies[at].clone(), mark, Some(self.conversations[at].clone()))
+    }
+
+    fn send_turn(&self, (body, mark, conversation): Turn) -> impl Future<Output = Reply> + Send + 'static {
+        let (transport, open) = (self.transport.clone(), self.open.clone());
+        async move {
+            let Some(conversation) = conversation else { return transport.send_made(|| body.fill(&mark)).await };
+            let (reply, answer) = transport.send_made_for_text(|| body.fill(&mark)).await;
+            // After a failure there is nothing to go on from.
+            if reply.failure.is_none()
+                && let Some(next) = conversation.answered(answer)
+            {
+                open.lock().unwrap_or_else(PoisonError::into_inner).answered.push((next, mark));
+            }
+            reply
+        }
+    }
+
+    fn mark(&self, round: u32, level: usize, seq: u64) -> String {
+        match self.request.cache() {
+            Cache::Fresh | Cache::Shared => unique_mark(&self.salt, round, level, seq),
             Cache::Reuse => String::new(),
-        };
-        let transport = self.transport.clone();
-        async move { transport.send_made(|| body.fill(&prefix)).await }
+        }
     }
 }
 
 /// Short, and always of the same length: over run, round, level and sequence.
-fn unique_prefix(salt: &str, round: u32, level: usize, seq: u64) -> String {
+fn unique_mark(salt: &str, round: u32, level: usize, seq: u64) -> String {
     let numbers = [u64::from(round), level as u64, seq].map(u64::to_le_bytes);
-    format!("{:016x} ", fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())))
+    // Each digit costs prefill: 40 bits tell a million requests from each other but for a few.
+    format!("{:010x} ", fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())) >> 24)
 }
 
 #[cfg(test)]
@@ -91,17 +144,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_unique_by_run_round_level_and_sequence_and_always_as_long() {
+    fn a_mark_is_unique_by_run_round_level_and_sequence_and_always_as_long() {
         let mut seen = HashSet::new();
         for salt in ["42/a", "42/b"] {
             for (round, level) in [(0, 1), (0, 2), (0, 50), (1, 2), (2, 50)] {
                 for seq in 0..1000 {
-                    let prefix = unique_prefix(salt, round, level, seq);
-                    assert_eq!(prefix.len(), 17);
-                    assert!(seen.insert(prefix), "{salt} {round} {level} {seq}");
+                    let mark = unique_mark(salt, round, level, seq);
+                    assert_eq!(mark.len(), 11);
+                    assert!(seen.insert(mark), "{salt} {round} {level} {seq}");
                 }
             }
         }
-        assert_eq!(unique_prefix("42/a", 1, 5, 7), unique_prefix("42/a", 1, 5, 7));
+        assert_eq!(unique_mark("42/a", 1, 5, 7), unique_mark("42/a", 1, 5, 7));
     }
 }

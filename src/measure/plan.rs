@@ -36,6 +36,8 @@ pub struct Plan {
     /// Whether what has fallen against a baseline is measured once more at the end.
     baseline_round: bool,
     input_tokens: f64,
+    /// Of an answer, at most.
+    output_tokens: u32,
 }
 
 impl Plan {
@@ -43,7 +45,7 @@ impl Plan {
     ///
     /// The budget is held by what a level may send at most, so that it cannot be passed.
     pub fn new(settings: &Settings, prompts: &[Prompt], selects: impl Fn(usize) -> bool) -> Self {
-        let mut plan = Plan::empty(prompts);
+        let mut plan = Plan::empty(settings, prompts);
         plan.configured = settings.config.benchmark.levels();
         plan.list(settings, selects);
         plan
@@ -51,7 +53,7 @@ impl Plan {
 
     /// All levels of these settings, in full, and a race among them; of a quick run and of `auto` the race alone.
     pub fn whole(settings: &Settings, prompts: &[Prompt]) -> Self {
-        let mut plan = Plan::empty(prompts);
+        let mut plan = Plan::empty(settings, prompts);
         let benchmark = &settings.config.benchmark;
         match benchmark.levels {
             Levels::List(_) => {
@@ -84,7 +86,8 @@ impl Plan {
         Plan { baseline_round: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
     }
 
-    fn empty(prompts: &[Prompt]) -> Self {
+    fn empty(settings: &Settings, prompts: &[Prompt]) -> Self {
+        let usual = settings.config.benchmark.request.max_tokens;
         Plan {
             levels: Vec::new(),
             configured: Vec::new(),
@@ -93,6 +96,7 @@ impl Plan {
             auto: None,
             baseline_round: false,
             input_tokens: mean_input_tokens(prompts),
+            output_tokens: prompts.iter().map(|prompt| prompt.max_tokens.unwrap_or(usual)).max().unwrap_or(usual),
         }
     }
 
@@ -153,9 +157,13 @@ impl Plan {
         let Budget { usd_per_million_input: input, usd_per_million_output: output, .. } =
             settings.config.benchmark.budget;
         let input_tokens = requests as f64 * self.input_tokens;
-        let cost = input_tokens * input.unwrap_or_default()
-            + output_tokens(settings, requests) as f64 * output.unwrap_or_default();
+        let cost =
+            input_tokens * input.unwrap_or_default() + self.output_tokens(requests) as f64 * output.unwrap_or_default();
         (input.is_some() || output.is_some()).then_some(cost / 1e6)
+    }
+
+    fn output_tokens(&self, requests: u64) -> u64 {
+        requests.saturating_mul(u64::from(self.output_tokens))
     }
 
     fn exceeds(&self, settings: &Settings, requests: u64) -> Option<&'static str> {
@@ -163,7 +171,7 @@ impl Plan {
         if budget.max_requests.is_some_and(|limit| requests > limit) {
             return Some("max_requests");
         }
-        if budget.max_output_tokens.is_some_and(|limit| output_tokens(settings, requests) > limit) {
+        if budget.max_output_tokens.is_some_and(|limit| self.output_tokens(requests) > limit) {
             return Some("max_output_tokens");
         }
         let cost = self.cost_usd(settings, requests).zip(budget.max_cost_usd);
@@ -202,8 +210,8 @@ impl Plan {
             "Plan: levels {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n{how}      \
              {probably}at most {most} requests of up to {} output tokens ({} in all{})\n      \
              about {service_times:.0} s of load for each second that a request takes\n",
-            benchmark.request.max_tokens,
-            output_tokens(settings, most),
+            self.output_tokens,
+            self.output_tokens(most),
             cost(most),
         );
         if let Some(key) = self.exceeds(settings, self.requests(settings)) {
@@ -225,12 +233,8 @@ impl Plan {
     }
 }
 
-fn output_tokens(settings: &Settings, requests: u64) -> u64 {
-    requests.saturating_mul(u64::from(settings.config.benchmark.request.max_tokens))
-}
-
 fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
-    let characters: usize = prompts.iter().map(|prompt| prompt.text.chars().count()).sum();
+    let characters: usize = prompts.iter().map(Prompt::characters).sum();
     characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
 }
 
@@ -277,7 +281,7 @@ mod tests {
     }
 
     fn plan(yaml: &str) -> Plan {
-        let prompt = Prompt { id: "1".to_owned(), size: "small".to_owned(), text: "x".repeat(250) };
+        let prompt = Prompt::from("x".repeat(250).as_str());
         Plan::whole(&settings(yaml), &[prompt])
     }
 

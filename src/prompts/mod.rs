@@ -15,13 +15,16 @@ mod generator;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::client::redact::one_line;
+use crate::client::{Message, System};
 use crate::files;
 use crate::settings::Settings;
 
+pub use crate::client::Prompt;
 pub use generator::{SnippetFile, generate};
 
 /// Where the generated file is kept, relative to the working folder.
@@ -39,16 +42,6 @@ const SHIPPED: &str = include_str!("../../test-data/test_snippets.json");
 /// rather than ending after a word.
 const INSTRUCTIONS: &str = include_str!("instructions.txt");
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// That of the file, else `prompt-0001` and so on by position.
-    pub id: String,
-    /// The label of the file, else by length in characters: below 800 small, below 3000 medium, else large. (The
-    /// generated snippets fall on the same sides of these marks, more or less.)
-    pub size: String,
-    pub text: String,
-}
-
 /// Why there are no prompts, or why they could not be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -62,12 +55,18 @@ pub enum PromptError {
     Read(PathBuf, #[source] io::Error),
     #[error("the test data file {} {}. {REMEDY}", .0.display(), .1)]
     Content(PathBuf, String),
+    /// Where, and what is there instead.
     #[error(
-        "the test data file {} has no text in entry {} (counted from 0): {}. An entry is a non-blank \
-         string, or an object with one as `prompt`, `text`, `code` or `content`.",
-        .0.display(), .1, .2
+        "{0}: {1}. An entry is a non-blank string, or an object with one as `prompt`, `text`, `code` or `content`, with a \
+         list of messages as `messages` or `conversations`, or with a request as `body`."
     )]
-    NoText(PathBuf, usize, String),
+    NoText(String, String),
+    #[error("cannot read benchmark.request.system, {}: check its path and permissions, and that it is UTF-8 text", .0.display())]
+    System(PathBuf, #[source] io::Error),
+    #[error(
+        "benchmark.request.system is set, and the prompt {0} has a system prompt of its own: leave one of the two out"
+    )]
+    TwoSystems(String),
     /// What was there before is still there.
     #[error("cannot write the test data file {}: choose a path in a folder that you may write to", .0.display())]
     Write(PathBuf, #[source] io::Error),
@@ -78,10 +77,16 @@ const REMEDY: &str = "Regenerate it with `llm-concurrency generate-test-data`, o
 
 /// Reads the prompts of a file, in its order.
 ///
-/// It takes the file of [`generate`], an array of strings, an array of objects, or an object with such an array as
-/// `snippets` or `prompts`. An object of the array has its text as `prompt`, `text`, `code` or `content` (the first
-/// of these that is there), and may have `id` and `size`. A `prompt`, a `text`, a `content` and a plain string are
-/// sent as they are; `code` gets an instruction before it and a fence around it, with `language` as its tag.
+/// It takes the file of [`generate`], an array of entries, an object with such an array as `snippets` or `prompts`, an
+/// entry a line (JSON Lines), and in a file named `.txt` a plain text a line. An entry is
+///
+/// - a string, or an object with one as `prompt`, `text`, `code` or `content` (the first of these that is there). They
+///   are sent as they are, but `code` gets an instruction before it and a fence around it, with `language` as its tag;
+/// - a conversation as `messages` (`role`, `content`) or `conversations` (`from`, `value`, as ShareGPT has it): what the
+///   user says is sent turn by turn, and the answers are the server's own, not those of the file;
+/// - a request of a batch file, as `body` (or `params`): its messages are sent at once, the other keys with them.
+///
+/// Each may have `id`, `size` and `max_tokens`.
 ///
 /// # Errors
 /// A [`PromptError`] that says what is wrong, where, and what to do.
@@ -94,38 +99,76 @@ pub fn load(path: impl AsRef<Path>) -> Result<Vec<Prompt>, PromptError> {
     parse(&text, path)
 }
 
-/// The prompts of a run: of the file that the settings name, else of [`DEFAULT_PATH`] beside the config file, else
-/// (there being no such file) the shipped ones.
+/// The prompts of a run, its system prompt included: of the file that the settings name, else of [`DEFAULT_PATH`] beside
+/// the config file, else (there being no such file) the shipped ones.
 ///
 /// # Errors
 /// As [`load`]; a file that the settings name must exist.
 pub fn of_run(settings: &Settings) -> Result<Vec<Prompt>, PromptError> {
-    if let Some(named) = &settings.config.benchmark.request.prompts {
-        return load(settings.beside_config(named));
+    let request = &settings.config.benchmark.request;
+    let mut prompts = match &request.prompts {
+        Some(named) => load(settings.beside_config(named))?,
+        None => match load(settings.beside_config(DEFAULT_PATH)) {
+            Err(PromptError::NotFound(path)) => parse(SHIPPED, &path)?,
+            loaded => loaded?,
+        },
+    };
+    let system = match &request.system {
+        None => return Ok(prompts),
+        Some(System::Text(text)) => text.clone(),
+        Some(System::File { file }) => {
+            let path = settings.beside_config(file);
+            let text = files::read_to_string(&path, MOST).map_err(|error| PromptError::System(path.clone(), error))?;
+            Some(text).filter(|text| !text.trim().is_empty()).ok_or_else(|| {
+                PromptError::System(path, io::Error::new(io::ErrorKind::InvalidData, "there is no text in it"))
+            })?
+        }
+    };
+    let system: Arc<str> = system.into();
+    for prompt in &mut prompts {
+        if prompt.system.replace(system.clone()).is_some() {
+            return Err(PromptError::TwoSystems(prompt.id.clone()));
+        }
     }
-    match load(settings.beside_config(DEFAULT_PATH)) {
-        Err(PromptError::NotFound(path)) => parse(SHIPPED, &path),
-        loaded => loaded,
-    }
+    Ok(prompts)
 }
 
 fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
-    let entries = entries(text).map_err(|fault| PromptError::Content(path.to_owned(), fault))?;
-    let no_text = |index, what| PromptError::NoText(path.to_owned(), index, what);
-    entries.iter().enumerate().map(|(index, e)| prompt_of(index, e).map_err(|what| no_text(index, what))).collect()
-}
-
-fn entries(text: &str) -> Result<Vec<Value>, String> {
     // Editors on Windows like to put a byte order mark first, which JSON forbids.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let content = |fault| PromptError::Content(path.to_owned(), fault);
     if text.trim().is_empty() {
-        return Err("is empty".to_owned());
+        return Err(content("is empty".to_owned()));
     }
+    let is_named = |ending| path.extension().is_some_and(|it| it.eq_ignore_ascii_case(ending));
+    let is_object = |line: &str| matches!(serde_json::from_str(line), Ok(Value::Object(_)));
+    let whole = if is_named("txt") { Ok(Value::Null) } else { serde_json::from_str(text) };
+    let is_lines =
+        is_named("jsonl") || is_named("ndjson") || whole.is_err() && text.lines().next().is_some_and(is_object);
+    if !is_named("txt") && !is_lines {
+        let list = list(whole.map_err(|error| content(format!("is not valid JSON: {error}")))?).map_err(content)?;
+        let place = |at| format!("the test data file {} has no text in entry {at} (counted from 0)", path.display());
+        let prompt = |(at, entry)| prompt_of(at, entry).map_err(|what| PromptError::NoText(place(at), what));
+        return list.iter().enumerate().map(prompt).collect();
+    }
+    let value = |line: &str| match is_lines {
+        true => serde_json::from_str(line).map_err(|error| format!("it is not valid JSON, column {}", error.column())),
+        false => Ok(Value::from(line)),
+    };
+    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()).enumerate();
+    let prompt = |(at, (line, number))| {
+        let what = |what| PromptError::NoText(format!("{}:{number}: no prompt", path.display()), what);
+        value(line).and_then(|entry| prompt_of(at, &entry)).map_err(what)
+    };
+    lines.map(prompt).collect()
+}
+
+fn list(whole: Value) -> Result<Vec<Value>, String> {
     let shape = |found: &str| {
         let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
         format!("holds {found}, not a list of prompts: {expected}")
     };
-    let list = match serde_json::from_str(text).map_err(|error| format!("is not valid JSON: {error}"))? {
+    let list = match whole {
         Value::Array(list) => list,
         Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
             Some((_, Value::Array(list))) => list,
@@ -148,25 +191,93 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// The names that a limit on the answer goes by, and a request's other keys that are ours to set.
+const LIMITS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+const SET_BY_US: [&str; 8] =
+    ["model", "messages", "prompt", "input", "system", "instructions", "stream", "stream_options"];
+
 fn prompt_of(index: usize, entry: &Value) -> Result<Prompt, String> {
+    let body = ["body", "params"].into_iter().find_map(|key| entry[key].as_object());
+    let source = body.map_or(entry, |_| if entry["body"].is_object() { &entry["body"] } else { &entry["params"] });
+    let list = ["messages", "conversations", "input"].into_iter().find_map(|key| source[key].as_array());
+    let mut prompt = match list {
+        Some(list) => of_messages(list, body.is_some())?,
+        None => Prompt { text: text_of(source)?, ..Prompt::default() },
+    };
+    let apart = ["system", "instructions"].into_iter().filter_map(|key| source[key].as_str()).next();
+    prompt.system = prompt.system.or(apart.filter(|_| body.is_some()).map(Arc::from));
+    if let Some((key, limit)) = LIMITS.iter().map(|key| (key, &source[*key])).find(|(_, limit)| !limit.is_null()) {
+        let tokens = limit.as_u64().and_then(|limit| u32::try_from(limit).ok()).filter(|&limit| limit > 0);
+        prompt.max_tokens = Some(tokens.ok_or_else(|| format!("its `{key}` is {limit}, not a number of tokens"))?);
+    }
+    if let Some(body) = body {
+        let is_other = |key: &str| !LIMITS.contains(&key) && !SET_BY_US.contains(&key);
+        prompt.extra_body = body.clone().into_iter().filter(|(key, _)| is_other(key)).collect();
+    }
+    prompt.id = [&entry["id"], &entry["custom_id"]]
+        .into_iter()
+        .find_map(label)
+        .unwrap_or_else(|| format!("prompt-{:04}", index + 1));
+    prompt.size = label(&entry["size"]).unwrap_or_else(|| size_of(prompt.characters()).to_owned());
+    Ok(prompt)
+}
+
+fn text_of(entry: &Value) -> Result<String, String> {
     let present = |key: &&str| !entry[*key].is_null();
-    let key = ["prompt", "text", "code", "content"].into_iter().find(present);
+    let key = ["prompt", "text", "code", "content", "input"].into_iter().find(present);
     let (value, name) = match (entry, key) {
         (Value::Object(_), Some(key)) => (&entry[key], format!("its `{key}`")),
         (Value::Object(_), None) => return Err("it has none of those keys".to_owned()),
         _ => (entry, "it".to_owned()),
     };
-    let text = match value {
-        Value::String(text) if text.trim().is_empty() => return Err(format!("{name} is blank")),
-        Value::String(code) if key == Some("code") => ask_about(code, entry["language"].as_str().unwrap_or_default()),
-        Value::String(text) => text.clone(),
-        other => return Err(format!("{name} is {}", kind(other))),
+    match value {
+        Value::String(text) if text.trim().is_empty() => Err(format!("{name} is blank")),
+        Value::String(code) if key == Some("code") => {
+            Ok(ask_about(code, entry["language"].as_str().unwrap_or_default()))
+        }
+        Value::String(text) => Ok(text.clone()),
+        other => Err(format!("{name} is {}", kind(other))),
+    }
+}
+
+/// A request whose last message is the user's, or a conversation of which only the user's part is taken.
+fn of_messages(list: &[Value], is_request: bool) -> Result<Prompt, String> {
+    let mut messages = list.iter().map(message).collect::<Result<Vec<_>, _>>()?;
+    let mut prompt = Prompt::default();
+    if messages.first().is_some_and(|first| first.role == "system") {
+        prompt.system = Some(messages.remove(0).content.into());
+    }
+    if is_request {
+        let last = messages.pop().filter(|last| last.role == "user");
+        prompt.text = last.ok_or("its last message is not the user's")?.content;
+        prompt.history = messages;
+        return Ok(prompt);
+    }
+    let mut turns = messages.into_iter().filter(|message| message.role == "user").map(|message| message.content);
+    prompt.text = turns.next().ok_or("no message of it is the user's")?;
+    prompt.later = turns.collect();
+    Ok(prompt)
+}
+
+fn message(value: &Value) -> Result<Message, String> {
+    let first =
+        |keys: [&str; 2]| keys.into_iter().map(|key| &value[key]).find(|it| !it.is_null()).unwrap_or(&Value::Null);
+    let role = match first(["role", "from"]).as_str().unwrap_or_default() {
+        "user" | "human" => "user",
+        "assistant" | "gpt" | "chatgpt" | "model" => "assistant",
+        "system" | "developer" => "system",
+        other => return Err(format!("a message of it has the role `{}`", one_line(other))),
     };
-    Ok(Prompt {
-        id: label(&entry["id"]).unwrap_or_else(|| format!("prompt-{:04}", index + 1)),
-        size: label(&entry["size"]).unwrap_or_else(|| size_of(&text).to_owned()),
-        text,
-    })
+    let part = |part: &Value| part["text"].as_str().map(str::to_owned);
+    let content = match first(["content", "value"]) {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => parts.iter().map(part).collect(),
+        _ => None,
+    };
+    match content.filter(|text| role != "user" || !text.trim().is_empty()) {
+        Some(content) => Ok(Message { role: role.to_owned(), content }),
+        None => Err(format!("a message of the {role} has no text")),
+    }
 }
 
 /// A string or a number that serves as a name; it is printed.
@@ -178,8 +289,8 @@ fn label(value: &Value) -> Option<String> {
     }
 }
 
-fn size_of(text: &str) -> &'static str {
-    match text.chars().count() {
+fn size_of(characters: usize) -> &'static str {
+    match characters {
         0..800 => "small",
         800..3000 => "medium",
         _ => "large",

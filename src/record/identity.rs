@@ -32,6 +32,10 @@ impl Identity {
         for prompt in prompts {
             texts.update(prompt.text.as_bytes());
             texts.update([0]);
+            let rest = Prompt { id: String::new(), size: String::new(), text: String::new(), ..prompt.clone() };
+            if rest != Prompt::default() {
+                texts.update(json!(rest).to_string());
+            }
         }
         // The prompts count by what they say, not by where their file lies.
         let request = RequestSettings { prompts: None, ..config.benchmark.request.clone() };

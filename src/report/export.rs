@@ -10,7 +10,7 @@ use crate::report::words;
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
 
 /// Figures in the units of results files; empty where unknown.
-const COLUMNS: [Column; 29] = [
+const COLUMNS: [Column; 30] = [
     ("requests", |s| s.requests.map(|n| n as f64)),
     ("succeeded", |s| s.succeeded.map(|n| n as f64)),
     ("error_rate", |s| s.error_rate),
@@ -33,6 +33,7 @@ const COLUMNS: [Column; 29] = [
     ("tpot_s_p95", |s| s.tpot_s?.p95),
     ("output_tps", |s| s.output_tps),
     ("mean_output_tokens", |s| s.mean_output_tokens),
+    ("cached_rate", |s| s.cached_rate),
     ("mean_in_flight", |s| s.mean_in_flight),
     ("goodput_rps", |s| Some(s.goodput.as_ref()?.rps.estimate)),
     ("goodput_rps_lower", |s| s.goodput.as_ref()?.rps.lower),

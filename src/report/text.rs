@@ -56,7 +56,8 @@ const COLUMNS: [&str; 13] =
 type Column = (&'static str, fn(&LevelSummary) -> Option<String>);
 
 /// Columns that stand only where a level has something in them.
-const OPTIONAL: [Column; 4] = [
+const OPTIONAL: [Column; 5] = [
+    ("cached", |s| s.cached_rate.map(rate)),
     ("goodput", |s| Some(number(Some(s.goodput.as_ref()?.rps.estimate), 2))),
     ("±", |s| Some(number(half_width(s.goodput.as_ref()?.rps), 2))),
     ("in SLO", |s| Some(share(s.goodput.as_ref()?.attainment.estimate))),

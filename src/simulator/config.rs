@@ -39,7 +39,7 @@ pub struct SimulatorConfig {
     /// What a 429 asks for in `Retry-After`, in whole seconds; `None`: the time until the limit lets one through.
     pub retry_after_s: Option<u32>,
     /// Whether leading blocks of 256 characters of a prompt that were seen before need no prefill. They are reported
-    /// as `cached_tokens`. [`explain`](super::explain()) leaves the cache out of account.
+    /// as `cached_tokens`.
     pub prefix_cache: bool,
     /// What goes wrong on purpose. [`explain`](super::explain()) leaves it out of account, and the limit too.
     pub faults: Faults,

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::engine::{Engine, Token};
 use super::lengths::prompt_tokens;
+use super::limits::{BLOCK_CHARS, BLOCK_TOKENS};
 use super::{SimulatorConfig, SimulatorError};
 
 /// The optimum is the smallest level with this share of the best throughput.
@@ -57,7 +58,8 @@ pub struct Explanation {
 /// does over a real connection; only an idle engine starts with it at once. A refused request is a failure, and
 /// its permit is held until the median success latency so far (at most 1 s, and 1 s before the first success).
 ///
-/// Requests take the `prompts` in order, again and again, and carry `max_tokens`. `requests` is the number of
+/// Requests take the `prompts` in order, again and again, and carry `max_tokens`. With a prefix cache, what all of them
+/// have in common at their start (a system prompt) is in it, and nothing else: what follows is taken for new each time. `requests` is the number of
 /// successes that are measured per level, after a warm-up of a twentieth of it and twice the level. Throughput
 /// counts each success by the share of its life inside the measured window; latencies and error rate are those of
 /// the requests sent inside it, followed to their end.
@@ -79,13 +81,22 @@ pub fn explain(
     need(!prompts.is_empty(), "at least one prompt")?;
     need(requests > 0, "at least one request")?;
     need(levels.iter().all(|&level| level > 0), "levels of 1 or more")?;
+    let cached = if config.prefix_cache { in_common(prompts) } else { 0 };
     let task = |prompt: &String| Task {
-        prompt_tokens: prompt_tokens(prompt),
+        prompt_tokens: prompt_tokens(prompt) - cached,
         output_tokens: config.answer_length(prompt, Some(max_tokens)).tokens,
     };
     let tasks: Vec<Task> = prompts.iter().map(task).collect();
     let levels: Vec<_> = levels.iter().map(|&level| IdealLoop::measure(config, level, &tasks, requests)).collect();
     Ok(Explanation { optimum: optimum(&levels), levels })
+}
+
+/// Tokens that all prompts have in common at their start, in whole blocks; of a single prompt none.
+fn in_common(prompts: &[String]) -> u32 {
+    let as_first =
+        |other: &String| prompts[0].chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
+    let characters = prompts[1..].iter().map(as_first).min().unwrap_or_default();
+    (characters / BLOCK_CHARS) as u32 * BLOCK_TOKENS
 }
 
 fn qualifying(levels: &[ExplainedLevel]) -> impl Iterator<Item = &ExplainedLevel> {

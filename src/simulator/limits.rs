@@ -38,8 +38,8 @@ impl TokenBucket {
 }
 
 /// Tokens of a prompt that are cached together.
-const BLOCK_TOKENS: u32 = 64;
-const BLOCK_CHARS: usize = BLOCK_TOKENS as usize * CHARS_PER_TOKEN;
+pub(super) const BLOCK_TOKENS: u32 = 64;
+pub(super) const BLOCK_CHARS: usize = BLOCK_TOKENS as usize * CHARS_PER_TOKEN;
 
 /// The cache forgets everything once it holds this many blocks, so that a long run costs no memory.
 const MOST_BLOCKS: usize = 1 << 20;

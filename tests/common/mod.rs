@@ -20,7 +20,14 @@ const TIMEOUT_S: f64 = 30.0;
 /// The simulator's texts, each different.
 pub fn prompts(count: usize) -> Vec<Prompt> {
     let snippets = prompts::generate(42, count).snippets.into_iter();
-    snippets.map(|snippet| Prompt { text: snippet.prompt(), id: snippet.id, size: snippet.size.to_owned() }).collect()
+    snippets
+        .map(|snippet| Prompt {
+            text: snippet.prompt(),
+            id: snippet.id,
+            size: snippet.size.to_owned(),
+            ..Prompt::default()
+        })
+        .collect()
 }
 
 /// The plan of the sweep for a level that measures `total` requests or more.
@@ -45,26 +52,32 @@ pub struct Measured {
 impl Rig {
     pub fn start(config: SimulatorConfig, prompts: &[Prompt], request: &RequestSettings) -> Self {
         let simulator = Simulator::start(config, 0).expect("a free port on loopback");
-        let url = Url::parse(&simulator.base_url()).expect("the simulator's own URL");
-        let llm = Llm { request_timeout: TIMEOUT_S, ..Llm::default() };
-        let transport = Transport::new(&url, request.kind, &llm, None).expect("a client for plain HTTP");
-        let target = Target::new(transport, "simulated", request, prompts, "truth");
+        let target = target(&simulator.base_url(), prompts, request);
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         Rig { simulator, target, runtime }
     }
 
     pub fn measure(&self, plan: &LoopPlan) -> Measured {
-        let (_keep, stop) = tokio::sync::watch::channel(false);
-        let mut outcomes = Vec::new();
-        let send = |ticket: closed_loop::Ticket| self.target.send(plan.level, ticket.seq);
-        let record = self.runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
-        let level = [(&record.measurement(plan.level), &outcomes.iter().collect())];
-        let summary = figures::summarize(
-            &level,
-            Limits { request_timeout_s: TIMEOUT_S, max_error_rate: 0.05, ..Limits::default() },
-        );
-        Measured { record, outcomes, summary }
+        measure(&self.runtime, &self.target, plan)
     }
+}
+
+pub fn target(base_url: &str, prompts: &[Prompt], request: &RequestSettings) -> Target {
+    let url = Url::parse(base_url).expect("a URL");
+    let llm = Llm { request_timeout: TIMEOUT_S, ..Llm::default() };
+    let transport = Transport::new(&url, request.kind, &llm, None).expect("a client for plain HTTP");
+    Target::new(transport, "simulated", request, prompts, "truth")
+}
+
+pub fn measure(runtime: &Runtime, target: &Target, plan: &LoopPlan) -> Measured {
+    let (_keep, stop) = tokio::sync::watch::channel(false);
+    let mut outcomes = Vec::new();
+    let send = |ticket: closed_loop::Ticket| target.send(plan.level, ticket.seq);
+    let record = runtime.block_on(closed_loop::run(plan, stop, send, &mut outcomes));
+    let level = [(&record.measurement(plan.level), &outcomes.iter().collect())];
+    let summary =
+        figures::summarize(&level, Limits { request_timeout_s: TIMEOUT_S, max_error_rate: 0.05, ..Limits::default() });
+    Measured { record, outcomes, summary }
 }
 
 impl Measured {

@@ -19,7 +19,7 @@ pub fn measure(base_url: &str, llm: &Llm, request: &RequestSettings, plan: &Loop
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let transport = Transport::new(&base, request.kind, llm, None).unwrap();
-        let body = BodyTemplate::new("m", request, "What does this function return?");
+        let body = BodyTemplate::new("m", request, &"What does this function return?".into());
         let (_go_on, stop) = tokio::sync::watch::channel(false);
         let mut lines = Vec::new();
         let send = |ticket: closed_loop::Ticket| {
@@ -37,7 +37,7 @@ pub fn send_once(base_url: &str, llm: &Llm, request: &RequestSettings) -> Reply 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let transport = Transport::new(&base, request.kind, llm, None).unwrap();
-        transport.send(BodyTemplate::new("m", request, "Why?").fill("")).await
+        transport.send(BodyTemplate::new("m", request, &"Why?".into()).fill("")).await
     })
 }
 

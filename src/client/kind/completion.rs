@@ -5,7 +5,6 @@ use super::{Wire, choices};
 pub(super) static WIRE: Wire = Wire {
     route: "completions",
     prompt_key: "prompt",
-    around_prompt: ["", ""],
     limit_key: Some("max_tokens"),
     usage_on_request: true,
     read: choices::read,

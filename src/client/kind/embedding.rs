@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{Chunk, Wire, is_empty};
 
 pub(super) static WIRE: Wire =
-    Wire { route: "embeddings", prompt_key: "input", around_prompt: ["", ""], read, content: "vector", ..Wire::PLAIN };
+    Wire { route: "embeddings", prompt_key: "input", read, content: "vector", ..Wire::PLAIN };
 
 #[derive(Deserialize)]
 struct Body<'a> {

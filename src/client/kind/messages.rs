@@ -6,12 +6,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{Chunk, Wire, chat, text_of};
+use super::{Chunk, Shape, Wire, text_of};
 
 pub(super) static WIRE: Wire = Wire {
     route: "messages",
     prompt_key: "messages",
-    around_prompt: chat::WIRE.around_prompt,
+    shape: Shape::Messages,
+    system_key: Some("system"),
     limit_key: Some("max_tokens"),
     key_header: Some("x-api-key"),
     headers: &[("anthropic-version", "2023-06-01")],

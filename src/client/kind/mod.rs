@@ -42,13 +42,26 @@ impl RequestKind {
     }
 }
 
+/// How a prompt is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// One text, messages one after the other.
+    Text,
+    /// A list of messages.
+    Messages,
+    /// A text where it is one message, else a list.
+    Either,
+}
+
 /// A kind of request as it travels.
 pub(crate) struct Wire {
     /// Below the base URL.
     pub route: &'static str,
-    /// What carries the prompt in the body, and what stands there before and after the quoted prompt.
+    /// What carries the prompt in the body, and in which shape.
     pub prompt_key: &'static str,
-    pub around_prompt: [&'static str; 2],
+    pub shape: Shape,
+    /// What carries a system prompt; `None`: the same, before the rest.
+    pub system_key: Option<&'static str>,
     /// What limits the tokens of an answer. Where none are generated there is nothing to limit or stream, and no reason
     /// why an answer ends.
     pub limit_key: Option<&'static str>,
@@ -71,7 +84,8 @@ impl Wire {
     const PLAIN: Wire = Wire {
         route: "",
         prompt_key: "",
-        around_prompt: ["", ""],
+        shape: Shape::Text,
+        system_key: None,
         limit_key: None,
         usage_on_request: false,
         key_header: None,

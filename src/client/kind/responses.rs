@@ -4,11 +4,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{Chunk, Wire, text_of};
+use super::{Chunk, Shape, Wire, text_of};
 
 pub(super) static WIRE: Wire = Wire {
     route: "responses",
     prompt_key: "input",
+    shape: Shape::Either,
+    system_key: Some("instructions"),
     limit_key: Some("max_output_tokens"),
     read,
     end: "response.completed",

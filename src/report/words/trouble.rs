@@ -68,7 +68,7 @@ fn curl(settings: &Settings) -> String {
     let own = own.iter().map(|name| format!("'{name}: …'"));
     let headers: String = ours.map(|(_, text)| text).chain(own).map(|text| format!(" -H {text}")).collect();
     let request = RequestSettings { kind, stream: false, max_tokens: 8, ..RequestSettings::default() };
-    let body = BodyTemplate::new(&llm.model, &request, "Say hello").fill("");
+    let body = BodyTemplate::new(&llm.model, &request, &"Say hello".into()).fill("");
     let mut body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     body.as_object_mut().map(|body| body.remove("stream"));
     let body = body.to_string().replace('\'', "'\\''");

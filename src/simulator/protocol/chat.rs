@@ -23,22 +23,27 @@ pub(super) struct Message {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Content {
+pub(super) enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
 
 #[derive(Deserialize)]
-struct Part {
+pub(super) struct Part {
     text: Option<String>,
 }
 
 impl Message {
     pub(super) fn text(self) -> String {
-        match self.content {
-            None => String::new(),
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => parts.into_iter().filter_map(|part| part.text).collect(),
+        self.content.map(Content::text).unwrap_or_default()
+    }
+}
+
+impl Content {
+    pub(super) fn text(self) -> String {
+        match self {
+            Content::Text(text) => text,
+            Content::Parts(parts) => parts.into_iter().filter_map(|part| part.text).collect(),
         }
     }
 }

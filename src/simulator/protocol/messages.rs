@@ -11,6 +11,7 @@ pub(super) struct Messages;
 #[derive(Deserialize)]
 struct Body {
     max_tokens: Option<IgnoredAny>,
+    system: Option<chat::Content>,
 }
 
 fn message(answer: &Answer, content: &[Value], stop_reason: Option<&str>, output_tokens: u32) -> Value {
@@ -39,10 +40,12 @@ impl Kind for Messages {
     }
 
     fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        if parse::<Body>(body)?.max_tokens.is_none() {
+        let Body { max_tokens, system } = parse(body)?;
+        if max_tokens.is_none() {
             return Err("max_tokens: field required".to_owned());
         }
-        chat::Chat.texts(body)
+        let messages = chat::Chat.texts(body)?;
+        Ok(system.map(chat::Content::text).into_iter().chain(messages).collect())
     }
 
     /// As Anthropic's, it begins with a count of the answer that is not yet its own.

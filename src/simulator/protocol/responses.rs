@@ -11,6 +11,7 @@ pub(super) struct Responses;
 
 #[derive(Deserialize)]
 struct Body {
+    instructions: Option<String>,
     input: Option<Input>,
     max_tokens: Option<IgnoredAny>,
 }
@@ -61,17 +62,18 @@ impl Kind for Responses {
     }
 
     fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        let Body { input, max_tokens } = parse(body)?;
+        let Body { instructions, input, max_tokens } = parse(body)?;
         if max_tokens.is_some() {
             return Err("Unsupported parameter: 'max_tokens'; here it is max_output_tokens".to_owned());
         }
-        match input {
-            Some(Input::Text(text)) => Ok(vec![text]),
+        let input = match input {
+            Some(Input::Text(text)) => vec![text],
             Some(Input::Messages(messages)) if !messages.is_empty() => {
-                Ok(messages.into_iter().map(Message::text).collect())
+                messages.into_iter().map(Message::text).collect()
             }
-            _ => Err("input must be a string or a list of messages".to_owned()),
-        }
+            _ => return Err("input must be a string or a list of messages".to_owned()),
+        };
+        Ok(instructions.into_iter().chain(input).collect())
     }
 
     fn opening(&self, answer: &Answer) -> String {

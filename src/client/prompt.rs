@@ -1,0 +1,175 @@
+//! One prompt, and the body of the request that asks it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::kind::Shape;
+use super::llm_client::Message;
+use super::request::{Cache, RequestSettings};
+
+/// One of a run's prompts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Prompt {
+    /// That of the file, else `prompt-0001` and so on by position.
+    pub id: String,
+    /// The label of the file, else by length in characters: below 800 small, below 3000 medium, else large. (The
+    /// generated snippets fall on the same sides of these marks, more or less.)
+    pub size: String,
+    /// Stands before everything else.
+    pub system: Option<Arc<str>>,
+    /// What was said before.
+    pub history: Vec<Message>,
+    /// What the user says now.
+    pub text: String,
+    /// What the user says later in the same conversation, each as soon as the one before is answered.
+    pub later: Vec<String>,
+    /// In place of the settings' own.
+    pub max_tokens: Option<u32>,
+    /// Merged into its body, below the settings' own.
+    pub extra_body: Map<String, Value>,
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Prompt { text: text.to_owned(), ..Prompt::default() }
+    }
+}
+
+impl Prompt {
+    /// Role and text of each message, in the order in which the model reads them.
+    fn messages(&self) -> impl Iterator<Item = (&str, &str)> {
+        let history = self.history.iter().map(|message| (message.role.as_str(), message.content.as_str()));
+        self.system.iter().map(|text| ("system", &**text)).chain(history).chain([("user", self.text.as_str())])
+    }
+
+    /// All messages of what is sent first as one text.
+    pub fn joined(&self) -> String {
+        self.messages().map(|(_, text)| text).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Of what is sent first; the answers that a conversation brings come on top.
+    pub fn characters(&self) -> usize {
+        self.messages().map(|(_, text)| text.chars().count()).sum()
+    }
+
+    /// Goes on to the next turn, if there is one.
+    pub(crate) fn answered(mut self, answer: String) -> Option<Self> {
+        if self.later.is_empty() {
+            return None;
+        }
+        let next = self.later.remove(0);
+        for (role, content) in [("user", std::mem::replace(&mut self.text, next)), ("assistant", answer)] {
+            self.history.push(Message { role: role.to_owned(), content });
+        }
+        Some(self)
+    }
+}
+
+/// The body of a request, built once per prompt; only the mark that makes it unique is filled in per request.
+pub struct BodyTemplate {
+    before: Bytes,
+    after: Bytes,
+}
+
+impl BodyTemplate {
+    /// The body that asks `model` about `prompt` as `settings` say.
+    pub fn new(model: &str, settings: &RequestSettings, prompt: &Prompt) -> Self {
+        let wire = settings.kind.wire();
+        let mut others = prompt.extra_body.clone();
+        others.insert("model".to_owned(), model.into());
+        if let Some(limit_key) = wire.limit_key {
+            others.insert(limit_key.into(), prompt.max_tokens.unwrap_or(settings.max_tokens).into());
+            others.insert("stream".into(), settings.stream.into());
+            if settings.stream && wire.usage_on_request {
+                others.insert("stream_options".into(), json!({"include_usage": true}));
+            }
+        }
+        others.extend(settings.extra_body.clone());
+        if let (Some(limit), Some(renamed)) = (prompt.max_tokens, others.get_mut("max_completion_tokens")) {
+            *renamed = limit.into();
+        }
+        others.remove(wire.prompt_key);
+        if let Some(key) = wire.system_key.filter(|_| prompt.system.is_some()) {
+            others.remove(key);
+        }
+        let messages: Vec<_> = prompt.messages().collect();
+        let marked = match settings.cache() {
+            Cache::Shared => messages.iter().position(|(role, _)| *role == "user").unwrap_or_default(),
+            Cache::Fresh | Cache::Reuse => 0,
+        };
+        // The prompt comes last, behind the others' last entry, and is written by hand: the place of the mark cannot be
+        // taken for another then, whatever the texts are.
+        let mut body = Value::Object(others).to_string();
+        body.truncate(body.len() - 1);
+        let mut mark = 0;
+        let mut write = |body: &mut String, at: usize, text: &str| {
+            if at == marked {
+                mark = body.len();
+            }
+            let quoted = Value::from(text).to_string();
+            body.push_str(&quoted[1..quoted.len() - 1]);
+        };
+        let mut first = 0;
+        if let (Some(key), Some(system)) = (wire.system_key, &prompt.system) {
+            body.push_str(&format!(",\"{key}\":\""));
+            write(&mut body, 0, system);
+            body.push('"');
+            first = 1;
+        }
+        let messages = &messages[first..];
+        let as_text = wire.shape == Shape::Text || wire.shape == Shape::Either && messages.len() == 1;
+        body.push_str(&format!(",\"{}\":{}", wire.prompt_key, if as_text { "\"" } else { "[" }));
+        for (at, (role, text)) in messages.iter().enumerate() {
+            match (as_text, at) {
+                (true, 0) => {}
+                (true, _) => body.push_str("\\n\\n"),
+                (false, _) => {
+                    let comma = if at > 0 { "," } else { "" };
+                    body.push_str(&format!("{comma}{{\"role\":\"{role}\",\"content\":\""));
+                }
+            }
+            write(&mut body, first + at, text);
+            if !as_text {
+                body.push_str("\"}");
+            }
+        }
+        body.push_str(if as_text { "\"}" } else { "]}" });
+        let body = Bytes::from(body);
+        BodyTemplate { before: body.slice(..mark), after: body.slice(mark..) }
+    }
+
+    /// Holds what comes before the mark together with `other`, if that begins with the same.
+    pub fn sharing(self, other: Option<&BodyTemplate>) -> Self {
+        match other {
+            Some(BodyTemplate { before, .. }) if *before == self.before => {
+                BodyTemplate { before: before.clone(), after: Bytes::copy_from_slice(&self.after) }
+            }
+            _ => self,
+        }
+    }
+
+    /// The body with `mark` (plain letters and digits) in its place.
+    pub fn fill(&self, mark: &str) -> Bytes {
+        [&self.before, mark.as_bytes(), &self.after].concat().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bodies_begin_with_is_held_once() {
+        let settings = RequestSettings { cache: Some(Cache::Shared), ..RequestSettings::default() };
+        let body = |text: &str| {
+            BodyTemplate::new("m", &settings, &Prompt { system: Some("s".repeat(1000).into()), ..Prompt::from(text) })
+        };
+        let first = body("a");
+        let second = body("b").sharing(Some(&first));
+        assert_eq!(first.before.as_ptr(), second.before.as_ptr());
+        assert_eq!(second.fill("x "), body("b").fill("x "));
+    }
+}
