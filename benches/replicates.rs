@@ -6,6 +6,8 @@
 //! busy machine changes nothing but the time it takes. It prints the tables of METHOD.md, and ends with exit code 1
 //! if a bar is missed.
 
+#[path = "../tests/common/search.rs"]
+mod search;
 #[path = "../tests/common/virtual_server.rs"]
 mod virtual_server;
 
@@ -26,9 +28,9 @@ use llm_concurrency::decide::{Policy, Recommendation, recommend};
 use llm_concurrency::figures::{Estimate, LevelSummary, Sample, quantile};
 use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::search::Search;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use search::Search;
 use tokio::runtime::Runtime;
 use virtual_server::{
     Busy, Measured, Server, Shape, measure, measure_with_barrier, pooled, standard_normal, virtual_time,

@@ -1,5 +1,7 @@
 //! Twelve sweeps in virtual time, with fixed seeds: the figures to the last digit, the pick and the status.
 
+#[path = "common/search.rs"]
+mod search;
 #[path = "common/virtual_server.rs"]
 mod virtual_server;
 
@@ -13,9 +15,9 @@ use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::figures::LevelSummary;
 use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::search::Search;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use search::Search;
 use tokio::time::Instant;
 use virtual_server::{Busy, Measured, Server, Shape, measure_by, pooled, standard_normal, virtual_time};
 

@@ -2,6 +2,9 @@
 //!
 //! Without a network and a real clock there is no noise, so the bounds can be tight.
 
+#[path = "common/search.rs"]
+mod search;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -9,11 +12,11 @@ use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
 use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests};
 use llm_concurrency::load::closed_loop::{self, LoopPlan};
-use llm_concurrency::measure::search::Search;
 use llm_concurrency::simulator::engine::{Engine, Token};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use search::Search;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 

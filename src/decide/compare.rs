@@ -219,7 +219,7 @@ impl Comparison {
 impl Baseline {
     /// The levels to measure once more before a fall is believed: where the throughput fell by more than the threshold,
     /// by chance or not, and the recommended one where a gate decides against it or it was not measured.
-    pub(crate) fn suspects(&self, now: &Recommendation, objective: Objective) -> BTreeSet<usize> {
+    pub fn suspects(&self, now: &Recommendation, objective: Objective) -> BTreeSet<usize> {
         let Some(threshold) = self.threshold else { return BTreeSet::new() };
         let found = compare(&self.decided, now, objective, Some(threshold));
         let fallen = [found.best, found.recommended].into_iter().flatten().filter(|change| change.change < -threshold);

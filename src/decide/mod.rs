@@ -18,9 +18,12 @@ use serde_json::{Value, json};
 pub use causes::{Cause, Note, Reason};
 pub use notes::p95_limit_s;
 
-pub(crate) use gates::{DEFAULT_P95_FACTOR, value};
-pub(crate) use outages::open_outages;
-pub(crate) use pick::{best_passing, half_width, smallest_good};
+pub use gates::value;
+pub use outages::open_outages;
+pub use pick::{best_passing, smallest_good};
+
+pub(crate) use gates::DEFAULT_P95_FACTOR;
+pub(crate) use pick::half_width;
 
 use crate::figures::usl::{self, Usl};
 use crate::figures::{BLOCKS, LevelSummary};
@@ -324,12 +327,12 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
     }
 }
 
-pub(crate) fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+pub fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
     levels.iter().filter(|level| level.verdict == Verdict::Pass)
 }
 
 /// The throughputs of a level's measurements, as their blocks have it.
-pub(crate) fn measurements(summary: &LevelSummary) -> Vec<f64> {
+pub fn measurements(summary: &LevelSummary) -> Vec<f64> {
     summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
 }
 
@@ -348,7 +351,7 @@ fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
 }
 
 /// Whether a level was measured with as many requests as a full result takes.
-pub(crate) fn is_full_size(summary: &LevelSummary) -> bool {
+pub fn is_full_size(summary: &LevelSummary) -> bool {
     summary.requests.is_some_and(|requests| requests >= size(summary.concurrency, FULL))
 }
 

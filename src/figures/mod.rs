@@ -14,4 +14,5 @@ pub use quantiles::{Distribution, Estimate, quantile, wilson};
 pub use requests::Requests;
 pub use summary::{BLOCKS, LevelSummary, Limits, SizeSummary, summarize};
 
+pub(crate) use requests::Request;
 pub(crate) use summary::null_as_default;

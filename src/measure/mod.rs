@@ -5,6 +5,5 @@ pub mod evidence;
 mod load_thread;
 pub mod plan;
 pub mod race;
-pub mod search;
 mod stop;
 pub mod sweep;

@@ -1,18 +1,21 @@
-//! Which level to measure next. Pure, so that the same rules run against a server and in virtual time.
+//! A search that measures levels in full, one after the other: what runs were made by before the race, and what it is
+//! held against. Pure.
 //!
 //! First the levels of the list, or an adaptive search for `auto`; then the contenders once more, in interleaved
 //! rounds, until the interval of the pick is one level or three rounds are over. Beside them, what was disturbed by an
 //! outage, and what a gate decided against by chance, perhaps.
 
+#![allow(dead_code, reason = "each user of this module takes what it needs")]
+
 use std::collections::{BTreeSet, VecDeque};
 
-use crate::decide::compare::Baseline;
-use crate::decide::{
+use llm_concurrency::decide::compare::Baseline;
+use llm_concurrency::decide::{
     DriftCheck, Gate, JudgedLevel, Policy, Recommendation, Status, Verdict, best_passing, is_full_size, measurements,
     open_outages, passing, recommend, smallest_good, value,
 };
-use crate::figures::LevelSummary;
-pub use crate::figures::{Stage, Step};
+use llm_concurrency::figures::LevelSummary;
+pub use llm_concurrency::figures::{Stage, Step};
 
 /// Contenders are measured again at most this often; in an adaptive search twice as often, since its measurements are
 /// half as large.
@@ -365,7 +368,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::figures::{Distribution, Drift, Estimate, Outage};
+    use llm_concurrency::figures::{Distribution, Drift, Estimate, Outage};
 
     /// A level measured without noise.
     fn exact(level: usize, rps: f64, error_rate: f64) -> LevelSummary {
