@@ -372,7 +372,7 @@ impl Settings {
             Err(ConfigError::NotFound(_))
                 if !is_named && (flags.name_endpoint() || env.get("LLM_ENDPOINT").is_some()) =>
             {
-                Settings::resolve(path, Config::default(), &env, flags)
+                Settings::without_file(path, flags)
             }
             Err(error) => Err(error),
         }

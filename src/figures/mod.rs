@@ -10,7 +10,7 @@ pub mod usl;
 
 pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Drift, Outage, Reach, cross_check};
-pub use quantiles::{Distribution, Estimate, quantile, wilson};
+pub use quantiles::{Distribution, Estimate, histogram, quantile, wilson};
 pub use requests::Requests;
 pub use summary::{BLOCKS, LevelSummary, Limits, SizeSummary, summarize};
 
