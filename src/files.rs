@@ -7,9 +7,6 @@ use std::path::Path;
 #[cfg(feature = "suite")]
 pub use writing::{TEMPORARY, replace, temporary_in, temporary_with};
 
-/// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
-pub const LARGEST_CONFIG: u64 = 1 << 20;
-
 /// What a config file is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

@@ -181,7 +181,7 @@ pub struct Budget {
 
 /// The server, as flags and variables name it.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Target {
+pub struct Server {
     // A string, since clap repeats what it cannot parse, and this may hold a password.
     /// Base URL such as http://localhost:8000/v1, or simulator
     #[arg(long, env = "LLM_ENDPOINT", hide_env_values = true, value_name = "URL")]
@@ -198,7 +198,7 @@ pub struct Settings {
     #[arg(skip)]
     pub path: PathBuf,
     #[command(flatten)]
-    target: Target,
+    target: Server,
     /// The merged configuration.
     #[command(flatten)]
     pub config: Config,
@@ -395,7 +395,7 @@ impl Settings {
             server_metrics: false,
             metrics_addr: None,
             api_key: api_key(env),
-            target: Target::default(),
+            target: Server::default(),
             path,
             config,
         };

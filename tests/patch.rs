@@ -1139,7 +1139,7 @@ fn sizes_and_bombs_are_bounded() {
         assert!(message.contains(part), "{part} not in {message}");
     };
     let llm = "llm:\n  max_concurrent_requests: 10\n";
-    refused(format!("{llm}# {}\n", "x".repeat(1 << 20)), "more than the 1 MiB");
+    refused(format!("{llm}# {}\n", "x".repeat(10 << 20)), "more than the 10 MiB");
     refused(format!("{llm}deep: {}\n", "[".repeat(1 << 20)), "not valid YAML");
     refused(format!("{llm}deep: {}{}\n", "[".repeat(200), "]".repeat(200)), "not valid YAML");
     refused(format!("{llm}deep: {}\n", "{a: ".repeat(1 << 18)), "not valid YAML");

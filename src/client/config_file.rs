@@ -8,13 +8,16 @@ use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
 use super::config::{ConfigError, invalid, near_miss};
-use crate::files::{self, Format, LARGEST_CONFIG};
+use crate::files::{self, Format};
+
+/// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
+const LARGEST_FILE: u64 = 1 << 20;
 
 /// Nobody nests deeper; the parser's time grows with the square of the depth.
 const DEEPEST: usize = 64;
 
 pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
-    files::read_to_string(path, LARGEST_CONFIG).map_err(|cause| match cause.kind() {
+    files::read_to_string(path, LARGEST_FILE).map_err(|cause| match cause.kind() {
         ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
         _ => invalid(format!("cannot read {}", path.display()), cause.to_string()),
     })

@@ -18,7 +18,7 @@ use crate::settings::{self, Flags, Settings};
 #[derive(Args, Debug)]
 pub(crate) struct Check {
     #[command(flatten)]
-    target: Flags<settings::Target>,
+    target: Flags<settings::Server>,
     #[command(flatten)]
     config: ConfigFile,
 }

@@ -20,7 +20,7 @@ const SHIPPED: &str = include_str!("../../config.yaml");
 #[derive(Args, Debug)]
 pub(crate) struct Init {
     #[command(flatten)]
-    target: Flags<settings::Target>,
+    target: Flags<settings::Server>,
     /// Where to write; an existing file is left alone
     #[arg(long, value_name = "PATH", default_value = "config.yaml")]
     config: PathBuf,

@@ -225,7 +225,7 @@ fn pooled(level: &[Measured], request_timeout_s: f64) -> LevelSummary {
     let succeeded = successes(level).count() as u64;
     let per_success = |sum: u64| (succeeded > 0).then(|| sum as f64 / succeeded as f64);
     let has_tokens = !rates.tokens_missing && succeeded > 0;
-    let tokens = successes(level).map(|request| u64::from(request.output_tokens.unwrap_or_default())).sum();
+    let tokens = successes(level).map(|request| u64::from(request.output_tokens().unwrap_or_default())).sum();
     let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
     let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens).sum();
     let measurements = || level.iter().map(|(measurement, _)| measurement);
@@ -315,12 +315,12 @@ impl Rates {
     fn add_whole(&mut self, request: &Request, level: usize) {
         let held_s = seconds(request.held_us());
         self.duration_s += held_s / level.max(1) as f64;
-        self.in_flight_s += held_s - request.held_s;
-        self.held_back_s += request.held_s;
+        self.in_flight_s += held_s - request.held_s();
+        self.held_back_s += request.held_s();
         if request.is_success() {
             self.successes += 1.0;
-            self.tokens += f64::from(request.output_tokens.unwrap_or_default());
-            self.tokens_missing |= request.output_tokens.is_none();
+            self.tokens += f64::from(request.output_tokens().unwrap_or_default());
+            self.tokens_missing |= request.output_tokens().is_none();
         }
     }
 
@@ -330,7 +330,7 @@ impl Rates {
         if request.is_success() {
             let share = request.share(window);
             self.successes += share;
-            match request.output_tokens {
+            match request.output_tokens() {
                 Some(tokens) => self.tokens += share * f64::from(tokens),
                 None => self.tokens_missing |= share > 0.0,
             }
@@ -400,7 +400,7 @@ fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
         size.requests += 1;
         if request.is_success() {
             size.succeeded += 1;
-            size.tokens = size.tokens.zip(request.output_tokens).map(|(sum, more)| sum + u64::from(more));
+            size.tokens = size.tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
         }
     }
     if sizes.len() < 2 {

@@ -36,10 +36,10 @@ fn visited<'a>(&made: &Made<'a>) -> Visited<'a> {
     let seen = move |request: &Request| Seen {
         start_s: began_s + request.start_s,
         end_s: began_s + request.end_s,
-        held_s: request.held_s,
+        held_s: request.held_s(),
         failed: !request.is_success(),
         timed_out: request.failure == Some(Failure::Timeout),
-        tokens: request.output_tokens,
+        tokens: request.output_tokens(),
         ttft_s: request.ttft.get().map(|us| f64::from(us) / 1e6),
     };
     let awaited = move |start_s: &f64| Seen { start_s: began_s + start_s, end_s: f64::NAN, ..Seen::default() };

@@ -9,7 +9,10 @@ use serde_yaml::Value;
 use super::error::{PatchError, Position, Reason};
 use super::format::Format;
 use super::text::position;
-use crate::files::{self, LARGEST_CONFIG};
+use crate::files;
+
+/// Something larger is another file, given by mistake. Our own settings have a closer limit.
+const MAX_BYTES: u64 = 10 << 20;
 
 pub(super) struct Request {
     pub path: PathBuf,
@@ -36,7 +39,7 @@ impl Request {
 
     pub(super) fn read(&self, target: &Path) -> Result<Vec<u8>, PatchError> {
         let wrong_file = |reason| self.refuse(None, reason, self.hint("give the path of a configuration file; in it,"));
-        files::read(target, LARGEST_CONFIG).map_err(|error| match error.kind() {
+        files::read(target, MAX_BYTES).map_err(|error| match error.kind() {
             ErrorKind::IsADirectory => wrong_file(Reason::Directory),
             ErrorKind::InvalidInput => wrong_file(Reason::NotAFile),
             ErrorKind::FileTooLarge => wrong_file(Reason::TooLarge),

@@ -6,8 +6,8 @@ use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 
-use super::figures::{self, Figure};
 use super::requests::{Curves, ReasonAt};
+use super::sections::{self, Figure};
 use super::text;
 use crate::decide::compare::compare;
 use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
@@ -71,7 +71,7 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
         changes: changes(runs),
-        figures: figures::sections(runs),
+        figures: sections::sections(runs),
         style: STYLE,
         script: SCRIPT,
     };
