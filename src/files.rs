@@ -7,25 +7,62 @@ use std::path::Path;
 #[cfg(feature = "suite")]
 pub use writing::{TEMPORARY, replace, temporary_in, temporary_with};
 
+/// What a config file is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Yaml,
+    Json,
+    Toml,
+    Env,
+}
+
+impl Format {
+    /// By the file's name; YAML unless that says otherwise.
+    pub fn of(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        match name.rsplit_once('.') {
+            Some((_, "json")) => Format::Json,
+            Some((_, "toml")) => Format::Toml,
+            Some((_, "env")) => Format::Env,
+            // `.env.production`
+            _ if name.starts_with(".env.") => Format::Env,
+            _ => Format::Yaml,
+        }
+    }
+}
+
 /// Opens a regular file of at most `most` bytes: who opens a pipe waits for somebody to write.
 pub fn open(path: &Path, most: u64) -> io::Result<File> {
     let found = fs::metadata(path)?;
     if !found.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "it is a folder, pipe or device, not a regular file"));
+        let kind = if found.is_dir() { ErrorKind::IsADirectory } else { ErrorKind::InvalidInput };
+        return Err(Error::new(kind, "it is a folder, pipe or device, not a regular file"));
     }
-    if found.len() > most {
-        let [found, most] = [found.len(), most].map(|bytes| bytes.div_ceil(1 << 20));
-        return Err(Error::new(ErrorKind::FileTooLarge, format!("it is {found} MiB, and at most {most} MiB are read")));
-    }
+    check_size(found.len(), most)?;
     File::open(path)
+}
+
+/// Reads such a file.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // It may be growing.
+    open(path, most)?.take(most + 1).read_to_end(&mut bytes)?;
+    check_size(bytes.len() as u64, most)?;
+    Ok(bytes)
+}
+
+fn check_size(found: u64, most: u64) -> io::Result<()> {
+    if found <= most {
+        return Ok(());
+    }
+    let [found, most] = [found, most].map(|bytes| bytes.div_ceil(1 << 20));
+    Err(Error::new(ErrorKind::FileTooLarge, format!("it is {found} MiB, and at most {most} MiB are read")))
 }
 
 /// Reads such a file of UTF-8 text.
 pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
-    let mut text = String::new();
-    // It may be growing.
-    open(path, most)?.take(most).read_to_string(&mut text)?;
-    Ok(text)
+    String::from_utf8(read(path, most)?)
+        .map_err(|_| Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8"))
 }
 
 #[cfg(feature = "suite")]

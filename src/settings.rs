@@ -185,7 +185,7 @@ pub struct Budget {
 
 /// The server, as flags and variables name it.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Target {
+pub struct Server {
     // A string, since clap repeats what it cannot parse, and this may hold a password.
     /// Base URL such as http://localhost:8000/v1, or simulator
     #[arg(long, env = "LLM_ENDPOINT", hide_env_values = true, value_name = "URL")]
@@ -202,7 +202,7 @@ pub struct Settings {
     #[arg(skip)]
     pub path: PathBuf,
     #[command(flatten)]
-    target: Target,
+    target: Server,
     /// The merged configuration.
     #[command(flatten)]
     pub config: Config,
@@ -373,7 +373,7 @@ impl Settings {
             Err(ConfigError::NotFound(_))
                 if !is_named && (flags.name_endpoint() || env.get("LLM_ENDPOINT").is_some()) =>
             {
-                Settings::resolve(path, Config::default(), &env, flags)
+                Settings::without_file(path, flags)
             }
             Err(error) => Err(error),
         }
@@ -416,7 +416,7 @@ impl Settings {
             server_metrics: false,
             metrics_addr: None,
             api_key: api_key(env),
-            target: Target::default(),
+            target: Server::default(),
             path,
             config,
         };

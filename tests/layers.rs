@@ -10,7 +10,10 @@ const INPUT_AND_OUTPUT: [&str; 8] =
 const MUST_NOT_IMPORT: [(&str, &[&str]); 9] = [
     // It shares no type with the client, so that a mistake in the protocol cannot cancel out.
     ("simulator", &["*"]),
-    ("patch", &["*"]),
+    (
+        "patch",
+        &["client", "load", "measure", "record", "figures", "decide", "report", "simulator", "settings", "commands"],
+    ),
     ("client", &["load", "measure", "record", "figures", "decide", "report", "simulator", "settings", "commands"]),
     ("load", &["measure", "record", "decide", "report", "simulator", "commands"]),
     ("figures", &["load", "measure", "record", "decide", "report", "simulator", "settings", "commands"]),

@@ -12,9 +12,9 @@ use llm_concurrency::decide::{Policy, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Sample};
 use llm_concurrency::record::About;
 use llm_concurrency::report::chart::{Chart, Style};
-use llm_concurrency::report::figures::sections;
 use llm_concurrency::report::html::{Run, page};
 use llm_concurrency::report::requests::{Curves, Loop};
+use llm_concurrency::report::sections::sections;
 use regex::Regex;
 use serde_json::json;
 

@@ -11,7 +11,7 @@ use llm_concurrency::decide::{Policy, Raced, recommend};
 use llm_concurrency::figures::{LevelState, LevelSummary, Limits, Measurement, Sample, Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
-    About, Environment, Identity, Manifest, Measured, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
+    About, Basis, Environment, Identity, Manifest, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
     criterion_id, load_measured, read_sidecar,
 };
 use llm_concurrency::report::words;
@@ -80,7 +80,7 @@ impl Disk {
         Recorded { folder: self.places().runs.join(manifest.run_id.as_str()), manifest }
     }
 
-    fn load(&self, yaml: &str) -> Result<Measured, ResultsError> {
+    fn load(&self, yaml: &str) -> Result<Basis, ResultsError> {
         load_measured(&self.places(), &identity(yaml), Limits::default())
     }
 
@@ -182,12 +182,12 @@ fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
 }
 
 /// Level and throughput of what was taken, in whole requests per second.
-fn taken(measured: &Measured) -> Vec<(usize, i64)> {
+fn taken(measured: &Basis) -> Vec<(usize, i64)> {
     let rps = |throughput: Option<llm_concurrency::figures::Estimate>| throughput.unwrap().estimate.round() as i64;
     measured.levels.iter().map(|level| (level.concurrency, rps(level.throughput_rps))).collect()
 }
 
-fn notes(measured: &Measured, disk: &Disk) -> String {
+fn notes(measured: &Basis, disk: &Disk) -> String {
     let notes: Vec<String> = measured.notes.iter().map(words::note).collect();
     notes.join("\n").replace(&disk.folder.path().display().to_string(), "<target>")
 }

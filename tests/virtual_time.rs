@@ -576,7 +576,11 @@ fn raced(
         let requests: Vec<Seen> = (0..visit.completions).map(seen).collect();
         evidence.now_s = requests.last().unwrap().end_s;
         evidence.sent += visit.completions as u64;
-        evidence.visits.push(Visited { level, span_s: [from, evidence.now_s], requests });
+        evidence.visits.push(Visited {
+            level,
+            span_s: [from, evidence.now_s],
+            requests: Box::new(move || Box::new(requests.clone().into_iter())),
+        });
         assert!(evidence.visits.len() < 400, "it does not end");
     }
     (race.standing().pick, race.standing().decided)

@@ -204,7 +204,7 @@ fn sweep(server: &Server, noise: Noise, mut race: Race, drain: bool, seed: u64) 
         let visited = made.iter().map(|(level, cohort, span_s)| Visited {
             level: *level,
             span_s: *span_s,
-            requests: run.requests[cohort.clone()].iter().map(seen).collect(),
+            requests: Box::new(|| Box::new(run.requests[cohort.clone()].iter().map(seen))),
         });
         let sent = run.requests.len() as u64;
         let Some(visit) = race.next(&Evidence { visits: visited.collect(), now_s: run.now_s, sent }) else { break };

@@ -10,10 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-use super::config_file::{is_dotenv, parse, read_text};
+use super::config_file::{parse, read_text};
 use super::endpoint::Endpoint;
 use super::headers::{self, Headers};
 use super::redact;
+use crate::files::Format;
 
 /// What is wrong with the settings, where, and how to mend it.
 #[derive(Debug, Error)]
@@ -180,7 +181,7 @@ pub struct Env(pub(crate) HashMap<String, String>);
 impl Env {
     /// The process's environment over the `.env` beside the config file, if there is one, or the config file that is one.
     pub fn load(config: &Path) -> Result<Self, ConfigError> {
-        let path = if is_dotenv(config) { config.to_owned() } else { config.with_file_name(".env") };
+        let path = if Format::of(config) == Format::Env { config.to_owned() } else { config.with_file_name(".env") };
         let mut vars = HashMap::new();
         if path.exists() {
             let broken = |error| invalid(format!("cannot read {}", path.display()), dotenv_reason(error));

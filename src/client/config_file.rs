@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
 use super::config::{ConfigError, invalid, near_miss};
-use crate::files;
+use crate::files::{self, Format};
 
 /// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
 const LARGEST_FILE: u64 = 1 << 20;
@@ -32,20 +32,19 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
         return Err(invalid(path.display().to_string(), message));
     }
     let broken = |error: serde_yaml::Error| with_place(&error, path);
-    let format = path.extension().map(|it| it.to_string_lossy().to_lowercase());
-    let is_yaml = !is_dotenv(path) && !matches!(format.as_deref(), Some("toml" | "json"));
-    let mut value: Value = match format.as_deref() {
+    let format = Format::of(path);
+    let mut value: Value = match format {
         // All settings in it are variables of the environment.
-        _ if is_dotenv(path) => return Ok(T::default()),
-        Some("toml") => toml_edit::de::from_str(text).map_err(|error| {
+        Format::Env => return Ok(T::default()),
+        Format::Toml => toml_edit::de::from_str(text).map_err(|error| {
             let at = error.span().map(|span| text[..span.start].lines().count().max(1));
             let place = at.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
             invalid(place, error.message().trim())
         })?,
-        Some("json") => serde_json::from_str(text).map_err(|error| {
+        Format::Json => serde_json::from_str(text).map_err(|error| {
             invalid(format!("{}:{}:{}", path.display(), error.line(), error.column()), error.to_string())
         })?,
-        _ => serde_yaml::from_str(text).map_err(broken)?,
+        Format::Yaml => serde_yaml::from_str(text).map_err(broken)?,
     };
     if value.is_null() {
         let needed = "it needs at least a section `llm` with `endpoint` and `model`";
@@ -55,6 +54,7 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     refuse_near_misses(text, path, &value, &ours)?;
     refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     // Read from the text wherever that will do: then an error has its line.
+    let is_yaml = format == Format::Yaml;
     let merges = is_yaml && text.contains("<<");
     if merges {
         value.apply_merge().map_err(broken)?;
@@ -65,12 +65,6 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     } else {
         serde_yaml::from_str(text).map_err(broken)
     }
-}
-
-/// Whether a config file is one of `NAME=value` lines: `.env`, `prod.env`, `.env.production`.
-pub(crate) fn is_dotenv(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    name.ends_with(".env") || name.starts_with(".env.")
 }
 
 /// Line and column go to the front, where editors look for them.

@@ -15,7 +15,7 @@ use crate::decide::compare::Comparison;
 use crate::decide::duet::side_by_side;
 use crate::measure::duet;
 use crate::measure::sweep::{self, Stop, Swept};
-use crate::record::{Measured, Places, to_json, write_atomic};
+use crate::record::{Basis, Places, to_json, write_atomic};
 use crate::report::{html, text, words};
 use crate::settings::Settings;
 
@@ -77,12 +77,12 @@ impl AgainstArgs {
 
 /// What one of them came to by itself.
 fn decide(swept: &Swept, settings: &Settings) -> Result<Recommendation> {
-    let measured = Measured {
+    let measured = Basis {
         levels: swept.run.summaries.clone(),
         notes: swept.notes.clone(),
         simulated: settings.endpoint == Endpoint::Simulator,
         unlisted_model: swept.run.manifest.about.settings.model_is_listed == Some(false),
-        ..Measured::default()
+        ..Basis::default()
     };
     let decided = decide_from(measured, settings);
     swept.run.write_results(Some(words::with_words(&decided)))?;

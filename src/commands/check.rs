@@ -11,14 +11,14 @@ use crate::client::Endpoint;
 use crate::load::preflight::{Probe, Which, preflight};
 use crate::load::target::Target;
 use crate::measure::sweep;
-use crate::prompts;
+use crate::prompts::{self, Prompt};
 use crate::report::words;
 use crate::settings::{self, Flags, Settings};
 
 #[derive(Args, Debug)]
 pub(crate) struct Check {
     #[command(flatten)]
-    target: Flags<settings::Target>,
+    target: Flags<settings::Server>,
     #[command(flatten)]
     config: ConfigFile,
 }
@@ -27,12 +27,8 @@ impl Check {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.config.config.as_deref(), self.target.given)?;
         let llm = &settings.config.llm;
-        let (transport, _simulator) = sweep::transport(&settings)?;
         let prompts = prompts::of_run(&settings)?;
-        let target = Target::new(transport.clone(), &llm.model, &settings.config.benchmark.request, &prompts, "check");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (probes, models) =
-            runtime.block_on(async { (preflight(&target, &prompts, drop).await, transport.models().await) });
+        let Asked { url, models, probes, .. } = ask(&settings, &prompts, |_| llm.model.clone())?;
         let key = match (&settings.api_key, &llm.api_key_header) {
             (Some(_), Some(header)) => format!("set (sent as {header})"),
             (Some(_), None) => "set".to_owned(),
@@ -44,7 +40,7 @@ impl Check {
         print(format!(
             "endpoint  {} ({})\n{}model     {}{}\nAPI key   {key}\n{headers}",
             settings.endpoint.redacted(),
-            transport.url(),
+            url,
             proxy.map_or_else(String::new, |proxy| format!(
                 "proxy     {proxy} (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY)\n"
             )),
@@ -62,6 +58,29 @@ impl Check {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What an endpoint says when it is asked for its models and sent a few prompts.
+pub(super) struct Asked {
+    pub(super) url: String,
+    pub(super) models: Option<Vec<String>>,
+    pub(super) model: String,
+    pub(super) probes: Vec<Probe>,
+}
+
+/// `choose` gives the model, from those that the server lists.
+pub(super) fn ask(
+    settings: &Settings,
+    prompts: &[Prompt],
+    choose: impl FnOnce(Option<&[String]>) -> String,
+) -> Result<Asked> {
+    let (transport, _simulator) = sweep::transport(settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (url, models) = (transport.url(), runtime.block_on(transport.models()));
+    let model = choose(models.as_deref());
+    let target = Target::new(transport, &model, &settings.config.benchmark.request, prompts, "check");
+    let probes = runtime.block_on(preflight(&target, prompts, drop));
+    Ok(Asked { url, models, model, probes })
 }
 
 fn listed(settings: &Settings, models: Option<&[String]>, probe: Option<&Probe>) -> String {

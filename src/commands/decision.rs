@@ -14,7 +14,7 @@ use crate::load::self_check::cpu_of_this_process;
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
 use crate::prompts;
-use crate::record::{Identity, Measured, Places, ResultsFile, load_measured, write_atomic};
+use crate::record::{Basis, Identity, Places, ResultsFile, load_measured, write_atomic};
 use crate::report::{html, text, words};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
@@ -24,10 +24,10 @@ pub(super) struct Source {
     pub(super) report: String,
 }
 
-pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Measured, Source)> {
+pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Basis, Source)> {
     let identity = Identity::of(settings, &prompts::of_run(settings)?);
     let simulated = settings.endpoint == Endpoint::Simulator;
-    let measured = Measured { simulated, ..load_measured(places, &identity, settings.limits())? };
+    let measured = Basis { simulated, ..load_measured(places, &identity, settings.limits())? };
     let mut source = Source { recorded: Recorded::default(), report: page::name(Path::new("criterion")) };
     if let Some(newest) = &measured.newest {
         // A run's id begins with the time that its results file is named by.
@@ -39,7 +39,7 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Me
     Ok((measured, source))
 }
 
-pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
+pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Basis, Source)> {
     let file = ResultsFile::read(path)?;
     let requests = file.requests(places);
     let ResultsFile { run_id, about, levels, raced, .. } = file;
@@ -48,19 +48,19 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measure
     let (endpoint, started_at) = (about.endpoint.clone(), about.started_at.clone());
     let is_described = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
     let raced = raced.zip(about.settings.policy.clone());
-    let measured = Measured {
+    let measured = Basis {
         levels,
         raced,
         notes: is_described.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect(),
         quick: about.settings.quick,
         simulated,
         unlisted_model: about.settings.model_is_listed == Some(false),
-        ..Measured::default()
+        ..Basis::default()
     };
     Ok((measured, Source { recorded: Recorded { run_id, about, requests }, report: page::name(path) }))
 }
 
-pub(super) fn decide_from(mut measured: Measured, settings: &Settings) -> Recommendation {
+pub(super) fn decide_from(mut measured: Basis, settings: &Settings) -> Recommendation {
     let policy = &settings.config.policy;
     for level in &mut measured.levels {
         level.usd_per_1000 = settings.limits().prices.of_1000(level).or(level.usd_per_1000);
@@ -106,12 +106,12 @@ pub(super) fn conclude(
     let mut measured = if args.is_filtered() {
         load_measured(places, &manifest.identity, settings.limits())?
     } else {
-        Measured {
+        Basis {
             levels: swept.run.summaries.clone(),
             quick: settings.quick,
             unlisted_model: manifest.about.settings.model_is_listed == Some(false),
             raced: manifest.raced.map(|raced| (raced, settings.config.policy.clone())),
-            ..Measured::default()
+            ..Basis::default()
         }
     };
     measured.simulated = settings.endpoint == Endpoint::Simulator;

@@ -7,11 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::check::{Asked, ask};
 use super::print;
 use crate::client::{Endpoint, SIMULATOR};
-use crate::load::preflight::preflight;
-use crate::load::target::Target;
-use crate::measure::sweep;
 use crate::prompts;
 use crate::report::words;
 use crate::settings::{self, Flags, Settings};
@@ -22,7 +20,7 @@ const SHIPPED: &str = include_str!("../../config.yaml");
 #[derive(Args, Debug)]
 pub(crate) struct Init {
     #[command(flatten)]
-    target: Flags<settings::Target>,
+    target: Flags<settings::Server>,
     /// Where to write; an existing file is left alone
     #[arg(long, value_name = "PATH", default_value = "config.yaml")]
     config: PathBuf,
@@ -35,13 +33,8 @@ impl Init {
             bail!("{} is there already, and is left alone; name another file with --config", path.display());
         }
         let settings = Settings::without_file(path.clone(), self.target.given)?;
-        let (transport, _simulator) = sweep::transport(&settings)?;
         let prompts: Vec<_> = prompts::of_run(&settings)?.into_iter().take(1).collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let models = runtime.block_on(transport.models());
-        let model = chosen_model(&settings, models.as_deref());
-        let target = Target::new(transport, &model, &settings.config.benchmark.request, &prompts, "init");
-        let probes = runtime.block_on(preflight(&target, &prompts, drop));
+        let Asked { model, probes, .. } = ask(&settings, &prompts, |listed| chosen_model(&settings, listed))?;
         if let Some(failed) = probes.iter().find_map(|probe| probe.reply.failure.as_ref()) {
             bail!("{}", words::endpoint_problem(failed, &settings));
         }

@@ -120,7 +120,7 @@ fn failed_errors(summary: &LevelSummary, uncertain: Option<[f64; 2]>, policy: &P
 }
 
 /// What the decision maximises, where it is known and above 0.
-pub(crate) fn value(summary: &LevelSummary, objective: Objective) -> Option<f64> {
+pub fn value(summary: &LevelSummary, objective: Objective) -> Option<f64> {
     let value = match objective {
         Objective::Requests => summary.throughput_rps.map(|t| t.estimate),
         Objective::OutputTokens => summary.output_tps,

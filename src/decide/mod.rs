@@ -19,9 +19,12 @@ use serde_json::{Value, json};
 pub use causes::{Cause, Note, Reason};
 pub use notes::p95_limit_s;
 
-pub(crate) use gates::{DEFAULT_P95_FACTOR, value};
-pub(crate) use outages::open_outages;
-pub(crate) use pick::{best_passing, half_width};
+pub use gates::value;
+pub use outages::open_outages;
+pub use pick::best_passing;
+
+pub(crate) use gates::DEFAULT_P95_FACTOR;
+pub(crate) use pick::half_width;
 
 use crate::figures::usl::{self, Usl};
 use crate::figures::{BLOCKS, LevelSummary, Slo};
@@ -345,12 +348,12 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
     }
 }
 
-pub(crate) fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+pub fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
     levels.iter().filter(|level| level.verdict == Verdict::Pass)
 }
 
 /// The throughputs of a level's measurements, as their blocks have it.
-pub(crate) fn measurements(summary: &LevelSummary) -> Vec<f64> {
+pub fn measurements(summary: &LevelSummary) -> Vec<f64> {
     summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
 }
 

@@ -9,7 +9,7 @@ use crate::figures::Outage;
 /// A level that lost its connections while a higher one kept them was not too much for the server. Where no higher one
 /// tells, the server may have died of the level itself. So the lowest such level counts as a failed gate only if it fails
 /// twice while others are served, and as served only if it is served twice in a row. The levels above it decide nothing.
-pub(crate) fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
+pub fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
     let served = |level: &JudgedLevel| level.verdict != Verdict::NotUsed && level.gate != Some(Gate::Errors);
     let highest_served = levels.iter().rposition(served);
     let lowest_beyond = highest_served.map_or(0, |highest| highest + 1);

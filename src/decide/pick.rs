@@ -191,7 +191,7 @@ pub(super) fn block_rates(summary: &LevelSummary, objective: Objective) -> Vec<f
 }
 
 /// Of ascending levels with what is maximised, the smallest within `tolerance` of the best.
-pub(crate) fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: f64) -> Option<usize> {
+pub fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: f64) -> Option<usize> {
     let best = values.clone().map(|(_, value)| value).max_by(f64::total_cmp)?;
     values.filter(|(_, value)| *value >= (1.0 - tolerance) * best).map(|(at, _)| at).next()
 }
@@ -276,7 +276,7 @@ fn explain_pick(
 }
 
 /// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
-pub(crate) fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
+pub fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
     let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy.objective)?)));
     values.reduce(|best, next| if next.1 > best.1 { next } else { best })
 }

@@ -34,7 +34,7 @@ impl Slo {
         let within = |limit: Option<f64>, time: Option<u32>| {
             limit.is_none_or(|limit| time.is_some_and(|time| seconds(time) <= limit))
         };
-        let one_token = request.output_tokens.is_some_and(|tokens| tokens <= 1);
+        let one_token = request.output_tokens().is_some_and(|tokens| tokens <= 1);
         request.is_success()
             && within(self.ttft, request.ttft.get())
             && (one_token || within(self.tpot, request.tpot.get()))

@@ -12,8 +12,9 @@ pub mod usl;
 pub use goodput::{Cost, Goodput, Prices, Slo};
 pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Drift, Outage, Reach, cross_check};
-pub use quantiles::{Distribution, Estimate, quantile, wilson};
+pub use quantiles::{Distribution, Estimate, histogram, quantile, wilson};
 pub use requests::Requests;
 pub use summary::{BLOCKS, LevelSummary, Limits, SizeSummary, summarize};
 
+pub(crate) use requests::Request;
 pub(crate) use summary::null_as_default;

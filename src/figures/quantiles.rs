@@ -1,5 +1,6 @@
 //! Quantiles, and intervals around figures: each defined here and nowhere else.
 
+use hdrhistogram::{Counter, Histogram};
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
@@ -30,6 +31,11 @@ pub struct Distribution {
 /// A time as whole microseconds in four bytes: a run may be of millions of requests. More than 71 minutes count as that.
 pub(super) fn micros(seconds: f64) -> u32 {
     (seconds * 1e6).round() as u32
+}
+
+/// For times in microseconds, to so many digits; more than an hour counts as one.
+pub fn histogram<T: Counter>(digits: u8) -> Histogram<T> {
+    Histogram::new_with_bounds(1, 3_600_000_000, digits).expect("bounds and digits that it can have")
 }
 
 pub(super) fn seconds(micros: u32) -> f64 {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::outages::Reach;
-use super::quantiles::micros;
+use super::quantiles::{micros, seconds};
 use super::reasons::Reasons;
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
 
-/// The requests of a measurement in memory: 48 bytes each.
+/// The requests of a measurement in memory: 40 bytes each.
 #[derive(Debug, Default)]
 pub struct Requests {
     /// In the order of their ends.
@@ -33,10 +33,10 @@ pub(crate) struct Request {
     /// Not a number for a request that was given up.
     pub end_s: f64,
     /// How long its permit was held back after it had failed.
-    pub held_s: f64,
+    pub held: Micros,
     pub ttft: Micros,
     pub tpot: Micros,
-    pub output_tokens: Option<u32>,
+    output_tokens: u32,
     pub seq: u32,
     /// Its place in [`Requests::sizes`].
     pub size: u16,
@@ -54,11 +54,15 @@ impl Micros {
     }
 
     pub fn get(self) -> Option<u32> {
-        (self.0 < u32::MAX).then_some(self.0)
+        known(self.0)
     }
 }
 
-const _: () = assert!(size_of::<Request>() <= 48);
+fn known(number: u32) -> Option<u32> {
+    (number < u32::MAX).then_some(number)
+}
+
+const _: () = assert!(size_of::<Request>() <= 40);
 
 impl Requests {
     /// Makes room, so that nothing is copied as it grows. It is no more than a wish.
@@ -77,10 +81,10 @@ impl Requests {
         self.rows.push(Request {
             start_s: outcome.start_s,
             end_s: outcome.end_s.unwrap_or(f64::NAN),
-            held_s: outcome.held_s.unwrap_or_default(),
+            held: Micros::of(outcome.held_s),
             ttft: Micros::of(outcome.ttft_s),
             tpot: Micros::of(outcome.tpot_s()),
-            output_tokens: outcome.output_tokens,
+            output_tokens: outcome.output_tokens.unwrap_or(u32::MAX),
             seq: u32::try_from(outcome.seq).unwrap_or(u32::MAX),
             size,
             failure: outcome.failure,
@@ -157,7 +161,15 @@ impl Request {
     /// How long it held its permit, microseconds: its latency and, after a failure, for how long it was held back.
     pub fn held_us(&self) -> u32 {
         let latency = if self.end_s.is_nan() { 0.0 } else { self.end_s - self.start_s };
-        micros(latency + self.held_s)
+        micros(latency + self.held_s())
+    }
+
+    pub fn held_s(&self) -> f64 {
+        self.held.get().map_or(0.0, seconds)
+    }
+
+    pub fn output_tokens(&self) -> Option<u32> {
+        known(self.output_tokens)
     }
 
     /// Seconds of its life inside `window`.
@@ -167,7 +179,7 @@ impl Request {
 
     /// Seconds inside `window` in which its permit was held back.
     pub fn held_back_s(&self, window: [f64; 2]) -> f64 {
-        overlap([self.end_s, self.end_s + self.held_s], window)
+        overlap([self.end_s, self.end_s + self.held_s()], window)
     }
 
     /// Share of its life inside `window`, between 0 and 1. An instantaneous request (latency 0) counts whole if it ended

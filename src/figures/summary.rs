@@ -263,7 +263,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
     let succeeded = successes(level).count() as u64;
     let per_success = |sum: u64| (succeeded > 0).then(|| sum as f64 / succeeded as f64);
     let has_tokens = !rates.tokens_missing && succeeded > 0;
-    let tokens = successes(level).map(|request| u64::from(request.output_tokens.unwrap_or_default())).sum();
+    let tokens = successes(level).map(|request| u64::from(request.output_tokens().unwrap_or_default())).sum();
     let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
     let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens).sum();
     let cached_tokens = level.iter().map(|(_, requests)| requests.cached_tokens).fold(None, sum);
@@ -395,8 +395,8 @@ impl Rates {
     fn add_whole(&mut self, request: &Request, level: usize, counts: bool) {
         let held_s = seconds(request.held_us());
         self.duration_s += held_s / level.max(1) as f64;
-        self.in_flight_s += held_s - request.held_s;
-        self.held_back_s += request.held_s;
+        self.in_flight_s += held_s - request.held_s();
+        self.held_back_s += request.held_s();
         self.count(request, f64::from(counts));
     }
 
@@ -408,7 +408,7 @@ impl Rates {
 
     fn count(&mut self, request: &Request, share: f64) {
         self.successes += share;
-        match request.output_tokens {
+        match request.output_tokens() {
             Some(tokens) => self.tokens += share * f64::from(tokens),
             None => self.tokens_missing |= share > 0.0,
         }
@@ -478,7 +478,7 @@ fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
         size.requests += 1;
         if request.is_success() {
             size.succeeded += 1;
-            size.tokens = size.tokens.zip(request.output_tokens).map(|(sum, more)| sum + u64::from(more));
+            size.tokens = size.tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
         }
     }
     if sizes.len() < 2 {

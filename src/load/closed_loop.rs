@@ -641,38 +641,46 @@ mod tests {
         }
     }
 
-    /// Runs a plan in virtual time.
-    fn run_virtually<F>(plan: &LoopPlan, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
-    where
-        F: Future<Output = Reply> + Send + 'static,
-    {
-        run_until(plan, Duration::MAX, send)
+    fn in_virtual_time<T>(future: impl Future<Output = T>) -> T {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().expect("runtime").block_on(future)
     }
 
-    /// The same, stopped after `stop_after`.
-    fn run_until<F>(plan: &LoopPlan, stop_after: Duration, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
+    /// Runs one plan after the other, stopped after `stop_after`.
+    fn run_until<F>(plans: &[LoopPlan], stop_after: Duration, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
     where
         F: Future<Output = Reply> + Send + 'static,
     {
         let mut log = Log::default();
         let (stopper, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let record = runtime.block_on(async {
+        let (orders, next) = mpsc::channel(plans.len());
+        plans[1..].iter().for_each(|plan| orders.try_send(*plan).expect("there is room"));
+        drop(orders);
+        let record = in_virtual_time(async {
             tokio::spawn(async move {
                 tokio::time::sleep(stop_after).await;
                 stopper.send(true).expect("the loop listens");
             });
-            run(plan, stop, send, &mut log).await
+            visits(&plans[0], next, stop, send, &mut log).await
         });
         (record, log)
     }
 
+    fn run_virtually<F>(plan: &LoopPlan, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        run_until(&[*plan], Duration::MAX, send)
+    }
+
     /// `send` gives each ticket its latency and reply. Also gives the most that were in flight at once.
-    fn virtually(plan: &LoopPlan, mut send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
+    fn virtually_all(
+        plans: &[LoopPlan],
+        mut send: impl FnMut(Ticket) -> (Duration, Reply),
+    ) -> (LoopRecord, Log, usize) {
         let in_flight = Arc::new(AtomicUsize::new(0));
         let peak = Arc::new(AtomicUsize::new(0));
-        let (record, log) = run_virtually(plan, |ticket| {
+        let (record, log) = run_until(plans, Duration::MAX, |ticket| {
             let (latency, reply) = send(ticket);
             let (in_flight, peak) = (in_flight.clone(), peak.clone());
             async move {
@@ -683,6 +691,10 @@ mod tests {
             }
         });
         (record, log, peak.load(Relaxed))
+    }
+
+    fn virtually(plan: &LoopPlan, send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
+        virtually_all(&[*plan], send)
     }
 
     fn ms(n: u64) -> Duration {
@@ -846,7 +858,7 @@ mod tests {
     #[test]
     fn stopping_gives_up_what_is_in_flight_and_still_accounts_for_it() {
         let plan = LoopPlan::new(8, 1000, 8, 10, 8);
-        let (record, log) = run_until(&plan, ms(5_050), |_| async {
+        let (record, log) = run_until(&[plan], ms(5_050), |_| async {
             tokio::time::sleep(ms(100)).await;
             Reply::default()
         });
@@ -860,29 +872,9 @@ mod tests {
     /// Visits to these levels, of so many completions for each of the level; and the most in flight at any moment.
     fn visit(levels: &[usize], waves: usize, send: impl Fn(Ticket) -> (Duration, Reply)) -> (Log, usize) {
         let plans: Vec<LoopPlan> = levels.iter().map(|&level| LoopPlan::visit(level, waves * level, 10)).collect();
-        let (orders, next) = mpsc::channel(levels.len());
-        plans[1..].iter().for_each(|plan| orders.try_send(*plan).expect("there is room"));
-        drop(orders);
-        let mut log = Log::default();
-        let (_stopper, stop) = watch::channel(false);
-        let (in_flight, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
-        let highest = levels.iter().copied().max().expect("some");
-        let send = |ticket: Ticket| {
-            let (latency, reply) = send(ticket);
-            let (in_flight, peak) = (in_flight.clone(), peak.clone());
-            async move {
-                let now = in_flight.fetch_add(1, Relaxed) + 1;
-                peak.fetch_max(now, Relaxed);
-                assert!(now <= highest);
-                tokio::time::sleep(latency).await;
-                in_flight.fetch_sub(1, Relaxed);
-                reply
-            }
-        };
-        runtime.block_on(visits(&plans[0], next, stop, send, &mut log));
-        (log, peak.load(Relaxed))
+        let (_, log, peak) = virtually_all(&plans, send);
+        assert!(Some(&peak) <= levels.iter().max());
+        (log, peak)
     }
 
     fn some_latency(ticket: Ticket) -> (Duration, Reply) {
@@ -932,13 +924,11 @@ mod tests {
         let (orders, next) = mpsc::channel::<LoopPlan>(1);
         let mut log = Log::default();
         let (_stopper, stop) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
         let send = |_| async {
             tokio::time::sleep(ms(10)).await;
             Reply::default()
         };
-        runtime.block_on(async {
+        in_virtual_time(async {
             tokio::spawn(async move {
                 tokio::time::sleep(ms(1_000)).await;
                 orders.send(LoopPlan::visit(2, 8, 10)).await.expect("it waits");

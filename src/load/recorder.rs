@@ -11,10 +11,7 @@ use super::closed_loop::{Ending, LoopPlan, LoopRecord, Observer, Ticket, Window}
 use super::self_check::SelfCheck;
 use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
-use crate::figures::{Measurement, Requests, Stage, Step};
-
-/// A gap between chunks that is longer than an hour counts as an hour, in microseconds.
-const LONGEST_GAP_US: u64 = 3_600_000_000;
+use crate::figures::{Measurement, Requests, Stage, Step, histogram};
 
 /// Begin it on the load thread, inside its runtime.
 pub struct Recorder<O> {
@@ -73,7 +70,7 @@ impl<O: Observer> Recorder<O> {
             )]),
             visits,
             visit: 0,
-            gaps_us: Histogram::new_with_bounds(1, LONGEST_GAP_US, 3).expect("bounds and digits that it can have"),
+            gaps_us: histogram(3),
             self_check: SelfCheck::start(),
             rate_limit: None,
             longest_wait: plan.longest_wait,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use tokio::task::AbortHandle;
 
-use crate::figures::{ClientLoad, Distribution};
+use crate::figures::{ClientLoad, Distribution, histogram};
 
 /// How often the ticker wakes.
 const TICK: Duration = Duration::from_millis(20);
@@ -23,9 +23,6 @@ pub struct SelfCheck {
     lags_us: Arc<Mutex<Lags>>,
     ticker: AbortHandle,
 }
-
-/// A longer lag counts as that, in microseconds.
-const HOUR_US: u64 = 3_600_000_000;
 
 /// In microseconds. It does not grow with their number.
 type Lags = Histogram<u64>;
@@ -45,8 +42,7 @@ impl Reading {
 impl SelfCheck {
     /// Begins to watch. Call it inside the load thread's runtime.
     pub fn start() -> Self {
-        let lags = Lags::new_with_bounds(1, HOUR_US, 3).expect("bounds and digits that it can have");
-        let lags_us = Arc::new(Mutex::new(lags));
+        let lags_us = Arc::new(Mutex::new(histogram(3)));
         let ticker = tokio::spawn(tick(lags_us.clone())).abort_handle();
         SelfCheck { from: None, to: None, lags_us, ticker }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::race::{Evidence, Seen, Visited};
 use crate::client::outcome::Failure;
-use crate::figures::{LevelState, Limits, Measurement, Requests};
+use crate::figures::{LevelState, Limits, Measurement, Request, Requests};
 
 /// A measurement with its requests, and when those of its cohort were issued that are still in flight.
 #[derive(Clone, Copy)]
@@ -16,9 +16,9 @@ pub struct Made<'a> {
 
 /// `sent` is the number of all requests; of a level at which too many of them found no server, what was measured when it
 /// was there counts.
-pub fn evidence(made: &[Made], sent: u64, limits: Limits) -> Evidence {
-    let usable = |of: &&Made| of.measurement.state != LevelState::Cut && of.measurement.window_s.is_some();
-    let usable: Vec<&Made> = made.iter().filter(usable).collect();
+pub fn evidence<'a>(made: &[Made<'a>], sent: u64, limits: Limits) -> Evidence<'a> {
+    let usable = |of: &&Made<'a>| of.measurement.state != LevelState::Cut && of.measurement.window_s.is_some();
+    let usable: Vec<&Made<'a>> = made.iter().filter(usable).collect();
     let is_there = |of: &Made| !of.requests.is_outage(limits.max_error_rate);
     let mut served: BTreeMap<usize, bool> = BTreeMap::new();
     for of in &usable {
@@ -30,22 +30,24 @@ pub fn evidence(made: &[Made], sent: u64, limits: Limits) -> Evidence {
     Evidence { visits, now_s, sent }
 }
 
-fn visited(made: &Made, limits: Limits) -> Visited {
+fn visited<'a>(&made: &Made<'a>, limits: Limits) -> Visited<'a> {
     let seconds = |us: u32| f64::from(us) / 1e6;
     let Measurement { concurrency: level, began_s, window_s, .. } = *made.measurement;
-    let ended = made.requests.cohort().filter(|request| !request.end_s.is_nan()).map(|request| Seen {
+    let seen = move |request: &Request| Seen {
         start_s: began_s + request.start_s,
         end_s: began_s + request.end_s,
-        held_s: request.held_s,
+        held_s: request.held_s(),
         failed: !request.is_success(),
         timed_out: request.failure == Some(Failure::Timeout),
-        tokens: request.output_tokens,
+        tokens: request.output_tokens(),
         ttft_s: request.ttft.get().map(seconds),
         tpot_s: request.tpot.get().map(seconds),
         meets_slo: limits.slo.is_some_and(|slo| slo.is_met_by(request)),
-    });
-    let in_flight =
-        made.in_flight_s.iter().map(|start_s| Seen { start_s: began_s + start_s, end_s: f64::NAN, ..Seen::default() });
-    let span_s = window_s.unwrap_or_default().map(|at| began_s + at);
-    Visited { level, span_s, requests: ended.chain(in_flight).collect() }
+    };
+    let awaited = move |start_s: &f64| Seen { start_s: began_s + start_s, end_s: f64::NAN, ..Seen::default() };
+    let requests = move || -> Box<dyn Iterator<Item = Seen>> {
+        let ended = made.requests.cohort().filter(|request| !request.end_s.is_nan()).map(seen);
+        Box::new(ended.chain(made.in_flight_s.iter().map(awaited)))
+    };
+    Visited { level, span_s: window_s.unwrap_or_default().map(|at| began_s + at), requests: Box::new(requests) }
 }

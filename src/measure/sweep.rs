@@ -346,7 +346,7 @@ impl<'a> Sweep<'a> {
         visits.map(|of| of.round).max().unwrap_or_default()
     }
 
-    fn evidence(&self) -> Evidence {
+    fn evidence(&self) -> Evidence<'_> {
         let measurements = self.swept.run.manifest.levels.iter();
         let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
         let made = made.map(|((measurement, requests), in_flight_s)| Made { measurement, requests, in_flight_s });

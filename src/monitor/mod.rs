@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
+use crate::figures::histogram;
 
 mod metrics;
 mod view;
@@ -61,8 +62,7 @@ struct Tally {
 
 impl Tally {
     fn new() -> Self {
-        let times = Histogram::new_with_bounds(1, 3_600_000_000, 2).expect("an hour is more than a microsecond");
-        let (latency, ttft) = (times.clone(), times);
+        let (latency, ttft) = (histogram(2), histogram(2));
         Tally { is_warmup: true, issued: 0, ended: 0, succeeded: 0, failed: Default::default(), held: 0, latency, ttft }
     }
 }

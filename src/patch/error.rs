@@ -38,8 +38,8 @@ pub enum Reason {
     Directory,
     #[error("this is not a regular file (a pipe or a device?), and only a regular file can be replaced in one step")]
     NotAFile,
-    #[error("the file has {0} bytes, more than the 10 MiB that are read as a configuration")]
-    TooLarge(u64),
+    #[error("the file has more than the 10 MiB that are read as a configuration")]
+    TooLarge,
     #[error("the file holds more than {0} values once its aliases are expanded")]
     TooManyValues(u64),
     #[error("the file is not UTF-8 text (UTF-16, or another encoding?)")]

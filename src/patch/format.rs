@@ -1,7 +1,6 @@
 //! What differs from format to format: the rest of the patch knows only this.
 
 use std::ops::Range;
-use std::path::Path;
 
 use serde_yaml::Value;
 
@@ -9,13 +8,7 @@ use super::error::{PatchError, Position, Reason};
 use super::request::{Key, Request};
 use super::{env, json, toml, yaml};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    Yaml,
-    Json,
-    Toml,
-    Env,
-}
+pub(super) use crate::files::Format;
 
 /// A parser's objection to a text.
 pub(super) struct Invalid {
@@ -52,19 +45,6 @@ impl Edit {
 }
 
 impl Format {
-    /// By the file's name; YAML unless that says otherwise.
-    pub(super) fn of(path: &Path) -> Self {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        match name.rsplit_once('.') {
-            Some((_, "json")) => Format::Json,
-            Some((_, "toml")) => Format::Toml,
-            Some((_, "env")) => Format::Env,
-            // `.env.production`
-            _ if name.starts_with(".env.") => Format::Env,
-            _ => Format::Yaml,
-        }
-    }
-
     pub(super) fn name(self) -> &'static str {
         match self {
             Format::Yaml => "YAML",

@@ -1,7 +1,7 @@
 //! What is asked for: a file, a key, a number. Every error repeats it.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde_yaml::Value;
@@ -9,9 +9,10 @@ use serde_yaml::Value;
 use super::error::{PatchError, Position, Reason};
 use super::format::Format;
 use super::text::position;
+use crate::files;
 
-/// Nobody keeps a larger configuration; something that large is another file, given by mistake.
-const MAX_BYTES: u64 = 10 * 1024 * 1024;
+/// Something larger is another file, given by mistake. Our own settings have a closer limit.
+const MAX_BYTES: u64 = 10 << 20;
 
 pub(super) struct Request {
     pub path: PathBuf,
@@ -37,25 +38,13 @@ impl Request {
     }
 
     pub(super) fn read(&self, target: &Path) -> Result<Vec<u8>, PatchError> {
-        let wrong_file =
-            |reason| Err(self.refuse(None, reason, self.hint("give the path of a configuration file; in it,")));
-        // Asked before the file is opened, as opening a pipe would wait for its other end.
-        let metadata = fs::metadata(target).map_err(|e| self.io("look at the file", e))?;
-        if metadata.is_dir() {
-            return wrong_file(Reason::Directory);
-        }
-        if !metadata.is_file() {
-            return wrong_file(Reason::NotAFile);
-        }
-        if metadata.len() > MAX_BYTES {
-            return wrong_file(Reason::TooLarge(metadata.len()));
-        }
-        let mut bytes = Vec::new();
-        // Bounded once more, as it may have grown in between.
-        let length = File::open(target)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|e| self.io("read the file", e))? as u64;
-        if length > MAX_BYTES { wrong_file(Reason::TooLarge(length)) } else { Ok(bytes) }
+        let wrong_file = |reason| self.refuse(None, reason, self.hint("give the path of a configuration file; in it,"));
+        files::read(target, MAX_BYTES).map_err(|error| match error.kind() {
+            ErrorKind::IsADirectory => wrong_file(Reason::Directory),
+            ErrorKind::InvalidInput => wrong_file(Reason::NotAFile),
+            ErrorKind::FileTooLarge => wrong_file(Reason::TooLarge),
+            _ => self.io("read the file", error),
+        })
     }
 
     /// Refuses NUL as well: UTF-16 without a byte order mark is often valid UTF-8 with NUL in every other byte.

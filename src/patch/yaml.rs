@@ -7,7 +7,7 @@ use granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span, Struct
 use serde_yaml::Value;
 
 use super::error::{PatchError, Reason};
-use super::format::{Edit, Invalid};
+use super::format::{Edit, Format, Invalid};
 use super::json;
 use super::request::{Key, Request};
 use super::text::{
@@ -333,9 +333,12 @@ impl<'a> Document<'a> {
         gap.split(['\n', '\r']).any(|line| line.split('#').next().is_some_and(|code| code.contains('?')))
     }
 
-    /// Where the colon after a key stands; `None` unless it is on the same line, after nothing but blanks.
+    /// Where the colon after a key stands; `None` unless it is on the same line, after nothing but blanks, or this is JSON.
     fn colon(&self, entry: Entry<'_>) -> Option<usize> {
-        let at = skip_blanks(self.text, entry.key.span.end);
+        let at = match self.request.format {
+            Format::Json => self.text.len() - self.text[entry.key.span.end..].trim_start().len(),
+            _ => skip_blanks(self.text, entry.key.span.end),
+        };
         self.text[at..].starts_with(':').then_some(at)
     }
 
@@ -466,18 +469,17 @@ impl<'a> Document<'a> {
         let at = last.value.span.end;
         let end = line_end(self.text, at);
         let name = quoted_like(&self.key().last, last.style);
-        let tight =
-            last.style != ScalarStyle::Plain && self.text.get(last.key.span.end..last.value.span.start) == Some(":");
+        let colon = self.text.get(last.key.span.end..last.value.span.start).unwrap_or_default();
+        let colon = if last.style == ScalarStyle::Plain || colon.contains(['\n', '\r']) { ": " } else { colon };
         let prefix = self.before_on_line(last.key);
         let own_line = prefix.trim_start_matches(BLANKS).is_empty()
-            && self.text[at..end].trim_matches([' ', '\t', ',']).is_empty()
-            && end < self.text.len();
-        let separator = match (own_line, tight) {
-            (true, _) => format!(",{}{prefix}", line_break(self.text, end)),
-            (false, true) => ",".to_owned(),
-            (false, false) => ", ".to_owned(),
+            && self.text[at..end].trim_matches([' ', '\t', ',', '}']).is_empty();
+        let separator = match colon {
+            _ if own_line => format!(",{}{prefix}", line_break(self.text, end)),
+            ":" => ",".to_owned(),
+            _ => ", ".to_owned(),
         };
-        Ok(Edit::insert(at, format!("{separator}{name}{}", if tight { ":" } else { ": " })))
+        Ok(Edit::insert(at, format!("{separator}{name}{colon}")))
     }
 
     // ---- Refusals -----------------------------------------------------------------------------------------------

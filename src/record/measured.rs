@@ -11,7 +11,7 @@ use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Reques
 
 /// What can be decided from.
 #[derive(Clone, Debug, Default)]
-pub struct Measured {
+pub struct Basis {
     pub levels: Vec<LevelSummary>,
     /// Where they come from and what was left out.
     pub notes: Vec<Note>,
@@ -37,7 +37,7 @@ pub struct Measured {
 ///
 /// # Errors
 /// If there is nothing, or the newest run was made against something else than `now`.
-pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<Measured, ResultsError> {
+pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<Basis, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
     let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
     let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
@@ -51,7 +51,7 @@ pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<
         });
     }
     let same: Vec<_> = manifests.iter().filter(|m| m.about.fingerprint == fingerprint).collect();
-    let mut measured = Measured::default();
+    let mut measured = Basis::default();
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
@@ -164,10 +164,11 @@ impl<'a> Files<'a> {
         Files { places, limits, visits: BTreeMap::new() }
     }
 
-    fn read(&mut self, folder: &Path, record: &Measurement) -> Result<Requests, ResultsError> {
+    fn read(&mut self, folder: &Path, record: &Measurement, warmup: usize) -> Result<Requests, ResultsError> {
         let path = folder.join(sidecar_name(record.step()));
         let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
-        let expected = completed + record.concurrency as u64;
+        // With those of the warm-up and those that were in flight at the end.
+        let expected = completed + (warmup.max(record.concurrency) + record.concurrency) as u64;
         if record.stage != Stage::Visit {
             return Ok(read_requests(&path, expected)?.remove(&0).unwrap_or_default());
         }
@@ -181,7 +182,9 @@ impl<'a> Files<'a> {
     /// The figures of a level's measurements, all of one run.
     fn summary_of(&mut self, manifest: &Manifest, records: &[&Measurement]) -> Result<LevelSummary, ResultsError> {
         let folder = self.places.runs.join(manifest.run_id.as_str());
-        let requests: Vec<_> = records.iter().map(|record| self.read(&folder, record)).collect::<Result<_, _>>()?;
+        let warmup = manifest.about.settings.warmup_requests.unwrap_or_default();
+        let requests: Vec<_> =
+            records.iter().map(|record| self.read(&folder, record, warmup)).collect::<Result<_, _>>()?;
         let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
         Ok(figures::summarize(&measured, manifest.limits(self.limits)))
     }
@@ -206,12 +209,12 @@ fn estimate_only(places: &Places, level: usize) -> Result<LevelSummary, ResultsE
 }
 
 /// Without any run folder that is all there is, for every level.
-fn estimates_only(places: &Places, mut notes: Vec<Note>) -> Result<Measured, ResultsError> {
+fn estimates_only(places: &Places, mut notes: Vec<Note>) -> Result<Basis, ResultsError> {
     let levels = estimates::levels(places).into_iter();
     let levels: Vec<_> = levels.filter_map(|level| estimate_only(places, level).ok()).collect();
     if levels.is_empty() {
         return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
     }
     notes.push(Note::NoRecords { folder: places.runs.clone() });
-    Ok(Measured { levels, notes, incomplete: true, ..Measured::default() })
+    Ok(Basis { levels, notes, incomplete: true, ..Basis::default() })
 }

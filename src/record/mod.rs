@@ -17,7 +17,7 @@ use thiserror::Error;
 
 pub use estimates::{GROUP, criterion_id, remove_confirm_groups};
 pub use identity::Identity;
-pub use measured::{Measured, load_measured};
+pub use measured::{Basis, load_measured};
 pub use places::Places;
 pub use results::{ResultsFile, SCHEMA};
 pub use run::{About, Environment, Manifest, RequestsFile, Run, RunId, RunSettings};

@@ -6,8 +6,8 @@ use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 
-use super::figures::{self, Figure};
 use super::requests::{Curves, ReasonAt};
+use super::sections::{self, Figure};
 use super::text;
 use crate::decide::compare::{Change, Comparison, compare};
 use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
@@ -90,7 +90,7 @@ fn page_with(runs: &[Run], found: &[Change]) -> Result<String, ReportError> {
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
         changes: changes(runs, found),
-        figures: figures::sections(runs),
+        figures: sections::sections(runs),
         style: STYLE,
         script: SCRIPT,
     };

@@ -2,8 +2,8 @@
 
 pub mod chart;
 pub mod export;
-pub mod figures;
 pub mod html;
 pub mod requests;
+pub mod sections;
 pub mod text;
 pub mod words;

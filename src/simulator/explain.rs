@@ -23,7 +23,7 @@ const MAX_ERROR_RATE: f64 = 0.05;
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
 /// What a level truly gives.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ExplainedLevel {
     /// Requests kept in flight.
     pub level: usize,
@@ -317,11 +317,8 @@ mod tests {
         let level = |level, throughput_rps, error_rate| ExplainedLevel {
             level,
             throughput_rps,
-            output_tps: 48.0 * throughput_rps,
-            latency_mean_s: 0.25,
-            latency_p50_s: 0.2,
-            latency_p95_s: 0.5,
             error_rate,
+            ..ExplainedLevel::default()
         };
         let levels = [level(30, 100.0, 0.0), level(20, 95.0, 0.0), level(10, 94.9, 0.0), level(50, 200.0, 0.05)];
         assert_eq!(optimum(&levels), Some(20));

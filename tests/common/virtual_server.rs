@@ -291,7 +291,8 @@ pub fn race<F: Future<Output = Reply> + Send + 'static>(
         ran.in_flight_s.push(Vec::new());
     }
     let mut race = Race::new(choices.to_vec(), rules);
-    if let Some(first) = race.next(&ran.evidence()) {
+    let first = race.next(&ran.evidence());
+    if let Some(first) = first {
         let (to, orders) = mpsc::channel(1);
         let began_s = now().duration_since(began).as_secs_f64();
         let mut driver = Driver { race: &mut race, ran: &mut ran, before: full.len(), began_s, to: Some(to) };

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use statrs::distribution::{Binomial, DiscreteCDF};
+
 use super::Rules;
 use crate::decide::{Gate, Objective};
 
 /// All that a race decides from. The engine gives all visits each time: a request that was on its way at the last call
 /// may have ended since.
-#[derive(Clone, Debug, Default)]
-pub struct Evidence {
+#[derive(Default)]
+pub struct Evidence<'a> {
     /// In the order of time. Not those that were disturbed (an outage) and are made again.
-    pub visits: Vec<Visited>,
+    pub visits: Vec<Visited<'a>>,
     /// Seconds since the run began.
     pub now_s: f64,
     /// All requests that were sent, whatever for.
@@ -18,16 +20,16 @@ pub struct Evidence {
 }
 
 /// One visit as it was made.
-#[derive(Clone, Debug, Default)]
-pub struct Visited {
+pub struct Visited<'a> {
     pub level: usize,
     /// From the moment at which the level was reached to the start of the last request.
     pub span_s: [f64; 2],
     /// Those that began inside, without those that filled the loop up or came over from the level before.
-    pub requests: Vec<Seen>,
+    /// They are told one by one, since a measurement in full may be of millions.
+    pub requests: Box<dyn Fn() -> Box<dyn Iterator<Item = Seen> + 'a> + 'a>,
 }
 
-impl Visited {
+impl Visited<'_> {
     fn middle_s(&self) -> f64 {
         (self.span_s[0] + self.span_s[1]) / 2.0
     }
@@ -74,10 +76,10 @@ const DEFAULT_P95_FACTOR: f64 = 5.0;
 struct Level {
     requests: usize,
     failed: usize,
-    /// Ascending.
-    latencies: Vec<f64>,
-    ttfts: Vec<f64>,
-    tpots: Vec<f64>,
+    /// Ascending. Small, since there may be millions.
+    latencies: Vec<f32>,
+    ttfts: Vec<f32>,
+    tpots: Vec<f32>,
     met_slo: usize,
     /// All successes, ended in time or not, their tokens and the squares of these.
     answers: [f64; 3],
@@ -128,9 +130,9 @@ impl Observed {
         let mut shown: Vec<Shown> = counts.filter_map(|visit| shown(visit, evidence.now_s, &mut of)).collect();
         shown.retain(|visit| visit.at_s >= warm_from_s);
         for level in of.values_mut() {
-            level.latencies.sort_unstable_by(f64::total_cmp);
-            level.ttfts.sort_unstable_by(f64::total_cmp);
-            level.tpots.sort_unstable_by(f64::total_cmp);
+            level.latencies.sort_unstable_by(f32::total_cmp);
+            level.ttfts.sort_unstable_by(f32::total_cmp);
+            level.tpots.sort_unstable_by(f32::total_cmp);
         }
         let control = Control::new(&of, rules, pick);
         let alone = of.values().filter(|level| level.sums[0] >= 5.0).map(|level| level.sums[1] / level.sums[0]);
@@ -201,7 +203,7 @@ impl Observed {
                 _ => (&of.ttfts, 0.95),
             };
             let n = values.len();
-            let above = |limit: f64| values.len() - values.partition_point(|&value| value <= limit);
+            let above = |limit: f64| values.len() - values.partition_point(|&value| f64::from(value) <= limit);
             let Some(limit) = own else {
                 if gate == Gate::P95
                     && let Some([limit, at_most]) = self.default_limit(level, rules)
@@ -231,11 +233,13 @@ impl Observed {
     fn default_limit(&self, level: usize, rules: &Rules) -> Option<[f64; 2]> {
         let passes =
             |of: &Level| of.failed < 3 || (of.failed as f64) < rules.policy.max_error_rate * of.requests as f64;
-        let (&lowest, of) = self.of.iter().find(|(_, of)| passes(of) && !of.latencies.is_empty())?;
+        let lowest = self.of.iter().find(|(_, of)| passes(of) && !of.latencies.is_empty());
+        let (_, of) = lowest.filter(|(lowest, _)| **lowest < level)?;
         let n = of.latencies.len();
-        let high = (0..n).find(|&rank| at_most(n - rank - 1, n, 0.05) <= 0.025);
-        let high = high.map_or(f64::INFINITY, |rank| of.latencies[rank]);
-        (lowest < level).then(|| [quantile(&of.latencies, 0.95), high].map(|p95| DEFAULT_P95_FACTOR * p95))
+        // So many of the values lie above the percentile but in 2.5 % of all cases.
+        let above = Binomial::new(0.05, n as u64).ok()?.inverse_cdf(0.025) as usize;
+        let high = if above > 0 { of.latencies[n - above].into() } else { f64::INFINITY };
+        Some([quantile(&of.latencies, 0.95), high].map(|p95| DEFAULT_P95_FACTOR * p95))
     }
 }
 
@@ -259,16 +263,20 @@ fn at_most(k: usize, n: usize, p: f64) -> f64 {
 }
 
 /// Hyndman-Fan type 7.
-fn quantile(sorted: &[f64], p: f64) -> f64 {
-    crate::figures::quantile(sorted.len() as u64, p, |rank| sorted[rank as usize]).unwrap_or_default()
+fn quantile(sorted: &[f32], p: f64) -> f64 {
+    crate::figures::quantile(sorted.len() as u64, p, |rank| sorted[rank as usize].into()).unwrap_or_default()
 }
 
 fn shown(visit: &Visited, now_s: f64, of: &mut BTreeMap<usize, Level>) -> Option<Shown> {
     let of = of.entry(visit.level).or_default();
-    let reports = visit.requests.iter().any(|request| request.tokens.is_some() && !request.failed);
-    let (mut requests, mut succeeded, mut cycles, mut tokens) = (0.0, 0.0, 0.0, 0.0);
+    let reports = (visit.requests)().any(|request| request.tokens.is_some() && !request.failed);
+    let is_awaited = (visit.requests)().any(|request| request.end_s.is_nan());
+    let most = (visit.requests)().size_hint().1.unwrap_or_default();
+    of.latencies.reserve(most);
+    of.ttfts.reserve(most);
+    let (mut requests, mut succeeded, mut cycles, mut tokens, mut answers) = (0.0, 0.0, 0.0, 0.0, 0.0);
     let (mut latencies, mut ages) = (Vec::new(), Vec::new());
-    for request in &visit.requests {
+    for request in (visit.requests)() {
         let has_ended = !request.end_s.is_nan();
         let latency = request.end_s - request.start_s;
         let own = f64::from(request.tokens.unwrap_or_default());
@@ -276,15 +284,15 @@ fn shown(visit: &Visited, now_s: f64, of: &mut BTreeMap<usize, Level>) -> Option
             of.requests += 1;
             of.failed += usize::from(request.failed);
             if !request.failed {
-                of.latencies.push(latency);
-                of.ttfts.extend(request.ttft_s);
-                of.tpots.extend(request.tpot_s);
+                of.latencies.push(latency as f32);
+                of.ttfts.extend(request.ttft_s.map(|ttft_s| ttft_s as f32));
+                of.tpots.extend(request.tpot_s.map(|tpot_s| tpot_s as f32));
                 of.met_slo += usize::from(request.meets_slo);
                 of.answers = [of.answers[0] + 1.0, of.answers[1] + own, of.answers[2] + own * own];
             } else if request.timed_out {
-                of.latencies.push(f64::INFINITY);
-                of.ttfts.push(f64::INFINITY);
-                of.tpots.push(f64::INFINITY);
+                of.latencies.push(f32::INFINITY);
+                of.ttfts.push(f32::INFINITY);
+                of.tpots.push(f32::INFINITY);
             }
         }
         if reports && (!has_ended || request.end_s > visit.span_s[1]) {
@@ -300,7 +308,10 @@ fn shown(visit: &Visited, now_s: f64, of: &mut BTreeMap<usize, Level>) -> Option
         if request.failed {
             continue;
         }
-        latencies.push(latency);
+        if is_awaited {
+            latencies.push(latency);
+        }
+        answers += 1.0;
         tokens += own;
         let of_request = [1.0, latency, latency * latency, own, own * own, latency * own];
         of.sums.iter_mut().zip(of_request).for_each(|(sum, value)| *sum += value);
@@ -318,7 +329,7 @@ fn shown(visit: &Visited, now_s: f64, of: &mut BTreeMap<usize, Level>) -> Option
         succeeded: succeeded - 0.5 * ages.len() as f64,
         share: succeeded / requests,
         cycle_s: cycles / requests,
-        tokens: (reports && !latencies.is_empty()).then(|| tokens / latencies.len() as f64),
+        tokens: (reports && answers > 0.0).then(|| tokens / answers),
     };
     (shown.succeeded > 0.0 && shown.cycle_s > 0.0).then_some(shown)
 }

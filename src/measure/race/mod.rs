@@ -476,7 +476,11 @@ mod tests {
             let requests: Vec<Seen> = (0..n).map(seen).collect();
             evidence.now_s = requests.last().map_or(from, |last| last.end_s);
             evidence.sent += n as u64;
-            evidence.visits.push(Visited { level: visit.level, span_s: [from, evidence.now_s], requests });
+            evidence.visits.push(Visited {
+                level: visit.level,
+                span_s: [from, evidence.now_s],
+                requests: Box::new(move || Box::new(requests.clone().into_iter())),
+            });
             assert!(visits.len() < 200, "it does not end");
         }
         (visits, race.standing())

@@ -5,7 +5,7 @@ use std::fmt;
 use super::decision::{early_end, found_no_server, gate};
 use super::numbers::{count, levels, percent, range, seconds, share, usd};
 use crate::decide::causes::ClientLimit;
-use crate::decide::{JudgedLevel, Note, Recommendation, passing};
+use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
 use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
 
 pub fn note(note: &Note) -> String {
@@ -189,15 +189,18 @@ fn cost(recommendation: &Recommendation) -> Option<String> {
     Some(format!("1000 requests cost {of_pick} USD{}", least.unwrap_or_default()))
 }
 
-/// From this rate on it is trouble.
-const TROUBLE: f64 = 0.05;
-
 /// The two troubles README has, in the same words.
 pub fn advice(recommendation: &Recommendation) -> Vec<String> {
+    // The run's own limit, as the gate that failed by it has it; a rate below it is no trouble.
+    let limits = recommendation.levels.iter().flat_map(|level| &level.causes).filter_map(|cause| match cause {
+        Cause::ErrorRate { limit, .. } => Some(*limit),
+        _ => None,
+    });
+    let trouble = limits.last().unwrap_or(Policy::default().max_error_rate);
     let levels_with = |rate: fn(&LevelSummary) -> Option<f64>| {
         let summaries = recommendation.levels.iter().map(|level| &level.summary);
         let with: Vec<usize> =
-            summaries.filter(|summary| rate(summary).is_some_and(|r| r >= TROUBLE)).map(|s| s.concurrency).collect();
+            summaries.filter(|summary| rate(summary).is_some_and(|r| r >= trouble)).map(|s| s.concurrency).collect();
         (!with.is_empty()).then(|| levels(&with))
     };
     let timeouts = levels_with(|summary| summary.timeout_rate).map(|at| {
