@@ -239,7 +239,7 @@ impl Ran {
         self.made.iter().map(|made| made.requests.len() as u64).sum()
     }
 
-    fn evidence(&self) -> Evidence {
+    fn evidence(&self) -> Evidence<'_> {
         let made = self.made.iter().zip(&self.in_flight_s);
         let made: Vec<Made> = made
             .map(|(Measured { measurement, requests, .. }, in_flight_s)| Made { measurement, requests, in_flight_s })
