@@ -272,6 +272,10 @@ fn a_level_passes_where_enough_requests_keep_within_the_slo() {
     let uncertain: Vec<_> = decided.levels.iter().map(|level| (level.gate, level.uncertain)).collect();
     let fails = Some(Gate::Attainment);
     assert_eq!(uncertain, [(None, false), (None, true), (None, true), (fails, true), (fails, false)]);
+    // The user's own limit is named before the default one, which then costs nothing.
+    let both = recommend(&[within(0, level(1, 10.0)), slow(6.0, within(60, level(5, 45.0)))], &policy);
+    assert_eq!(both.levels[1].gate, Some(Gate::Attainment));
+    assert!(!both.notes.iter().any(|note| matches!(note, Note::PriceOfP95 { .. })), "{:?}", both.notes);
     // A limit that few levels are to meet.
     let lax = Policy { slo: Some(Slo { attainment: 0.7, ..SLO }), ..Policy::default() };
     assert_eq!(recommend(&all, &lax).recommended_concurrency, Some(20));

@@ -590,15 +590,16 @@ fn raced(
 fn a_race_takes_the_limits_for_walls_and_goodput_for_what_is_maximised() {
     let slo = |attainment| Some(Slo { latency: Some(1.0), attainment, ..Slo::default() });
     let always = |_: usize| 1.0;
-    for wall in [5, 24, 100] {
+    for wall in [5, 24] {
         let near = |pick: Option<usize>| pick.is_some_and(|pick| pick <= wall && pick as f64 >= 0.9 * wall as f64);
         let missing = |level: usize| if level > wall { 0.9 } else { 1.0 };
-        let (pick, decided) = raced(256, missing, always, Policy { slo: slo(0.99), ..Policy::default() });
+        let (pick, decided) = raced(40, missing, always, Policy { slo: slo(0.99), ..Policy::default() });
         assert!(near(pick) && decided, "{wall}: {pick:?}");
-        let (pick, _) = raced(256, missing, always, Policy { slo: slo(0.8), ..Policy::default() });
-        assert!(pick.is_some_and(|pick| pick > 200), "{pick:?}");
+        // What is allowed is no wall.
+        let (pick, _) = raced(40, missing, always, Policy { slo: slo(0.8), ..Policy::default() });
+        assert!(pick.is_some_and(|pick| (37..=52).contains(&pick)), "{pick:?}");
         let policy = Policy { max_tpot_p95_seconds: Some(wall as f64), ..Policy::default() };
-        let (pick, decided) = raced(256, always, |level| level as f64, policy);
+        let (pick, decided) = raced(40, always, |level| level as f64, policy);
         assert!(near(pick) && decided, "{wall}: {pick:?}");
     }
     // Throughput rises up to 40; of it nine tenths of what comes above 20 are late.
