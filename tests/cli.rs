@@ -620,7 +620,10 @@ fn contenders_are_visited_and_all_of_a_level_is_pooled() {
     let config = "llm: {endpoint: simulator, model: m}\npolicy: {max_p95_seconds: 60}\nsimulator: {slots: 2, \
                   base_step_ms: 0.3, per_sequence_ms: 2.7, output_tokens: {distribution: log_normal, median: 4, sigma: 1.0}}\n";
     let folder = Folder::with(config);
+    // Of an earlier version.
+    fs::create_dir_all(folder.path("target/criterion/confirm-1/2/new")).unwrap();
     let ran = folder.tool(&["run", "--levels", "1,2", "--total-requests", "60", "--max-requests", "1200"]);
+    assert!(!folder.path("target/criterion/confirm-1").exists());
     assert!(ran.code == 0 || ran.code == 3, "{}", ran.shown());
     assert!(ran.stderr.contains("each level in full, then short visits"), "{}", ran.stderr);
     assert!(ran.stderr.contains("at most 1200 requests of"), "{}", ran.stderr);

@@ -271,6 +271,28 @@ fn signals_give_up_the_current_level_and_show_the_rest() {
 }
 
 /// Here the first one cannot end the program: it waits for a reader of its output who does not read.
+/// In the middle of the race: what was visited is on disk, decides nothing yet, and is decided from in the same way.
+#[test]
+fn a_race_that_is_interrupted_leaves_its_visits_and_no_answer() {
+    let simulator = server();
+    let config = config(&simulator.base_url(), "levels: auto, max_concurrency: 64");
+    let mut running = Running::start(&config, &["run", "--update-config"]);
+    wait_until("three visited levels on disk", || running.results().is_some_and(|file| file.levels.len() >= 3));
+    Signal::Int.send(&running.child);
+    assert_eq!(running.wait().code(), Some(130), "{}", running.stderr());
+    assert_whole(running.folder.path());
+    let results = running.results().unwrap();
+    let raced = results.raced.expect("what it came to so far");
+    assert!(!raced.decided && results.levels.len() >= 3, "{raced:?}");
+    assert!(fs::read_to_string(running.path("config.yaml")).unwrap().contains(OLD));
+    let printed = fs::read_to_string(running.path("stdout")).unwrap();
+    assert!(printed.contains("before the answer was sure") && printed.contains("interrupted"), "{printed}");
+    let again = recommend(running.folder.path(), &["--update-config"]);
+    let said = String::from_utf8(again.stdout).unwrap();
+    assert_eq!(again.status.code(), Some(3), "{said}");
+    assert!(said.contains("before the answer was sure"), "{said}");
+}
+
 #[test]
 fn a_second_ctrl_c_kills() {
     let simulator = server();

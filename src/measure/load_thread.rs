@@ -13,8 +13,8 @@ use super::stop::{Stop, Stopper, watch_signals};
 use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
-use crate::figures::{Stage, Step};
 use crate::figures::reasons::EarlyEnd;
+use crate::figures::{Stage, Step};
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
 use crate::load::preflight::{self, Probe};
 use crate::load::recorder::{Recorded, Recorder, Visits};
@@ -221,9 +221,6 @@ pub(super) struct Load {
 }
 
 /// A transport to the endpoint, and the simulator behind it if that is the endpoint.
-///
-/// # Errors
-/// If the simulator or the client cannot be set up.
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
     let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };

@@ -1,6 +1,7 @@
 //! What a decision can be made from: the measurements that Criterion's files still hold.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
@@ -54,7 +55,7 @@ pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, Result
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
-    let mut files = Files::new(places);
+    let mut files = Files { places, read: BTreeMap::new() };
     for &level in &newest.about.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
@@ -154,26 +155,23 @@ fn newest_records<'a>(
 /// The sidecars of runs. That of all visits is read once.
 struct Files<'a> {
     places: &'a Places,
-    visits: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
+    read: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
 }
 
-impl<'a> Files<'a> {
-    fn new(places: &'a Places) -> Self {
-        Files { places, visits: BTreeMap::new() }
-    }
-
+impl Files<'_> {
     fn read(&mut self, folder: &Path, record: &Measurement) -> Result<Requests, ResultsError> {
         let path = folder.join(sidecar_name(record.step()));
         let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
-        let expected = completed + record.concurrency as u64;
-        if record.stage != Stage::Visit {
-            return Ok(read_requests(&path, expected)?.remove(&0).unwrap_or_default());
-        }
-        if !self.visits.contains_key(&path) {
-            self.visits.insert(path.clone(), read_requests(&path, expected)?);
-        }
-        // A level is asked for once.
-        Ok(self.visits.get_mut(&path).and_then(|visits| visits.remove(&record.round)).unwrap_or_default())
+        let file = match self.read.entry(path) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(file) => {
+                let requests = read_requests(file.key(), completed + record.concurrency as u64)?;
+                file.insert(requests)
+            }
+        };
+        let visit = if record.stage == Stage::Visit { record.round } else { 0 };
+        // A measurement is asked for once.
+        Ok(file.remove(&visit).unwrap_or_default())
     }
 
     /// The figures of a level's measurements, all of one run.
