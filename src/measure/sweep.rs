@@ -214,7 +214,7 @@ impl Sweep<'_> {
         }
         let key = self.no_room(further).filter(|_| self.mode == Mode::Measure);
         if let Some(key) = key {
-            let again = self.took_s.contains_key(&further.level);
+            let again = self.swept.run.summaries.iter().any(|of| of.concurrency == further.level);
             self.swept.notes.push(Note::NoRoom { levels: vec![further.level], again, key: key.to_owned() });
         }
         key.is_none()
