@@ -34,9 +34,7 @@ pub struct Measured {
 ///
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
 /// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level.
-///
-/// # Errors
-/// If there is nothing, or the newest run was made against something else than `now`.
+/// An error if there is nothing, or the newest run was made against something else than `now`.
 pub fn load_measured(places: &Places, now: &Identity) -> Result<Measured, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
     let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
