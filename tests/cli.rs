@@ -695,7 +695,10 @@ fn contenders_are_visited_and_all_of_a_level_is_pooled() {
     let config = "llm: {endpoint: simulator, model: m}\npolicy: {max_p95_seconds: 60}\nsimulator: {slots: 2, \
                   base_step_ms: 0.3, per_sequence_ms: 2.7, output_tokens: {distribution: log_normal, median: 4, sigma: 1.0}}\n";
     let folder = Folder::with(config);
+    // Of an earlier version.
+    fs::create_dir_all(folder.path("target/criterion/confirm-1/2/new")).unwrap();
     let ran = folder.tool(&["run", "--levels", "1,2", "--total-requests", "60", "--max-requests", "1200"]);
+    assert!(!folder.path("target/criterion/confirm-1").exists());
     assert!(ran.code == 0 || ran.code == 3, "{}", ran.shown());
     assert!(ran.stderr.contains("each level in full, then short visits"), "{}", ran.stderr);
     assert!(ran.stderr.contains("at most 1200 requests of"), "{}", ran.stderr);
@@ -708,16 +711,27 @@ fn contenders_are_visited_and_all_of_a_level_is_pooled() {
     assert!(ran.stderr.contains(&ended), "{ended}: {}", ran.stderr);
     let run = folder.path("target/concurrency").join(manifest["run_id"].as_str().unwrap());
     let lines = |name: &str| fs::read_to_string(run.join(name)).unwrap();
+    // What was measured before counts only where a level has nothing else.
+    let warm_from_s = manifest["raced"]["warm_from_s"].as_f64().unwrap();
+    let middle_s = |of: &Value| {
+        let [from, to] = [0, 1].map(|at| of["window_s"][at].as_f64().unwrap());
+        of["began_s"].as_f64().unwrap() + (from + to) / 2.0
+    };
     for level in results["levels"].as_array().unwrap() {
         let number = level["concurrency"].as_u64().unwrap();
+        let of_level = manifest["levels"].as_array().unwrap().iter().filter(|of| of["concurrency"] == number);
+        let (warm, cold): (Vec<&Value>, Vec<&Value>) = of_level.partition(|of| middle_s(of) >= warm_from_s);
         // Each request of the cohorts is there once.
-        let own = lines(&format!("level-{number}.jsonl"));
-        let of_visits: Vec<String> =
-            visits.iter().zip(1..).filter(|(of, _)| of.2 == number).map(|(_, at)| format!("\"visit\":{at},")).collect();
-        let visited = lines("visits.jsonl");
-        let is_own = |line: &&str| of_visits.iter().any(|of| line.contains(of.as_str()));
-        let measured = own.lines().chain(visited.lines().filter(is_own)).filter(|line| line.contains("\"measured\""));
-        assert_eq!(level["requests"], measured.count() as u64, "{level}");
+        let requests = |of: &&Value| {
+            let visit = format!("\"visit\":{},", of["round"]);
+            let (text, own) = match of["stage"].as_str().unwrap() {
+                "visit" => (lines("visits.jsonl"), visit.as_str()),
+                _ => (lines(&format!("level-{number}.jsonl")), ""),
+            };
+            text.lines().filter(|line| line.contains(own) && line.contains("\"measured\"")).count() as u64
+        };
+        let counted = if warm.is_empty() { cold } else { warm };
+        assert_eq!(level["requests"], counted.iter().map(requests).sum::<u64>(), "{level}");
     }
     decided_alike(&folder, &results);
 }

@@ -210,6 +210,36 @@ fn p95_above_five_times_the_lowest_costs_throughput_and_says_how_much() {
     case("p95_strict", &all, &strict, Status::LimitedByGate, Some(5));
 }
 
+/// Level 1 was visited for eight requests, so the limit is that of level 5; and what fails it by chance does not fail.
+#[test]
+fn after_a_race_the_default_p95_limit_is_of_a_level_with_enough_requests_and_fails_what_surely_fails() {
+    let with = |concurrency, p95: f64, interval: Option<[f64; 2]>| LevelSummary {
+        p95_interval_s: interval,
+        ..slow(p95, level(concurrency, 10.0 * concurrency as f64))
+    };
+    let levels = [
+        with(1, 0.1, None),
+        with(5, 1.0, Some([0.9, 1.1])),
+        with(10, 4.0, Some([3.8, 4.2])),
+        with(20, 5.5, Some([4.0, 7.0])),
+        with(40, 9.0, Some([8.5, 9.5])),
+    ];
+    let raced = Raced { pick: Some(20), interval: [20, 20], decided: true, warm_from_s: 12.0 };
+    let decided = recommend_after(Some(&raced), &levels, &Policy::default());
+    let verdicts: Vec<Verdict> = decided.levels.iter().map(|level| level.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Pass, Verdict::Pass, Verdict::Pass, Verdict::Pass, Verdict::Fail]);
+    assert!(text::table(&decided).contains("(5 x that of level 5)"), "{}", text::table(&decided));
+    assert!(text::answer(&decided).contains("slower for the first 12.00 s (cold)"), "{}", text::answer(&decided));
+    // Without such a level there is no default limit after a race.
+    let few = levels.clone().map(|level| LevelSummary { p95_interval_s: None, ..level });
+    let decided = recommend_after(Some(&raced), &few, &Policy::default());
+    assert!(decided.levels.iter().all(|level| level.verdict == Verdict::Pass), "{:?}", decided.levels);
+    // A budget that ended it: whatever it would have picked is not written.
+    let open = Raced { decided: false, ..raced };
+    let decided = recommend_after(Some(&open), &levels, &Policy::default());
+    assert_eq!((decided.status, decided.recommended_concurrency), (Status::Unresolved, None));
+}
+
 /// Successes alone would show a P95 of 1 s.
 #[test]
 fn timeouts_below_the_error_limit_still_weigh_on_p95() {

@@ -134,7 +134,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
     });
     let sidecar = match step.stage {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
-        Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
+        Stage::Sweep => format!("level-{level}.jsonl"),
         Stage::Visit => "visits.jsonl".to_owned(),
     };
     fs::create_dir_all(&run.folder).unwrap();

@@ -271,6 +271,36 @@ fn signals_give_up_the_current_level_and_show_the_rest() {
 }
 
 /// Here the first one cannot end the program: it waits for a reader of its output who does not read.
+/// In the middle of the race: what was visited is on disk, decides nothing yet, and is decided from in the same way.
+#[test]
+fn a_race_that_is_interrupted_leaves_its_visits_and_no_answer() {
+    // Slow enough for a signal to come before the answer.
+    let slow = SimulatorConfig {
+        slots: 8,
+        base_step_ms: 40.0,
+        per_sequence_ms: 0.0,
+        output_tokens: OutputTokens::Fixed { tokens: 5 },
+        ..SimulatorConfig::default()
+    };
+    let simulator = Simulator::start(slow, 0).unwrap();
+    let config = config(&simulator.base_url(), "levels: auto, max_concurrency: 64");
+    let mut running = Running::start(&config, &["run", "--update-config"]);
+    wait_until("three visited levels on disk", || running.results().is_some_and(|file| file.levels.len() >= 3));
+    Signal::Int.send(&running.child);
+    assert_eq!(running.wait().code(), Some(130), "{}", running.stderr());
+    assert_whole(running.folder.path());
+    let results = running.results().unwrap();
+    let raced = results.raced.expect("what it came to so far");
+    assert!(!raced.decided && results.levels.len() >= 3, "{raced:?}");
+    assert!(fs::read_to_string(running.path("config.yaml")).unwrap().contains(OLD));
+    let printed = fs::read_to_string(running.path("stdout")).unwrap();
+    assert!(printed.contains("before the answer was sure") && printed.contains("interrupted"), "{printed}");
+    let again = recommend(running.folder.path(), &["--update-config"]);
+    let said = String::from_utf8(again.stdout).unwrap();
+    assert_eq!(again.status.code(), Some(3), "{said}");
+    assert!(said.contains("before the answer was sure"), "{said}");
+}
+
 #[test]
 fn a_second_ctrl_c_kills() {
     let simulator = server();
@@ -519,7 +549,7 @@ fn run_with_an_outage(levels: &str, comes_back: bool) -> (Running, ExitStatus) {
     let simulator = server();
     let url = simulator.base_url();
     // Levels of seconds, so that the server is gone in time however busy this machine is.
-    let benchmark = format!("levels: [{levels}], total_requests: 200");
+    let benchmark = format!("levels: [{levels}], total_requests: 200, budget: {{max_requests: 1200}}");
     let mut running = Running::start(&config(&url, &benchmark), &["run", "--update-config"]);
     running.wait_for_mid_level(1, &simulator);
     drop(simulator);

@@ -10,9 +10,6 @@ use crate::record::Places;
 use crate::settings::{Overrides, Settings};
 
 /// Exits 0 or 1 only.
-///
-/// # Errors
-/// If the sweep cannot be made.
 pub fn bench() -> Result<ExitCode> {
     let args = CriterionArgs::parse(std::env::args().skip(1))?;
     let settings = Settings::load(None, Overrides::default())?;

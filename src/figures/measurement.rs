@@ -10,11 +10,10 @@ use crate::client::outcome::RateLimit;
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     #[default]
+    #[serde(alias = "auto")]
     Sweep,
     /// A contender, measured again, in a run of an earlier version.
     Confirm,
-    /// A level of a search by earlier versions.
-    Auto,
     /// A visit of the race, without a drain.
     Visit,
 }

@@ -726,6 +726,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_cold_engine_did_counts_only_where_a_level_has_nothing_else() {
+        let cold = two_for_ten_seconds();
+        let warm = Measurement { began_s: 100.0, ..two_for_ten_seconds() };
+        let of = |seconds| -> Requests { [request(Phase::Measured, 11.0, 11.0 + seconds, Some(5))].iter().collect() };
+        let (slow, fast) = (of(3.0), of(1.0));
+        let mean = |level: &[Measured], warm_from_s| {
+            summarize(level, Limits { warm_from_s, ..LIMITS }).latency_s.and_then(|latency| latency.mean)
+        };
+        let both = [(&cold, &slow), (&warm, &fast)];
+        assert_eq!([0.0, 50.0, 500.0].map(|from_s| mean(&both, from_s)), [Some(2.0), Some(1.0), Some(2.0)]);
+        assert_eq!(mean(&both[..1], 50.0), Some(3.0));
+    }
+
+    #[test]
     fn json_goes_round_with_unknown_keys_and_null_parts() {
         let text = json!({
             "concurrency": 4, "requests": null, "failures": null, "samples": null, "blocks_rps": null,

@@ -7,32 +7,27 @@ use crate::client::outcome::Failure;
 use crate::figures::{LevelState, Limits, Measurement, Request, Requests};
 
 /// A measurement with its requests, and when those of its cohort were issued that are still in flight.
-#[derive(Clone, Copy)]
-pub struct Made<'a> {
-    pub measurement: &'a Measurement,
-    pub requests: &'a Requests,
-    pub in_flight_s: &'a [f64],
-}
+pub type Made<'a> = (&'a Measurement, &'a Requests, &'a [f64]);
 
 /// `sent` is the number of all requests; of a level at which too many of them found no server, what was measured when it
 /// was there counts.
 pub fn evidence<'a>(made: &[Made<'a>], sent: u64, limits: Limits) -> Evidence<'a> {
-    let usable = |of: &&Made<'a>| of.measurement.state != LevelState::Cut && of.measurement.window_s.is_some();
+    let usable = |of: &&Made<'a>| of.0.state != LevelState::Cut && of.0.window_s.is_some();
     let usable: Vec<&Made<'a>> = made.iter().filter(usable).collect();
-    let is_there = |of: &Made| !of.requests.is_outage(limits.max_error_rate);
+    let is_there = |of: &Made| !of.1.is_outage(limits.max_error_rate);
     let mut served: BTreeMap<usize, bool> = BTreeMap::new();
     for of in &usable {
-        *served.entry(of.measurement.concurrency).or_default() |= is_there(of);
+        *served.entry(of.0.concurrency).or_default() |= is_there(of);
     }
-    let counted = usable.into_iter().filter(|of| is_there(of) || !served[&of.measurement.concurrency]);
+    let counted = usable.into_iter().filter(|of| is_there(of) || !served[&of.0.concurrency]);
     let visits: Vec<Visited> = counted.map(|of| visited(of, limits)).collect();
     let now_s = visits.iter().map(|visit| visit.span_s[1]).fold(0.0, f64::max);
     Evidence { visits, now_s, sent }
 }
 
-fn visited<'a>(&made: &Made<'a>, limits: Limits) -> Visited<'a> {
+fn visited<'a>(&(measurement, requests, in_flight_s): &Made<'a>, limits: Limits) -> Visited<'a> {
     let seconds = |us: u32| f64::from(us) / 1e6;
-    let Measurement { concurrency: level, began_s, window_s, .. } = *made.measurement;
+    let Measurement { concurrency: level, began_s, window_s, .. } = *measurement;
     let seen = move |request: &Request| Seen {
         start_s: began_s + request.start_s,
         end_s: began_s + request.end_s,
@@ -45,9 +40,9 @@ fn visited<'a>(&made: &Made<'a>, limits: Limits) -> Visited<'a> {
         meets_slo: limits.slo.is_some_and(|slo| slo.is_met_by(request)),
     };
     let awaited = move |start_s: &f64| Seen { start_s: began_s + start_s, end_s: f64::NAN, ..Seen::default() };
-    let requests = move || -> Box<dyn Iterator<Item = Seen>> {
-        let ended = made.requests.cohort().filter(|request| !request.end_s.is_nan()).map(seen);
-        Box::new(ended.chain(made.in_flight_s.iter().map(awaited)))
+    let all = move || -> Box<dyn Iterator<Item = Seen>> {
+        let ended = requests.cohort().filter(|request| !request.end_s.is_nan()).map(seen);
+        Box::new(ended.chain(in_flight_s.iter().map(awaited)))
     };
-    Visited { level, span_s: window_s.unwrap_or_default().map(|at| began_s + at), requests: Box::new(requests) }
+    Visited { level, span_s: window_s.unwrap_or_default().map(|at| began_s + at), requests: Box::new(all) }
 }

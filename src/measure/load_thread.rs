@@ -221,9 +221,6 @@ pub(super) struct Load {
 }
 
 /// A transport to the endpoint, and the simulator behind it if that is the endpoint.
-///
-/// # Errors
-/// If the simulator or the client cannot be set up.
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
     let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };

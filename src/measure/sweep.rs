@@ -122,7 +122,21 @@ pub fn run(
     }
     let swept =
         Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), began, load_s: 0.0, stdio };
-    let mut sweep = Sweep::new(settings, args.mode, &plan, load.as_ref(), swept);
+    let mut sweep = Sweep {
+        settings,
+        mode: args.mode,
+        plan: &plan,
+        load: load.as_ref(),
+        baseline: baseline.as_ref(),
+        swept,
+        requests: Vec::new(),
+        in_flight_s: Vec::new(),
+        sent: 0,
+        took_s: BTreeMap::new(),
+        not_before: None,
+        looked_again: BTreeMap::new(),
+        suspects: None,
+    };
     if let Some(load) = load.as_ref().filter(|_| args.mode == Mode::Measure) {
         sweep.sent += preflight(load, settings, &prompts, &mut sweep.swept.run)?;
     }
@@ -134,7 +148,7 @@ pub fn run(
         sweep.measure(&mut group, full)?;
     }
     if args.mode == Mode::Measure {
-        sweep.race(baseline.as_ref())?;
+        sweep.race()?;
         sweep.hand_over_visits(&mut group)?;
         remove_confirm_groups(places);
     }
@@ -176,6 +190,7 @@ struct Sweep<'a> {
     mode: Mode,
     plan: &'a Plan,
     load: Option<&'a Load>,
+    baseline: Option<&'a Baseline>,
     swept: Swept,
     /// Of each measurement in the manifest; and when those of its cohort were issued that are still in flight.
     requests: Vec<Requests>,
@@ -187,28 +202,14 @@ struct Sweep<'a> {
     not_before: Option<Instant>,
     /// How often a level was visited for another reason than the race's.
     looked_again: BTreeMap<usize, u32>,
+    /// What may have fallen against the baseline, once the race is over.
+    suspects: Option<BTreeSet<usize>>,
 }
 
 /// A level that was disturbed, or a server that is gone, is looked at so often again at most.
 const LOOKS: u32 = 3;
 
-impl<'a> Sweep<'a> {
-    fn new(settings: &'a Settings, mode: Mode, plan: &'a Plan, load: Option<&'a Load>, swept: Swept) -> Self {
-        Sweep {
-            settings,
-            mode,
-            plan,
-            load,
-            swept,
-            requests: Vec::new(),
-            in_flight_s: Vec::new(),
-            sent: 0,
-            took_s: BTreeMap::new(),
-            not_before: None,
-            looked_again: BTreeMap::new(),
-        }
-    }
-
+impl Sweep<'_> {
     fn is_stopped(&self) -> bool {
         self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some())
     }
@@ -220,7 +221,7 @@ impl<'a> Sweep<'a> {
         }
         let key = self.no_room(further).filter(|_| self.mode == Mode::Measure);
         if let Some(key) = key {
-            let again = self.took_s.contains_key(&further.level);
+            let again = self.swept.run.summaries.iter().any(|of| of.concurrency == further.level);
             self.swept.notes.push(Note::NoRoom { levels: vec![further.level], again, key: key.to_owned() });
         }
         key.is_none()
@@ -300,17 +301,16 @@ impl<'a> Sweep<'a> {
     }
 
     /// Short visits, one after the other without a drain, until the answer stands or there is no room for more.
-    fn race(&mut self, baseline: Option<&Baseline>) -> Result<(), SweepError> {
+    fn race(&mut self) -> Result<(), SweepError> {
         let (Some(load), false) = (self.load, self.plan.race.is_empty()) else { return Ok(()) };
         let mut race = Race::new(self.plan.race.clone(), plan::rules(self.settings));
-        let mut suspects = None;
-        let Some(first) = self.next_visit(&mut race, baseline, &mut suspects) else {
+        let Some(first) = self.next_visit(&mut race) else {
             self.conclude_early(&mut race);
             return self.swept.run.save().map_err(SweepError::from);
         };
         let before = self.sent;
         let planned = Planned {
-            step: Step { level: first.level, stage: Stage::Visit, round: self.visits() + 1 },
+            step: Step { level: first.level, stage: Stage::Visit, round: 1 },
             plan: first,
             not_before: self.not_before,
             is_first: false,
@@ -326,7 +326,7 @@ impl<'a> Sweep<'a> {
                 visiting.finish()?;
                 return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
             }
-            match self.next_visit(&mut race, baseline, &mut suspects) {
+            match self.next_visit(&mut race) {
                 Some(next) => visiting.go_on(next),
                 None => break,
             }
@@ -341,16 +341,11 @@ impl<'a> Sweep<'a> {
         self.swept.run.save().map_err(SweepError::from)
     }
 
-    fn visits(&self) -> u32 {
-        let visits = self.swept.run.manifest.levels.iter().filter(|of| of.stage == Stage::Visit);
-        visits.map(|of| of.round).max().unwrap_or_default()
-    }
-
     fn evidence(&self) -> Evidence<'_> {
         let measurements = self.swept.run.manifest.levels.iter();
         let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
-        let made = made.map(|((measurement, requests), in_flight_s)| Made { measurement, requests, in_flight_s });
-        evidence(&made.collect::<Vec<_>>(), self.sent, self.settings.limits())
+        let made: Vec<Made> = made.map(|((of, requests), in_flight_s)| (of, requests, &in_flight_s[..])).collect();
+        evidence(&made, self.sent, self.settings.limits())
     }
 
     fn conclude(&mut self, standing: Standing) {
@@ -375,22 +370,12 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    fn next_visit(
-        &mut self,
-        race: &mut Race,
-        baseline: Option<&Baseline>,
-        suspects: &mut Option<BTreeSet<usize>>,
-    ) -> Option<LoopPlan> {
-        let next = self.wanted_visit(race, baseline, suspects)?;
+    fn next_visit(&mut self, race: &mut Race) -> Option<LoopPlan> {
+        let next = self.wanted_visit(race)?;
         self.may_begin(&next).then_some(next)
     }
 
-    fn wanted_visit(
-        &mut self,
-        race: &mut Race,
-        baseline: Option<&Baseline>,
-        suspects: &mut Option<BTreeSet<usize>>,
-    ) -> Option<LoopPlan> {
+    fn wanted_visit(&mut self, race: &mut Race) -> Option<LoopPlan> {
         if self.is_stopped() {
             return None;
         }
@@ -404,7 +389,7 @@ impl<'a> Sweep<'a> {
             // It may have died of the level itself.
             (_, [_, served]) => return Some(visit(served)),
         }
-        if suspects.is_none() {
+        if self.suspects.is_none() {
             if let Some(next) = race.next(&self.evidence()) {
                 return Some(plan::visit_plan(self.settings, next));
             }
@@ -416,9 +401,9 @@ impl<'a> Sweep<'a> {
             self.conclude(race.standing());
         }
         // A fall against the baseline is not believed at first sight. Asked once, at the end.
-        let suspects = suspects.get_or_insert_with(|| {
-            let raced = self.swept.run.manifest.raced;
-            let decided = recommend_after(raced.as_ref(), &self.swept.run.summaries, policy);
+        let (run, baseline) = (&self.swept.run, self.baseline);
+        let suspects = self.suspects.get_or_insert_with(|| {
+            let decided = recommend_after(run.manifest.raced.as_ref(), &run.summaries, policy);
             baseline.map(|baseline| baseline.suspects(&decided, policy.objective)).unwrap_or_default()
         });
         let level = suspects.pop_first()?;

@@ -15,7 +15,7 @@ pub const GROUP: &str = "concurrency";
 pub fn criterion_id(Step { level, stage, round }: Step) -> String {
     match stage {
         Stage::Confirm => format!("confirm-{round}/{level}"),
-        Stage::Sweep | Stage::Auto | Stage::Visit => format!("{GROUP}/level/{level}"),
+        Stage::Sweep | Stage::Visit => format!("{GROUP}/level/{level}"),
     }
 }
 

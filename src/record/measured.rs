@@ -1,6 +1,7 @@
 //! What a decision can be made from: the measurements that Criterion's files still hold.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
@@ -34,9 +35,7 @@ pub struct Basis {
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
 /// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level. The `limits` may be
 /// others than those of the run, but for the time after which a request had timed out.
-///
-/// # Errors
-/// If there is nothing, or the newest run was made against something else than `now`.
+/// An error if there is nothing, or the newest run was made against something else than `now`.
 pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<Basis, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
     let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
@@ -55,7 +54,7 @@ pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
-    let mut files = Files::new(places, limits);
+    let mut files = Files { places, limits, read: BTreeMap::new() };
     for &level in &newest.about.settings.levels {
         match newest_records(places, &same, level) {
             Some((manifest, records)) => {
@@ -156,27 +155,25 @@ fn newest_records<'a>(
 struct Files<'a> {
     places: &'a Places,
     limits: Limits,
-    visits: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
+    read: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
 }
 
-impl<'a> Files<'a> {
-    fn new(places: &'a Places, limits: Limits) -> Self {
-        Files { places, limits, visits: BTreeMap::new() }
-    }
-
+impl Files<'_> {
     fn read(&mut self, folder: &Path, record: &Measurement, warmup: usize) -> Result<Requests, ResultsError> {
         let path = folder.join(sidecar_name(record.step()));
         let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
         // With those of the warm-up and those that were in flight at the end.
         let expected = completed + (warmup.max(record.concurrency) + record.concurrency) as u64;
-        if record.stage != Stage::Visit {
-            return Ok(read_requests(&path, expected)?.remove(&0).unwrap_or_default());
-        }
-        if !self.visits.contains_key(&path) {
-            self.visits.insert(path.clone(), read_requests(&path, expected)?);
-        }
-        // A level is asked for once.
-        Ok(self.visits.get_mut(&path).and_then(|visits| visits.remove(&record.round)).unwrap_or_default())
+        let file = match self.read.entry(path) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(file) => {
+                let requests = read_requests(file.key(), expected)?;
+                file.insert(requests)
+            }
+        };
+        let visit = if record.stage == Stage::Visit { record.round } else { 0 };
+        // A measurement is asked for once.
+        Ok(file.remove(&visit).unwrap_or_default())
     }
 
     /// The figures of a level's measurements, all of one run.

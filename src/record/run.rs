@@ -218,9 +218,6 @@ impl Run {
     }
 
     /// Sees to it, before anything is sent, that the run has a folder of its own and that its files can be written.
-    ///
-    /// # Errors
-    /// If they cannot.
     pub fn begin(&self) -> Result<(), ResultsError> {
         let results = self.results_file.parent().unwrap_or(Path::new("."));
         let runs = self.folder.parent().unwrap_or(Path::new("."));
@@ -251,9 +248,6 @@ impl Run {
     }
 
     /// A measurement has ended, is in the manifest, and its sidecar is in place: records the figures of its level.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
     pub fn level_ended(&mut self, level: usize, summary: LevelSummary) -> Result<(), ResultsError> {
         // Visits follow each other quickly.
         let is_visit = self.manifest.levels.last().is_some_and(|of| of.stage == Stage::Visit);
@@ -276,9 +270,6 @@ impl Run {
     }
 
     /// Writes what there is so far.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
     pub fn save(&mut self) -> Result<(), ResultsError> {
         write_atomic(&self.folder.join("run.json"), &to_json(&self.manifest))?;
         if self.saved.replace(Instant::now()).is_some() {

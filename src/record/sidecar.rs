@@ -23,10 +23,13 @@ pub(super) fn sidecar_name(step: Step) -> String {
     let level = step.level;
     match step.stage {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
-        Stage::Sweep | Stage::Auto => format!("level-{level}.jsonl"),
-        Stage::Visit => "visits.jsonl".to_owned(),
+        Stage::Sweep => format!("level-{level}.jsonl"),
+        Stage::Visit => VISITS.to_owned(),
     }
 }
+
+/// Written line by line, so that a program that was killed may leave a part of one.
+const VISITS: &str = "visits.jsonl";
 
 /// What the figures need of a sidecar, with room for the requests that are expected: by visit, all in visit 0 where the
 /// loop made only one.
@@ -52,6 +55,7 @@ pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOu
         line += 1;
         match reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut text) {
             Ok(0) => None,
+            Ok(_) if path.ends_with(VISITS) && !text.ends_with(b"\n") => None,
             Ok(_) => Some(serde_json::from_slice(&text).map_err(|error| ResultsError::Format {
                 path: path.clone(),
                 what: "sidecar",
@@ -78,9 +82,6 @@ const WAITING_BATCHES: usize = 256;
 
 impl SidecarWriter {
     /// Writes to `path`, under another name until all is there.
-    ///
-    /// # Errors
-    /// If its folder cannot be made or written.
     pub fn create(path: PathBuf) -> Result<Self, ResultsError> {
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
         let file = std::fs::create_dir_all(&folder).and_then(|()| files::temporary_in(&folder));
@@ -92,9 +93,6 @@ impl SidecarWriter {
     }
 
     /// Adds to `path`, line by line, so that what was written stays if the program is killed.
-    ///
-    /// # Errors
-    /// If its folder cannot be made or written.
     pub fn append(path: PathBuf) -> Result<Self, ResultsError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let file = std::fs::create_dir_all(folder).and_then(|()| File::options().create(true).append(true).open(&path));

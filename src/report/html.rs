@@ -418,7 +418,7 @@ mod tests {
             assert!(full.contains(part), "{part} is not in {}", &full[full.find("id=\"about\"").expect("it is")..]);
         }
         let quick = shown(json!({"levels": [1, 5], "quick": true}));
-        assert!(quick.contains("a model' --quick</code>"));
+        assert!(quick.contains("a model' --levels 1,5 --quick</code>"));
         assert!(!shown(json!({})).contains("llm-concurrency run "));
     }
 

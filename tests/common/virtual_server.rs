@@ -241,9 +241,7 @@ impl Ran {
 
     fn evidence(&self) -> Evidence<'_> {
         let made = self.made.iter().zip(&self.in_flight_s);
-        let made: Vec<Made> = made
-            .map(|(Measured { measurement, requests, .. }, in_flight_s)| Made { measurement, requests, in_flight_s })
-            .collect();
+        let made: Vec<Made> = made.map(|(of, in_flight_s)| (&of.measurement, &of.requests, &in_flight_s[..])).collect();
         evidence(&made, self.sent(), limits())
     }
 

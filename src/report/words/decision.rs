@@ -153,10 +153,12 @@ pub(super) fn why(reason: &Reason) -> String {
             format!("By all visits together the smallest level within {tolerance} of the best {what}")
         }
         Reason::NotDecided { interval } => {
-            let [low, high] = interval.unwrap_or_default();
             let which = match interval {
-                Some(_) if low < high => format!("any level from {low} to {high} may be the smallest good one"),
-                _ => "no level is sure to pass".to_owned(),
+                Some([low, high]) if low < high => {
+                    format!("any level from {low} to {high} may be the smallest good one")
+                }
+                Some([level, _]) => format!("level {level} is not sure to pass"),
+                None => "too little was measured to say anything".to_owned(),
             };
             format!(
                 "The run ended before the answer was sure: {which}; allow more (benchmark.budget), or measure on a quieter server"
