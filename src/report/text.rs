@@ -51,7 +51,7 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-pub(super) fn best_passing(recommendation: &Recommendation) -> Option<f64> {
+fn best_passing(recommendation: &Recommendation) -> Option<f64> {
     let rates = passing(&recommendation.levels).filter_map(JudgedLevel::throughput);
     rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
 }
