@@ -10,7 +10,9 @@ use std::io::Write;
 
 use common::{Rig, plan};
 use llm_concurrency::client::RequestKind::{self, Chat, Completion, Embedding, Messages, Responses};
+use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::client::{BodyTemplate, Cache, Message, Prompt, RequestSettings, System};
+use llm_concurrency::figures::{self, Limits, Measurement};
 use llm_concurrency::prompts;
 use llm_concurrency::simulator::{OutputTokens, SimulatorConfig};
 use serde_json::{Map, Value, json};
@@ -204,6 +206,26 @@ fn what_is_wrong_with_prompts_and_system_prompt_is_said_before_anything_is_sent(
         let (_folder, code, said) = run(request, files, &["check"]);
         assert!(code == Some(1) && said.contains(what), "{request}: {said}");
     }
+}
+
+/// Some servers state what was cached only where something was.
+#[test]
+fn of_a_level_where_any_answer_says_so_the_others_had_nothing_cached() {
+    let rate = |cached: &[Option<u32>]| {
+        let of = |&cached_tokens: &Option<u32>| RequestOutcome {
+            phase: Phase::Measured,
+            end_s: Some(1.0),
+            input_tokens: Some(100),
+            cached_tokens,
+            ..RequestOutcome::default()
+        };
+        let outcomes: Vec<RequestOutcome> = cached.iter().map(of).collect();
+        let limits = Limits { request_timeout_s: 1.0, max_error_rate: 1.0 };
+        figures::summarize(&[(&Measurement::default(), &outcomes.iter().collect())], limits).cached_rate
+    };
+    assert_eq!(rate(&[Some(50), None, Some(0), Some(30)]), Some(0.2));
+    assert_eq!(rate(&[None, None]), None);
+    assert_eq!(rate(&[Some(300), None]), None, "more than there was");
 }
 
 /// The plan and the budget go by the longest answer that a prompt asks for.

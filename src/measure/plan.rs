@@ -88,6 +88,7 @@ impl Plan {
 
     fn empty(settings: &Settings, prompts: &[Prompt]) -> Self {
         let usual = settings.config.benchmark.request.max_tokens;
+        let output_tokens = prompts.iter().map(|prompt| prompt.max_tokens.unwrap_or(usual)).max().unwrap_or(usual);
         Plan {
             levels: Vec::new(),
             configured: Vec::new(),
@@ -95,8 +96,8 @@ impl Plan {
             race: Vec::new(),
             auto: None,
             baseline_round: false,
-            input_tokens: mean_input_tokens(prompts),
-            output_tokens: prompts.iter().map(|prompt| prompt.max_tokens.unwrap_or(usual)).max().unwrap_or(usual),
+            input_tokens: mean_input_tokens(prompts, output_tokens),
+            output_tokens,
         }
     }
 
@@ -233,9 +234,14 @@ impl Plan {
     }
 }
 
-fn mean_input_tokens(prompts: &[Prompt]) -> f64 {
-    let characters: usize = prompts.iter().map(Prompt::characters).sum();
-    characters as f64 / CHARACTERS_PER_TOKEN / prompts.len().max(1) as f64
+/// Those of a conversation's last turn, which carries all that was said before it.
+fn mean_input_tokens(prompts: &[Prompt], answer: u32) -> f64 {
+    let tokens = |prompt: &Prompt| {
+        let later: usize = prompt.later.iter().map(|text| text.chars().count()).sum();
+        let answers = f64::from(answer) * prompt.later.len() as f64;
+        (prompt.characters() + later) as f64 / CHARACTERS_PER_TOKEN + answers
+    };
+    prompts.iter().map(tokens).sum::<f64>() / prompts.len().max(1) as f64
 }
 
 /// The plan of a level that is measured in full.
@@ -295,6 +301,12 @@ mod tests {
         let measured: Vec<_> = plan.levels.iter().map(|plan| plan.measured).collect();
         assert_eq!(measured, [100, 100, 110, 500]);
         assert_eq!(plan.of_levels(), (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
+    }
+
+    #[test]
+    fn a_conversation_costs_what_its_last_turn_does() {
+        let prompt = Prompt { later: vec!["y".repeat(250), "z".repeat(250)], ..Prompt::from("x".repeat(250).as_str()) };
+        assert_eq!(mean_input_tokens(&[prompt], 64), 750.0 / CHARACTERS_PER_TOKEN + 128.0);
     }
 
     #[test]
