@@ -152,10 +152,9 @@ impl<O: Observer> Observer for Recorder<O> {
     }
 
     fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
-        let Some(first) = self.visits.as_ref().map(|visits| visits.first) else { return };
-        let step = Step { level, stage: Stage::Visit, round: first + visit };
-        let recorded = self.recorded(step, record, in_flight_s);
+        let Some(Visits { first, to }) = &self.visits else { return };
+        let (step, to) = (Step { level, stage: Stage::Visit, round: first + visit }, to.clone());
         // Nobody is there to be told any more only if the run has failed.
-        let _ = self.visits.as_ref().map(|visits| visits.to.send(recorded));
+        let _ = to.send(self.recorded(step, record, in_flight_s));
     }
 }

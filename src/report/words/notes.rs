@@ -192,11 +192,12 @@ fn cost(recommendation: &Recommendation) -> Option<String> {
 /// The two troubles README has, in the same words.
 pub fn advice(recommendation: &Recommendation) -> Vec<String> {
     // The run's own limit, as the gate that failed by it has it; a rate below it is no trouble.
-    let limits = recommendation.levels.iter().flat_map(|level| &level.causes).filter_map(|cause| match cause {
+    let mut causes = recommendation.levels.iter().flat_map(|level| &level.causes);
+    let limit = causes.find_map(|cause| match cause {
         Cause::ErrorRate { limit, .. } => Some(*limit),
         _ => None,
     });
-    let trouble = limits.last().unwrap_or(Policy::default().max_error_rate);
+    let trouble = limit.unwrap_or(Policy::default().max_error_rate);
     let levels_with = |rate: fn(&LevelSummary) -> Option<f64>| {
         let summaries = recommendation.levels.iter().map(|level| &level.summary);
         let with: Vec<usize> =
