@@ -220,7 +220,7 @@ fn of_a_level_where_any_answer_says_so_the_others_had_nothing_cached() {
             ..RequestOutcome::default()
         };
         let outcomes: Vec<RequestOutcome> = cached.iter().map(of).collect();
-        let limits = Limits { request_timeout_s: 1.0, max_error_rate: 1.0 };
+        let limits = Limits { request_timeout_s: 1.0, max_error_rate: 1.0, ..Limits::default() };
         figures::summarize(&[(&Measurement::default(), &outcomes.iter().collect())], limits).cached_rate
     };
     assert_eq!(rate(&[Some(50), None, Some(0), Some(30)]), Some(0.2));
