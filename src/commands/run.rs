@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::baseline::BaselineArgs;
 use super::write::WriteArgs;
-use super::{ConfigFile, decision, print};
+use super::{ConfigFile, Verbose, decision, print};
 use crate::measure::sweep::{self, CriterionArgs, Stop};
 use crate::record::Places;
 use crate::report::text;
@@ -16,13 +16,15 @@ use crate::settings::{Flags, Settings};
 #[derive(Args, Debug)]
 pub(crate) struct Run {
     #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    verbose: Verbose,
+    #[command(flatten)]
+    settings: Flags<Settings>,
+    #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     baseline: BaselineArgs,
-    #[command(flatten)]
-    config: ConfigFile,
-    #[command(flatten)]
-    settings: Flags<Settings>,
 }
 
 impl Run {
@@ -34,7 +36,7 @@ impl Run {
         }
         let against = self.baseline.read(&places, &settings)?;
         let swept = sweep::run(&settings, &args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
-        let recommendation = decision::conclude(&settings, &args, &places, &swept)?;
+        let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
         if swept.stopped == Some(Stop::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));
         }

@@ -134,18 +134,17 @@ impl Plan {
         full + rules(settings).most_requests(highest) + last + again
     }
 
+    /// Of each level measured in full, requests over the level; and the service times that visits take as a rule.
+    pub fn waves(&self) -> (Vec<(usize, f64)>, f64) {
+        let full = self.levels.iter().map(|plan| (plan.level, plan.tickets() as f64 / plan.level as f64)).collect();
+        (full, if self.race.is_empty() { 0.0 } else { USUALLY[usize::from(!self.levels.is_empty())].1 })
+    }
+
     fn usually(&self) -> (u64, f64) {
-        let (mut requests, mut service_times) = (preflight::AT_MOST, 0.0);
-        for plan in &self.levels {
-            requests += (plan.warmup + plan.measured) as u64;
-            service_times += plan.tickets() as f64 / plan.level as f64;
-        }
-        if !self.race.is_empty() {
-            let more = USUALLY[usize::from(!self.levels.is_empty())];
-            requests += more.0;
-            service_times += more.1;
-        }
-        (requests, service_times)
+        let (full, visits) = self.waves();
+        let requests: usize = self.levels.iter().map(|plan| plan.warmup + plan.measured).sum();
+        let more = if self.race.is_empty() { 0 } else { USUALLY[usize::from(!self.levels.is_empty())].0 };
+        (preflight::AT_MOST + requests as u64 + more, full.iter().map(|(_, waves)| waves).sum::<f64>() + visits)
     }
 
     /// US dollars that `requests` cost at most, where prices are set; the input tokens in it are estimated.

@@ -1,5 +1,6 @@
 //! The run for Prometheus: `/metrics` while it runs, and its final figures as a textfile.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -70,7 +71,8 @@ impl MetricsServer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let serving = async move {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                let app = Router::new().route("/metrics", get(async move |headers| scrape(&live.0.registry, &headers)));
+                let app =
+                    Router::new().route("/metrics", get(async move |headers| scrape(&live.series.registry, &headers)));
                 tokio::select! {
                     () = serve(listener, app) => {}
                     _ = dropped => {}
@@ -155,6 +157,7 @@ pub(super) struct Series {
     requests: Family<Labels, Counter>,
     in_flight: Family<Labels, Gauge>,
     output_tokens: Family<Labels, Counter>,
+    throughput: Figures,
     latency: Histograms,
     ttft: Histograms,
     /// Of the current measurement; 0 between measurements.
@@ -164,11 +167,21 @@ pub(super) struct Series {
 
 impl Default for Series {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
+        Series::new(std::iter::empty())
+    }
+}
+
+/// Of every series of a registry.
+type Common = (Cow<'static, str>, Cow<'static, str>);
+
+impl Series {
+    pub(super) fn new(common: impl Iterator<Item = Common>) -> Self {
+        let mut registry = Registry::with_prefix_and_labels(PREFIX, common);
         let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
         let tokens = "Output tokens of the successes, as the server reported them";
         let level = "Requests that the current measurement keeps in flight; 0 between measurements";
         let left = "Requests that the current measurement may still end";
+        let throughput = "Successes per second of a level's newest measurement so far; it stays when that has ended";
         let latency = "From sending a request to its last byte, of the successes";
         let ttft = "From sending a request to its first token, of the successes; only when streaming";
         let mut histograms = |name: &str, help: &str| {
@@ -182,10 +195,15 @@ impl Default for Series {
             requests: add(&mut registry, "requests", ended),
             in_flight: add(&mut registry, "requests_in_flight", "Requests that are in flight"),
             output_tokens: add(&mut registry, "output_tokens", tokens),
+            throughput: add(&mut registry, "throughput", throughput),
             level: add(&mut registry, "level", level),
             left: add(&mut registry, "requests_left", left),
             registry,
         }
+    }
+
+    pub(super) fn throughput_of(&self, level: usize) -> FloatGauge {
+        self.throughput.get_or_create_owned(&vec![("level", level.to_string())])
     }
 }
 
@@ -232,7 +250,8 @@ pub(super) struct PhaseSeries {
 
 // ---- the final figures ----
 
-type Figures = Family<Labels, Gauge<f64, AtomicU64>>;
+pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
+type Figures = Family<Labels, FloatGauge>;
 
 /// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
 pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
@@ -308,7 +327,7 @@ mod tests {
     #[test]
     fn the_measurements_of_a_level_are_counted_together() {
         let live = live();
-        let text = openmetrics(&live.0.registry);
+        let text = openmetrics(&live.series.registry);
         assert_has(
             &text,
             &[
@@ -330,7 +349,10 @@ mod tests {
             ],
         );
         live.begin(3, 0, 30).over();
-        assert_has(&openmetrics(&live.0.registry), &["llm_concurrency_level 0", "llm_concurrency_requests_left 0"]);
+        assert_has(
+            &openmetrics(&live.series.registry),
+            &["llm_concurrency_level 0", "llm_concurrency_requests_left 0"],
+        );
         // The plain format names a counter as its samples.
         let text = plain(&text);
         assert_has(&text, &["# TYPE llm_concurrency_requests_total counter"]);
@@ -340,7 +362,7 @@ mod tests {
 
     #[test]
     fn the_dashboard_names_nothing_else() {
-        let text = openmetrics(&live().0.registry);
+        let text = openmetrics(&live().series.registry);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')

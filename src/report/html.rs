@@ -220,7 +220,7 @@ struct Row {
 fn rows(recommendation: &Recommendation) -> Vec<Row> {
     let best = text::best_passing(recommendation);
     let row = |level: &JudgedLevel| Row {
-        cells: text::row(&level.summary, best),
+        cells: text::row(level, best),
         verdict: words::verdict(level.verdict),
         why: text::why(level),
         chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub use answer::{answer, simulated};
 pub use card::{headline, how_sure};
 pub use comparison::{against, baseline, doubt, moved, once, outcome, regression};
-pub use decision::{causes, gates, reason};
+pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, gain, information, note};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, signed, time};
