@@ -116,8 +116,9 @@ pub(super) fn conclude(
     if verbose {
         eprintln!("{}", where_written(swept, places));
     }
+    let model = manifest.about.model.as_deref().unwrap_or_default();
     let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let textfile = textfile(&recommendation, ended_s.round());
+    let textfile = textfile(&recommendation, model, &manifest.run_id, ended_s.round());
     // The answer is worth more than its copy.
     if let Err(error) = write_atomic(&places.results.join(TEXTFILE), textfile.as_bytes()) {
         eprintln!("note: {error}");

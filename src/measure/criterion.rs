@@ -4,6 +4,7 @@
 //! never waits for it: each call only receives the next window. So nothing drains between iterations, and Criterion's
 //! analysis costs the measurement nothing.
 
+use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, 
 /// Criterion, set up so that what is measured does not depend on its command line.
 pub(super) struct Bench {
     criterion: Criterion,
-    /// Whether nobody asked for Criterion's own lines.
+    /// Whether its results are not shown: a terminal shows the curve.
     is_quiet: bool,
 }
 
@@ -173,7 +174,7 @@ impl Bench {
         // Another endpoint's figures would show as a regression.
         let baseline = format!("fingerprint-{fingerprint}");
         let criterion = if args.own_baseline { criterion } else { criterion.save_baseline(baseline) };
-        Bench { criterion, is_quiet: !args.from_command_line }
+        Bench { criterion, is_quiet: !args.from_command_line && std::io::stdout().is_terminal() }
     }
 
     pub fn group(&mut self) -> Group<'_> {

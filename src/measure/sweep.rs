@@ -102,7 +102,7 @@ pub fn run(
     if let Some(highest) = plan.highest().filter(|_| args.mode == Mode::Measure) {
         open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
     }
-    let live = Arc::new(Live::of(&settings.config.llm.model, &run.manifest.run_id));
+    let live = Arc::new(Live::of(run.manifest.about.model.as_deref().unwrap_or_default(), &run.manifest.run_id));
     let (ahead, visits) = plan.waves();
     live.plan(ahead, visits);
     // Before anything is sent: that metrics cannot be served must not come out afterwards.

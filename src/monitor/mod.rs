@@ -44,8 +44,7 @@ struct Course {
 impl Live {
     /// Its series carry the model and the run.
     pub fn of(model: &str, run: &str) -> Self {
-        let labels = [("model", model), ("run", run)].map(|(name, value)| (name.into(), value.to_owned().into()));
-        Live { series: Series::new(labels.into_iter()), course: Arc::default() }
+        Live { series: Series::new(metrics::of_run(model, run)), course: Arc::default() }
     }
 
     fn course(&self) -> MutexGuard<'_, Course> {
@@ -177,6 +176,9 @@ impl Counts {
                 series.given_up.inc();
             }
             (None, Some(latency)) => {
+                if let Some(tpot) = outcome.tpot_s() {
+                    series.tpot.observe(tpot);
+                }
                 series.output_tokens.inc_by(outcome.output_tokens.unwrap_or(0).into());
                 series.succeeded.inc();
                 tally.succeeded += 1;

@@ -17,7 +17,7 @@ pub struct Screen {
 /// Lines of [`brief`] with what follows it.
 const LINES: usize = 15;
 /// An empty line before it; the report and the next command after it.
-const AROUND: usize = 4;
+const AROUND: usize = 3;
 /// Rows of the table at least.
 const ROWS: usize = 4;
 
