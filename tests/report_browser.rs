@@ -8,7 +8,7 @@ use std::process::Command;
 use std::slice;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
-use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::decide::{JudgedLevel, Policy, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Sample};
 use llm_concurrency::record::About;
 use llm_concurrency::report::chart::{Chart, Style};
@@ -334,4 +334,60 @@ fn ci_a_large_report_is_small_and_opens_at_once() {
     let figures = format!("{} bytes, opened in {opened} ms", page.len());
     println!("{figures}");
     assert!(opened < 5_000, "{figures}");
+}
+
+/// Fifty settings of the two sliders, against the decision by the same limits.
+#[test]
+#[ignore = "needs chromium"]
+fn ci_the_sliders_choose_what_recommend_would() {
+    let mut run = small();
+    // Each level a little slower than the one below.
+    let slower = |(at, level): (usize, &JudgedLevel)| {
+        let mut summary = level.summary.clone();
+        let factor = 1.0 + 0.3 * at as f64;
+        for time in [&mut summary.latency_s, &mut summary.gate_latency_s, &mut summary.ttft_s].into_iter().flatten() {
+            time.p95 = time.p95.map(|p95| factor * p95);
+        }
+        summary
+    };
+    let slowed: Vec<LevelSummary> = run.recommendation.levels.iter().enumerate().map(slower).collect();
+    run.recommendation = recommend(&slowed, &run.policy);
+    let script = r##"
+        const form = document.querySelector(".limits");
+        const input = (name) => form.elements[name];
+        const at = document.documentElement.dataset;
+        at.begin = form.dataset.pick;
+        const picks = [];
+        for (let i = 0; i < 50; i++) {
+            input("p95").value = i * 37 % (Number(input("p95").max) + 1);
+            input("ttft").value = i % 5 === 0 ? input("ttft").max : i * 23 % (Number(input("ttft").max) + 1);
+            input("p95").dispatchEvent(new Event("input", { bubbles: true }));
+            picks.push([input("p95").dataset.limit, input("ttft").dataset.limit, form.dataset.pick].join(","));
+        }
+        at.picks = picks.join(" ");
+        const ring = document.querySelector("#chart-tradeoff .pick");
+        at.ring = `${ring.getAttribute("cx")} ${ring.classList.contains("hidden")}`;
+        at.told = form.querySelector("p").textContent;"##;
+    let (dom, console) = opened(&with_script(&page(slice::from_ref(&run)).expect("it renders"), script), &[]);
+    assert_eq!(console, "");
+    let begin = run.recommendation.recommended_concurrency.map(|pick| pick.to_string());
+    assert_eq!(data(&dom, "begin"), begin);
+    let summaries: Vec<LevelSummary> = run.recommendation.levels.iter().map(|level| level.summary.clone()).collect();
+    let picks = data(&dom, "picks").expect("the script ran");
+    let mut seen = std::collections::BTreeSet::new();
+    assert_eq!(picks.split(' ').count(), 50);
+    for setting in picks.split(' ') {
+        let [p95, ttft, pick] = setting.split(',').collect::<Vec<_>>().try_into().expect("three");
+        let limit = |text: &str| text.parse::<f64>().ok();
+        let policy = Policy {
+            max_p95_seconds: limit(p95).or(Some(f64::MAX)),
+            max_ttft_p95_seconds: limit(ttft),
+            ..Policy::default()
+        };
+        let expected = recommend(&summaries, &policy).recommended_concurrency;
+        assert_eq!(pick, expected.map(|pick| pick.to_string()).unwrap_or_default(), "{setting}");
+        seen.insert(pick.to_owned());
+    }
+    assert!(seen.len() >= 4, "settings that all give the same show nothing: {seen:?}");
+    assert!(data(&dom, "told").is_some_and(|told| told.starts_with("Level ") || told.starts_with("No level")));
 }

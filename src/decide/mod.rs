@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use causes::{Cause, Note, Reason};
+pub use gates::gate_times;
 pub use notes::p95_limit_s;
 
 pub(crate) use gates::{DEFAULT_P95_FACTOR, value};

@@ -72,6 +72,7 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
         answers: runs.iter().map(Answer::of).collect(),
         changes: changes(runs),
         figures: figures::sections(runs),
+        limits: figures::Tradeoff::of(runs).map(|tradeoff| tradeoff.limits.to_string()).unwrap_or_default(),
         style: STYLE,
         script: SCRIPT,
     };
@@ -89,6 +90,8 @@ struct Page<'a> {
     changes: Vec<ChangeRow>,
     /// By the id of their section. Charts go into the page as they are, and so do the next two.
     figures: BTreeMap<&'static str, Vec<Figure>>,
+    /// What the script chooses a level by, as JSON.
+    limits: String,
     style: &'static str,
     script: &'static str,
 }

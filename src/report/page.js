@@ -55,6 +55,45 @@
     return self;
   };
 
+  // The rule of the decision: of the levels that keep within the limits, the smallest that is close to the best.
+  const limits = (form) => {
+    const { levels, tolerance, chosen, ...choices } = JSON.parse(form.dataset.figures);
+    const pick = document.querySelector("#chart-tradeoff .pick");
+    const inputs = [...form.querySelectorAll("input")].filter((input) => {
+      const steps = choices[input.name].steps;
+      input.parentElement.hidden = steps.length < 2;
+      input.max = steps.length - 1;
+      input.value = choices[input.name].at;
+      return steps.length > 1;
+    });
+    const show = (level) => {
+      pick.classList.toggle("hidden", !level);
+      if (level) [["cx", 0], ["cy", 1]].forEach(([name, at]) => pick.setAttribute(name, level.place[at]));
+      form.dataset.pick = level ? level.level : "";
+      form.querySelector("p").textContent = level ? level.told : "No level keeps within these limits.";
+      for (const input of inputs) {
+        const [limit, told] = choices[input.name].steps[input.value];
+        input.dataset.limit = limit ?? "";
+        input.previousElementSibling.textContent = told;
+        input.setAttribute("aria-valuetext", told);
+      }
+    };
+    const choose = () => {
+      const keeps = (level) => inputs.every((input) => {
+        const limit = choices[input.name].steps[input.value][0];
+        const value = level[input.name];
+        return limit === null || (value === null ? input.name === "p95" : value <= limit);
+      });
+      const passing = levels.filter(keeps);
+      const best = Math.max(...passing.map((level) => level.value));
+      show(passing.find((level) => level.value >= (1 - tolerance) * best));
+    };
+    form.hidden = false;
+    form.oninput = choose;
+    if (chosen === null) choose();
+    else show(levels.find((level) => level.level === chosen));
+  };
+
   const toggle = document.getElementById("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const paint = (theme) => {
@@ -69,5 +108,6 @@
   if (location.hash === "#dark" || location.hash === "#light") paint(location.hash.slice(1));
   else bySystem();
   const readers = [...document.querySelectorAll(".chart")].map(reader);
+  document.querySelectorAll(".limits").forEach(limits);
   root.dataset.ready = readers.length;
 })();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::decide::compare::{Change, Comparison, Moved};
-use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
+use crate::decide::{JudgedLevel, Note, Recommendation, Verdict, passing};
 use crate::figures::{Distribution, Estimate, SizeSummary};
 use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, signed, time};
 
@@ -39,7 +39,10 @@ pub fn brief(recommendation: &Recommendation, present: Option<usize>, screen: Sc
         lines.extend(levels(recommendation, &shown, width, in_short).lines().map(str::to_owned));
     }
     let left_out = all.len() - shown.len();
-    let mut notes = recommendation.notes.iter().map(words::note).chain(words::advice(recommendation)).peekable();
+    let is_minor = |note: &&Note| !matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::Quick);
+    let mut notes: Vec<&Note> = recommendation.notes.iter().collect();
+    notes.sort_by_key(is_minor);
+    let mut notes = notes.into_iter().map(words::note).chain(words::advice(recommendation)).peekable();
     while let Some(note) = notes.peek() {
         let note = wrapped(&format!("note: {note}"), width);
         if lines.len() + note.len() + 1 > LINES - AROUND {
