@@ -391,3 +391,71 @@ fn ci_the_sliders_choose_what_recommend_would() {
     assert!(seen.len() >= 4, "settings that all give the same show nothing: {seen:?}");
     assert!(data(&dom, "told").is_some_and(|told| told.starts_with("Level ") || told.starts_with("No level")));
 }
+
+/// Deque's axe-core of npm; `None` where there is no npm.
+fn axe(folder: &Path) -> Option<String> {
+    let npm =
+        Command::new("npm").args(["install", "--no-audit", "--no-fund", "axe-core@4"]).current_dir(folder).output();
+    let output =
+        npm.inspect_err(|error| println!("SKIPPED: npm cannot be run ({error}), so axe-core was not asked")).ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(std::fs::read_to_string(folder.join("node_modules/axe-core/axe.min.js")).expect("axe-core holds it"))
+}
+
+#[test]
+#[ignore = "needs chromium and npm"]
+fn ci_axe_finds_no_violation() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let Some(axe) = axe(folder.path()) else { return };
+    let run_it = r##"
+        document.documentElement.dataset.axe = "running";
+        axe.run().then(({ violations, passes }) => {
+            const told = violations.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map(({ html }) => html).join(" ")}`);
+            document.documentElement.dataset.axe = `${passes.length > 10} ${told.join("; ")}`;
+        });"##;
+    let two =
+        [Run { label: "A".to_owned(), ..small() }, Run { label: "B".to_owned(), ..run(&[1, 5, 20, 50], 500, 99) }];
+    for runs in [&[small()][..], &two] {
+        for theme in ["light", "dark"] {
+            let page = page(runs).expect("it renders");
+            let theme = format!("document.documentElement.dataset.theme = \"{theme}\";");
+            let script = format!("{theme}{}{run_it}", axe.replace("</script", "<\\/script"));
+            let (dom, _) = opened(&with_script(&page, &script), &["--virtual-time-budget=30000"]);
+            assert_eq!(data(&dom, "axe").as_deref(), Some("true "));
+        }
+    }
+}
+
+/// What protanopes see of two colours differs by more than 20 (CIE 1976) between any two kinds of failure, on light ground
+/// and on dark (Machado, Oliveira and Fernandes 2009, severity 1).
+#[test]
+fn protanopes_tell_the_kinds_of_failures_apart() {
+    const PROTAN: [[f64; 3]; 3] =
+        [[0.152_286, 1.052_583, -0.204_868], [0.114_503, 0.786_281, 0.099_216], [-0.003_882, -0.048_116, 1.051_998]];
+    let style = page(&[small()]).expect("it renders");
+    let colours = Regex::new(r"--tone-([A-Z][A-Za-z]+): light-dark\(#(\w{6}), #(\w{6})\)").expect("a pattern");
+    let linear = |hex: &str, at: usize| {
+        let c = f64::from(u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")) / 255.0;
+        if c <= 0.04045 { c / 12.92 } else { ((c + 0.055) / 1.055).powf(2.4) }
+    };
+    let row = |row: [f64; 3], of: [f64; 3]| row.iter().zip(of).map(|(a, b)| a * b).sum::<f64>();
+    let lab = |hex: &str| {
+        let rgb = [0, 2, 4].map(|at| linear(hex, at));
+        let seen = PROTAN.map(|of| row(of, rgb).clamp(0.0, 1.0));
+        let xyz =
+            [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]].map(|of| row(of, seen));
+        let f = |t: f64| if t > 0.008_856 { t.cbrt() } else { 7.787 * t + 16.0 / 116.0 };
+        let [x, y, z] = [f(xyz[0] / 0.950_47), f(xyz[1]), f(xyz[2] / 1.088_83)];
+        [116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)]
+    };
+    for theme in [2, 3] {
+        let all: Vec<_> = colours.captures_iter(&style).map(|c| (c[1].to_owned(), lab(&c[theme]))).collect();
+        assert_eq!(all.len(), Failure::ALL.len());
+        for (at, (one, a)) in all.iter().enumerate() {
+            for (other, b) in &all[at + 1..] {
+                let apart = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                assert!(apart > 20.0, "{one} and {other}: {apart:.1}");
+            }
+        }
+    }
+}

@@ -381,9 +381,6 @@ pub struct Tradeoff {
     pub limits: Value,
 }
 
-/// Limits to try on a time, from the lowest value to the highest.
-const LIMITS: usize = 60;
-
 impl Tradeoff {
     pub fn of(runs: &[Run]) -> Option<Self> {
         let [Run { recommendation, policy, .. }] = runs else { return None };
@@ -460,11 +457,11 @@ impl Tradeoff {
             "levels": levels,
             "tolerance": policy.tolerance,
             "chosen": chosen,
-            "p95": steps(times(0), p95_limit_s(&recommendation.levels, policy)),
-            "ttft": steps(times(1), policy.max_ttft_p95_seconds),
+            "p95": ends(times(0), p95_limit_s(&recommendation.levels, policy)),
+            "ttft": ends(times(1), policy.max_ttft_p95_seconds),
         });
         let caption = "The numbers are levels; the ring is the chosen one. The limits below choose by these figures alone: \
-                       `recommend` also asks whether they are sure.";
+                       recommend also asks whether they are sure.";
         Some(Tradeoff { figure: Figure::new("All together, and each", caption, vec![chart]), limits })
     }
 }
@@ -474,20 +471,10 @@ fn tokens_of(summary: &LevelSummary) -> Option<[f64; 2]> {
     Some([1.0 / summary.tpot_s?.p50?, summary.output_tps?])
 }
 
-/// Limits to try, each with its words, from the strictest to none, and which of them is in force.
-fn steps(times: impl Iterator<Item = f64>, own: Option<f64>) -> Value {
+/// The least and the largest of a time, and the limit in force.
+fn ends(times: impl Iterator<Item = f64>, own: Option<f64>) -> Value {
     let times: Vec<f64> = times.filter(|time| *time > 0.0 && time.is_finite()).collect();
-    let low = 0.95 * times.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = 1.05 * times.iter().copied().fold(0.0, f64::max);
-    if times.is_empty() {
-        return json!({"steps": [], "at": 0});
-    }
-    let mut limits: Vec<f64> =
-        (0..LIMITS).map(|at| low * (high / low).powf(at as f64 / (LIMITS - 1) as f64)).chain(own).collect();
-    limits.sort_by(f64::total_cmp);
-    let at = own.map_or(limits.len(), |own| limits.partition_point(|limit| *limit < own));
-    let steps = limits.into_iter().map(|limit| json!([limit, seconds(limit)])).chain([json!([null, "any"])]);
-    json!({"steps": steps.collect::<Vec<_>>(), "at": at})
+    json!({"low": times.iter().copied().reduce(f64::min), "high": times.iter().copied().reduce(f64::max), "own": own})
 }
 
 // ---- failures ----

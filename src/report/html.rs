@@ -10,7 +10,7 @@ use super::figures::{self, Figure};
 use super::requests::{Curves, ReasonAt};
 use super::text;
 use crate::decide::compare::compare;
-use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
+use crate::decide::{JudgedLevel, Note, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
 use crate::record::{About, RunId};
 use crate::report::words::{self, UNKNOWN, or_unknown, range, rate, seconds, signed};
@@ -64,13 +64,15 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     environment.add_filter("readable", |time: &str| readable(time));
     environment.add_filter("quoted", |word: &str| quoted(word));
     environment.add_template("page.html", PAGE)?;
+    let (verdict, changes) = changes(runs).unwrap_or_default();
     let page = Page {
         title,
         version: env!("CARGO_PKG_VERSION"),
         unknown: UNKNOWN,
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
-        changes: changes(runs),
+        verdict,
+        changes,
         figures: figures::sections(runs),
         limits: figures::Tradeoff::of(runs).map(|tradeoff| tradeoff.limits.to_string()).unwrap_or_default(),
         style: STYLE,
@@ -87,10 +89,12 @@ struct Page<'a> {
     unknown: &'static str,
     alone: bool,
     answers: Vec<Answer<'a>>,
+    /// What two runs show, in a line, and by level.
+    verdict: String,
     changes: Vec<ChangeRow>,
     /// By the id of their section. Charts go into the page as they are, and so do the next two.
     figures: BTreeMap<&'static str, Vec<Figure>>,
-    /// What the script chooses a level by, as JSON.
+    /// What the script chooses a level by, as JSON: figures and words of ours.
     limits: String,
     style: &'static str,
     script: &'static str,
@@ -240,18 +244,24 @@ struct ChangeRow {
     shows: &'static str,
 }
 
-fn changes(runs: &[Run]) -> Vec<ChangeRow> {
-    let [before, after] = runs else { return Vec::new() };
+fn changes(runs: &[Run]) -> Option<(String, Vec<ChangeRow>)> {
+    let [before, after] = runs else { return None };
     let figures = |run: &Run, n: usize| -> LevelSummary {
         let level = run.recommendation.levels.iter().find(|level| level.summary.concurrency == n);
         level.map(|level| level.summary.clone()).unwrap_or_default()
     };
-    let found = compare(&before.recommendation, &after.recommendation, Objective::Requests, None).levels;
+    let both = [&before.recommendation, &after.recommendation];
+    let comparison = compare(both[0], both[1], Objective::Requests, None);
+    let verdict = words::of_two(&comparison, both, [&before.label, &after.label]);
+    let is_bound = |level: usize| {
+        let is_of_level = |note: &Note| matches!(note, Note::ClientBound { level: at, .. } if *at == level);
+        both.iter().any(|run| run.client_bound_at == Some(level) || run.notes.iter().any(is_of_level))
+    };
     let all: BTreeSet<usize> =
         runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
     let row = |level: usize| {
         let both = [figures(before, level), figures(after, level)];
-        let change = found.iter().find(|change| change.concurrency_now == level);
+        let change = comparison.levels.iter().find(|change| change.concurrency_now == level);
         let interval = change.map(|change| range(change.interval, signed));
         let [a, b] = both.each_ref().map(|summary| summary.throughput_rps.map(|t| t.estimate));
         let mut cells = compared(a, b, |rps| format!("{rps:.2}"));
@@ -259,10 +269,13 @@ fn changes(runs: &[Run]) -> Vec<ChangeRow> {
         let [a, b] = both.each_ref().map(|summary| summary.latency_s.and_then(|d| d.p95));
         cells.extend(compared(a, b, seconds));
         cells.extend(both.map(|summary| or_unknown(summary.error_rate, rate)));
-        let shows = change.map_or(UNKNOWN, |change| words::moved(change.moved));
+        let shows = match change {
+            Some(_) if is_bound(level) => "the client was the limit",
+            change => change.map_or(UNKNOWN, |change| words::moved(change.moved)),
+        };
         ChangeRow { level, cells, shows }
     };
-    all.into_iter().map(row).collect()
+    Some((verdict, all.into_iter().map(row).collect()))
 }
 
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
@@ -412,7 +425,8 @@ mod tests {
             throughput_rps: Some(Estimate { estimate: rps, lower: Some(0.97 * rps), upper: Some(1.03 * rps) }),
             ..level(5, rps)
         };
-        let changes = |a: LevelSummary, b: LevelSummary| super::changes(&[run(&[a]), run(&[b])]).remove(0);
+        let changes =
+            |a: LevelSummary, b: LevelSummary| super::changes(&[run(&[a]), run(&[b])]).expect("two runs").1.remove(0);
         let faster = changes(with(10.0), with(15.0));
         assert_eq!((faster.shows, faster.cells[..3].join(" ")), ("faster", "10.00 15.00 +50.0 %".to_owned()));
         // Known to 3 %, but equal servers differ by more from one measurement to the next.
@@ -420,5 +434,12 @@ mod tests {
         let same = changes(with(10.0), with(9.999_999));
         assert_eq!((same.shows, same.cells[2].as_str()), ("no change shown", "+0.0 %"));
         assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..4], [UNKNOWN; 3]);
+        // What the client could not do says nothing of the server.
+        let mut two = [run(&[with(10.0), level(6, 9.0)]), run(&[with(5.0), level(6, 9.0)])];
+        let told =
+            |two: &[Run; 2]| super::changes(two).map(|(verdict, rows)| (verdict, rows[0].shows)).expect("two runs");
+        assert_eq!(told(&two).1, "slower");
+        two[1].recommendation.client_bound_at = Some(5);
+        assert!(told(&two).0.starts_with("Nothing shown of the server") && told(&two).1 == "the client was the limit");
     }
 }

@@ -57,14 +57,21 @@
 
   // The rule of the decision: of the levels that keep within the limits, the smallest that is close to the best.
   const limits = (form) => {
-    const { levels, tolerance, chosen, ...choices } = JSON.parse(form.dataset.figures);
+    const { levels, tolerance, chosen, ...times } = JSON.parse(form.dataset.figures);
+    // From a little below the least to a little above the largest, the limit in force among them; the last is none.
+    const steps = ({ low, high, own }) => {
+      const even = Array.from({ length: 60 }, (_, i) => 0.95 * low * ((1.1 * high) / low) ** (i / 59));
+      return low === null ? [] : [...even, ...(own === null ? [] : [own])].sort((a, b) => a - b).concat(null);
+    };
+    const choices = { p95: steps(times.p95), ttft: steps(times.ttft) };
+    const written = (s) => (s === null ? "any" : s < 1 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(2)} s`);
     const pick = document.querySelector("#chart-tradeoff .pick");
     const inputs = [...form.querySelectorAll("input")].filter((input) => {
-      const steps = choices[input.name].steps;
-      input.parentElement.hidden = steps.length < 2;
-      input.max = steps.length - 1;
-      input.value = choices[input.name].at;
-      return steps.length > 1;
+      const limits = choices[input.name];
+      input.parentElement.hidden = !limits.length;
+      input.max = limits.length - 1;
+      input.value = limits.indexOf(times[input.name].own);
+      return limits.length;
     });
     const show = (level) => {
       pick.classList.toggle("hidden", !level);
@@ -72,15 +79,14 @@
       form.dataset.pick = level ? level.level : "";
       form.querySelector("p").textContent = level ? level.told : "No level keeps within these limits.";
       for (const input of inputs) {
-        const [limit, told] = choices[input.name].steps[input.value];
+        const limit = choices[input.name][input.value];
         input.dataset.limit = limit ?? "";
-        input.previousElementSibling.textContent = told;
-        input.setAttribute("aria-valuetext", told);
+        input.ariaValueText = input.previousElementSibling.textContent = written(limit);
       }
     };
     const choose = () => {
       const keeps = (level) => inputs.every((input) => {
-        const limit = choices[input.name].steps[input.value][0];
+        const limit = choices[input.name][input.value];
         const value = level[input.name];
         return limit === null || (value === null ? input.name === "p95" : value <= limit);
       });

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 pub use answer::{answer, simulated};
 pub use card::{headline, how_sure};
-pub use comparison::{against, baseline, doubt, moved, once, outcome, regression};
+pub use comparison::{against, baseline, doubt, moved, once, outcome, regression, verdict as of_two};
 pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, gain, information, note};
