@@ -10,9 +10,16 @@ use crate::commands::{check, generate, init, recommend, report, run, simulate};
 const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 no result that may be written into \
 the config; 4 regression; 130 interrupted.";
 
+const EXAMPLES: &str = "Examples:
+  llm-concurrency run --llm-endpoint http://localhost:8000/v1 --llm-model my-model
+  llm-concurrency recommend --update-config
+  llm-concurrency report results/concurrency_results_A.json results/concurrency_results_B.json
+
+";
+
 /// Finds how many parallel requests an LLM endpoint serves best, and writes that number into your config.yaml.
 #[derive(Debug, Parser)]
-#[command(name = "llm-concurrency", version, after_help = EXIT_CODES)]
+#[command(name = "llm-concurrency", version, after_help = format!("{EXAMPLES}{EXIT_CODES}"))]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

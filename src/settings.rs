@@ -47,6 +47,7 @@ pub struct Config {
 /// The section `benchmark`.
 #[derive(Args, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[command(next_help_heading = "What is measured")]
 pub struct Benchmark {
     /// Levels such as 1,2,5, or auto
     #[arg(long, env = "LLM_BENCH_LEVELS", visible_alias = "custom-levels", value_name = "LEVELS")]
@@ -159,6 +160,7 @@ impl From<Levels> for Written {
 /// Limits on what a run may spend. None is set by default.
 #[derive(Args, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[command(next_help_heading = "Budget")]
 pub struct Budget {
     /// Stop before more requests than this are sent
     #[arg(long, env = "LLM_BENCH_MAX_REQUESTS", value_name = "N", value_parser = whole::<u64>)]
@@ -185,6 +187,7 @@ pub struct Budget {
 
 /// The server, as flags and variables name it.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "What is measured")]
 pub struct Server {
     // A string, since clap repeats what it cannot parse, and this may hold a password.
     /// Base URL such as http://localhost:8000/v1, or simulator
@@ -194,6 +197,8 @@ pub struct Server {
     #[arg(long, env = "LLM_MODEL", value_name = "NAME")]
     llm_model: Option<String>,
 }
+
+const WATCHED: &str = "What can be seen of it";
 
 /// Everything a run needs to know, resolved and checked.
 #[derive(Args, Clone, Debug)]
@@ -213,17 +218,17 @@ pub struct Settings {
     #[arg(skip)]
     pub config_is_simulated: bool,
     /// The fewest requests that make the answer sure
-    #[arg(long, env = "LLM_BENCH_QUICK")]
+    #[arg(long, env = "LLM_BENCH_QUICK", help_heading = "What is measured")]
     pub quick: bool,
     /// Show no progress while a level runs
-    #[arg(long, env = "LLM_BENCH_QUIET")]
+    #[arg(long, env = "LLM_BENCH_QUIET", help_heading = WATCHED)]
     pub quiet: bool,
     /// Read the server's own /metrics once a second (vLLM, llama.cpp, SGLang), to show its queue in the report
-    #[arg(long, env = "LLM_BENCH_SERVER_METRICS")]
+    #[arg(long, env = "LLM_BENCH_SERVER_METRICS", help_heading = WATCHED)]
     pub server_metrics: bool,
     /// Serve Prometheus metrics of the run at http://ADDRESS/metrics
     #[arg(long, env = "LLM_BENCH_METRICS_ADDR", value_name = "ADDRESS", value_parser = address)]
-    #[arg(num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
+    #[arg(num_args = 0..=1, default_missing_value = "127.0.0.1:9464", help_heading = WATCHED)]
     pub metrics_addr: Option<SocketAddr>,
     /// From the environment only.
     #[arg(skip)]

@@ -5,9 +5,9 @@
 //! terminal is a pipe, emptied by a thread that passes on what it can.
 
 #[cfg(not(unix))]
-pub use elsewhere::{Guard, guard, leave_terminal, let_go};
+pub use elsewhere::{Guard, Hush, guard, hush, leave_terminal, let_go};
 #[cfg(unix)]
-pub use unix::{Guard, guard, leave_terminal, let_go};
+pub use unix::{Guard, Hush, guard, hush, leave_terminal, let_go};
 
 /// Elsewhere they are left as they are.
 #[cfg(not(unix))]
@@ -21,13 +21,24 @@ mod elsewhere {
 
     pub fn let_go() {}
 
+    #[derive(Debug)]
+    pub struct Hush;
+
+    pub fn hush(_: bool) -> Hush {
+        Hush
+    }
+
+    impl Hush {
+        pub fn say(self) {}
+    }
+
     pub fn leave_terminal() {}
 }
 
 #[cfg(unix)]
 mod unix {
     use std::fs::{File, OpenOptions};
-    use std::io::{self, ErrorKind, IsTerminal, PipeReader, Read, Write};
+    use std::io::{self, ErrorKind, IsTerminal, PipeReader, Read, Seek, Write};
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::fs::MetadataExt;
     use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -155,6 +166,48 @@ mod unix {
     /// Ends the guard without waiting for anybody: the process is about to end, and has a last word to say.
     pub fn let_go() {
         take();
+    }
+
+    /// Until it is dropped, what is written to stderr, and perhaps to stdout, is kept from the reader.
+    #[derive(Debug)]
+    pub struct Hush {
+        originals: Vec<(Stream, File)>,
+        kept: Option<File>,
+    }
+
+    pub fn hush(is_stdout_too: bool) -> Hush {
+        // Without a file for it the streams stay as they are.
+        let kept = tempfile::tempfile().ok();
+        let streams = [Stream::Stderr].into_iter().chain(is_stdout_too.then_some(Stream::Stdout));
+        let hushed = |stream: Stream| {
+            let _ = io::stdout().flush();
+            let original = stream.fd().try_clone_to_owned().ok()?;
+            stream.replace(kept.as_ref()?).ok()?;
+            Some((stream, original.into()))
+        };
+        Hush { originals: streams.filter_map(hushed).collect(), kept }
+    }
+
+    impl Hush {
+        /// It was worth reading after all.
+        pub fn say(mut self) {
+            let kept = self.kept.take();
+            drop(self);
+            let mut text = Vec::new();
+            let read = kept.map(|mut kept| kept.rewind().and_then(|()| kept.read_to_end(&mut text)));
+            if let Some(Ok(_)) = read {
+                let _ = io::stderr().write_all(&text);
+            }
+        }
+    }
+
+    impl Drop for Hush {
+        fn drop(&mut self) {
+            let _ = io::stdout().flush();
+            for (stream, original) in &self.originals {
+                let _ = stream.replace(original);
+            }
+        }
     }
 
     /// After a hang-up: a terminal that is gone fails whoever writes to it, so that nobody does.

@@ -195,7 +195,8 @@ fn run_against_quota(quota: SimulatorConfig) -> String {
     let simulator = Simulator::start(SimulatorConfig { retry_after_s: None, ..quota }, 0).unwrap();
     let config = format!("llm:\n  endpoint: {}\n  max_concurrent_requests: 7\n", simulator.base_url());
     let folder = servers::folder(&config);
-    let args = ["run", "--levels", "4,16", "--total-requests", "40", "--update-config", "--allow-provisional"];
+    let args =
+        ["run", "--levels", "4,16", "--total-requests", "40", "--update-config", "--allow-provisional", "--verbose"];
     let output = servers::binary(folder.path()).args(args).output().unwrap();
     let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!(output.status.code(), Some(3), "{stdout}{stderr}");

@@ -223,7 +223,7 @@ fn all_output_arrives_in_its_order() {
     let folder = servers::folder(CONFIG);
     let file = fs::File::create(folder.path().join("output")).unwrap();
     let mut command = servers::binary(folder.path());
-    command.arg("run").stdout(file.try_clone().unwrap()).stderr(file);
+    command.args(["run", "--verbose"]).stdout(file.try_clone().unwrap()).stderr(file);
     command.status().unwrap();
     let output = fs::read_to_string(folder.path().join("output")).unwrap();
     // Alternately on stderr and stdout.

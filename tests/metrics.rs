@@ -39,7 +39,16 @@ fn run_with(folder: &Path, by: &[&str]) -> (Process, String, BufReader<impl Read
     fs::write(folder.join("config.yaml"), CONFIG).unwrap();
     let mut command = Command::new(by[0]);
     command.args(&by[1..]).arg(env!("CARGO_BIN_EXE_llm-concurrency"));
-    command.args(["run", "--levels", "5,40", "--total-requests", "200", "--metrics-addr", "127.0.0.1:0"]);
+    command.args([
+        "run",
+        "--levels",
+        "5,40",
+        "--total-requests",
+        "200",
+        "--metrics-addr",
+        "127.0.0.1:0",
+        "--server-metrics",
+    ]);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("LLM_")) {
         command.env_remove(name);
     }
@@ -78,12 +87,12 @@ fn assert_clean(what: &str, metrics: &str) {
     assert!(output.status.success() && complaints.is_empty(), "{what}: {complaints}\n{metrics}");
 }
 
-/// A Prometheus that scrapes `target` twice a second, and its address.
-fn prometheus(folder: &Path, target: &str) -> (Process, String) {
+/// A Prometheus that scrapes `targets` twice a second, and its address.
+fn prometheus(folder: &Path, targets: &[&str]) -> (Process, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
     let config = format!(
-        "global: {{scrape_interval: 500ms}}\nscrape_configs: [{{job_name: run, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        "global: {{scrape_interval: 500ms}}\nscrape_configs: [{{job_name: run, static_configs: [{{targets: {targets:?}}}]}}]\n"
     );
     fs::write(folder.join("prometheus.yml"), config).unwrap();
     let mut command = Command::new("prometheus");
@@ -169,7 +178,9 @@ fn ci_a_real_prometheus_scrapes_a_run_and_every_query_of_the_dashboard_shows_it(
     let folder = tempfile::tempdir().unwrap();
     let from = now();
     let (mut run, address, mut stderr) = run(folder.path());
-    let (_server, server) = prometheus(folder.path(), &address);
+    // Instead of node-exporter.
+    let exporter = httpmock::MockServer::start();
+    let (_server, server) = prometheus(folder.path(), &[&address, &exporter.address().to_string()]);
     // So that there is something of each kind.
     let seen = |line: String| line.starts_with("level 5 ended:");
     let mut lines = stderr.by_ref().lines();
@@ -185,6 +196,12 @@ fn ci_a_real_prometheus_scrapes_a_run_and_every_query_of_the_dashboard_shows_it(
     lines.for_each(|line| drop(line.unwrap()));
     let code = run.0.wait().unwrap().code();
     assert!(code == Some(0) || code == Some(3), "{code:?}");
+    let textfile = fs::read_to_string(folder.path().join("results/concurrency.prom")).unwrap();
+    exporter.mock(|when, then| {
+        when.path("/metrics");
+        then.status(200).header("content-type", "text/plain; version=0.0.4").body(&textfile);
+    });
+    thread::sleep(Duration::from_secs(3));
     let (queries, to) = (queries(), now());
     assert!(queries.len() > 10, "{queries:?}");
     for query in &queries {
@@ -194,5 +211,5 @@ fn ci_a_real_prometheus_scrapes_a_run_and_every_query_of_the_dashboard_shows_it(
     }
     let failures = queries.iter().find(|query| query.starts_with("sum by (outcome)")).unwrap();
     assert!(series_of(&format!("({failures}) > 0"), &server, from, to) > 0, "the simulator's faults are not seen");
-    assert_clean("textfile", &fs::read_to_string(folder.path().join("results/concurrency.prom")).unwrap());
+    assert_clean("textfile", &textfile);
 }

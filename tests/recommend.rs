@@ -95,7 +95,7 @@ fn within(missed: u64, level: LevelSummary) -> LevelSummary {
 }
 
 fn printed(recommendation: &Recommendation) -> String {
-    format!("{}\n{}", text::table(recommendation), text::answer(recommendation))
+    format!("{}\n{}", text::table(recommendation, usize::MAX), text::answer(recommendation))
 }
 
 /// Decides, holds status and pick, and compares what is printed with the file of this name in tests/snapshots.
@@ -689,7 +689,7 @@ fn the_recommended_level_is_shown_by_the_size_of_the_prompts() {
     let mut all = levels(&[(1, 10.0), (2, 20.0), (4, 20.5)]);
     all[1].by_size = vec![part("small", 1.0, 60), part("medium", 2.0, 30), part("large", 40.0, 10)];
     all[2].by_size = vec![part("not shown", 1.0, 60), part("medium", 2.0, 30)];
-    let text = text::table(&recommend(&all, &Policy::default()));
+    let text = text::table(&recommend(&all, &Policy::default()), usize::MAX);
     let (_, below) = text.split_once("\n\n").expect("an empty line after the main table");
     assert_eq!(
         below,

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::slice;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
-use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::decide::{JudgedLevel, Policy, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Sample};
 use llm_concurrency::record::About;
 use llm_concurrency::report::chart::{Chart, Style};
@@ -334,4 +334,128 @@ fn ci_a_large_report_is_small_and_opens_at_once() {
     let figures = format!("{} bytes, opened in {opened} ms", page.len());
     println!("{figures}");
     assert!(opened < 5_000, "{figures}");
+}
+
+/// Fifty settings of the two sliders, against the decision by the same limits.
+#[test]
+#[ignore = "needs chromium"]
+fn ci_the_sliders_choose_what_recommend_would() {
+    let mut run = small();
+    // Each level a little slower than the one below.
+    let slower = |(at, level): (usize, &JudgedLevel)| {
+        let mut summary = level.summary.clone();
+        let factor = 1.0 + 0.3 * at as f64;
+        for time in [&mut summary.latency_s, &mut summary.gate_latency_s, &mut summary.ttft_s].into_iter().flatten() {
+            time.p95 = time.p95.map(|p95| factor * p95);
+        }
+        summary
+    };
+    let slowed: Vec<LevelSummary> = run.recommendation.levels.iter().enumerate().map(slower).collect();
+    run.recommendation = recommend(&slowed, &run.policy);
+    let script = r##"
+        const form = document.querySelector(".limits");
+        const input = (name) => form.elements[name];
+        const at = document.documentElement.dataset;
+        at.begin = form.dataset.pick;
+        const picks = [];
+        for (let i = 0; i < 50; i++) {
+            input("p95").value = i * 37 % (Number(input("p95").max) + 1);
+            input("ttft").value = i % 5 === 0 ? input("ttft").max : i * 23 % (Number(input("ttft").max) + 1);
+            input("p95").dispatchEvent(new Event("input", { bubbles: true }));
+            picks.push([input("p95").dataset.limit, input("ttft").dataset.limit, form.dataset.pick].join(","));
+        }
+        at.picks = picks.join(" ");
+        const ring = document.querySelector("#chart-tradeoff .pick");
+        at.ring = `${ring.getAttribute("cx")} ${ring.classList.contains("hidden")}`;
+        at.told = form.querySelector("p").textContent;"##;
+    let (dom, console) = opened(&with_script(&page(slice::from_ref(&run)).expect("it renders"), script), &[]);
+    assert_eq!(console, "");
+    let begin = run.recommendation.recommended_concurrency.map(|pick| pick.to_string());
+    assert_eq!(data(&dom, "begin"), begin);
+    let summaries: Vec<LevelSummary> = run.recommendation.levels.iter().map(|level| level.summary.clone()).collect();
+    let picks = data(&dom, "picks").expect("the script ran");
+    let mut seen = std::collections::BTreeSet::new();
+    assert_eq!(picks.split(' ').count(), 50);
+    for setting in picks.split(' ') {
+        let [p95, ttft, pick] = setting.split(',').collect::<Vec<_>>().try_into().expect("three");
+        let limit = |text: &str| text.parse::<f64>().ok();
+        let policy = Policy {
+            max_p95_seconds: limit(p95).or(Some(f64::MAX)),
+            max_ttft_p95_seconds: limit(ttft),
+            ..Policy::default()
+        };
+        let expected = recommend(&summaries, &policy).recommended_concurrency;
+        assert_eq!(pick, expected.map(|pick| pick.to_string()).unwrap_or_default(), "{setting}");
+        seen.insert(pick.to_owned());
+    }
+    assert!(seen.len() >= 4, "settings that all give the same show nothing: {seen:?}");
+    assert!(data(&dom, "told").is_some_and(|told| told.starts_with("Level ") || told.starts_with("No level")));
+}
+
+/// Deque's axe-core of npm; `None` where there is no npm.
+fn axe(folder: &Path) -> Option<String> {
+    let npm =
+        Command::new("npm").args(["install", "--no-audit", "--no-fund", "axe-core@4"]).current_dir(folder).output();
+    let output =
+        npm.inspect_err(|error| println!("SKIPPED: npm cannot be run ({error}), so axe-core was not asked")).ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(std::fs::read_to_string(folder.join("node_modules/axe-core/axe.min.js")).expect("axe-core holds it"))
+}
+
+#[test]
+#[ignore = "needs chromium and npm"]
+fn ci_axe_finds_no_violation() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let Some(axe) = axe(folder.path()) else { return };
+    let run_it = r##"
+        document.documentElement.dataset.axe = "running";
+        axe.run().then(({ violations, passes }) => {
+            const told = violations.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map(({ html }) => html).join(" ")}`);
+            document.documentElement.dataset.axe = `${passes.length > 10} ${told.join("; ")}`;
+        });"##;
+    let two =
+        [Run { label: "A".to_owned(), ..small() }, Run { label: "B".to_owned(), ..run(&[1, 5, 20, 50], 500, 99) }];
+    for runs in [&[small()][..], &two] {
+        for theme in ["light", "dark"] {
+            let page = page(runs).expect("it renders");
+            let theme = format!("document.documentElement.dataset.theme = \"{theme}\";");
+            let script = format!("{theme}{}{run_it}", axe.replace("</script", "<\\/script"));
+            let (dom, _) = opened(&with_script(&page, &script), &["--virtual-time-budget=30000"]);
+            assert_eq!(data(&dom, "axe").as_deref(), Some("true "));
+        }
+    }
+}
+
+/// What protanopes see of two colours differs by more than 20 (CIE 1976) between any two kinds of failure, on light ground
+/// and on dark (Machado, Oliveira and Fernandes 2009, severity 1).
+#[test]
+fn protanopes_tell_the_kinds_of_failures_apart() {
+    const PROTAN: [[f64; 3]; 3] =
+        [[0.152_286, 1.052_583, -0.204_868], [0.114_503, 0.786_281, 0.099_216], [-0.003_882, -0.048_116, 1.051_998]];
+    let style = page(&[small()]).expect("it renders");
+    let colours = Regex::new(r"--tone-([A-Z][A-Za-z]+): light-dark\(#(\w{6}), #(\w{6})\)").expect("a pattern");
+    let linear = |hex: &str, at: usize| {
+        let c = f64::from(u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")) / 255.0;
+        if c <= 0.04045 { c / 12.92 } else { ((c + 0.055) / 1.055).powf(2.4) }
+    };
+    let row = |row: [f64; 3], of: [f64; 3]| row.iter().zip(of).map(|(a, b)| a * b).sum::<f64>();
+    let lab = |hex: &str| {
+        let rgb = [0, 2, 4].map(|at| linear(hex, at));
+        let seen = PROTAN.map(|of| row(of, rgb).clamp(0.0, 1.0));
+        let xyz =
+            [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]].map(|of| row(of, seen));
+        let f = |t: f64| if t > 0.008_856 { t.cbrt() } else { 7.787 * t + 16.0 / 116.0 };
+        let [x, y, z] = [f(xyz[0] / 0.950_47), f(xyz[1]), f(xyz[2] / 1.088_83)];
+        [116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)]
+    };
+    for theme in [2, 3] {
+        let all: Vec<_> = colours.captures_iter(&style).map(|c| (c[1].to_owned(), lab(&c[theme]))).collect();
+        assert_eq!(all.len(), Failure::ALL.len());
+        for (at, (one, a)) in all.iter().enumerate() {
+            for (other, b) in &all[at + 1..] {
+                let apart = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                assert!(apart > 20.0, "{one} and {other}: {apart:.1}");
+            }
+        }
+    }
 }

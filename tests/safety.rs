@@ -64,7 +64,7 @@ fn a_simulated_number_is_written_only_where_the_config_names_the_simulator() {
     fs::write(folder.path().join("simulated.json"), &simulated).unwrap();
     let decide =
         |more: &[&str]| run(folder.path(), &[], &[&["recommend", "--results", "simulated.json"], more].concat());
-    let written = decide(&["--update-config"]);
+    let written = decide(&["--update-config", "--verbose"]);
     assert_eq!(written.status.code(), Some(3));
     assert_eq!(fs::read_to_string(folder.path().join("config.yaml")).unwrap(), real);
     let stdout = text(&written.stdout);

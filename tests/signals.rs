@@ -423,7 +423,7 @@ fn a_run_at_random_moments(signal: Signal) {
     let old = config("simulator", benchmark);
     let folder = servers::folder(&old);
     let folder = folder.path();
-    let args = ["run", "--update-config", "--allow-provisional"];
+    let args = ["run", "--update-config", "--allow-provisional", "--verbose"];
     let begun = Instant::now();
     let status = wait(&mut spawn(folder, &args));
     let duration = begun.elapsed();
@@ -432,10 +432,10 @@ fn a_run_at_random_moments(signal: Signal) {
     let mut rng = StdRng::seed_from_u64(signal as u64);
     for part in 0..MOMENTS {
         let part = f64::from(part) + rng.random_range(0.0..1.0);
-        // The last ones are counted from the last analysis and from the decision, which are soon over.
+        // The last ones are counted from the last level and from the decision, which are soon over.
         let (begin, moment) = match part {
             ..12.0 => ("", duration.mul_f64(part / 12.0)),
-            ..16.0 => ("level/2: Analyzing", duration.mul_f64((part - 12.0) / 8.0)),
+            ..16.0 => ("level 2 ended: ", duration.mul_f64((part - 12.0) / 8.0)),
             _ => ("Written:", Duration::from_millis(15).mul_f64((part - 16.0) / 4.0)),
         };
         fs::write(folder.join("config.yaml"), &old).unwrap();

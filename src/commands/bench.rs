@@ -18,7 +18,9 @@ pub fn bench() -> Result<ExitCode> {
     if args.mode != Mode::Measure {
         return Ok(ExitCode::SUCCESS);
     }
-    let recommendation = decision::conclude(&settings, &args, &places, &swept)?;
+    // As Criterion itself is asked for more.
+    let verbose = std::env::args().any(|arg| ["-v", "--verbose"].contains(&arg.as_str()));
+    let recommendation = decision::conclude(&settings, &args, &places, &swept, verbose)?;
     if swept.stopped == Some(Stop::Interrupted) {
         bail!("interrupted: the levels above are on disk, the rest was not measured");
     }

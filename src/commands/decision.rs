@@ -1,13 +1,12 @@
 //! From what was measured to the recommendation, and where it goes.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Result;
 
 use super::page::Recorded;
-use super::{page, print};
+use super::{page, print, screen};
 use crate::client::Endpoint;
 use crate::decide::{Note, Recommendation, recommend_after};
 use crate::load::self_check::cpu_of_this_process;
@@ -78,16 +77,13 @@ pub(super) fn decide_from(mut measured: Basis, settings: &Settings) -> Recommend
     recommendation
 }
 
-/// The bars are for people; a file or another program gets the table alone.
-pub(super) fn printed(recommendation: &Recommendation) -> String {
-    let bars = if std::io::stdout().is_terminal() {
-        // https://no-color.org
-        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        text::plot(recommendation, colour)
-    } else {
-        String::new()
-    };
-    format!("\n{}\n{bars}{}", text::table(recommendation), text::answer(recommendation))
+pub(super) fn printed(recommendation: &Recommendation, settings: &Settings, verbose: bool) -> String {
+    let screen = screen(verbose);
+    let brief = text::brief(recommendation, page::present(recommendation, settings), screen);
+    match verbose {
+        true => format!("\n{}\n{}", text::table(recommendation, screen.width), text::answer(recommendation)),
+        false => format!("\n{brief}"),
+    }
 }
 
 /// The figures of the newest run, in the folder of results, for node-exporter's textfile collector. Its name stays,
@@ -100,6 +96,7 @@ pub(super) fn conclude(
     args: &CriterionArgs,
     places: &Places,
     swept: &Swept,
+    verbose: bool,
 ) -> Result<Recommendation> {
     let manifest = &swept.run.manifest;
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
@@ -118,10 +115,13 @@ pub(super) fn conclude(
     measured.notes.extend(swept.notes.clone());
     let recommendation = decide_from(measured, settings);
     swept.run.write_results(Some(words::with_words(&recommendation)))?;
-    print(printed(&recommendation))?;
-    eprintln!("{}", where_written(swept, places));
+    print(printed(&recommendation, settings, verbose))?;
+    if verbose {
+        eprintln!("{}", where_written(swept, places));
+    }
+    let model = manifest.about.model.as_deref().unwrap_or_default();
     let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let textfile = textfile(&recommendation, ended_s.round());
+    let textfile = textfile(&recommendation, model, &manifest.run_id, ended_s.round());
     // The answer is worth more than its copy.
     if let Err(error) = write_atomic(&places.results.join(TEXTFILE), textfile.as_bytes()) {
         eprintln!("note: {error}");

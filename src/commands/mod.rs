@@ -6,8 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use console::Term;
 
 use crate::client::redact;
+use crate::report::text::Screen;
 
 /// As those of std, but a message that cannot be written ends nothing.
 macro_rules! eprint {
@@ -41,6 +43,23 @@ struct ConfigFile {
     /// The config file [default: $LLM_CONFIG, else config.yaml]
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Copy, Debug, Default)]
+struct Verbose {
+    /// Print every column and note, and where all of it was written
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// As wide as COLUMNS says, or else the terminal. All that was asked for goes to a file as it is.
+fn screen(verbose: bool) -> Screen {
+    let terminal = Term::stdout();
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|&n| n > 0);
+    let width = columns.or_else(|| terminal.size_checked().map(|(_, columns)| usize::from(columns)));
+    // https://no-color.org
+    let bold = terminal.is_term() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    Screen { width: width.unwrap_or(if verbose { usize::MAX } else { 80 }), bold }
 }
 
 /// Prints an error with its chain, and gives the exit code.

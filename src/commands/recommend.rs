@@ -10,7 +10,7 @@ use serde_json::json;
 use super::baseline::BaselineArgs;
 use super::decision::{decide_from, from_criterion, from_results_file, printed};
 use super::write::WriteArgs;
-use super::{ConfigFile, page, print};
+use super::{ConfigFile, Verbose, page, print};
 use crate::record::Places;
 use crate::report::{html, text, words};
 use crate::settings::{Overrides, Settings};
@@ -18,23 +18,25 @@ use crate::settings::{Overrides, Settings};
 #[derive(Args, Debug)]
 pub struct Recommend {
     #[command(flatten)]
-    write: WriteArgs,
-    /// Show the change as a diff and write nothing
-    #[arg(long)]
-    dry_run: bool,
-    #[command(flatten)]
     config: ConfigFile,
-    /// Decide from this results file instead of target/criterion
-    #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
-    results: Option<PathBuf>,
     #[command(flatten)]
-    baseline: BaselineArgs,
+    verbose: Verbose,
     /// Print one JSON object on stdout instead of the table
     #[arg(long)]
     json: bool,
+    /// Decide from this results file instead of target/criterion
+    #[arg(long, value_name = "FILE", conflicts_with = "criterion_dir")]
+    results: Option<PathBuf>,
     /// Criterion's folder [default: as Criterion finds it]
     #[arg(long, value_name = "DIR")]
     criterion_dir: Option<PathBuf>,
+    #[command(flatten)]
+    write: WriteArgs,
+    /// Show the change as a diff and write nothing
+    #[arg(long, help_heading = "The config file")]
+    dry_run: bool,
+    #[command(flatten)]
+    baseline: BaselineArgs,
 }
 
 impl Recommend {
@@ -51,7 +53,7 @@ impl Recommend {
         let against = self.baseline.read(&places, &settings)?;
         let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
         if !self.json {
-            print(printed(&recommendation))?;
+            print(printed(&recommendation, &settings, self.verbose.verbose))?;
             if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
                 print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, true)))?;
             }

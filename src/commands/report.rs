@@ -18,7 +18,7 @@ pub(crate) struct Report {
     /// A results file; a second one is compared with it
     #[arg(required = true, num_args = 1..=2, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Where to write [default: results/concurrency_report_TIME.html; stdout for csv and jsonl]
+    /// Where to write [default: results/concurrency_report_TIME.html; stdout for csv, jsonl and md]
     #[arg(long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// What to write
@@ -35,6 +35,8 @@ enum Format {
     Csv,
     /// One JSON object per level
     Jsonl,
+    /// The answer and the table in Markdown, for a pull request
+    Md,
 }
 
 impl Report {
@@ -49,6 +51,7 @@ impl Report {
             Format::Html => html::page(&runs)?,
             Format::Csv => export::csv(&runs),
             Format::Jsonl => export::json_lines(&runs),
+            Format::Md => export::markdown(&runs),
         };
         if self.output.is_none() && self.format != Format::Html {
             print(text)?;

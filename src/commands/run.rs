@@ -8,7 +8,7 @@ use clap::Args;
 use super::against::AgainstArgs;
 use super::baseline::BaselineArgs;
 use super::write::WriteArgs;
-use super::{ConfigFile, decision, print};
+use super::{ConfigFile, Verbose, decision, print};
 use crate::measure::sweep::{self, CriterionArgs, Stop};
 use crate::record::Places;
 use crate::report::text;
@@ -17,15 +17,17 @@ use crate::settings::{Flags, Settings};
 #[derive(Args, Debug)]
 pub(crate) struct Run {
     #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    verbose: Verbose,
+    #[command(flatten)]
+    settings: Flags<Settings>,
+    #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     baseline: BaselineArgs,
     #[command(flatten)]
     against: AgainstArgs,
-    #[command(flatten)]
-    config: ConfigFile,
-    #[command(flatten)]
-    settings: Flags<Settings>,
 }
 
 impl Run {
@@ -40,7 +42,7 @@ impl Run {
         }
         let against = self.baseline.read(&places, &settings)?;
         let swept = sweep::run(&settings, &args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
-        let recommendation = decision::conclude(&settings, &args, &places, &swept)?;
+        let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
         if swept.stopped == Some(Stop::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));
         }

@@ -17,6 +17,7 @@ use crate::settings::{Config, Settings};
 const DEFAULT_KEY: &str = "llm.max_concurrent_requests";
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "The config file")]
 pub(super) struct WriteArgs {
     /// Write the recommended number into the config file
     #[arg(long)]

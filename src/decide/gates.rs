@@ -186,6 +186,11 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     level.causes.extend(uncertain.map(|interval| Cause::MaybeTooFewMet { interval, least }));
 }
 
+/// The times that limits on P95 and on TTFT are held against, seconds.
+pub fn gate_times(summary: &LevelSummary) -> [Option<f64>; 2] {
+    [Gate::P95, Gate::TtftP95].map(|gate| Time::of(summary, gate).value)
+}
+
 fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {
     let limit = |(gate, own): (Gate, Option<f64>)| if gate == Gate::P95 { p95 } else { own.map(Limit::own) };
     policy.limits().into_iter().filter_map(|gate| Some((gate.0, limit(gate)?))).collect()

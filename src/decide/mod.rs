@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use causes::{Cause, Note, Reason};
+pub use gates::gate_times;
 pub use notes::p95_limit_s;
 
 pub use gates::value;

@@ -4,6 +4,7 @@
 //! never waits for it: each call only receives the next window. So nothing drains between iterations, and Criterion's
 //! analysis costs the measurement nothing.
 
+use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -154,12 +155,17 @@ fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, 
 }
 
 /// Criterion, set up so that what is measured does not depend on its command line.
-pub(super) struct Bench(Criterion);
+pub(super) struct Bench {
+    criterion: Criterion,
+    /// Whether its results are not shown: a terminal shows the curve.
+    is_quiet: bool,
+}
 
 impl Bench {
     pub fn new(args: &CriterionArgs, places: &Places, fingerprint: &str) -> Self {
-        // It says at once where there is no gnuplot. It ends the process after `--help`, when nothing may be held back.
-        let stdio = stdio::guard();
+        // It says at once where there is no gnuplot, which is not asked for. It ends the process after `--help`, when nothing
+        // may be held back.
+        let stdio = stdio::hush(false);
         // Gnuplot would be taken wherever it is installed, and draws differently. The folder is the one that is read later.
         let criterion =
             Criterion::default().plotting_backend(PlottingBackend::Plotters).output_directory(&places.criterion);
@@ -167,11 +173,12 @@ impl Bench {
         let criterion = if args.from_command_line { criterion.configure_from_args() } else { criterion };
         // Another endpoint's figures would show as a regression.
         let baseline = format!("fingerprint-{fingerprint}");
-        Bench(if args.own_baseline { criterion } else { criterion.save_baseline(baseline) })
+        let criterion = if args.own_baseline { criterion } else { criterion.save_baseline(baseline) };
+        Bench { criterion, is_quiet: !args.from_command_line && std::io::stdout().is_terminal() }
     }
 
     pub fn group(&mut self) -> Group<'_> {
-        let mut group = self.0.benchmark_group(GROUP);
+        let mut group = self.criterion.benchmark_group(GROUP);
         group
             .warm_up_time(Duration::from_nanos(1))
             .measurement_time(Duration::from_nanos(1))
@@ -179,15 +186,18 @@ impl Bench {
             .sample_size(SAMPLES)
             // The fewest it takes without a warning. Its intervals are for its own report; ours come from the records.
             .nresamples(1_001);
-        Group(group)
+        Group { group, is_quiet: self.is_quiet }
     }
 
     pub fn finish(&self) {
-        self.0.final_summary();
+        self.criterion.final_summary();
     }
 }
 
-pub(super) struct Group<'a>(BenchmarkGroup<'a, WallTime>);
+pub(super) struct Group<'a> {
+    group: BenchmarkGroup<'a, WallTime>,
+    is_quiet: bool,
+}
 
 /// Unwinds out of Criterion when the run is interrupted: the iterations that are missing must not be invented.
 struct Interrupted;
@@ -196,22 +206,30 @@ impl Group<'_> {
     /// Gives Criterion its samples: `sample` tells how long so many iterations took, or `None` once there are no more.
     pub fn bench(&mut self, level: usize, mut sample: impl FnMut(u64) -> Option<Duration>) {
         let id = BenchmarkId::new("level", level);
-        self.0.throughput(Throughput::Elements(level as u64));
+        self.group.throughput(Throughput::Elements(level as u64));
+        // Its progress knows of one thread only, and it warns of one iteration a sample, whatever time it is given: of both
+        // nothing is shown unless it panics. Its results go to stdout.
+        let is_quiet = self.is_quiet;
+        let mut hushed = Some(stdio::hush(is_quiet));
         let unwound = catch_unwind(AssertUnwindSafe(|| {
-            self.0.bench_function(id, |bencher| {
+            self.group.bench_function(id, |bencher| {
                 bencher.iter_custom(|iterations| {
-                    sample(iterations).unwrap_or_else(|| resume_unwind(Box::new(Interrupted)))
+                    hushed = None;
+                    let sample = sample(iterations);
+                    hushed = Some(stdio::hush(is_quiet));
+                    sample.unwrap_or_else(|| resume_unwind(Box::new(Interrupted)))
                 });
             });
         }));
         if let Err(payload) = unwound
             && !payload.is::<Interrupted>()
         {
+            hushed.into_iter().for_each(stdio::Hush::say);
             resume_unwind(payload);
         }
     }
 
     pub fn finish(self) {
-        self.0.finish();
+        self.group.finish();
     }
 }

@@ -212,7 +212,7 @@ pub(super) struct Load {
     jobs: tokio::sync::mpsc::UnboundedSender<Job>,
     pub stopper: Stopper,
     target: Arc<Target>,
-    live: Arc<Live>,
+    pub live: Arc<Live>,
     /// Whether nothing is to be shown of it.
     quiet: bool,
     watch: Option<Arc<ServerWatch>>,

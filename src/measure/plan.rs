@@ -139,18 +139,26 @@ impl Plan {
         full + rules(settings).most_requests(highest) + last + again
     }
 
+    /// Of each level measured in full, requests over the level; and the service times that visits take as a rule.
+    pub fn waves(&self) -> (Vec<(usize, f64)>, f64) {
+        let full = self.levels.iter().map(|plan| (plan.level, plan.tickets() as f64 / plan.level as f64)).collect();
+        (full, self.visits_usually().1)
+    }
+
+    fn visits_usually(&self) -> (u64, f64) {
+        match (self.race.is_empty(), self.auto) {
+            (true, _) => (0, 0.0),
+            (_, Some(_)) => USUALLY[0],
+            (_, None) => USUALLY[1 + usize::from(!self.levels.is_empty())],
+        }
+    }
+
     fn usually(&self) -> (u64, f64) {
-        let (mut requests, mut service_times) = (preflight::AT_MOST, 0.0);
-        for plan in &self.levels {
-            requests += (plan.warmup + plan.measured) as u64;
-            service_times += plan.tickets() as f64 / plan.level as f64;
-        }
-        if !self.race.is_empty() {
-            let more = USUALLY[if self.auto.is_some() { 0 } else { 1 + usize::from(!self.levels.is_empty()) }];
-            (requests, service_times) = (requests + more.0, service_times + more.1);
-        }
+        let (full, visits) = self.waves();
+        let requests: usize = self.levels.iter().map(|plan| plan.warmup + plan.measured).sum();
+        let requests = preflight::AT_MOST + requests as u64 + self.visits_usually().0;
         let step = if requests < 1_000 { 10 } else { 100 };
-        (requests.div_ceil(step) * step, service_times)
+        (requests.div_ceil(step) * step, full.iter().map(|(_, waves)| waves).sum::<f64>() + visits)
     }
 
     /// US dollars that `requests` cost at most, where prices are set; the input tokens in it are estimated.

@@ -18,10 +18,10 @@ use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Samp
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files::{self, TooFewFiles};
 use crate::load::recorder::Recorded;
-use crate::monitor::{Live, MetricsError, MetricsServer};
+use crate::monitor::{Live, MetricsError, MetricsServer, terminal_width};
 use crate::prompts::{self, Prompt, PromptError};
 use crate::record::{GROUP, Identity, Places, ResultsError, Run, RunSettings, criterion_id, remove_confirm_groups};
-use crate::report::words;
+use crate::report::{text, words};
 use crate::settings::Settings;
 use crate::simulator::SimulatorError;
 use crate::stdio;
@@ -103,7 +103,9 @@ pub fn run(
     if let Some(highest) = plan.highest().filter(|_| args.mode == Mode::Measure) {
         open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
     }
-    let live = Arc::new(Live::default());
+    let live = Arc::new(Live::of(run.manifest.about.model.as_deref().unwrap_or_default(), &run.manifest.run_id));
+    let (ahead, visits) = plan.waves();
+    live.plan(ahead, visits);
     // Before anything is sent: that metrics cannot be served must not come out afterwards.
     let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
     let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
@@ -115,7 +117,7 @@ pub fn run(
     let start = || Load::start(settings, args.mode, &prompts, &run, live, Stopper::on_signals()?);
     let load = (args.mode != Mode::List).then(start).transpose()?;
     if args.mode == Mode::Measure {
-        eprint!("{}", plan.describe(settings));
+        eprint!("{}", text::fitted(&plan.describe(settings), terminal_width()));
         if let Some(metrics) = &metrics {
             eprintln!("Metrics: http://{}/metrics", metrics.address());
         }
@@ -271,6 +273,9 @@ impl Sweep<'_> {
         self.take(ended.parts);
         let summary = self.summary(level);
         let swept = &mut self.swept;
+        if let Some(load) = self.load {
+            load.live.measured(&summary);
+        }
         swept.stopped = stopped;
         swept.notes.extend(stopped.map(|stop| Note::Stopped { level, why: stop.into() }));
         swept.run.level_ended(level, summary)?;
@@ -390,7 +395,11 @@ impl Sweep<'_> {
             (_, [_, served]) => return Some(visit(served)),
         }
         if self.suspects.is_none() {
-            if let Some(next) = race.next(&self.evidence()) {
+            let next = race.next(&self.evidence());
+            if let Some(load) = self.load {
+                load.live.stands(race.standing().pick, race.standing().interval);
+            }
+            if let Some(next) = next {
                 return Some(plan::visit_plan(self.settings, next));
             }
             let judged = judge(&self.swept.run.summaries, policy, true);

@@ -1,5 +1,6 @@
 //! The run for Prometheus: `/metrics` while it runs, and its final figures as a textfile.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -28,9 +29,9 @@ use crate::figures::Distribution;
 
 const PREFIX: &str = "llm_concurrency";
 /// Upper bounds of the buckets, seconds: from the first token of a small model to a long answer in a long queue.
-const BOUNDS_S: [f64; 22] = [
-    0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0,
-    120.0, 300.0,
+const BOUNDS_S: [f64; 24] = [
+    0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
+    30.0, 60.0, 120.0, 300.0,
 ];
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -70,7 +71,8 @@ impl MetricsServer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let serving = async move {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                let app = Router::new().route("/metrics", get(async move |headers| scrape(&live.0.registry, &headers)));
+                let app =
+                    Router::new().route("/metrics", get(async move |headers| scrape(&live.series.registry, &headers)));
                 tokio::select! {
                     () = serve(listener, app) => {}
                     _ = dropped => {}
@@ -155,8 +157,10 @@ pub(super) struct Series {
     requests: Family<Labels, Counter>,
     in_flight: Family<Labels, Gauge>,
     output_tokens: Family<Labels, Counter>,
+    throughput: Figures,
     latency: Histograms,
     ttft: Histograms,
+    tpot: Histograms,
     /// Of the current measurement; 0 between measurements.
     pub(super) level: Gauge,
     pub(super) left: Gauge,
@@ -164,13 +168,28 @@ pub(super) struct Series {
 
 impl Default for Series {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
+        Series::new(std::iter::empty())
+    }
+}
+
+/// The labels of every series of a run.
+pub(super) fn of_run(model: &str, run: &str) -> impl Iterator<Item = Common> {
+    [("model", model), ("run", run)].map(|(name, value)| (name.into(), value.to_owned().into())).into_iter()
+}
+
+type Common = (Cow<'static, str>, Cow<'static, str>);
+
+impl Series {
+    pub(super) fn new(common: impl Iterator<Item = Common>) -> Self {
+        let mut registry = Registry::with_prefix_and_labels(PREFIX, common);
         let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
         let tokens = "Output tokens of the successes, as the server reported them";
         let level = "Requests that the current measurement keeps in flight; 0 between measurements";
         let left = "Requests that the current measurement may still end";
+        let throughput = "Successes per second of a level's newest measurement so far; it stays when that has ended";
         let latency = "From sending a request to its last byte, of the successes";
         let ttft = "From sending a request to its first token, of the successes; only when streaming";
+        let tpot = "Per output token after the first, of the successes; only when streaming";
         let mut histograms = |name: &str, help: &str| {
             let family = Histograms::new_with_constructor(|| Histogram::new(BOUNDS_S));
             registry.register_with_unit(name, help, Unit::Seconds, family.clone());
@@ -179,13 +198,19 @@ impl Default for Series {
         Series {
             latency: histograms("latency", latency),
             ttft: histograms("time_to_first_token", ttft),
+            tpot: histograms("time_per_output_token", tpot),
             requests: add(&mut registry, "requests", ended),
             in_flight: add(&mut registry, "requests_in_flight", "Requests that are in flight"),
             output_tokens: add(&mut registry, "output_tokens", tokens),
+            throughput: add(&mut registry, "throughput", throughput),
             level: add(&mut registry, "level", level),
             left: add(&mut registry, "requests_left", left),
             registry,
         }
+    }
+
+    pub(super) fn throughput_of(&self, level: usize) -> FloatGauge {
+        self.throughput.get_or_create_owned(&vec![("level", level.to_string())])
     }
 }
 
@@ -212,6 +237,7 @@ impl Series {
                 output_tokens: self.output_tokens.get_or_create_owned(&labels),
                 latency: self.latency.get_or_create_owned(&labels),
                 ttft: self.ttft.get_or_create_owned(&labels),
+                tpot: self.tpot.get_or_create_owned(&labels),
             }
         })
     }
@@ -228,15 +254,17 @@ pub(super) struct PhaseSeries {
     pub(super) output_tokens: Counter,
     pub(super) latency: Histogram,
     pub(super) ttft: Histogram,
+    pub(super) tpot: Histogram,
 }
 
 // ---- the final figures ----
 
-type Figures = Family<Labels, Gauge<f64, AtomicU64>>;
+pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
+type Figures = Family<Labels, FloatGauge>;
 
 /// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
-pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
-    let mut registry = Registry::with_prefix(PREFIX);
+pub fn textfile(recommendation: &Recommendation, model: &str, run: &str, ended_s: f64) -> String {
+    let mut registry = Registry::with_prefix_and_labels(PREFIX, of_run(model, run));
     let mut family = |name: &str, help: &str| add::<Figures>(&mut registry, name, help);
     let requests = family("final_requests", "Requests that the figures of a level are taken over");
     let throughput = family("final_throughput_requests_per_second", "Successful requests per second of a level");
@@ -245,6 +273,11 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
     let passes = family("final_level_passes", "Whether a level passes all gates");
     let latency = family("final_latency_seconds", "Percentiles of a level's latency");
     let ttft = family("final_time_to_first_token_seconds", "Percentiles of a level's time to first token");
+    let tpot = family("final_time_per_output_token_seconds", "Percentiles of a level's time per output token");
+    let [running, waiting] = ["running", "waiting"].map(|what| {
+        let help = format!("Requests {what} at the server on average, by its own metrics (--server-metrics)");
+        family(&format!("final_server_requests_{what}"), &help)
+    });
     let recommended = family("final_recommended_level", "The recommended number of requests in parallel");
     let simulated = family("final_simulated", "1 where the embedded simulator was measured, and no server");
     let ended = family("final_timestamp_seconds", "When the run ended, seconds since 1970");
@@ -257,7 +290,9 @@ pub fn textfile(recommendation: &Recommendation, ended_s: f64) -> String {
         set(&tokens, summary.output_tps);
         set(&errors, summary.error_rate);
         set(&passes, (level.verdict != Verdict::NotUsed).then_some(f64::from(level.verdict == Verdict::Pass)));
-        for (family, times) in [(&latency, summary.latency_s), (&ttft, summary.ttft_s)] {
+        set(&running, summary.server.and_then(|server| server.running));
+        set(&waiting, summary.server.and_then(|server| server.waiting));
+        for (family, times) in [(&latency, summary.latency_s), (&ttft, summary.ttft_s), (&tpot, summary.tpot_s)] {
             let Distribution { p50, p90, p95, p99, .. } = times.unwrap_or_default();
             for (percentile, value) in [("50", p50), ("90", p90), ("95", p95), ("99", p99)] {
                 let labels = [labels.as_slice(), &[("percentile", percentile.to_owned())]].concat();
@@ -308,7 +343,7 @@ mod tests {
     #[test]
     fn the_measurements_of_a_level_are_counted_together() {
         let live = live();
-        let text = openmetrics(&live.0.registry);
+        let text = openmetrics(&live.series.registry);
         assert_has(
             &text,
             &[
@@ -330,7 +365,10 @@ mod tests {
             ],
         );
         live.begin(3, 0, 30).over();
-        assert_has(&openmetrics(&live.0.registry), &["llm_concurrency_level 0", "llm_concurrency_requests_left 0"]);
+        assert_has(
+            &openmetrics(&live.series.registry),
+            &["llm_concurrency_level 0", "llm_concurrency_requests_left 0"],
+        );
         // The plain format names a counter as its samples.
         let text = plain(&text);
         assert_has(&text, &["# TYPE llm_concurrency_requests_total counter"]);
@@ -340,7 +378,7 @@ mod tests {
 
     #[test]
     fn the_dashboard_names_nothing_else() {
-        let text = openmetrics(&live().0.registry);
+        let text = openmetrics(&live().series.registry);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -372,15 +410,15 @@ mod tests {
             ..LevelSummary::default()
         };
         let recommendation = recommend(&[level(1, 5.0), level(4, 16.5)], &Policy::default());
-        let text = textfile(&recommendation, 1.5e9);
+        let text = textfile(&recommendation, "a", "b", 1.5e9);
         assert_has(
             &text,
             &[
                 "# TYPE llm_concurrency_final_throughput_requests_per_second gauge",
-                r#"llm_concurrency_final_throughput_requests_per_second{level="4"} 16.5"#,
-                r#"llm_concurrency_final_latency_seconds{level="1",percentile="95"} 0.25"#,
-                "llm_concurrency_final_recommended_level 4.0",
-                "llm_concurrency_final_timestamp_seconds 1500000000.0",
+                r#"llm_concurrency_final_throughput_requests_per_second{model="a",run="b",level="4"} 16.5"#,
+                r#"llm_concurrency_final_latency_seconds{model="a",run="b",level="1",percentile="95"} 0.25"#,
+                r#"llm_concurrency_final_recommended_level{model="a",run="b"} 4.0"#,
+                r#"llm_concurrency_final_timestamp_seconds{model="a",run="b"} 1500000000.0"#,
             ],
         );
         assert!(!text.contains("percentile=\"99\"") && !text.contains("first_token_seconds{"), "{text}");

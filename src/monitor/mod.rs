@@ -3,32 +3,85 @@
 //! The load thread counts each request as it is sent and as it ends. The locks that it takes are free but for the few
 //! microseconds in which the view copies the counts (four times a second) or a scraper reads a histogram.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use hdrhistogram::Histogram;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
-use crate::figures::histogram;
+use crate::figures::{LevelSummary, histogram};
 
 mod metrics;
 mod view;
 
+use metrics::{FloatGauge, PhaseSeries, Series};
 pub use metrics::{MetricsError, MetricsServer, textfile};
-use metrics::{PhaseSeries, Series};
-pub use view::LevelMonitor;
+pub use view::{LevelMonitor, terminal_width};
 
 #[derive(Debug, Default)]
-pub struct Live(Series);
+pub struct Live {
+    series: Series,
+    course: Arc<Mutex<Course>>,
+}
+
+/// The run so far, for the view.
+#[derive(Clone, Debug, Default)]
+struct Course {
+    /// Levels to measure in full, each with the waves it takes; then so many service times of visits, as a rule.
+    ahead: Vec<(usize, f64)>,
+    visits: f64,
+    visiting_since: Option<Instant>,
+    /// Mean latency at the lowest level so far, seconds.
+    service_s: f64,
+    /// Requests per second and P95 of the levels measured.
+    levels: BTreeMap<usize, (f64, Option<f64>)>,
+    /// The choice so far, and what is possible.
+    choice: Option<(usize, [usize; 2])>,
+}
 
 impl Live {
+    /// Its series carry the model and the run.
+    pub fn of(model: &str, run: &str) -> Self {
+        Live { series: Series::new(metrics::of_run(model, run)), course: Arc::default() }
+    }
+
+    fn course(&self) -> MutexGuard<'_, Course> {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn plan(&self, ahead: Vec<(usize, f64)>, visits: f64) {
+        let mut course = self.course();
+        (course.ahead, course.visits) = (ahead, visits);
+    }
+
+    pub fn measured(&self, summary: &LevelSummary) {
+        let mut course = self.course();
+        let latency = summary.latency_s.unwrap_or_default();
+        if course.levels.first_key_value().is_none_or(|(lowest, _)| summary.concurrency <= *lowest) {
+            course.service_s = latency.mean.unwrap_or_default();
+        }
+        let rps = summary.throughput_rps.map_or(0.0, |rps| rps.estimate);
+        course.levels.insert(summary.concurrency, (rps, latency.p95));
+    }
+
+    pub fn stands(&self, choice: Option<usize>, possible: [usize; 2]) {
+        self.course().choice = choice.map(|choice| (choice, possible));
+    }
+
     /// A measurement of `level` begins, a visit from 1 or else 0, that will send at most `planned` requests.
     pub fn begin(&self, level: usize, visit: u32, planned: u64) -> Arc<Counts> {
-        let [warmup, measured] = self.0.of(level);
-        let current = [self.0.level.clone(), self.0.left.clone()];
+        let [warmup, measured] = self.series.of(level);
+        let current = [self.series.level.clone(), self.series.left.clone()];
         current[0].set(level as i64);
         current[1].set(planned.try_into().unwrap_or(i64::MAX));
-        Arc::new(Counts { level, visit, planned, warmup, measured, current, tally: Mutex::new(Tally::new()) })
+        if visit > 0 {
+            self.course().visiting_since.get_or_insert_with(Instant::now);
+        }
+        let (course, throughput) = (self.course.clone(), self.series.throughput_of(level));
+        let tally = Mutex::new(Tally::new());
+        Arc::new(Counts { level, visit, planned, warmup, measured, throughput, current, course, tally })
     }
 }
 
@@ -40,6 +93,8 @@ pub struct Counts {
     planned: u64,
     warmup: PhaseSeries,
     measured: PhaseSeries,
+    throughput: FloatGauge,
+    course: Arc<Mutex<Course>>,
     /// The current level, and the requests it may still end.
     current: [Gauge; 2],
     tally: Mutex<Tally>,
@@ -48,6 +103,9 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 struct Tally {
     is_warmup: bool,
+    /// When the first request of the measured phase was sent, and the successes since then.
+    since: Instant,
+    measured: u64,
     issued: u64,
     ended: u64,
     succeeded: u64,
@@ -63,7 +121,18 @@ struct Tally {
 impl Tally {
     fn new() -> Self {
         let (latency, ttft) = (histogram(2), histogram(2));
-        Tally { is_warmup: true, issued: 0, ended: 0, succeeded: 0, failed: Default::default(), held: 0, latency, ttft }
+        Tally {
+            is_warmup: true,
+            since: Instant::now(),
+            measured: 0,
+            issued: 0,
+            ended: 0,
+            succeeded: 0,
+            failed: Default::default(),
+            held: 0,
+            latency,
+            ttft,
+        }
     }
 }
 
@@ -84,7 +153,7 @@ impl Counts {
         let mut tally = self.tally();
         tally.issued += 1;
         if phase == Phase::Measured && tally.is_warmup {
-            tally.is_warmup = false;
+            (tally.is_warmup, tally.since) = (false, Instant::now());
             tally.latency.reset();
             tally.ttft.reset();
         }
@@ -106,9 +175,16 @@ impl Counts {
                 series.given_up.inc();
             }
             (None, Some(latency)) => {
+                if let Some(tpot) = outcome.tpot_s() {
+                    series.tpot.observe(tpot);
+                }
                 series.output_tokens.inc_by(outcome.output_tokens.unwrap_or(0).into());
                 series.succeeded.inc();
                 tally.succeeded += 1;
+                if !tally.is_warmup {
+                    tally.measured += 1;
+                    self.throughput.set(tally.measured as f64 / tally.since.elapsed().as_secs_f64().max(1e-3));
+                }
                 let is_shown = tally.is_warmup || outcome.phase == Phase::Measured;
                 let times = [
                     (&series.latency, &mut tally.latency, Some(latency)),

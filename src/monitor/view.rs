@@ -1,9 +1,9 @@
-//! The view of the current level on stderr: two lines on a terminal, else a line every five seconds.
+//! The view of a run on stderr: on a terminal a row a level, else a line about the current one every five seconds.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use console::Term;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Counts, Tally};
+use super::{Counts, Course, Tally};
 use crate::client::outcome::Failure;
 use crate::report::words::{count, seconds};
 
@@ -19,7 +19,11 @@ const REFRESH: Duration = Duration::from_millis(250);
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Rate and time left are those of the last seconds.
 const RECENT: Duration = Duration::from_secs(5);
-const BAR: usize = 20;
+/// Rows of the curve at most.
+const ROWS: usize = 12;
+/// Columns of a row beside its bar.
+const BESIDE: usize = 40;
+const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
 /// Shows one measurement.
 ///
@@ -73,13 +77,11 @@ impl LevelMonitor {
         }
     }
 
-    /// Says what it came to in `load_s` seconds.
+    /// Says what it came to in `load_s` seconds, where no row of the curve does.
     pub fn finish(mut self, load_s: f64) {
         self.hide();
-        if let Some(view) = &self.view {
-            let parts = view.at_end(&self.counts.tally(), load_s);
-            let is_terminal = std::io::stderr().is_terminal();
-            eprintln!("{}", if is_terminal { packed(parts, terminal_width()) } else { parts.join(", ") });
+        if let Some(view) = self.view.as_ref().filter(|_| !std::io::stderr().is_terminal()) {
+            eprintln!("{}", view.at_end(&self.counts.tally(), load_s));
         }
     }
 }
@@ -91,9 +93,9 @@ impl Drop for LevelMonitor {
     }
 }
 
-/// The width may change at any time.
-fn terminal_width() -> usize {
-    Term::stderr().size_checked().map_or(80, |(_, columns)| usize::from(columns))
+/// Columns of stderr, which may change at any time; a file has no end.
+pub fn terminal_width() -> usize {
+    Term::stderr().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns))
 }
 
 fn show_bar(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
@@ -102,7 +104,8 @@ fn show_bar(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
     while !hidden.load(Relaxed) {
         let tally = counts.tally().clone();
         view.note(&tally, Instant::now());
-        bar.set_message(view.on_terminal(&tally, terminal_width()));
+        let course = counts.course.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        bar.set_message(view.on_terminal(&tally, &course, terminal_width()));
         bar.tick();
         std::thread::park_timeout(REFRESH);
     }
@@ -123,6 +126,7 @@ fn show_lines(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
 
 #[derive(Debug)]
 struct View {
+    level: usize,
     name: String,
     planned: u64,
     /// When the last plain line was written, or else the measurement began.
@@ -135,7 +139,8 @@ impl View {
     fn new(counts: &Counts, now: Instant) -> Self {
         let again = if counts.visit == 0 { String::new() } else { format!(" (visit {})", counts.visit) };
         let recent = VecDeque::from([(now, 0, 0)]);
-        View { name: format!("level {}{again}", counts.level), planned: counts.planned, last_line: now, recent }
+        let name = format!("level {}{again}", counts.level);
+        View { level: counts.level, name, planned: counts.planned, last_line: now, recent }
     }
 
     fn note(&mut self, tally: &Tally, now: Instant) {
@@ -169,14 +174,56 @@ impl View {
         parts.into_iter().chain(figures(tally)).collect()
     }
 
-    fn on_terminal(&self, tally: &Tally, width: usize) -> String {
-        let share = tally.ended as f64 / self.planned.max(1) as f64;
-        let cells = if width < 80 { BAR / 2 } else { BAR };
-        let filled = ((share * cells as f64) as usize).min(cells);
+    /// The curve as it grows, the current level in it; what that is doing; and how far the run is.
+    fn on_terminal(&self, tally: &Tally, course: &Course, width: usize) -> String {
+        let mut levels = course.levels.clone();
+        if let Some((_, rps)) = self.rates() {
+            levels.entry(self.level).or_insert((rps, None));
+        }
+        let current = levels.keys().position(|level| *level == self.level).unwrap_or_default();
+        let skipped = (current + ROWS / 2).max(ROWS).min(levels.len()).saturating_sub(ROWS);
+        let best = levels.values().map(|(rps, _)| *rps).fold(0.0, f64::max);
+        let cells = width.saturating_sub(BESIDE).clamp(8, 48);
+        let row = |(level, (rps, p95)): (&usize, &(f64, Option<f64>))| {
+            let eighths = (rps / best.max(f64::MIN_POSITIVE) * 8.0 * cells as f64).round() as usize;
+            let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
+            let p95 = p95.map(|p95| format!("  P95 {}", shortly(p95))).unwrap_or_default();
+            let here = if *level == self.level { '>' } else { ' ' };
+            cut(&format!("{here}{level:>5}  {bar:<cells$} {rps:>7.1}/s{p95}"), width)
+        };
+        let mut lines: Vec<String> = levels.iter().skip(skipped).take(ROWS).map(row).collect();
         let phase = if tally.is_warmup { "warm-up" } else { "measuring" };
-        let bar = "█".repeat(filled) + &"░".repeat(cells - filled);
-        let head = [self.name.clone(), bar, phase.to_owned()].into_iter().chain(self.left(tally));
-        format!("{}\n{}", packed(head, width), packed(self.now(tally), width))
+        let doing = format!("{}: {phase}, {} of {}", self.name, tally.ended, self.planned);
+        lines.push(packed(std::iter::once(doing).chain(self.now(tally)), width));
+        lines.push(packed(self.progress(tally, course), width));
+        lines.join("\n")
+    }
+
+    /// "level 3 of 10", "about 70 s left", "so far 20, 20 to 25 possible".
+    fn progress(&self, tally: &Tally, course: &Course) -> Vec<String> {
+        let at = course.ahead.iter().position(|(level, _)| *level == self.level);
+        let at = at.filter(|_| course.visiting_since.is_none());
+        let mut parts = vec![match at {
+            Some(at) => format!("level {} of {}", at + 1, course.ahead.len()),
+            None => "short visits until the answer is sure".to_owned(),
+        }];
+        // Of the current level by its rate, of those above by its latency, and then a few visits.
+        let waves: f64 = at.map_or(0.0, |at| course.ahead[at + 1..].iter().map(|(_, waves)| waves).sum());
+        let latency_s = tally.latency.value_at_quantile(0.5) as f64 / 1e6;
+        let left = self.planned.saturating_sub(tally.ended) as f64;
+        let own_s = self.rates().map(|(rate, _)| left / rate).filter(|_| at.is_some());
+        let visited_s = course.visiting_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let visits_s = (course.visits * course.service_s - visited_s).max(0.0);
+        let all_s = own_s.unwrap_or_default() + waves * latency_s + visits_s;
+        if all_s > 0.0 && (own_s.is_some() || at.is_none()) {
+            parts.push(format!("about {} left", whole_seconds(all_s)));
+        }
+        parts.extend(course.choice.map(|(choice, [low, high])| match high {
+            _ if low == high => format!("so far {choice}"),
+            usize::MAX => format!("so far {choice}, {low} or more possible"),
+            _ => format!("so far {choice}, {low} to {high} possible"),
+        }));
+        parts
     }
 
     fn in_a_line(&self, tally: &Tally) -> String {
@@ -185,9 +232,9 @@ impl View {
         format!("{}{phase}: {} done, {}", self.name, tally.ended, parts.join(", "))
     }
 
-    fn at_end(&self, tally: &Tally, load_s: f64) -> Vec<String> {
+    fn at_end(&self, tally: &Tally, load_s: f64) -> String {
         let ended = format!("{} ended: {} in {}", self.name, count(tally.ended, "request"), seconds(load_s));
-        std::iter::once(ended).chain(figures(tally)).collect()
+        std::iter::once(ended).chain(figures(tally)).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -202,15 +249,18 @@ fn figures(tally: &Tally) -> Vec<String> {
     times.into_iter().flatten().chain(failures.map(|(kind, count)| format!("{count} {kind}"))).collect()
 }
 
+/// The last column stays free: some terminals wrap as soon as it is written.
+fn cut(line: &str, width: usize) -> String {
+    line.chars().take(width.saturating_sub(1).max(1)).collect::<String>().trim_end().to_owned()
+}
+
 /// As many parts on a line as fit; a part alone that is too long is cut, since a terminal would wrap it.
 fn packed(parts: impl IntoIterator<Item = String>, width: usize) -> String {
     let mut lines: Vec<String> = Vec::new();
-    // The last column stays free: some terminals wrap as soon as it is written.
-    let width = width.saturating_sub(1).max(1);
     for part in parts {
-        let part: String = part.chars().take(width).collect();
+        let part = cut(&part, width);
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 2 + part.chars().count() <= width => *line += &format!("  {part}"),
+            Some(line) if line.chars().count() + 2 + part.chars().count() < width => *line += &format!("  {part}"),
             _ => lines.push(part),
         }
     }
@@ -261,8 +311,8 @@ mod tests {
             "level 2 (visit 3) warm-up: 0 done, 30 left, ETA -, 1 in flight, - req/s"
         );
         assert_eq!(
-            warming.on_terminal(&tally, 80),
-            "level 2 (visit 3)  ░░░░░░░░░░░░░░░░░░░░  warm-up  30 left  ETA -\n1 in flight  - req/s"
+            warming.on_terminal(&tally, &Course::default(), 80),
+            "level 2 (visit 3): warm-up, 0 of 30  1 in flight  - req/s\nshort visits until the answer is sure"
         );
         let counts = counts();
         let (measuring, mut tally) = view(&counts);
@@ -271,12 +321,30 @@ mod tests {
             "level 50: 100 done, 60 left, ETA 6 s, 10 in flight, 9.0 req/s, P50 395 ms, P95 578 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
         );
         assert_eq!(
-            measuring.at_end(&tally, 10.0).join(", "),
+            measuring.at_end(&tally, 10.0),
             "level 50 ended: 100 requests in 10.00 s, P50 395 ms, P95 578 ms, TTFT 50 ms, 3 Timeout, 6 ServerError"
         );
         tally.held = 5;
         let line = measuring.in_a_line(&tally);
         assert!(line.contains("10 in flight, 5 held back after failures, 9.0 req/s"), "{line}");
+    }
+
+    #[test]
+    fn the_curve_grows_and_the_time_left_is_that_of_all_levels() {
+        let counts = counts();
+        let (view, tally) = view(&counts);
+        let mut course = Course { ahead: vec![(1, 100.0), (50, 3.2), (60, 10.0)], ..Course::default() };
+        course.levels = [(1, (4.5, Some(0.25)))].into();
+        course.choice = Some((20, [20, 25]));
+        let text = view.on_terminal(&tally, &course, 80);
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows[0].split_whitespace().collect::<Vec<_>>(), ["1", &"█".repeat(20), "4.5/s", "P95", "250", "ms"]);
+        assert_eq!(rows[1].split_whitespace().collect::<Vec<_>>(), [">", "50", &"█".repeat(40), "9.0/s"]);
+        // 60 left at 10 a second, and ten waves of 395 ms.
+        assert_eq!(rows.last(), Some(&"level 2 of 3  about 10 s left  so far 20, 20 to 25 possible"), "{text}");
+        course.levels = (1..100).map(|level| (level, (1.0, None))).collect();
+        let many = view.on_terminal(&tally, &course, 80);
+        assert!(many.lines().count() <= ROWS + 4 && many.contains(">   50"), "{many}");
     }
 
     #[test]
@@ -288,10 +356,10 @@ mod tests {
         });
         let (view, tally) = view(&counts);
         for width in [20, 40, 60, 80, 200] {
-            let text = view.on_terminal(&tally, width);
+            let text = view.on_terminal(&tally, &Course::default(), width);
             assert!(text.lines().all(|line| line.chars().count() < width), "{width}:\n{text}");
             let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(words.contains("measuring") && words.ends_with("1 Malformed 1 EmptyOutput"), "{width}:\n{text}");
+            assert!(words.contains("measuring") && words.contains("1 Malformed 1 EmptyOutput"), "{width}:\n{text}");
         }
     }
 

@@ -187,6 +187,10 @@ pub struct Chart {
     pub sync: String,
     /// The reader chooses the series shown.
     pub choice: bool,
+    /// Names of points.
+    pub names: Vec<([f64; 2], String)>,
+    /// A ring around a point.
+    pub ring: Option<[f64; 2]>,
 }
 
 /// The plot's own units, which the page stretches to its width. Whole numbers keep the paths short.
@@ -195,6 +199,8 @@ const HEIGHT: f64 = 1000.0;
 /// Pixels between the axes on a phone, where labels of the class `spare` are hidden.
 const NARROW: f64 = 200.0;
 const TEXT: f64 = 13.0;
+/// Pixels of the lowest plot, which is that on paper.
+const LOWEST: f64 = 110.0;
 
 fn width_of(label: &str) -> f64 {
     7.0 * label.chars().count() as f64 + 8.0
@@ -261,6 +267,7 @@ impl Chart {
             self.draw_marks(),
             self.zone_names(),
             self.line_ends(),
+            self.named_points(),
         ];
         format!("<svg class=\"frame\" aria-hidden=\"true\">{}</svg>", parts.concat())
     }
@@ -294,6 +301,9 @@ impl Chart {
 
     fn draw(&self, at: usize, series: &Series) -> String {
         let points = &series.points;
+        if points.is_empty() && series.band.is_empty() {
+            return String::new();
+        }
         let lined = |class: &str| format!("<path class=\"{class}\" d=\"{}\"/>", self.path(points.iter().copied()));
         let dotted = |class: &str| format!("<path class=\"{class}\" d=\"{}\"/>", self.dots(points));
         let bar = |&[x, low, high]: &[f64; 3]| {
@@ -370,16 +380,42 @@ impl Chart {
         named.iter().zip(fit(&widths, self.pixels())).filter_map(name).collect()
     }
 
+    /// Those that have room; the first and the last say most.
+    fn named_points(&self) -> String {
+        let mut svg = String::new();
+        let mut taken: Vec<([f64; 2], &str)> = Vec::new();
+        let order = self.names.iter().rev().take(1).chain(self.names.iter().take(self.names.len().saturating_sub(1)));
+        for (pixels, class) in [(NARROW, "halo"), (self.pixels(), "halo spare")] {
+            for (at, name) in
+                order.clone().filter(|(_, name)| taken.iter().all(|(_, other)| other != name)).collect::<Vec<_>>()
+            {
+                let place = self.place(*at);
+                let is_near = |other: [f64; 2]| {
+                    (other[0] - place[0]).abs() * pixels < width_of(name) && (other[1] - place[1]).abs() * LOWEST < TEXT
+                };
+                if !taken.iter().any(|(other, _)| is_near(*other)) {
+                    taken.push((place, name));
+                    svg += &text(class, place, [7.0, -7.0], "", name);
+                }
+            }
+        }
+        let ring = self.ring.map(|at| self.place(at).map(percent));
+        svg + &ring.map_or_else(String::new, |[x, y]| format!("<circle class=\"pick\" cx=\"{x}\" cy=\"{y}\" r=\"8\"/>"))
+    }
+
+    /// Shares of the plot, as an attribute has them.
+    pub fn written_place(&self, at: [f64; 2]) -> [String; 2] {
+        self.place(at).map(percent)
+    }
+
     /// Names where the lines end, moved apart where they would stand on each other.
     fn line_ends(&self) -> String {
         let labelled = self.series.iter().enumerate().filter(|(_, series)| !series.label.is_empty());
         let mut ends: Vec<_> = labelled.filter_map(|(at, s)| Some((self.place(*s.points.last()?), at, s))).collect();
         ends.sort_by(|a, b| a.0[1].total_cmp(&b.0[1]));
-        // Of the lowest plot, which is that on paper.
-        let height = 110.0;
         let (mut free, mut svg) = (f64::NEG_INFINITY, String::new());
         for (place, at, Series { label, tone, hidden, .. }) in ends {
-            let own = place[1] * height;
+            let own = place[1] * LOWEST;
             let moved = if *hidden { own } else { own.max(free) };
             free = if *hidden { free } else { moved + TEXT };
             let hidden = if *hidden { " class=\"hidden\"" } else { "" };

@@ -1,11 +1,11 @@
-//! The levels as lines for other programs: CSV with a header, or JSON Lines. Pure.
+//! A run as text for elsewhere: its levels as CSV with a header or as JSON Lines, and the answer as Markdown. Pure.
 
 use serde_json::{Value, json};
 
 use super::html::Run;
 use crate::decide::JudgedLevel;
 use crate::figures::LevelSummary;
-use crate::report::words;
+use crate::report::{text, words};
 
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
 
@@ -90,6 +90,50 @@ pub fn json_lines(runs: &[Run]) -> String {
     levels(runs).map(line).collect()
 }
 
+/// The answer and a table for a pull request.
+pub fn markdown(runs: &[Run]) -> String {
+    runs.iter().map(card).collect::<Vec<_>>().join("\n")
+}
+
+fn card(run: &Run) -> String {
+    let recommendation = &run.recommendation;
+    let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
+    let because = match recommendation.chosen() {
+        Some(_) => words::how_sure(recommendation),
+        None => words::reason(recommendation) + ".",
+    };
+    let of = [&run.about.model, &run.about.endpoint, &run.about.started_at].into_iter().flatten();
+    let of = of.map(|text| plain(text)).collect::<Vec<_>>().join(", ");
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut cells = text::cells(recommendation).into_iter();
+    let header: Vec<String> = cells.next().unwrap_or_default().into_iter().chain(["verdict".to_owned()]).collect();
+    let columns = "--:|".repeat(header.len() - 1);
+    let mut table = line(header) + &format!("|{columns}---|\n");
+    for (level, cells) in recommendation.levels.iter().zip(cells) {
+        let why = format!("{} {}", words::verdict(level.verdict), plain(&text::why(level)));
+        let verdict = if is_recommended(run, level) { format!("**recommended** {why}") } else { why };
+        table += &line(cells.into_iter().chain([verdict.trim().to_owned()]).collect());
+    }
+    let notes = recommendation.notes.iter().map(words::note).chain(words::advice(recommendation));
+    let notes: String = notes.map(|note| format!("- {}\n", plain(&note))).collect();
+    let notes = if notes.is_empty() { notes } else { format!("\n{notes}") };
+    format!(
+        "### {label}{}\n\n{}\n\n{of}\n\n{table}{notes}",
+        words::headline(recommendation, run.present),
+        plain(&because)
+    )
+}
+
+/// Words from elsewhere are no markup, and stay in their cell.
+fn plain(text: &str) -> String {
+    let escaped = |c: char| match c {
+        '\n' | '\r' => " ".to_owned(),
+        '|' | '<' | '>' | '*' | '_' | '`' | '[' | '\\' | '@' => format!("\\{c}"),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +178,17 @@ mod tests {
         assert_eq!(values.len(), 4);
         assert_eq!((&values[3]["concurrency"], &values[3]["recommended"]), (&json!(8), &json!(true)));
         assert_eq!((&values[0]["throughput_rps"]["estimate"], &values[0]["error_rate"]), (&json!(5.5), &Value::Null));
+    }
+
+    #[test]
+    fn markdown_has_a_row_a_level_and_no_markup_of_others() {
+        let text = markdown(&[Run { present: Some(1), ..run() }]);
+        assert!(text.starts_with("### First look: about 8 in parallel, not confirmed.\n\n"), "{text}");
+        assert!(text.contains("a \"b\",  c") || text.contains("a \"b\", c"), "{text}");
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+        let bars = |row: &str| row.matches('|').count();
+        assert!(rows.len() == 4 && rows.iter().all(|row| bars(row) == text::COLUMNS.len() + 2), "{text}");
+        assert!(rows[3].contains("| **recommended** pass |"), "{text}");
+        assert_eq!(plain("<b>|@x"), "\\<b\\>\\|\\@x");
     }
 }

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::requests::{Curves, ReasonAt};
 use super::sections::{self, Figure};
 use super::text;
-use crate::decide::compare::{Change, Comparison, compare};
-use crate::decide::{JudgedLevel, Objective, Policy, Recommendation, Status};
+use crate::decide::compare::{Against, Comparison, compare};
+use crate::decide::{JudgedLevel, Note, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
 use crate::record::{About, RunId};
 use crate::report::words::{self, UNKNOWN, or_unknown, range, rate, seconds, signed};
@@ -53,14 +53,12 @@ pub struct Run {
 /// # Errors
 /// If the template does not render.
 pub fn page(runs: &[Run]) -> Result<String, ReportError> {
-    page_with(runs, &compare_runs(runs))
+    page_with(runs, compare_runs(runs).as_ref())
 }
 
-fn compare_runs(runs: &[Run]) -> Vec<Change> {
-    match runs {
-        [a, b] => compare(&a.recommendation, &b.recommendation, Objective::Requests, None).levels,
-        _ => Vec::new(),
-    }
+fn compare_runs(runs: &[Run]) -> Option<Comparison> {
+    let [a, b] = runs else { return None };
+    Some(compare(&a.recommendation, &b.recommendation, Objective::Requests, None))
 }
 
 /// The page of two runs that were measured in turns.
@@ -68,10 +66,10 @@ fn compare_runs(runs: &[Run]) -> Vec<Change> {
 /// # Errors
 /// If the template does not render.
 pub fn page_of_duet(runs: &[Run; 2], comparison: &Comparison) -> Result<String, ReportError> {
-    page_with(runs, &comparison.levels)
+    page_with(runs, Some(comparison))
 }
 
-fn page_with(runs: &[Run], found: &[Change]) -> Result<String, ReportError> {
+fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String, ReportError> {
     let title = match runs {
         [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),
         [run] => format!("Concurrency of {}", run.about.model.as_deref().unwrap_or("an LLM endpoint")),
@@ -83,14 +81,17 @@ fn page_with(runs: &[Run], found: &[Change]) -> Result<String, ReportError> {
     environment.add_filter("readable", |time: &str| readable(time));
     environment.add_filter("quoted", |word: &str| quoted(word));
     environment.add_template("page.html", PAGE)?;
+    let (verdict, changes) = comparison.and_then(|comparison| changes(runs, comparison)).unwrap_or_default();
     let page = Page {
         title,
         version: env!("CARGO_PKG_VERSION"),
         unknown: UNKNOWN,
         alone: runs.len() == 1,
         answers: runs.iter().map(Answer::of).collect(),
-        changes: changes(runs, found),
+        verdict,
+        changes,
         figures: sections::sections(runs),
+        limits: sections::Tradeoff::of(runs).map(|tradeoff| tradeoff.limits.to_string()).unwrap_or_default(),
         style: STYLE,
         script: SCRIPT,
     };
@@ -105,9 +106,13 @@ struct Page<'a> {
     unknown: &'static str,
     alone: bool,
     answers: Vec<Answer<'a>>,
+    /// What two runs show, in a line, and by level.
+    verdict: String,
     changes: Vec<ChangeRow>,
     /// By the id of their section. Charts go into the page as they are, and so do the next two.
     figures: BTreeMap<&'static str, Vec<Figure>>,
+    /// What the script chooses a level by, as JSON: figures and words of ours.
+    limits: String,
     style: &'static str,
     script: &'static str,
 }
@@ -257,17 +262,26 @@ struct ChangeRow {
     shows: &'static str,
 }
 
-fn changes(runs: &[Run], found: &[Change]) -> Vec<ChangeRow> {
-    let [before, after] = runs else { return Vec::new() };
+fn changes(runs: &[Run], comparison: &Comparison) -> Option<(String, Vec<ChangeRow>)> {
+    let [before, after] = runs else { return None };
     let figures = |run: &Run, n: usize| -> LevelSummary {
         let level = run.recommendation.levels.iter().find(|level| level.summary.concurrency == n);
         level.map(|level| level.summary.clone()).unwrap_or_default()
+    };
+    let both = [&before.recommendation, &after.recommendation];
+    let verdict = match comparison.against {
+        Against::Baseline => words::of_two(comparison, both, [&before.label, &after.label]),
+        Against::OtherServer => words::better(comparison),
+    };
+    let is_bound = |level: usize| {
+        let is_of_level = |note: &Note| matches!(note, Note::ClientBound { level: at, .. } if *at == level);
+        both.iter().any(|run| run.client_bound_at == Some(level) || run.notes.iter().any(is_of_level))
     };
     let all: BTreeSet<usize> =
         runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
     let row = |level: usize| {
         let both = [figures(before, level), figures(after, level)];
-        let change = found.iter().find(|change| change.concurrency_now == level);
+        let change = comparison.levels.iter().find(|change| change.concurrency_now == level);
         let interval = change.map(|change| range(change.interval, signed));
         let [a, b] = both.each_ref().map(|summary| summary.throughput_rps.map(|t| t.estimate));
         let mut cells = compared(a, b, |rps| format!("{rps:.2}"));
@@ -275,10 +289,13 @@ fn changes(runs: &[Run], found: &[Change]) -> Vec<ChangeRow> {
         let [a, b] = both.each_ref().map(|summary| summary.latency_s.and_then(|d| d.p95));
         cells.extend(compared(a, b, seconds));
         cells.extend(both.map(|summary| or_unknown(summary.error_rate, rate)));
-        let shows = change.map_or(UNKNOWN, |change| words::moved(change.moved));
+        let shows = match change {
+            Some(_) if is_bound(level) => "the client was the limit",
+            change => change.map_or(UNKNOWN, |change| words::moved(change.moved)),
+        };
         ChangeRow { level, cells, shows }
     };
-    all.into_iter().map(row).collect()
+    Some((verdict, all.into_iter().map(row).collect()))
 }
 
 fn compared(before: Option<f64>, after: Option<f64>, write: impl Fn(f64) -> String) -> Vec<String> {
@@ -430,7 +447,7 @@ mod tests {
         };
         let changes = |a: LevelSummary, b: LevelSummary| {
             let runs = [run(&[a]), run(&[b])];
-            super::changes(&runs, &compare_runs(&runs)).remove(0)
+            super::changes(&runs, &compare_runs(&runs).expect("two runs")).expect("two runs").1.remove(0)
         };
         let faster = changes(with(10.0), with(15.0));
         assert_eq!((faster.shows, faster.cells[..3].join(" ")), ("faster", "10.00 15.00 +50.0 %".to_owned()));
@@ -439,5 +456,15 @@ mod tests {
         let same = changes(with(10.0), with(9.999_999));
         assert_eq!((same.shows, same.cells[2].as_str()), ("no change shown", "+0.0 %"));
         assert_eq!(changes(with(10.0), level(6, 20.0)).cells[1..4], [UNKNOWN; 3]);
+        // What the client could not do says nothing of the server.
+        let mut two = [run(&[with(10.0), level(6, 9.0)]), run(&[with(5.0), level(6, 9.0)])];
+        let told = |two: &[Run; 2]| {
+            super::changes(two, &compare_runs(two).expect("two runs"))
+                .map(|(verdict, rows)| (verdict, rows[0].shows))
+                .expect("two runs")
+        };
+        assert_eq!(told(&two).1, "slower");
+        two[1].recommendation.client_bound_at = Some(5);
+        assert!(told(&two).0.starts_with("Nothing shown of the server") && told(&two).1 == "the client was the limit");
     }
 }

@@ -55,6 +55,51 @@
     return self;
   };
 
+  // The rule of the decision: of the levels that keep within the limits, the smallest that is close to the best.
+  const limits = (form) => {
+    const { levels, tolerance, chosen, ...times } = JSON.parse(form.dataset.figures);
+    // From a little below the least to a little above the largest, the limit in force among them; the last is none.
+    const steps = ({ low, high, own }) => {
+      const even = Array.from({ length: 60 }, (_, i) => 0.95 * low * ((1.1 * high) / low) ** (i / 59));
+      return low === null ? [] : [...even, ...(own === null ? [] : [own])].sort((a, b) => a - b).concat(null);
+    };
+    const choices = { p95: steps(times.p95), ttft: steps(times.ttft) };
+    const written = (s) => (s === null ? "any" : s < 1 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(2)} s`);
+    const pick = document.querySelector("#chart-tradeoff .pick");
+    const inputs = [...form.querySelectorAll("input")].filter((input) => {
+      const limits = choices[input.name];
+      input.parentElement.hidden = !limits.length;
+      input.max = limits.length - 1;
+      input.value = limits.indexOf(times[input.name].own);
+      return limits.length;
+    });
+    const show = (level) => {
+      pick.classList.toggle("hidden", !level);
+      if (level) [["cx", 0], ["cy", 1]].forEach(([name, at]) => pick.setAttribute(name, level.place[at]));
+      form.dataset.pick = level ? level.level : "";
+      form.querySelector("p").textContent = level ? level.told : "No level keeps within these limits.";
+      for (const input of inputs) {
+        const limit = choices[input.name][input.value];
+        input.dataset.limit = limit ?? "";
+        input.ariaValueText = input.previousElementSibling.textContent = written(limit);
+      }
+    };
+    const choose = () => {
+      const keeps = (level) => inputs.every((input) => {
+        const limit = choices[input.name][input.value];
+        const value = level[input.name];
+        return limit === null || (value === null ? input.name === "p95" : value <= limit);
+      });
+      const passing = levels.filter(keeps);
+      const best = Math.max(...passing.map((level) => level.value));
+      show(passing.find((level) => level.value >= (1 - tolerance) * best));
+    };
+    form.hidden = false;
+    form.oninput = choose;
+    if (chosen === null) choose();
+    else show(levels.find((level) => level.level === chosen));
+  };
+
   const toggle = document.getElementById("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const paint = (theme) => {
@@ -69,5 +114,6 @@
   if (location.hash === "#dark" || location.hash === "#light") paint(location.hash.slice(1));
   else bySystem();
   const readers = [...document.querySelectorAll(".chart")].map(reader);
+  document.querySelectorAll(".limits").forEach(limits);
   root.dataset.ready = readers.length;
 })();

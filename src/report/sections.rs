@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
 use super::requests::{Segment, Timeline, shares};
 use crate::client::outcome::Failure;
-use crate::decide::{JudgedLevel, Objective, Status, Verdict, p95_limit_s, passing};
+use crate::decide::{JudgedLevel, Objective, Policy, Status, Verdict, gate_times, judge, p95_limit_s, passing, value};
 use crate::figures::LevelSummary;
 use crate::report::words::{percent, rate, seconds};
 
@@ -69,6 +70,7 @@ pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
     ];
     BTreeMap::from([
         ("throughput", throughput.into_iter().flatten().collect()),
+        ("tradeoff", Tradeoff::of(runs).map(|tradeoff| tradeoff.figure).into_iter().collect()),
         ("tokens", tokens),
         ("failures", on_one_scale(each("Failed requests by level and kind", "failures", failures))),
         ("distribution", on_one_scale(each("Latency by share of requests", "distribution", distribution))),
@@ -376,6 +378,111 @@ fn queueing(runs: &[Run]) -> Option<Figure> {
     Some(Figure::new("Running and waiting at the server", caption, vec![chart]))
 }
 
+// ---- what each gets, and what all get together ----
+
+/// One run's levels by what they are chosen for, and limits to try on them.
+pub struct Tradeoff {
+    figure: Figure,
+    /// What the page's script chooses by.
+    pub limits: Value,
+}
+
+impl Tradeoff {
+    pub fn of(runs: &[Run]) -> Option<Self> {
+        let [Run { recommendation, policy, .. }] = runs else { return None };
+        let summaries: Vec<LevelSummary> = recommendation.levels.iter().map(|level| level.summary.clone()).collect();
+        // Without limits on times but for that on P99. After a race few requests are enough.
+        let raced =
+            recommendation.levels.iter().any(|l| l.verdict != Verdict::NotUsed && l.summary.requests < Some(30));
+        let unlimited = Policy { max_p95_seconds: Some(f64::MAX), max_ttft_p95_seconds: None, ..policy.clone() };
+        let judged = judge(&summaries, &unlimited, raced);
+        let has_tokens = summaries.iter().any(|summary| tokens_of(summary).is_some());
+        let per_request = |s: &LevelSummary| Some([1.0 / s.latency_s?.mean?, s.throughput_rps?.estimate]);
+        let place = |summary: &LevelSummary| if has_tokens { tokens_of(summary) } else { per_request(summary) };
+        let placed: Vec<(&LevelSummary, [f64; 2])> = summaries
+            .iter()
+            .filter_map(|s| Some((s, place(s).filter(|at| at.iter().all(|v| v.is_finite()))?)))
+            .collect();
+        if placed.len() < 2 {
+            return None;
+        }
+        let chosen = recommendation.recommended_concurrency;
+        let what = if has_tokens { "tokens" } else { "requests" };
+        let points = placed.iter().map(|(_, at)| *at).collect();
+        let mut stops = placed.clone();
+        stops.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
+        let values = |of: fn(&(&LevelSummary, [f64; 2])) -> f64| stops.iter().map(|stop| Some(of(stop))).collect();
+        let series = |name: &str, values| Series { name: name.to_owned(), tone: "accent", values, ..Series::default() };
+        let chart = Chart {
+            id: "tradeoff".to_owned(),
+            label: format!("{what} per second of all together over those of each, by level"),
+            wide: true,
+            x: Axis {
+                label: format!(
+                    "{what} per second for each: 1 over the {}",
+                    if has_tokens { "median TPOT" } else { "mean latency" }
+                ),
+                ..Axis::from_zero("", Unit::Number, placed.iter().map(|(_, at)| at[0]))
+            },
+            y: Axis::from_zero(
+                &format!("{what} per second, all together"),
+                Unit::Number,
+                placed.iter().map(|(_, at)| at[1]),
+            ),
+            stops: stops.iter().map(|stop| stop.1[0]).collect(),
+            series: vec![
+                Series { points, ..series(&format!("{what}/s, all together"), values(|(_, at)| at[1])) },
+                series("level", values(|(summary, _)| summary.concurrency as f64)),
+            ],
+            names: placed.iter().map(|(summary, at)| (*at, summary.concurrency.to_string())).collect(),
+            ring: placed
+                .iter()
+                .find(|(summary, _)| Some(summary.concurrency) == chosen)
+                .or(placed.first())
+                .map(|p| p.1),
+            ..Chart::default()
+        };
+        let level = |(summary, at): &(&LevelSummary, [f64; 2])| {
+            let judged = judged.iter().find(|level| level.summary.concurrency == summary.concurrency)?;
+            let value = value(summary, policy.objective).filter(|_| judged.verdict == Verdict::Pass)?;
+            let [p95, ttft] = gate_times(summary);
+            let times =
+                [("P95", p95), ("TTFT P95", ttft)].map(|(name, time)| time.map(|s| format!(", {name} {}", seconds(s))));
+            let told = format!(
+                "Level {}: {value:.2} {}{}",
+                summary.concurrency,
+                policy.objective.unit(),
+                times.into_iter().flatten().collect::<String>()
+            );
+            Some(json!({"level": summary.concurrency, "value": value, "p95": p95, "ttft": ttft,
+                "place": chart.written_place(*at), "told": told}))
+        };
+        let levels: Vec<Value> = placed.iter().filter_map(level).collect();
+        let times = |at: usize| summaries.iter().filter_map(move |summary| gate_times(summary)[at]);
+        let limits = json!({
+            "levels": levels,
+            "tolerance": policy.tolerance,
+            "chosen": chosen,
+            "p95": ends(times(0), p95_limit_s(&recommendation.levels, policy)),
+            "ttft": ends(times(1), policy.max_ttft_p95_seconds),
+        });
+        let caption = "The numbers are levels; the ring is the chosen one. The limits below choose by these figures alone: \
+                       recommend also asks whether they are sure.";
+        Some(Tradeoff { figure: Figure::new("All together, and each", caption, vec![chart]), limits })
+    }
+}
+
+/// Output tokens per second: for each once its first token is there, and all together.
+fn tokens_of(summary: &LevelSummary) -> Option<[f64; 2]> {
+    Some([1.0 / summary.tpot_s?.p50?, summary.output_tps?])
+}
+
+/// The least and the largest of a time, and the limit in force.
+fn ends(times: impl Iterator<Item = f64>, own: Option<f64>) -> Value {
+    let times: Vec<f64> = times.filter(|time| *time > 0.0 && time.is_finite()).collect();
+    json!({"low": times.iter().copied().reduce(f64::min), "high": times.iter().copied().reduce(f64::max), "own": own})
+}
+
 // ---- failures ----
 
 fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
@@ -451,7 +558,7 @@ fn distribution(run: &Run, figure: Figure, chart: Chart) -> Figure {
         let name = format!("level {level}");
         Series {
             label: level.to_string(),
-            faint: if chosen { 0.0 } else { 0.6 - 0.6 * at as f64 / (count - 1.0) },
+            faint: if chosen { 0.0 } else { 0.25 - 0.25 * at as f64 / (count - 1.0) },
             hidden: !shown.contains(level),
             ..Series::over(&stops, &name, if chosen { "accent" } else { "ink" }, Style::Line, values)
         }

@@ -3,32 +3,160 @@
 use std::fmt::Write as _;
 
 use crate::decide::compare::{Change, Comparison, Moved};
-use crate::decide::{JudgedLevel, Recommendation, Verdict, passing};
+use crate::decide::{JudgedLevel, Note, Recommendation, Verdict, passing};
 use crate::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
 use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, share, signed, time, usd};
 
-pub fn table(recommendation: &Recommendation) -> String {
+/// Where it is printed: columns of a line, and whether a terminal makes text bold.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    pub width: usize,
+    pub bold: bool,
+}
+
+/// Lines of [`brief`] with what follows it.
+const LINES: usize = 15;
+/// An empty line before it; the report and the next command after it.
+const AROUND: usize = 3;
+/// Rows of the table at least.
+const ROWS: usize = 4;
+
+/// The answer, then as much of the table and of the notes as there is room for.
+pub fn brief(recommendation: &Recommendation, present: Option<usize>, screen: Screen) -> String {
+    let Screen { width, bold } = screen;
+    let paint = |line: String| if bold { format!("\x1b[1m{line}\x1b[0m") } else { line };
+    let mut lines: Vec<String> =
+        wrapped(&words::headline(recommendation, present), width).into_iter().map(paint).collect();
+    let because = match recommendation.chosen() {
+        Some(_) => words::how_sure(recommendation),
+        None => words::reason(recommendation) + ".",
+    };
+    lines.extend(wrapped(&because, width));
+    let room = (LINES - AROUND).saturating_sub(lines.len() + 2).max(ROWS);
+    let all = &recommendation.levels;
+    let shown = most_telling(recommendation, if all.len() > room { room } else { all.len() });
+    if !shown.is_empty() {
+        lines.extend(levels(recommendation, &shown, width, in_short).lines().map(str::to_owned));
+    }
+    let left_out = all.len() - shown.len();
+    let is_minor = |note: &&Note| !matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::Quick);
+    let mut notes: Vec<&Note> = recommendation.notes.iter().collect();
+    notes.sort_by_key(is_minor);
+    let mut notes = notes.into_iter().map(words::note).chain(words::advice(recommendation)).peekable();
+    while let Some(note) = notes.peek() {
+        let note = wrapped(&format!("note: {note}"), width);
+        if lines.len() + note.len() + 1 > LINES - AROUND {
+            break;
+        }
+        lines.extend(note);
+        notes.next();
+    }
+    let notes = notes.count();
+    let rest = [(left_out, "level"), (notes, "note")].map(|(n, what)| (n > 0).then(|| words::count(n as u64, what)));
+    let rest: Vec<String> = rest.into_iter().flatten().collect();
+    if !rest.is_empty() {
+        lines.push(format!("({} more with --verbose)", rest.join(" and ")));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Places of the levels that say most, ascending: the chosen one and the best, the ends, and those around the choice.
+fn most_telling(recommendation: &Recommendation, most: usize) -> Vec<usize> {
+    let all = &recommendation.levels;
+    let at = |wanted: Option<usize>| all.iter().position(|level| Some(level.summary.concurrency) == wanted);
+    let chosen = at(recommendation.recommended_concurrency);
+    let fails = all.iter().position(|level| level.verdict == Verdict::Fail);
+    let mut around: Vec<usize> = (0..all.len()).collect();
+    around.sort_by_key(|place| place.abs_diff(chosen.or(fails).unwrap_or_default()));
+    let first = chosen.into_iter().chain((!all.is_empty()).then_some(0)).chain(all.len().checked_sub(1)).chain(fails);
+    let mut kept: Vec<usize> = Vec::new();
+    for place in first.chain(around) {
+        if kept.len() < most && !kept.contains(&place) {
+            kept.push(place);
+        }
+    }
+    kept.sort_unstable();
+    kept
+}
+
+/// All levels with the reasons of their verdicts, and the chosen one by the size of the prompts.
+pub fn table(recommendation: &Recommendation, width: usize) -> String {
     let by_size = recommendation.chosen().map(by_size).unwrap_or_default();
-    levels(recommendation) + &by_size
+    let all: Vec<usize> = (0..recommendation.levels.len()).collect();
+    levels(recommendation, &all, width, verdict) + &by_size
 }
 
-fn levels(recommendation: &Recommendation) -> String {
-    let verdicts = recommendation.levels.iter().map(|level| verdict(level, recommendation.recommended_concurrency));
-    aligned(&cells(recommendation), std::iter::once("verdict".to_owned()).chain(verdicts))
+/// The columns that go first where there is no room for all.
+const SPARE: [&str; 9] = ["±", "mean", "P99", "TPOT", "TTFT P50", "tok/s", "P50", "n", "of best"];
+/// Columns of a line that verdicts take at least.
+const REMARK: usize = 20;
+
+/// Those of the levels at `places`.
+fn levels(
+    recommendation: &Recommendation,
+    places: &[usize],
+    width: usize,
+    verdict: fn(&JudgedLevel, bool) -> String,
+) -> String {
+    let all = cells(recommendation);
+    let mut rows: Vec<Vec<String>> =
+        std::iter::once(0).chain(places.iter().map(|at| at + 1)).map(|at| all[at].clone()).collect();
+    let shown = || places.iter().map(|&at| &recommendation.levels[at]);
+    let is_chosen = |level: &JudgedLevel| recommendation.recommended_concurrency == Some(level.summary.concurrency);
+    let verdicts: Vec<String> = shown().map(|level| verdict(level, is_chosen(level))).collect();
+    let longest = verdicts.iter().map(|verdict| verdict.chars().count()).max().unwrap_or_default();
+    let room = width.saturating_sub(longest.min(REMARK) + 2);
+    for spare in SPARE {
+        if widths(&rows).iter().map(|width| width + 2).sum::<usize>() <= room + 2 {
+            break;
+        }
+        let Some(at) = rows[0].iter().position(|name| *name == spare) else { continue };
+        rows.iter_mut().for_each(|row| drop(row.remove(at)));
+    }
+    aligned(&rows, std::iter::once("verdict".to_owned()).chain(verdicts), width)
 }
 
-/// Cells in columns, right-aligned, each row with a remark at its end.
-fn aligned(rows: &[Vec<String>], remarks: impl Iterator<Item = String>) -> String {
+fn widths(rows: &[Vec<String>]) -> Vec<usize> {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    (0..columns).map(width).collect()
+}
+
+/// Cells in columns, right-aligned, each row with a remark at its end, which goes on below itself.
+fn aligned(rows: &[Vec<String>], remarks: impl Iterator<Item = String>, width: usize) -> String {
+    let widths = widths(rows);
+    let indent = widths.iter().map(|width| width + 2).sum::<usize>();
     let mut text = String::new();
     for (row, remark) in rows.iter().zip(remarks) {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}"));
+        let remark = wrapped(&remark, width.saturating_sub(indent).max(REMARK)).join(&format!("\n{:indent$}", ""));
         let line = format!("{}  {remark}", cells.collect::<Vec<_>>().join("  "));
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+/// For a terminal, where lines go on below their own beginning.
+pub fn fitted(text: &str, columns: usize) -> String {
+    let fitted = |line: &str| {
+        let indent = line.len() - line.trim_start().len();
+        let width = columns.saturating_sub(indent + 6).max(REMARK);
+        format!("{:indent$}{}\n", "", wrapped(line.trim_start(), width).join(&format!("\n{:1$}", "", indent.max(6))))
+    };
+    text.lines().map(fitted).collect()
+}
+
+/// In lines of at most this width, but for a word that is longer. Spaces between words stay as they are.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => *line += &format!(" {word}"),
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// Empty where all prompts have the same size.
@@ -40,7 +168,7 @@ fn by_size(level: &JudgedLevel) -> String {
     let header = ["P50", "P95", "tokens out", "n"].map(str::to_owned).to_vec();
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(summary.by_size.iter().map(size_row)).collect();
     let sizes = summary.by_size.iter().map(|part| part.size.clone());
-    let table = aligned(&rows, std::iter::once("prompts".to_owned()).chain(sizes));
+    let table = aligned(&rows, std::iter::once("prompts".to_owned()).chain(sizes), usize::MAX);
     format!("\nlevel {} by the size of the prompts:\n{table}", summary.concurrency)
 }
 
@@ -50,7 +178,7 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-const COLUMNS: [&str; 13] =
+pub(super) const COLUMNS: [&str; 13] =
     ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
 
 type Column = (&'static str, fn(&LevelSummary) -> Option<String>);
@@ -67,15 +195,14 @@ const OPTIONAL: [Column; 5] = [
 /// Without the verdicts: the header, and a row for each level.
 pub(super) fn cells(recommendation: &Recommendation) -> Vec<Vec<String>> {
     let best = best_passing(recommendation);
-    let levels = || recommendation.levels.iter().map(|level| &level.summary);
     let mut optional = OPTIONAL.to_vec();
-    optional.retain(|(_, cell)| levels().any(|summary| cell(summary).is_some()));
+    optional.retain(|(_, cell)| recommendation.levels.iter().any(|level| cell(&level.summary).is_some()));
     let header = COLUMNS.into_iter().chain(optional.iter().map(|column| column.0)).map(str::to_owned).collect();
-    let row = |summary: &LevelSummary| {
-        let optional = optional.iter().map(|(_, cell)| cell(summary).unwrap_or_else(|| UNKNOWN.to_owned()));
-        row(summary, best).into_iter().chain(optional).collect()
+    let row = |level: &JudgedLevel| {
+        let optional = optional.iter().map(|(_, cell)| cell(&level.summary).unwrap_or_else(|| UNKNOWN.to_owned()));
+        row(level, best).into_iter().chain(optional).collect()
     };
-    std::iter::once(header).chain(levels().map(row)).collect()
+    std::iter::once(header).chain(recommendation.levels.iter().map(row)).collect()
 }
 
 fn best_passing(recommendation: &Recommendation) -> Option<f64> {
@@ -83,7 +210,10 @@ fn best_passing(recommendation: &Recommendation) -> Option<f64> {
     rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp)
 }
 
-fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
+/// The cells of a level, as in [`COLUMNS`].
+fn row(level: &JudgedLevel, best: Option<f64>) -> Vec<String> {
+    let summary = &level.summary;
+    let best = best.filter(|_| level.verdict == Verdict::Pass);
     let latency = summary.latency_s.unwrap_or_default();
     let p50 = |distribution: Option<Distribution>| time(distribution.and_then(|d| d.p50));
     let rps = summary.throughput_rps.map(|t| t.estimate);
@@ -97,51 +227,27 @@ fn row(summary: &LevelSummary, best: Option<f64>) -> Vec<String> {
         time(latency.p95),
         time(latency.p99),
         p50(summary.ttft_s),
-        p50(summary.tpot_s),
+        or_unknown(summary.tpot_s.and_then(|d| d.p50), |s| format!("{:.1} ms", 1e3 * s)),
         number(summary.output_tps, 0),
         or_unknown(summary.error_rate, rate),
         summary.requests.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string()),
     ]
 }
 
-/// Cells of the longest bar.
-const BAR: f64 = 48.0;
-const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-
-/// Throughput by level as bars, for a terminal; with `colour` the chosen level is green and what fails is red.
-pub fn plot(recommendation: &Recommendation, colour: bool) -> String {
-    let throughput = |level: &JudgedLevel| level.throughput().filter(|rps| rps.is_finite() && *rps >= 0.0);
-    let best = recommendation.levels.iter().filter_map(throughput).fold(0.0, f64::max);
-    if best <= 0.0 {
-        return String::new();
-    }
-    let widest = recommendation.levels.iter().map(|level| level.summary.concurrency.to_string().len()).max();
-    let width = widest.unwrap_or_default().max("level".len());
-    let mut text = format!("{:>width$}  requests/s\n", "level");
-    for level in &recommendation.levels {
-        let Some(rps) = throughput(level) else { continue };
-        let eighths = (rps / best * BAR * 8.0).round() as usize;
-        let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
-        let is_chosen = recommendation.recommended_concurrency == Some(level.summary.concurrency);
-        let (word, paint) = match level.verdict {
-            _ if is_chosen => ("<- recommended", "32"),
-            Verdict::Pass => ("", ""),
-            Verdict::Fail => (words::verdict(level.verdict), "31"),
-            Verdict::NotUsed => (words::verdict(level.verdict), "2"),
-        };
-        let bar = if colour && !paint.is_empty() { format!("\x1b[{paint}m{bar}\x1b[0m") } else { bar };
-        let line = format!("{:>width$}  {bar} {rps:.2}  {word}", level.summary.concurrency);
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
-    text + "\n"
-}
-
 fn half_width(estimate: Estimate) -> Option<f64> {
     Some((estimate.upper? - estimate.lower?) / 2.0)
 }
 
-fn verdict(level: &JudgedLevel, recommended: Option<usize>) -> String {
-    let chosen = if recommended == Some(level.summary.concurrency) { "  <- recommended" } else { "" };
+fn in_short(level: &JudgedLevel, is_chosen: bool) -> String {
+    match level.gate {
+        _ if is_chosen => "<- recommended".to_owned(),
+        Some(gate) => format!("{}: {}", words::verdict(level.verdict), words::gate(gate)),
+        None => words::verdict(level.verdict).to_owned(),
+    }
+}
+
+fn verdict(level: &JudgedLevel, is_chosen: bool) -> String {
+    let chosen = if is_chosen { "  <- recommended" } else { "" };
     let colon = if level.causes.is_empty() { "" } else { ":" };
     format!("{}{chosen}{colon} {}", words::verdict(level.verdict), why(level))
 }
@@ -194,7 +300,7 @@ pub fn comparison(comparison: &Comparison, threshold: Option<f64>, once: bool) -
         Moved::NotShown => String::new(),
         moved => words::moved(moved).to_owned(),
     });
-    let table = aligned(&rows, std::iter::once(String::new()).chain(moved));
+    let table = aligned(&rows, std::iter::once(String::new()).chain(moved), usize::MAX);
     let mut text = format!("{}\n{table}", words::against(comparison));
     let Some(threshold) = threshold else { return text };
     let found = comparison.regressions.iter().map(words::regression);
@@ -216,6 +322,7 @@ fn change_row(name: String, change: &Change) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::decide::{Policy, recommend};
+    use crate::figures::LevelSummary;
 
     fn level(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
         LevelSummary {
@@ -227,24 +334,35 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_as_long_as_throughput_is_high() {
-        let decided = recommend(&[level(1, 5.0, 0.0), level(20, 40.0, 0.0), level(50, 39.0, 0.5)], &Policy::default());
-        let plain = format!(
-            "level  requests/s\n    1  {} 5.00\n   20  {} 40.00  <- recommended\n   50  {}▊ 39.00  fail\n\n",
-            "█".repeat(6),
-            "█".repeat(48),
-            "█".repeat(46)
-        );
-        assert_eq!(plot(&decided, false), plain);
-        let coloured = plot(&decided, true);
-        assert_eq!(coloured.matches("\x1b[0m").count(), 2);
-        assert_eq!(coloured.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", ""), plain);
+    fn the_end_of_a_run_fits_fifteen_lines_of_any_width() {
+        let many: Vec<LevelSummary> =
+            (1..=60).map(|n| level(n, (n as f64).min(20.0), 0.5 * f64::from(n > 40))).collect();
+        for levels in [&many[..], &many[..10], &many[..1], &[]] {
+            let decided = recommend(levels, &Policy::default());
+            for width in [60, 80, 120] {
+                let text = brief(&decided, Some(10), Screen { width, bold: false });
+                let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+                assert!(text.lines().count() + AROUND <= LINES && widest <= width, "{widest} of {width}:\n{text}");
+                assert!(text.starts_with(&words::headline(&decided, Some(10))[..20]), "{text}");
+                let chosen = decided.recommended_concurrency;
+                assert_eq!(text.matches("<- recommended").count(), usize::from(chosen.is_some()), "{text}");
+            }
+            let bold = brief(&decided, None, Screen { width: 200, bold: true });
+            assert!(bold.starts_with("\x1b[1m") && bold.matches("\x1b[0m\n").count() == 1, "{bold}");
+        }
     }
 
     #[test]
-    fn without_throughput_there_are_no_bars() {
-        let unknown = LevelSummary { concurrency: 4, ..LevelSummary::default() };
-        assert_eq!(plot(&recommend(&[unknown], &Policy::default()), true), "");
-        assert_eq!(plot(&recommend(&[level(4, 0.0, 0.0)], &Policy::default()), true), "");
+    fn a_narrow_table_drops_columns_and_breaks_between_words() {
+        let decided = recommend(&[level(1, 5.0, 0.0), level(20, 40.0, 0.0), level(50, 39.0, 0.5)], &Policy::default());
+        let header = |width: usize| table(&decided, width).lines().next().map(str::to_owned).unwrap_or_default();
+        assert_eq!(header(usize::MAX).split("  ").filter(|name| !name.is_empty()).count(), COLUMNS.len() + 1);
+        assert!(!header(80).contains('±') && header(80).contains("P95"), "{}", header(80));
+        let narrow = table(&decided, 60);
+        assert!(narrow.lines().all(|line| line.chars().count() <= 60), "{narrow}");
+        // What a failing level reaches is no share of what is allowed.
+        let failing = narrow.lines().find(|line| line.trim_start().starts_with("50 ")).unwrap_or_default();
+        assert!(failing.contains('–') && !failing.contains("98 %"), "{narrow}");
+        assert_eq!(wrapped("a bb ccc", 4), ["a bb", "ccc"]);
     }
 }

@@ -4,8 +4,8 @@ use super::decision::{causes, why};
 use super::notes::source;
 use super::numbers::{count, list, percent, range, signed};
 use super::simulated;
-use crate::decide::Note;
 use crate::decide::compare::{Against, Change, Comparison, Doubt, Moved, Regression};
+use crate::decide::{Note, Recommendation};
 use crate::settings::Settings;
 
 /// A baseline, by its file and what the file says of itself.
@@ -71,6 +71,34 @@ pub fn better(comparison: &Comparison) -> String {
     };
     let overall = comparison.overall.as_ref().map(|change| format!("\nOver all levels: {}", differ(change)));
     at_best + &overall.unwrap_or_default()
+}
+
+/// What became of the best throughput from one run to the next, and of the recommended number.
+pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], labels: [&str; 2]) -> String {
+    let [a, b] = labels;
+    let bound = [before, now].into_iter().find_map(|recommendation| recommendation.client_bound_at);
+    let best = match (comparison.best, bound) {
+        (_, Some(level)) => {
+            format!("Nothing shown of the server: at level {level} the client was the limit")
+        }
+        (Some(change), None) if change.moved != Moved::NotShown => {
+            format!("{b} is {} than {a}: {} at its best", moved(change.moved), signed(change.change))
+        }
+        (Some(change), None) => format!(
+            "No change shown: {:.2} {} at best in {a}, {:.2} in {b}",
+            change.before, comparison.unit, change.now
+        ),
+        (None, None) => "No change shown: one of the two has no best level".to_owned(),
+    };
+    let picks = [before, now].map(|recommendation| recommendation.recommended_concurrency);
+    let number = |pick: Option<usize>| pick.map_or_else(|| "no number".to_owned(), |pick| pick.to_string());
+    let [old, new] = picks.map(number);
+    let set = if old == new {
+        format!("{new} is recommended in both")
+    } else {
+        format!("{new} instead of {old} is recommended")
+    };
+    format!("{best}; {set}.")
 }
 
 /// What regressions and doubts come to.

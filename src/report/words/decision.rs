@@ -7,7 +7,7 @@ use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, 
 use crate::figures::reasons::EarlyEnd;
 use crate::figures::{Outage, Slo};
 
-pub(super) fn gate(gate: Gate) -> &'static str {
+pub fn gate(gate: Gate) -> &'static str {
     match gate {
         Gate::Errors => "the error rate",
         Gate::Output => "the length of the answers",

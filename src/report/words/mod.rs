@@ -19,8 +19,9 @@ pub use answer::{answer, simulated};
 pub use card::{headline, how_sure};
 pub use comparison::{
     against, baseline, better, doubt, moved, once, outcome, plan_of_duet, regression, sides, two_servers,
+    verdict as of_two,
 };
-pub use decision::{causes, gates, reason};
+pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, gain, information, note};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};

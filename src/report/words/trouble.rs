@@ -34,14 +34,18 @@ pub fn endpoint_problem(failed: &Failed, settings: &Settings) -> String {
             format!("Too many timeouts: {endpoint} answered no request in time"),
             "If it only needs longer, raise llm.request_timeout. Try",
         ),
-        _ => (format!("High error rates: every request to {endpoint} failed"), hint(failed.status)),
+        _ => match failed.status {
+            Some(status @ (401 | 403)) => (format!("HTTP {status}: the key was refused by {endpoint}"), KEY),
+            status => (format!("High error rates: every request to {endpoint} failed"), hint(status)),
+        },
     };
     format!("{what}\n  {kind}: {message}\n\n{mend}\n\n    {}", curl(settings))
 }
 
+const KEY: &str = "Is the API key right? It is read from LLM_API_KEY, else OPENAI_API_KEY. Try";
+
 fn hint(status: Option<u16>) -> &'static str {
     match status {
-        Some(401 | 403) => "Is the API key right? It is read from LLM_API_KEY, else OPENAI_API_KEY. Try",
         Some(404) => "Is the path of llm.endpoint right (most end in /v1), and does the server know llm.model? Try",
         _ => "Try",
     }
