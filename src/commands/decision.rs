@@ -42,7 +42,7 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Me
 pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measured, Source)> {
     let file = ResultsFile::read(path)?;
     let requests = file.requests(places);
-    let ResultsFile { run_id, about, levels, raced, .. } = file;
+    let ResultsFile { run_id, about, levels, raced, verified, .. } = file;
     let simulated = about.simulated();
     let model = if simulated { Some(SIMULATED_MODEL.to_owned()) } else { about.model.clone() };
     let (endpoint, started_at) = (about.endpoint.clone(), about.started_at.clone());
@@ -57,7 +57,7 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Measure
         unlisted_model: about.settings.model_is_listed == Some(false),
         ..Measured::default()
     };
-    Ok((measured, Source { recorded: Recorded { run_id, about, requests }, report: page::name(path) }))
+    Ok((measured, Source { recorded: Recorded { run_id, about, requests, verified }, report: page::name(path) }))
 }
 
 pub(super) fn decide_from(measured: Measured, settings: &Settings) -> Recommendation {
@@ -127,6 +127,7 @@ pub(super) fn conclude(
         run_id: Some(manifest.run_id.clone()),
         about: manifest.about.clone(),
         requests: manifest.requests(swept.run.folder()),
+        verified: None,
     };
     let run = page::of(recommendation.clone(), settings, recorded);
     eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), run));

@@ -1,5 +1,6 @@
 //! The outcomes of a level's requests to its [`LevelSummary`]: the one place where figures are computed. Pure.
 
+mod arrivals;
 mod measurement;
 mod outages;
 mod quantiles;
@@ -8,6 +9,7 @@ mod requests;
 mod summary;
 pub mod usl;
 
+pub use arrivals::{ArrivalsEnd, OpenLoad};
 pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Drift, Outage, Reach, cross_check};
 pub use quantiles::{Distribution, Estimate, quantile, wilson};

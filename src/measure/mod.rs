@@ -1,5 +1,6 @@
 //! Which level comes next, and how it reaches Criterion.
 
+pub mod afterwards;
 mod criterion;
 pub mod evidence;
 mod load_thread;

@@ -46,6 +46,14 @@ pub enum ResultsError {
         "the last run ({run_id}) was cut off before any level was complete, so there is nothing to decide from\n\nRun `cargo bench` (or `llm-concurrency run`) again."
     )]
     CutOff { run_id: String },
+    #[error(
+        "{path} was measured with something else than the settings now say:\n{differences}\nSet it as it was (LLM_ENDPOINT, LLM_MODEL, config.yaml), or measure again with `llm-concurrency run`."
+    )]
+    OtherThanMeasured {
+        path: PathBuf,
+        /// One line per difference.
+        differences: String,
+    },
     /// Measured against something else than the settings now say.
     #[error(
         "the measurements (run {run_id}) do not fit the settings:\n{differences}\nThey are not mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."

@@ -11,6 +11,7 @@ mod missing;
 mod notes;
 mod numbers;
 mod trouble;
+mod verify;
 mod writing;
 
 use serde_json::{Value, json};
@@ -23,6 +24,7 @@ pub use missing::missing;
 pub use notes::{advice, gain, information, note};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, signed, time};
 pub use trouble::{endpoint_problem, refused_prompt};
+pub use verify::{LOAD_HEADER, arrivals_planned, carries, load_row, load_verdict, no_number, no_room_at_all};
 pub use writing::{WhyNot, already_written, left_as_it_was, why_not, written};
 
 use crate::decide::{Recommendation, Verdict};

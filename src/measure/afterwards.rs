@@ -1,0 +1,94 @@
+//! A few requests more to a server whose number is known: what `verify` and `recheck` send. Their records lie in a run
+//! folder of their own; no manifest is there, so that no decision takes them for a measurement.
+
+use std::sync::Arc;
+
+use super::criterion::Mode;
+use super::load_thread::Load;
+use super::plan::Plan;
+use super::stop::Stop;
+use super::sweep::SweepError;
+use crate::client::Endpoint;
+use crate::figures::{ArrivalsEnd, OpenLoad};
+use crate::load::open_files;
+use crate::load::open_loop::Arrivals;
+use crate::load::preflight;
+use crate::monitor::Live;
+use crate::prompts::Prompt;
+use crate::record::{Identity, Places, Run, RunSettings};
+use crate::report::words;
+use crate::settings::Settings;
+use crate::stdio;
+
+pub struct Afterwards<'a> {
+    settings: &'a Settings,
+    plan: Plan,
+    load: Load,
+    pub run: Run,
+    /// At most.
+    pub sent: u64,
+    _stdio: stdio::Guard,
+}
+
+impl<'a> Afterwards<'a> {
+    /// Says what may be sent, unless not even the `first` requests fit into the budget, and sends two prompts.
+    ///
+    /// # Errors
+    /// If there is no room, or the endpoint does not answer.
+    pub fn begin(
+        settings: &'a Settings,
+        prompts: &[Prompt],
+        places: &Places,
+        what: &str,
+        requests: [u64; 2],
+        highest: usize,
+    ) -> Result<Self, SweepError> {
+        let plan = Plan::empty(prompts);
+        let [first, all] = requests.map(|requests| preflight::AT_MOST + requests);
+        if let Some(key) = plan.exceeds(settings, first) {
+            return Err(SweepError::OverBudget(words::no_room_at_all(first, key)));
+        }
+        open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
+        let run = Run::new(places, Identity::of(settings, prompts), RunSettings::default());
+        let stdio = stdio::guard();
+        run.begin()?;
+        let load = Load::start(settings, Mode::Measure, prompts, &run, Arc::new(Live::default()))?;
+        eprint!("{}", plan.describe_requests(settings, what, all));
+        let probes = load.preflight(prompts, &run)?;
+        if let Some(probe) = probes.probes.iter().find(|probe| probe.is_refused()) {
+            return Err(SweepError::Endpoint(words::refused_prompt(probe, settings)));
+        }
+        // One that nothing answers would be taken for a slow one.
+        if let Some(failed) = probes.probes.iter().find_map(|probe| probe.reply.failure.as_ref()) {
+            return Err(SweepError::Endpoint(words::endpoint_problem(failed, settings)));
+        }
+        Ok(Afterwards { settings, plan, load, run, sent: probes.sent, _stdio: stdio })
+    }
+
+    /// The key of the budget that so many requests more might pass.
+    pub fn no_room(&self, further: u64) -> Option<&'static str> {
+        self.plan.exceeds(self.settings, self.sent + further)
+    }
+
+    pub fn stopped(&self) -> Option<Stop> {
+        self.load.stopper.reason()
+    }
+
+    /// Lets requests arrive at a rate, the `round`-th of this run, from 1.
+    ///
+    /// # Errors
+    /// If they cannot be recorded.
+    pub fn arrivals(&mut self, plan: Arrivals, round: u32) -> Result<OpenLoad, SweepError> {
+        let (arrived, outcomes) = self.load.arrivals(plan, round, &self.run)?;
+        self.sent += outcomes.len() as u64;
+        let late = arrived.late_s.len().saturating_sub(1) as f64 * 0.99;
+        let load = OpenLoad {
+            rate_rps: plan.rate_rps,
+            kept_up: 1.0 - arrived.backlog as f64 / arrived.arrived.max(1) as f64,
+            late_p99_s: arrived.late_s.get(late as usize).copied(),
+            ending: if self.stopped().is_some() { ArrivalsEnd::Cut } else { arrived.ending },
+            ..OpenLoad::default()
+        };
+        Ok(load.with(&outcomes, self.settings.config.llm.request_timeout))
+    }
+}
