@@ -8,7 +8,7 @@ use super::ConfigFile;
 use super::decision::{decide_from, from_results_file};
 use crate::decide::{JudgedLevel, Recommendation};
 use crate::prompts::{self, Prompt};
-use crate::record::{Identity, Places, ResultsFile, load_measured};
+use crate::record::{Identity, Places, ResultsFile, RunId, load_measured};
 use crate::report::words;
 use crate::settings::{Overrides, Settings};
 
@@ -18,6 +18,8 @@ pub(super) struct Known {
     pub(super) places: Places,
     pub(super) prompts: Vec<Prompt>,
     pub(super) decided: Recommendation,
+    pub(super) fingerprint: String,
+    pub(super) run_id: Option<RunId>,
 }
 
 impl Known {
@@ -38,7 +40,8 @@ impl Known {
         if decided.provisional || !decided.status.may_patch() {
             bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
         }
-        Ok(Known { path, settings, places, prompts, decided })
+        let fingerprint = now.fingerprint();
+        Ok(Known { path, settings, places, prompts, decided, fingerprint, run_id: file.run_id })
     }
 
     /// The level that was recommended, and its throughput, requests/s.

@@ -25,6 +25,7 @@ pub(crate) mod generate;
 pub(crate) mod init;
 mod known;
 mod page;
+pub(crate) mod recheck;
 pub(crate) mod recommend;
 pub(crate) mod report;
 pub(crate) mod run;

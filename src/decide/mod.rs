@@ -10,6 +10,7 @@ mod notes;
 mod outages;
 mod pick;
 mod quota;
+pub mod recheck;
 pub mod verify;
 
 use serde::de::DeserializeOwned;

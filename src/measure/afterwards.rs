@@ -4,12 +4,15 @@
 use std::sync::Arc;
 
 use super::criterion::Mode;
-use super::load_thread::Load;
-use super::plan::Plan;
+use super::load_thread::{Load, Planned};
+use super::plan::{Plan, visit_plan};
+use super::race::Visit;
 use super::stop::Stop;
 use super::sweep::SweepError;
 use crate::client::Endpoint;
-use crate::figures::{ArrivalsEnd, OpenLoad};
+use crate::decide::recheck::Asked;
+use crate::figures::{ArrivalsEnd, OpenLoad, Requests, Stage, Step};
+use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::open_loop::Arrivals;
 use crate::load::preflight;
@@ -90,5 +93,59 @@ impl<'a> Afterwards<'a> {
             ..OpenLoad::default()
         };
         Ok(load.with(&outcomes, self.settings.config.llm.request_timeout))
+    }
+}
+
+/// Visits of a level without a drain between, as they were made, and all their requests.
+pub type Visited = (Vec<(usize, [f64; 2])>, Vec<Asked>);
+
+/// Requests that count in a night, where the levels allow for it, and of a visit at least.
+const COUNT: usize = 60;
+const OF_VISIT: usize = 5;
+
+/// Up and down over the levels: one wave to settle, one that counts.
+pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
+    let visit = |level: &usize| LoopPlan {
+        warmup: *level,
+        ..visit_plan(settings, Visit { level: *level, completions: OF_VISIT.max(*level) })
+    };
+    let of_pass: usize = levels.iter().map(|&level| OF_VISIT.max(level)).sum();
+    let passes = COUNT.div_ceil(of_pass.max(1)).max(1);
+    let pass = |at: usize| -> Vec<LoopPlan> {
+        let plans = levels.iter().map(visit);
+        if at.is_multiple_of(2) { plans.collect() } else { plans.rev().collect() }
+    };
+    (0..passes).flat_map(pass).collect()
+}
+
+impl Afterwards<'_> {
+    /// Makes these visits, unless it is stopped.
+    ///
+    /// # Errors
+    /// If they cannot be made or recorded.
+    pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
+        let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
+        let step = Step { level: first.level, stage: Stage::Visit, round: 1 };
+        let planned = Planned { step, plan: *first, not_before: None, is_first: false };
+        let mut visiting = self.load.begin_visits(planned, &self.run)?;
+        let (mut windows, mut parts, mut rest) = (Vec::new(), Vec::new(), rest.iter());
+        while let Some(visited) = visiting.visited() {
+            windows.extend(visited.measurement.window_s.map(|window| (visited.measurement.concurrency, window)));
+            parts.extend(visited.parts.into_values());
+            match rest.next().filter(|_| self.stopped().is_none()) {
+                Some(next) => visiting.go_on(*next),
+                None => break,
+            }
+        }
+        let ended = visiting.finish()?;
+        self.sent += ended.sent;
+        parts.extend(ended.parts.into_values());
+        let asked = parts.iter().flat_map(Requests::rows).map(|request| Asked {
+            start_s: request.start_s,
+            end_s: request.end_s,
+            tokens: request.output_tokens,
+            failed: !request.is_success(),
+        });
+        Ok((windows, asked.collect()))
     }
 }

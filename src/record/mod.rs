@@ -3,6 +3,7 @@
 mod estimates;
 mod identity;
 mod measured;
+mod nights;
 mod places;
 mod results;
 mod run;
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub use estimates::{GROUP, criterion_group, criterion_id};
 pub use identity::Identity;
 pub use measured::{Measured, load_measured};
+pub use nights::Night;
 pub use places::Places;
 pub use results::{ResultsFile, SCHEMA};
 pub use run::{About, Environment, Manifest, RequestsFile, Run, RunId, RunSettings};
