@@ -6,6 +6,8 @@
 //! before. The chances of a false alarm in all those comparisons add up to at most 1 % a night, whatever depends on what
 //! (Bonferroni). A number holds once a change that would matter is excluded as well; in between it cannot be told.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
@@ -118,58 +120,66 @@ fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
     Some(Rate { log: line, variance: low.variance.max(high.variance) + unknown * unknown })
 }
 
-/// What the requests of a night show in its windows (level, from, to): each counts by the share of its life inside.
+/// The requests of a level, each with the share of its life inside the level's windows, and how long these are.
+struct Seen {
+    level: usize,
+    seconds: f64,
+    requests: Vec<(f64, Asked)>,
+}
+
+impl Seen {
+    /// A sum over the successes by their shares.
+    fn sum(&self, value: impl Fn(&Asked) -> f64) -> f64 {
+        let good = self.requests.iter().filter(|(_, request)| !request.failed);
+        good.map(|(share, request)| share * value(request)).sum()
+    }
+}
+
+/// What the requests of a night show in its windows (level, from, to), by level.
 pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
-    let mut levels: Vec<usize> = windows.iter().map(|window| window.0).collect();
-    levels.sort_unstable();
-    levels.dedup();
-    let share = |request: &Asked, [from, to]: [f64; 2]| {
-        let inside = request.end_s.min(to) - request.start_s.max(from);
-        if inside > 0.0 { inside / (request.end_s - request.start_s) } else { 0.0 }
-    };
-    let shares = |level: usize| -> Vec<(f64, &Asked)> {
-        let inside = |request: &Asked| -> f64 {
-            windows.iter().filter(|window| window.0 == level).map(|window| share(request, window.1)).sum()
-        };
-        let all = requests.iter().filter(|request| !request.end_s.is_nan());
-        all.map(|request| (inside(request), request)).filter(|(share, _)| *share > 0.0).collect()
-    };
-    let by_level: Vec<_> = levels.iter().map(|&level| (level, shares(level))).collect();
-    let good = |of: &[(f64, &Asked)]| -> Vec<(f64, Asked)> {
-        of.iter().filter(|(_, request)| !request.failed).map(|&(share, request)| (share, *request)).collect()
-    };
-    let all_tokens = by_level.iter().flat_map(|(_, of)| good(of)).all(|(_, request)| request.tokens.is_some());
-    let rates = |work: &dyn Fn(&Asked) -> f64| -> Vec<Option<Rate>> {
-        // What requests differ by beside their work, pooled over the levels: the residuals of a ratio (Cochran 1977, 6.4).
-        let (mut squares, mut freedom) = (0.0, -(by_level.len() as f64));
-        for (_, of) in &by_level {
-            let of = good(of);
-            let sum = |value: &dyn Fn(&Asked) -> f64| of.iter().map(|(share, it)| share * value(it)).sum::<f64>();
-            let (n, done) = (sum(&|_| 1.0), sum(work));
-            let ratio = done / sum(&|it| it.end_s - it.start_s);
-            squares += sum(&|it| ((work(it) - ratio * (it.end_s - it.start_s)) * n / done).powi(2));
-            freedom += n;
+    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
+    for &(level, [from, to]) in windows {
+        let of = seen.entry(level).or_insert(Seen { level, seconds: 0.0, requests: Vec::new() });
+        of.seconds += to - from;
+        for request in requests {
+            let inside = request.end_s.min(to) - request.start_s.max(from);
+            if inside > 0.0 && !request.end_s.is_nan() {
+                of.requests.push((inside / (request.end_s - request.start_s), *request));
+            }
         }
-        let cv2 = (squares / freedom.max(1.0)).max(LEAST_CV * LEAST_CV);
-        let rate = |(level, of): &(usize, Vec<(f64, &Asked)>)| {
-            let of = good(of);
-            let seconds: f64 = windows.iter().filter(|window| window.0 == *level).map(|(_, at)| at[1] - at[0]).sum();
-            let (n, done) = of.iter().fold((0.0, 0.0), |(n, done), (share, it)| (n + share, done + share * work(it)));
-            let log = (done / seconds).ln();
-            log.is_finite().then(|| Rate { log, variance: cv2 / n + AT_BEST * AT_BEST })
-        };
-        by_level.iter().map(rate).collect()
-    };
-    let rps = rates(&|_| 1.0);
-    let tps = if all_tokens { rates(&|it| f64::from(it.tokens.unwrap_or_default())) } else { vec![None; rps.len()] };
-    let look = |(((level, of), rps), tps): ((&(usize, Vec<(f64, &Asked)>), _), _)| Look {
-        level: *level,
-        requests: of.len() as u64,
-        failed: of.iter().filter(|(_, request)| request.failed).count() as u64,
+    }
+    let seen: Vec<Seen> = seen.into_values().collect();
+    let has_tokens = |(_, request): &(f64, Asked)| request.failed || request.tokens.is_some();
+    let all_have = seen.iter().flat_map(|of| &of.requests).all(has_tokens);
+    let rps = rates(&seen, |_| 1.0);
+    let tps = rates(&seen, |request| f64::from(request.tokens.unwrap_or_default()));
+    let look = |of: &Seen, rps, tps: Option<Rate>| Look {
+        level: of.level,
+        requests: of.requests.len() as u64,
+        failed: of.requests.iter().filter(|(_, request)| request.failed).count() as u64,
         rps,
-        tps,
+        tps: tps.filter(|_| all_have),
     };
-    by_level.iter().zip(rps).zip(tps).map(look).collect()
+    seen.iter().zip(rps).zip(tps).map(|((of, rps), tps)| look(of, rps, tps)).collect()
+}
+
+/// Work a second by level. What requests differ by beside their work is pooled over the levels: the residuals of a ratio
+/// (Cochran 1977, "Sampling Techniques", 6.4).
+fn rates(seen: &[Seen], work: impl Fn(&Asked) -> f64) -> Vec<Option<Rate>> {
+    let latency = |request: &Asked| request.end_s - request.start_s;
+    let (mut squares, mut freedom) = (0.0, -(seen.len() as f64));
+    for of in seen {
+        let (n, done) = (of.sum(|_| 1.0), of.sum(&work));
+        let ratio = done / of.sum(latency);
+        squares += of.sum(|request| ((work(request) - ratio * latency(request)) * n / done).powi(2));
+        freedom += n;
+    }
+    let cv2 = (squares / freedom.max(1.0)).max(LEAST_CV * LEAST_CV);
+    let rate = |of: &Seen| {
+        let log = (of.sum(&work) / of.seconds).ln();
+        log.is_finite().then(|| Rate { log, variance: cv2 / of.sum(|_| 1.0) + AT_BEST * AT_BEST })
+    };
+    seen.iter().map(rate).collect()
 }
 
 /// A figure of each night less that of the run, tonight's last, and the variance of the run's.

@@ -12,7 +12,7 @@ use llm_concurrency::client::outcome::RequestOutcome;
 use llm_concurrency::prompts;
 use llm_concurrency::record::{Identity, read_sidecar};
 use llm_concurrency::settings::{Config, Overrides, Settings};
-use llm_concurrency::simulator::{Simulator, SimulatorConfig};
+use llm_concurrency::simulator::{Simulator, SimulatorConfig, explain};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -80,6 +80,21 @@ impl Known {
         }
         change(&mut file);
         file
+    }
+
+    /// Gives its levels the true throughput of a simulator.
+    pub fn fit(&self, config: &SimulatorConfig) {
+        let snippets = prompts::load(self.path("test-data/test_snippets.json")).unwrap();
+        let texts: Vec<String> = snippets.into_iter().map(|prompt| prompt.text).collect();
+        let mut file = self.results();
+        for level in file["levels"].as_array_mut().unwrap() {
+            let concurrency = level["concurrency"].as_u64().unwrap() as usize;
+            let truth = explain(config, &[concurrency], &texts, 64, 1_000).unwrap().levels.remove(0);
+            let rps = truth.throughput_rps;
+            level["throughput_rps"] = json!({"estimate": rps, "lower": 0.98 * rps, "upper": 1.02 * rps});
+            level["output_tps"] = json!(truth.output_tps);
+        }
+        self.write("knee.json", &file);
     }
 
     pub fn results(&self) -> Value {
