@@ -282,7 +282,7 @@ fn interrupts_and_budgets_leave_no_night_behind() {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.stderr.contains("might already pass benchmark.budget.max_requests"), "{}", ran.stderr);
     assert_eq!(server.log().len(), 0, "nothing was sent");
-    let ran = known.run_with(&["recheck", "knee.json"], &[("LLM_BENCH_MAX_MINUTES", "0.02")]);
+    let ran = known.run_with(&["recheck", "knee.json"], &[("LLM_BENCH_MAX_MINUTES", "0.1")]);
     assert_eq!(ran.code, 3, "{ran:?}");
     let before = server.log().len();
     let ran = known.interrupt(&["recheck", "knee.json"], || server.log().len() > before + 5);

@@ -261,6 +261,7 @@ fn four_rates_are_carried_and_go_into_file_and_report() {
     assert!(ran.stdout.contains("N = 20 carries 27.0 requests/s with a P95 of "), "{}", ran.stdout);
     assert!(ran.stdout.contains("waiting included. No higher rate was tried."), "{}", ran.stdout);
     assert_eq!(assert_accounts(&known, &server), 400);
+    assert!(server.peak_in_flight() <= 20, "{}", server.peak_in_flight());
     let mut after = known.results();
     let verified = after.as_object_mut().unwrap().remove("verified").unwrap();
     assert_eq!(after, before, "all else is as it was");
