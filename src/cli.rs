@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, generate, init, recommend, report, run, simulate};
+use crate::commands::{check, generate, init, recheck, recommend, report, run, simulate, verify};
 
 const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 no result that may be written into \
-the config; 4 regression; 130 interrupted.";
+the config; 4 regression; 130 interrupted. `verify`: 4 not even the lowest rate is carried; 3 that is not known. \
+`recheck`: 4 the number no longer holds; 3 it cannot be told.";
 
 const EXAMPLES: &str = "Examples:
   llm-concurrency run --llm-endpoint http://localhost:8000/v1 --llm-model my-model
@@ -29,6 +30,10 @@ pub struct Cli {
 enum Command {
     /// Measure all levels, print the recommendation, write the results
     Run(run::Run),
+    /// Find what traffic the number carries: requests that arrive at a rate, whether others have ended or not
+    Verify(verify::Verify),
+    /// Does the number of a results file still hold? A few requests to its level and one on either side
+    Recheck(recheck::Recheck),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(recommend::Recommend),
     /// Write the HTML report of a results file, or of two to compare
@@ -51,6 +56,8 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Run(command) => command.run(),
+            Command::Verify(command) => command.run(),
+            Command::Recheck(command) => command.run(),
             Command::Recommend(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Check(command) => command.run(),

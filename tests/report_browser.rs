@@ -32,6 +32,7 @@ fn outcomes(level: usize, n: usize, failing: usize) -> impl Iterator<Item = Requ
             seq: seq as u64,
             phase: if seq < level { Phase::Warmup } else { Phase::Measured },
             sample: None,
+            due_s: None,
             start_s: round,
             end_s: Some(round + latency),
             latency_s: Some(latency),
@@ -76,6 +77,7 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
     }
     let policy = Policy::default();
     Run {
+        verified: None,
         label: String::new(),
         recommendation: recommend(&summaries, &policy),
         policy,

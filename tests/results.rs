@@ -162,6 +162,7 @@ fn outcome(seq: u64, start_s: f64, end_s: f64) -> RequestOutcome {
         visit: None,
         phase: Phase::Measured,
         sample: None,
+        due_s: None,
         start_s,
         end_s: Some(end_s),
         latency_s: Some(end_s - start_s),

@@ -87,6 +87,9 @@ pub struct RequestOutcome {
     /// Window in which it **completed**; null before and after the measured window, and where the level had changed by
     /// then.
     pub sample: Option<u32>,
+    /// When it arrived, where requests arrive by themselves (an open loop).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_s: Option<f64>,
     /// When it might be sent (permit held).
     pub start_s: f64,
     /// When its last byte came; null if the run was interrupted first.

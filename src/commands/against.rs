@@ -64,6 +64,7 @@ impl AgainstArgs {
                 run_id: Some(manifest.run_id.clone()),
                 about: manifest.about.clone(),
                 requests: manifest.requests(side.run.folder()),
+                verified: None,
             };
             let run = page::without_config(decided, settings.config.policy.clone(), recorded);
             html::Run { label: label.to_owned(), ..run }

@@ -41,7 +41,7 @@ pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Ba
 pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Basis, Source)> {
     let file = ResultsFile::read(path)?;
     let requests = file.requests(places);
-    let ResultsFile { run_id, about, levels, raced, .. } = file;
+    let ResultsFile { run_id, about, levels, raced, verified, .. } = file;
     let simulated = about.simulated();
     let model = if simulated { Some(SIMULATED_MODEL.to_owned()) } else { about.model.clone() };
     let (endpoint, started_at) = (about.endpoint.clone(), about.started_at.clone());
@@ -56,7 +56,7 @@ pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Basis, 
         unlisted_model: about.settings.model_is_listed == Some(false),
         ..Basis::default()
     };
-    Ok((measured, Source { recorded: Recorded { run_id, about, requests }, report: page::name(path) }))
+    Ok((measured, Source { recorded: Recorded { run_id, about, requests, verified }, report: page::name(path) }))
 }
 
 pub(super) fn decide_from(mut measured: Basis, settings: &Settings) -> Recommendation {
@@ -130,6 +130,7 @@ pub(super) fn conclude(
         run_id: Some(manifest.run_id.clone()),
         about: manifest.about.clone(),
         requests: manifest.requests(swept.run.folder()),
+        verified: None,
     };
     let run = page::of(recommendation.clone(), settings, recorded);
     eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), html::page(&[run])));

@@ -26,17 +26,21 @@ pub(crate) mod check;
 mod decision;
 pub(crate) mod generate;
 pub(crate) mod init;
+mod known;
 mod page;
+pub(crate) mod recheck;
 pub(crate) mod recommend;
 pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod simulate;
+pub(crate) mod verify;
 mod write;
 
 pub use bench::bench;
 
 const NOTHING_TO_WRITE: u8 = 3;
-const REGRESSED: u8 = 4;
+/// A regression, or a number that no longer holds.
+const NO_LONGER: u8 = 4;
 
 #[derive(Args, Debug)]
 struct ConfigFile {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::decide::verify::Verified;
 use crate::decide::{Policy, Recommendation};
 use crate::record::{About, RequestsFile, RunId, read_sidecar, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
@@ -14,6 +15,7 @@ pub(super) struct Recorded {
     pub(super) run_id: Option<RunId>,
     pub(super) about: About,
     pub(super) requests: Vec<RequestsFile>,
+    pub(super) verified: Option<Verified>,
 }
 
 /// `settings` are those of now, with the policy and the number that the config holds.
@@ -29,13 +31,13 @@ pub(super) fn present(recommendation: &Recommendation, settings: &Settings) -> O
 }
 
 pub(super) fn without_config(recommendation: Recommendation, policy: Policy, recorded: Recorded) -> html::Run {
-    let Recorded { run_id, mut about, requests } = recorded;
+    let Recorded { run_id, mut about, requests, verified } = recorded;
     if about.simulated() {
         // Earlier versions recorded the name of a model that was never asked.
         about.model = Some(SIMULATED_MODEL.to_owned());
     }
     let (curves, missing) = curves(&requests);
-    html::Run { label: String::new(), recommendation, policy, run_id, about, present: None, curves, missing }
+    html::Run { label: String::new(), recommendation, policy, run_id, about, present: None, curves, verified, missing }
 }
 
 /// The single requests, thinned, and which of them cannot be read.

@@ -68,14 +68,15 @@ impl Report {
 }
 
 /// A results file with the decision that it records, else with one made now.
-fn run_of(file: ResultsFile, places: &Places) -> html::Run {
+pub(super) fn run_of(file: ResultsFile, places: &Places) -> html::Run {
     let (recorded_policy, recorded) = (file.about.settings.policy.clone(), file.recorded());
     let missing =
         [recorded_policy.is_none().then_some(Missing::Policy), recorded.is_none().then_some(Missing::Decision)];
     let policy = recorded_policy.unwrap_or_default();
     let recommendation = recorded.unwrap_or_else(|| recommend(&file.levels, &policy));
     let recommendation = Recommendation { simulated: file.about.simulated(), ..recommendation };
-    let recorded = Recorded { requests: file.requests(places), run_id: file.run_id, about: file.about };
+    let requests = file.requests(places);
+    let recorded = Recorded { requests, run_id: file.run_id, about: file.about, verified: file.verified };
     let mut run = page::without_config(recommendation, policy, recorded);
     run.missing.extend(missing.into_iter().flatten());
     run

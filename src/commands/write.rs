@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::{NOTHING_TO_WRITE, REGRESSED};
+use super::{NO_LONGER, NOTHING_TO_WRITE};
 use crate::client::Endpoint;
 use crate::decide::compare::Comparison;
 use crate::decide::{Recommendation, Status};
@@ -100,7 +100,7 @@ impl WriteArgs {
         settings: &Settings,
     ) -> Option<(u8, WhyNot)> {
         if comparison.is_some_and(|comparison| !comparison.regressions.is_empty()) {
-            return Some((REGRESSED, WhyNot::Regression));
+            return Some((NO_LONGER, WhyNot::Regression));
         }
         let why = if comparison.is_some_and(|comparison| !comparison.doubts.is_empty()) {
             WhyNot::MaybeRegression

@@ -11,6 +11,8 @@ mod notes;
 mod outages;
 mod pick;
 mod quota;
+pub mod recheck;
+pub mod verify;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,6 @@
 //! The outcomes of a level's requests to its [`LevelSummary`]: the one place where figures are computed. Pure.
 
+mod arrivals;
 mod goodput;
 mod measurement;
 mod outages;
@@ -9,6 +10,7 @@ mod requests;
 mod summary;
 pub mod usl;
 
+pub use arrivals::{ArrivalsEnd, OpenLoad};
 pub use goodput::{Cost, Goodput, Prices, Slo};
 pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Drift, Outage, Reach, cross_check};

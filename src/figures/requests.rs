@@ -134,6 +134,10 @@ impl Requests {
         self.rows.len()
     }
 
+    pub(crate) fn rows(&self) -> &[Request] {
+        &self.rows
+    }
+
     /// Those that were issued inside the window.
     pub(crate) fn cohort(&self) -> impl Iterator<Item = &Request> {
         self.rows.iter().filter(|request| request.phase == Phase::Measured)

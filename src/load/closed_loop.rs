@@ -560,6 +560,7 @@ pub(crate) fn record(
         visit: (ticket.visit > 0).then_some(ticket.visit),
         phase: ticket.phase,
         sample,
+        due_s: None,
         start_s,
         end_s,
         latency_s: end_s.map(|end| end - start_s),

@@ -2,6 +2,7 @@
 
 pub mod closed_loop;
 pub mod open_files;
+pub mod open_loop;
 pub mod preflight;
 pub mod recorder;
 pub mod self_check;

@@ -16,6 +16,7 @@ use crate::client::{Endpoint, Transport, redact};
 use crate::figures::reasons::EarlyEnd;
 use crate::figures::{Stage, Step};
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
+use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
 use crate::load::recorder::{Recorded, Recorder, Visits};
 use crate::load::server_load::ServerWatch;
@@ -308,6 +309,29 @@ impl Load {
             monitor: None,
             quiet: self.quiet,
         })
+    }
+
+    /// Lets requests arrive by themselves; gives the record of each as well.
+    pub fn arrivals(
+        &self,
+        plan: Arrivals,
+        round: u32,
+        run: &Run,
+    ) -> Result<(Arrived, Vec<RequestOutcome>), SweepError> {
+        let (target, stop, sidecar) = (self.target.clone(), self.stopper.subscribe(), run.arrivals_sidecar(round)?);
+        let (arrived, outcomes, sidecar) = self.ask(move || async move {
+            let (mut outcomes, mut sidecar) = (Vec::with_capacity(plan.count), sidecar);
+            let send = |seq| target.send_in_round(round, plan.permits, seq);
+            let ended = |mut outcome: RequestOutcome| {
+                outcome.prompt_size = target.prompt_size(outcome.seq);
+                sidecar.push(outcome.clone());
+                outcomes.push(outcome);
+            };
+            let arrived = open_loop::run(&plan, stop, send, ended).await;
+            (arrived, outcomes, sidecar)
+        })?;
+        sidecar.finish()?;
+        Ok((arrived, outcomes))
     }
 
     fn send<F: Future<Output = ()> + 'static>(

@@ -1,5 +1,6 @@
 //! Which level comes next, and how it reaches Criterion.
 
+pub mod afterwards;
 mod criterion;
 pub mod duet;
 pub mod evidence;

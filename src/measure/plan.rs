@@ -11,7 +11,7 @@ use crate::load::preflight;
 use crate::measure::race::{Rules, Visit, grid};
 use crate::prompts::Prompt;
 use crate::report::words::{self, list};
-use crate::settings::{Budget, Config, Levels, Settings};
+use crate::settings::{Budget, Levels, Settings};
 
 /// Criterion samples per level: its minimum.
 pub const SAMPLES: usize = 10;
@@ -86,7 +86,7 @@ impl Plan {
         Plan { baseline_round: baseline.is_some_and(|baseline| baseline.threshold.is_some()), ..self }
     }
 
-    fn empty(settings: &Settings, prompts: &[Prompt]) -> Self {
+    pub(super) fn empty(settings: &Settings, prompts: &[Prompt]) -> Self {
         let usual = settings.config.benchmark.request.max_tokens;
         let output_tokens = prompts.iter().map(|prompt| prompt.max_tokens.unwrap_or(usual)).max().unwrap_or(usual);
         Plan {
@@ -175,7 +175,7 @@ impl Plan {
         requests.saturating_mul(u64::from(self.output_tokens))
     }
 
-    fn exceeds(&self, settings: &Settings, requests: u64) -> Option<&'static str> {
+    pub(super) fn exceeds(&self, settings: &Settings, requests: u64) -> Option<&'static str> {
         let budget = &settings.config.benchmark.budget;
         if budget.max_requests.is_some_and(|limit| requests > limit) {
             return Some("max_requests");
@@ -189,15 +189,8 @@ impl Plan {
 
     /// Printed before the first request.
     pub fn describe(&self, settings: &Settings) -> String {
-        let Config { llm, benchmark, .. } = &settings.config;
-        let target = match &settings.endpoint {
-            Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
-            Endpoint::Url(url) => {
-                let by =
-                    client::proxy_of(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"));
-                format!("{}{by}, model {}", settings.endpoint.redacted(), llm.model)
-            }
-        };
+        let benchmark = &settings.config.benchmark;
+        let target = target(settings);
         let levels = match self.auto {
             Some((lowest, highest)) => format!("auto, from {lowest} to at most {highest},"),
             None if self.levels.is_empty() => list(&self.race),
@@ -206,9 +199,6 @@ impl Plan {
         let most = self.requests(settings).min(benchmark.budget.max_requests.unwrap_or(u64::MAX));
         let (usually, service_times) = self.usually();
         let usually = usually.min(most);
-        let cost = |requests| {
-            self.cost_usd(settings, requests).map_or_else(String::new, |usd| format!(", at most about {usd:.2} USD"))
-        };
         let how = match (self.race.is_empty(), self.levels.is_empty()) {
             (true, _) => "",
             (_, true) => "      short visits to the levels, until the answer is sure\n",
@@ -217,22 +207,32 @@ impl Plan {
         let probably = if usually < most { format!("probably about {usually} requests, ") } else { String::new() };
         let mut text = format!(
             "Plan: levels {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n{how}      \
-             {probably}at most {most} requests of up to {} output tokens ({} in all{})\n      \
+             {probably}{}\n      \
              about {service_times:.0} s of load for each second that a request takes\n",
-            self.output_tokens,
-            self.output_tokens(most),
-            cost(most),
+            self.at_most(settings, most),
         );
         if let Some(key) = self.exceeds(settings, self.requests(settings)) {
             text.push_str(&format!("      nothing is begun that could pass benchmark.budget.{key}\n"));
         }
-        if let Some(minutes) = benchmark.budget.max_minutes {
-            text.push_str(&format!("      stops after {minutes} minutes (budget.max_minutes)\n"));
-        }
+        text.push_str(&ends_after(settings));
         if let Some(note) = self.over_budget_note() {
             text.push_str(&format!("      {}\n", words::note(&note)));
         }
         text
+    }
+
+    fn at_most(&self, settings: &Settings, most: u64) -> String {
+        let cost = self.cost_usd(settings, most).map(|usd| format!(", at most about {usd:.2} USD"));
+        let (each, all) = (self.output_tokens, self.output_tokens(most));
+        let cost = cost.unwrap_or_default();
+        format!("at most {most} requests of up to {each} output tokens ({all} in all{cost})")
+    }
+
+    /// The same of something else than a sweep.
+    pub(super) fn describe_requests(&self, settings: &Settings, what: &str, requests: u64) -> String {
+        let most = requests.min(settings.config.benchmark.budget.max_requests.unwrap_or(u64::MAX));
+        let at_most = self.at_most(settings, most);
+        format!("Plan: {what} against {}\n      {at_most}\n{}", target(settings), ends_after(settings))
     }
 
     /// Which levels the budget leaves out.
@@ -240,6 +240,21 @@ impl Plan {
         let (levels, key) = self.over_budget.clone()?;
         Some(Note::NoRoom { levels, again: false, key: key.to_owned() })
     }
+}
+
+fn target(settings: &Settings) -> String {
+    match &settings.endpoint {
+        Endpoint::Simulator => "the embedded simulator (no server, no cost)".to_owned(),
+        Endpoint::Url(url) => {
+            let by = client::proxy_of(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"));
+            format!("{}{by}, model {}", settings.endpoint.redacted(), settings.config.llm.model)
+        }
+    }
+}
+
+fn ends_after(settings: &Settings) -> String {
+    let minutes = settings.config.benchmark.budget.max_minutes;
+    minutes.map_or_else(String::new, |minutes| format!("      stops after {minutes} minutes (budget.max_minutes)\n"))
 }
 
 /// Those of a conversation's last turn, which carries all that was said before it.
@@ -287,7 +302,7 @@ mod tests {
 
     use super::*;
     use crate::client::Env;
-    use crate::settings::Overrides;
+    use crate::settings::{Config, Overrides};
 
     fn settings(yaml: &str) -> Settings {
         let config = Config::parse(yaml, Path::new("config.yaml")).expect("valid");

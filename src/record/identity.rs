@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::About;
 use crate::client::{Endpoint, RequestSettings};
 use crate::prompts::Prompt;
 use crate::settings::Settings;
@@ -46,6 +47,22 @@ impl Identity {
             request: json!(request),
             prompts: hex(&texts.finalize()[..8]),
         }
+    }
+
+    /// As far as a results file tells it. What it does not tell, and yet is not the same, are the prompts, or the
+    /// simulator's settings.
+    pub(super) fn as_told(about: &About, now: &Identity) -> Self {
+        let request = about.settings.request.clone().map(|request| json!(RequestSettings { prompts: None, ..request }));
+        let mut then = Identity {
+            endpoint: about.endpoint.clone().unwrap_or_default(),
+            model: about.model.clone().unwrap_or_default(),
+            request: request.unwrap_or_default(),
+            ..now.clone()
+        };
+        if then == *now {
+            then.prompts = "others".to_owned();
+        }
+        then
     }
 
     /// 16 hexadecimal digits that are the same if and (very nearly) only if all parts are.

@@ -3,6 +3,7 @@
 mod estimates;
 mod identity;
 mod measured;
+mod nights;
 mod places;
 mod results;
 mod run;
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub use estimates::{GROUP, criterion_id, remove_confirm_groups};
 pub use identity::Identity;
 pub use measured::{Basis, load_measured};
+pub use nights::Night;
 pub use places::Places;
 pub use results::{ResultsFile, SCHEMA};
 pub use run::{About, Environment, Manifest, RequestsFile, Run, RunId, RunSettings};
@@ -46,6 +48,14 @@ pub enum ResultsError {
         "the last run ({run_id}) was cut off before any level was complete, so there is nothing to decide from\n\nRun `cargo bench` (or `llm-concurrency run`) again."
     )]
     CutOff { run_id: String },
+    #[error(
+        "{path} was measured with something else than the settings now say:\n{differences}\nSet it as it was (LLM_ENDPOINT, LLM_MODEL, config.yaml), or measure again with `llm-concurrency run`."
+    )]
+    OtherThanMeasured {
+        path: PathBuf,
+        /// One line per difference.
+        differences: String,
+    },
     /// Measured against something else than the settings now say.
     #[error(
         "the measurements (run {run_id}) do not fit the settings:\n{differences}\nThey are not mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."

@@ -6,7 +6,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{About, MOST_OF_JSON, Manifest, Places, RequestsFile, ResultsError, RunId, read_json};
+use super::{
+    About, Identity, MOST_OF_JSON, Manifest, Places, RequestsFile, ResultsError, RunId, read_json, to_json,
+    write_atomic,
+};
+use crate::decide::verify::Verified;
 use crate::decide::{JudgedLevel, Raced, Recommendation};
 use crate::figures::LevelSummary;
 
@@ -28,6 +32,9 @@ pub struct ResultsFile {
     /// What the race came to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raced: Option<Raced>,
+    /// What traffic the number carries, as `verify` found it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
     /// Keys this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
@@ -42,6 +49,7 @@ impl ResultsFile {
             levels,
             recommendation: recommendation.map(without_figures),
             raced: manifest.raced,
+            verified: None,
             unknown: BTreeMap::new(),
         }
     }
@@ -94,6 +102,30 @@ impl ResultsFile {
             recorded.levels.iter().any(|level: &JudgedLevel| level.summary.concurrency == summary.concurrency)
         };
         self.levels.iter().all(judged).then_some(recorded)
+    }
+
+    /// Whether what is measured now would be comparable.
+    ///
+    /// # Errors
+    /// If not, with what differs. Where the run's own record is gone, the file knows most of it, but not the prompts.
+    pub fn check_fits(&self, path: &Path, places: &Places, now: &Identity) -> Result<(), ResultsError> {
+        if self.about.fingerprint.as_deref() == Some(&now.fingerprint()) {
+            return Ok(());
+        }
+        let folder = self.run_id.as_ref().map(|run_id| places.runs.join(run_id.as_str()));
+        let recorded = folder.and_then(|folder| Manifest::read(&folder.join("run.json")).ok());
+        let then = recorded.map_or_else(|| Identity::as_told(&self.about, now), |manifest| manifest.identity);
+        Err(ResultsError::OtherThanMeasured { path: path.to_owned(), differences: then.differences(now) })
+    }
+
+    /// Puts the section `verified` into a results file, and leaves the rest as it is.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn write_verified(path: &Path, verified: &Verified) -> Result<(), ResultsError> {
+        let mut file: Value = read_json(path, MOST_OF_JSON, "results file")?;
+        file["verified"] = json!(verified);
+        write_atomic(path, &to_json(&file))
     }
 
     /// The records of the run's requests, if its folder is still there.

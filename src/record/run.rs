@@ -247,6 +247,11 @@ impl Run {
         SidecarWriter::create(self.folder.join("preflight.jsonl"))
     }
 
+    /// Opens the record of what arrived by itself, the `round`-th time.
+    pub fn arrivals_sidecar(&self, round: u32) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::create(self.folder.join(format!("arrivals-{round}.jsonl")))
+    }
+
     /// A measurement has ended, is in the manifest, and its sidecar is in place: records the figures of its level.
     pub fn level_ended(&mut self, level: usize, summary: LevelSummary) -> Result<(), ResultsError> {
         // Visits follow each other quickly.

@@ -155,6 +155,7 @@ mod tests {
             run_id: None,
             about: About { model: Some("a \"b\",\nc".to_owned()), ..About::default() },
             curves: None,
+            verified: None,
             missing: Vec::new(),
             present: None,
         }

@@ -10,6 +10,7 @@ use super::requests::{Curves, ReasonAt};
 use super::sections::{self, Figure};
 use super::text;
 use crate::decide::compare::{Against, Comparison, compare};
+use crate::decide::verify::Verified;
 use crate::decide::{JudgedLevel, Note, Objective, Policy, Recommendation, Status};
 use crate::figures::{Estimate, LevelSummary};
 use crate::record::{About, RunId};
@@ -45,6 +46,7 @@ pub struct Run {
     pub present: Option<usize>,
     /// From the records of the single requests, where they were found.
     pub curves: Option<Curves>,
+    pub verified: Option<Verified>,
     pub missing: Vec<Missing>,
 }
 
@@ -138,6 +140,23 @@ struct Answer<'a> {
     gates: String,
     status: &'static str,
     missing: Vec<String>,
+    loads: Option<Loads>,
+}
+
+/// What traffic the number carries: the answer, and the cells of each rate with why it is not carried.
+#[derive(Serialize)]
+struct Loads {
+    carries: String,
+    header: [&'static str; 9],
+    rows: Vec<(Vec<String>, String)>,
+}
+
+impl Loads {
+    fn of(verified: &Verified, policy: &Policy) -> Self {
+        let row = |load| (words::load_row(load, verified.throughput_rps), words::load_verdict(load, policy));
+        let rows = verified.loads.iter().map(row).collect();
+        Loads { carries: words::carries(verified), header: words::LOAD_HEADER, rows }
+    }
 }
 
 impl<'a> Answer<'a> {
@@ -171,6 +190,7 @@ impl<'a> Answer<'a> {
             gates: words::gates(&run.policy),
             status: recommendation.status.name(),
             missing: words::missing(run),
+            loads: run.verified.as_ref().map(|verified| Loads::of(verified, &run.policy)),
         }
     }
 }
@@ -331,6 +351,7 @@ mod tests {
             about: About::default(),
             present: None,
             curves: None,
+            verified: None,
             missing: Vec::new(),
         }
     }

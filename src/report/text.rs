@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::decide::compare::{Change, Comparison, Moved};
-use crate::decide::{JudgedLevel, Note, Recommendation, Verdict, passing};
+use crate::decide::verify::Verified;
+use crate::decide::{JudgedLevel, Note, Policy, Recommendation, Verdict, passing};
 use crate::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
 use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, share, signed, time, usd};
 
@@ -313,6 +314,14 @@ pub fn comparison(comparison: &Comparison, threshold: Option<f64>, once: bool) -
     text + "\n"
 }
 
+/// What arrivals at each rate met.
+pub fn loads(verified: &Verified, policy: &Policy) -> String {
+    let mut rows = vec![words::LOAD_HEADER.map(str::to_owned).to_vec()];
+    rows.extend(verified.loads.iter().map(|load| words::load_row(load, verified.throughput_rps)));
+    let verdicts = verified.loads.iter().map(|load| words::load_verdict(load, policy));
+    aligned(&rows, std::iter::once(String::new()).chain(verdicts), usize::MAX)
+}
+
 fn change_row(name: String, change: &Change) -> Vec<String> {
     let [before, now] = [change.before, change.now].map(|rps| number(Some(rps), 2));
     vec![name, before, now, signed(change.change), range(change.interval, signed)]
@@ -321,8 +330,7 @@ fn change_row(name: String, change: &Change) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::{Policy, recommend};
-    use crate::figures::LevelSummary;
+    use crate::decide::recommend;
 
     fn level(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
         LevelSummary {

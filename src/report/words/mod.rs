@@ -10,7 +10,9 @@ mod decision;
 mod missing;
 mod notes;
 mod numbers;
+mod recheck;
 mod trouble;
+mod verify;
 mod writing;
 
 use serde_json::{Value, json};
@@ -25,7 +27,9 @@ pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, gain, information, note};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};
+pub use recheck::{recheck_stopped, rechecked};
 pub use trouble::{endpoint_problem, refused_prompt};
+pub use verify::{LOAD_HEADER, arrivals_planned, carries, load_row, load_verdict, no_number, no_room_at_all};
 pub use writing::{WhyNot, already_written, left_as_it_was, why_not, written};
 
 use crate::decide::{Recommendation, Verdict};

@@ -1,0 +1,68 @@
+//! A number that was found, and the settings by which to ask its server again.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use super::ConfigFile;
+use super::decision::{decide_from, from_results_file};
+use crate::decide::{JudgedLevel, Recommendation};
+use crate::figures::Limits;
+use crate::prompts::{self, Prompt};
+use crate::record::{Identity, Places, ResultsFile, RunId, load_measured};
+use crate::report::words;
+use crate::settings::{Overrides, Settings};
+
+pub(super) struct Known {
+    pub(super) path: PathBuf,
+    pub(super) settings: Settings,
+    pub(super) places: Places,
+    pub(super) prompts: Vec<Prompt>,
+    pub(super) decided: Recommendation,
+    pub(super) fingerprint: String,
+    pub(super) run_id: Option<RunId>,
+}
+
+impl Known {
+    /// Of `file`, else of the latest run as `recommend` finds it. What was measured must be what the settings name.
+    pub(super) fn read(file: Option<PathBuf>, config: &ConfigFile, flags: Overrides) -> Result<Self> {
+        let settings = Settings::load(config.config.as_deref(), flags)?;
+        let places = Places::find(None);
+        let prompts = prompts::of_run(&settings)?;
+        let now = Identity::of(&settings, &prompts);
+        let path = match file {
+            Some(path) => path,
+            None => latest(&places, &now)?,
+        };
+        let file = ResultsFile::read(&path)?;
+        file.check_fits(&path, &places, &now)?;
+        let (measured, _) = from_results_file(&path, &places)?;
+        let decided = decide_from(measured, &settings);
+        if decided.provisional || !decided.status.may_patch() {
+            bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
+        }
+        let fingerprint = now.fingerprint();
+        Ok(Known { path, settings, places, prompts, decided, fingerprint, run_id: file.run_id })
+    }
+
+    /// The level that was recommended, and its throughput, requests/s.
+    pub(super) fn number(&self) -> Result<(&JudgedLevel, f64)> {
+        let level = self.decided.chosen();
+        let known = level.and_then(|level| Some((level, level.throughput().filter(|&rps| rps > 0.0)?)));
+        known.with_context(|| format!("{} tells no throughput of the recommended level", self.path.display()))
+    }
+}
+
+fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
+    let newest = load_measured(places, now, Limits::default())?
+        .newest
+        .context("no run is on disk any more: name its results file")?;
+    let files = std::fs::read_dir(&places.results).into_iter().flatten().flatten().map(|entry| entry.path());
+    let of_run = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "json")
+            && ResultsFile::read(path).is_ok_and(|file| file.run_id.as_ref() == Some(&newest.run_id))
+    };
+    let missing =
+        || format!("the results file of the latest run ({}) is not in {}", *newest.run_id, places.results.display());
+    files.into_iter().find(of_run).with_context(missing)
+}

@@ -1,0 +1,94 @@
+//! `verify`: what traffic the number carries, by requests that arrive when they like.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::known::Known;
+use super::{ConfigFile, NO_LONGER, NOTHING_TO_WRITE, page, print, report};
+use crate::decide::verify::Verified;
+use crate::load::open_loop::Arrivals;
+use crate::measure::afterwards::Afterwards;
+use crate::measure::sweep::{INTERRUPTED, Stop};
+use crate::record::ResultsFile;
+use crate::report::{html, text, words};
+use crate::settings::{Flags, Settings};
+
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// The results file that holds the number [default: that of the latest run]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Let requests arrive at this rate a second only [default: 50, 70, 80 and 90 % of the throughput found]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    rate: Option<f64>,
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    settings: Flags<Settings>,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let rate = text.trim().parse::<f64>().ok();
+    rate.filter(|rate| rate.is_finite() && *rate > 0.0)
+        .ok_or_else(|| "a number of requests a second above 0".to_owned())
+}
+
+const SHARES: [f64; 4] = [0.5, 0.7, 0.8, 0.9];
+
+/// Requests at a rate: by these, and by so many times the level, the first of which find an idle server.
+const FEWEST: usize = 100;
+const TIMES: usize = 5;
+
+impl Verify {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let known = Known::read(self.file, &self.config, self.settings.given)?;
+        let (level, throughput_rps) = known.number()?;
+        let (permits, settings) = (level.summary.concurrency, &known.settings);
+        let rates = self.rate.map_or_else(|| SHARES.map(|share| share * throughput_rps).to_vec(), |rate| vec![rate]);
+        let count = FEWEST.max(permits.saturating_mul(TIMES));
+        let what = words::arrivals_planned(count, &rates, permits);
+        let all = (count * rates.len()) as u64;
+        let requests = [count as u64, all];
+        let mut asked = Afterwards::begin(settings, &known.prompts, &known.places, &what, requests, permits)?;
+        let mut verified = Verified {
+            started_at: asked.run.manifest.about.started_at.clone(),
+            concurrency: permits,
+            throughput_rps,
+            ..Verified::default()
+        };
+        for (round, rate_rps) in (1_u32..).zip(rates) {
+            verified.no_room = asked.no_room(count as u64).map(str::to_owned);
+            if verified.no_room.is_some() || asked.stopped().is_some() {
+                break;
+            }
+            let seed = settings.config.benchmark.seed.wrapping_add(u64::from(round));
+            let load = asked.arrivals(Arrivals { rate_rps, count, permits, seed }, round)?;
+            verified.add(load, &settings.config.policy);
+            if !verified.and_maybe_more {
+                break;
+            }
+        }
+        if verified.loads.is_empty() {
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        let simulated = if known.decided.simulated { "SIMULATED: " } else { "" };
+        let carries = words::carries(&verified);
+        print(format!("\n{}\n{simulated}{carries}\n", text::loads(&verified, &settings.config.policy)))?;
+        let stopped = asked.stopped();
+        if stopped == Some(Stop::Interrupted) {
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        ResultsFile::write_verified(&known.path, &verified)?;
+        eprintln!("Written: {}, section `verified`", known.path.display());
+        let page = report::run_of(ResultsFile::read(&known.path)?, &known.places);
+        eprintln!("{}", page::write(&known.places.results.join(page::name(&known.path)), html::page(&[page])));
+        Ok(match verified.carries_rps {
+            Some(_) => ExitCode::SUCCESS,
+            None if stopped.is_some() => ExitCode::from(NOTHING_TO_WRITE),
+            None => ExitCode::from(NO_LONGER),
+        })
+    }
+}

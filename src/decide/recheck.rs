@@ -1,0 +1,313 @@
+//! Whether a number still holds, by a few requests a night to its level and to one on either side. Pure.
+//!
+//! Three figures tell, each against what the run showed: the speed of the server, the gain from the level below to the
+//! number, and that from the number to the level above. A night has a speed of its own, which the gains do not know, since
+//! all three levels share it. Nights add up: the last one, two or all of them are held against the run and the nights
+//! before. The chances of a false alarm in all those comparisons add up to at most 1 % a night, whatever depends on what
+//! (Bonferroni). A number holds once a change that would matter is excluded as well; in between it cannot be told.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, Normal};
+
+use super::{JudgedLevel, Policy, half_width, passing};
+use crate::figures::wilson;
+
+/// Standard deviation of the logarithm of a server's speed, from one night or run to the next.
+const BETWEEN_NIGHTS: f64 = 0.05;
+/// What a level of a run, or of a night, is known to at best, beside its own requests: speed wanders within an hour.
+const AT_BEST: f64 = 0.02;
+/// A request differs by no less than this from what its length explains.
+const LEAST_CV: f64 = 0.1;
+/// A fall that a number must not hide, and the chance to overlook what is excluded.
+const FALL: f64 = 0.2;
+const OVERLOOKED: f64 = 0.05;
+
+/// So many of the last nights are compared, each with this chance of a false alarm.
+type Windows = [(usize, f64); 3];
+const OF_SPEED: Windows = [(1, 0.001), (2, 0.0045), (usize::MAX, 0.0015)];
+/// Of each of the two gains.
+const OF_GAIN: Windows = [(1, 0.0003), (3, 0.001), (usize::MAX, 0.0002)];
+
+/// A request, in seconds since the first; its end is not a number if it was given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub start_s: f64,
+    pub end_s: f64,
+    pub tokens: Option<u32>,
+    pub failed: bool,
+}
+
+/// Logarithm of a rate, and its variance.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    pub log: f64,
+    pub variance: f64,
+}
+
+/// What one level showed in one night.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    pub level: usize,
+    pub requests: u64,
+    pub failed: u64,
+    /// Successes a second, and their output tokens where all are known: these hold no luck of the answers' lengths.
+    pub rps: Option<Rate>,
+    pub tps: Option<Rate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holds {
+    Holds,
+    TooLow,
+    TooHigh,
+    ServerSlower,
+    CannotTell,
+}
+
+/// A change against the run as a share, with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moved {
+    pub change: f64,
+    pub interval: [f64; 2],
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rechecked {
+    pub verdict: Holds,
+    /// Tonight's included.
+    pub nights: usize,
+    /// Tonight, at the number.
+    pub error_rate: f64,
+    pub speed: Option<Moved>,
+    /// The throughput at the number over that at the level below, and at the level above over that at the number; and
+    /// what the run had.
+    pub below: Option<(usize, f64, f64)>,
+    pub above: Option<(usize, f64, f64)>,
+}
+
+/// The levels to visit for `number`: it, and those a step of 1.3 below and above, as far as the run can say what to
+/// expect there.
+pub fn levels(number: usize, run: &[JudgedLevel]) -> Vec<usize> {
+    let below = ((number as f64 / 1.3).round() as usize).min(number.saturating_sub(1));
+    let above = ((number as f64 * 1.3).round() as usize).max(number + 1);
+    let known = |level: &usize| *level == number || (*level > 0 && then(run, *level, false).is_some());
+    [below, number, above].into_iter().filter(known).collect()
+}
+
+/// What the run showed at a level, or at those on either side of it. Throughput grows no faster than the level: between
+/// the straight line and that lies what is not known.
+fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
+    let rate = |of: &JudgedLevel| {
+        let relative = half_width(&of.summary).unwrap_or_default() / 1.96;
+        let rate = if tokens { of.summary.output_tps } else { of.throughput() };
+        let variance = relative.max(AT_BEST).powi(2);
+        Some(Rate { log: rate.filter(|&rate| rate > 0.0)?.ln(), variance })
+    };
+    let at = |of: &JudgedLevel| of.summary.concurrency;
+    let (lower, upper) = (passing(run).filter(|of| at(of) <= level).last()?, passing(run).find(|of| at(of) >= level)?);
+    let (low, high) = (rate(lower)?, rate(upper)?);
+    if at(lower) == at(upper) {
+        return Some(low);
+    }
+    let position = |level: usize| (level as f64 / at(lower) as f64).ln();
+    let share = position(level) / position(at(upper));
+    let line = low.log + share * (high.log - low.log);
+    let most = (low.log + position(level)).min(low.log.max(high.log));
+    let unknown = (most - line).max(0.0) / 2.0;
+    Some(Rate { log: line, variance: low.variance.max(high.variance) + unknown * unknown })
+}
+
+/// The requests of a level, each with the share of its life inside the level's windows, and how long these are.
+struct Seen {
+    level: usize,
+    seconds: f64,
+    requests: Vec<(f64, Asked)>,
+}
+
+impl Seen {
+    /// A sum over the successes by their shares.
+    fn sum(&self, value: impl Fn(&Asked) -> f64) -> f64 {
+        let good = self.requests.iter().filter(|(_, request)| !request.failed);
+        good.map(|(share, request)| share * value(request)).sum()
+    }
+}
+
+/// What the requests of a night show in its windows (level, from, to), by level.
+pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
+    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
+    for &(level, [from, to]) in windows {
+        let of = seen.entry(level).or_insert(Seen { level, seconds: 0.0, requests: Vec::new() });
+        of.seconds += to - from;
+        for request in requests {
+            let inside = request.end_s.min(to) - request.start_s.max(from);
+            if inside > 0.0 && !request.end_s.is_nan() {
+                of.requests.push((inside / (request.end_s - request.start_s), *request));
+            }
+        }
+    }
+    let seen: Vec<Seen> = seen.into_values().collect();
+    let has_tokens = |(_, request): &(f64, Asked)| request.failed || request.tokens.is_some();
+    let all_have = seen.iter().flat_map(|of| &of.requests).all(has_tokens);
+    let rps = rates(&seen, |_| 1.0);
+    let tps = rates(&seen, |request| f64::from(request.tokens.unwrap_or_default()));
+    let look = |of: &Seen, rps, tps: Option<Rate>| Look {
+        level: of.level,
+        requests: of.requests.len() as u64,
+        failed: of.requests.iter().filter(|(_, request)| request.failed).count() as u64,
+        rps,
+        tps: tps.filter(|_| all_have),
+    };
+    seen.iter().zip(rps).zip(tps).map(|((of, rps), tps)| look(of, rps, tps)).collect()
+}
+
+/// Work a second by level. What requests differ by beside their work is pooled over the levels: the residuals of a ratio
+/// (Cochran 1977, "Sampling Techniques", 6.4).
+fn rates(seen: &[Seen], work: impl Fn(&Asked) -> f64) -> Vec<Option<Rate>> {
+    let latency = |request: &Asked| request.end_s - request.start_s;
+    let (mut squares, mut freedom) = (0.0, -(seen.len() as f64));
+    for of in seen {
+        let (n, done) = (of.sum(|_| 1.0), of.sum(&work));
+        let ratio = done / of.sum(latency);
+        squares += of.sum(|request| ((work(request) - ratio * latency(request)) * n / done).powi(2));
+        freedom += n;
+    }
+    let cv2 = (squares / freedom.max(1.0)).max(LEAST_CV * LEAST_CV);
+    let rate = |of: &Seen| {
+        let log = (of.sum(&work) / of.seconds).ln();
+        log.is_finite().then(|| Rate { log, variance: cv2 / of.sum(|_| 1.0) + AT_BEST * AT_BEST })
+    };
+    seen.iter().map(rate).collect()
+}
+
+/// A figure of each night less that of the run, tonight's last, and the variance of the run's.
+struct Series {
+    run: f64,
+    nights: Vec<Rate>,
+}
+
+impl Series {
+    /// The last nights less those before and the run, and the standard deviation of that.
+    fn change(&self, last: usize) -> (f64, f64) {
+        let mean = |values: &mut dyn Iterator<Item = Rate>| {
+            let sums =
+                values.fold((0.0, 0.0), |(sum, weight), of| (sum + of.log / of.variance, weight + 1.0 / of.variance));
+            Rate { log: sums.0 / sums.1, variance: 1.0 / sums.1 }
+        };
+        let (before, after) = self.nights.split_at(self.nights.len() - last.min(self.nights.len()));
+        let run = Rate { log: 0.0, variance: self.run };
+        let (before, after) = (mean(&mut before.iter().copied().chain([run])), mean(&mut after.iter().copied()));
+        (after.log - before.log, (before.variance + after.variance).sqrt())
+    }
+
+    /// Whether one of the windows shows a change up (1) or down (-1).
+    fn shows(&self, sign: f64, windows: Windows) -> bool {
+        let n = self.nights.len();
+        // A window that is longer than there are nights lends its chance to the longest.
+        let mut chances = windows.map(|(last, chance)| (last.min(n), chance));
+        chances.reverse();
+        let chance = |last| chances.iter().filter(|of| of.0 == last).map(|of| of.1).sum::<f64>();
+        n > 0
+            && chances.iter().any(|&(last, _)| {
+                let (change, deviation) = self.change(last);
+                sign * change > z(1.0 - chance(last)) * deviation
+            })
+    }
+
+    fn moved(&self) -> Moved {
+        let (change, deviation) = self.change(self.nights.len());
+        let at = |sigmas: f64| (change + sigmas * deviation).exp() - 1.0;
+        Moved { change: at(0.0), interval: [at(-1.96), at(1.96)] }
+    }
+}
+
+fn z(p: f64) -> f64 {
+    Normal::standard().inverse_cdf(p)
+}
+
+/// `nights` are all looks at `number` since the run, tonight's last.
+pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy: &Policy) -> Rechecked {
+    let with_tokens = then(run, number, true).is_some()
+        && nights.iter().flatten().all(|look| look.tps.is_some() || look.rps.is_none());
+    let rate = |look: &Look| if with_tokens { look.tps } else { look.rps };
+    let at = |night: &[Look], level: usize| night.iter().find(|look| look.level == level).and_then(rate);
+    let levels = levels(number, run);
+    // Over all levels, since a speed is common to them.
+    let (mut speed, mut run_speed) = (Vec::new(), f64::INFINITY);
+    for night in nights {
+        let parts = levels.iter().filter_map(|&level| Some((at(night, level)?, then(run, level, with_tokens)?)));
+        let sums = parts.fold((0.0, 0.0), |(sum, weight), (now, then)| {
+            run_speed = run_speed.min(then.variance);
+            (sum + (now.log - then.log) / now.variance, weight + 1.0 / now.variance)
+        });
+        if sums.1 > 0.0 {
+            speed.push(Rate { log: sums.0 / sums.1, variance: 1.0 / sums.1 + BETWEEN_NIGHTS.powi(2) });
+        }
+    }
+    let speed = Series { run: run_speed + BETWEEN_NIGHTS.powi(2), nights: speed };
+    // The gain of the run, and the nights' beyond it.
+    let gain = |from: usize, to: usize| {
+        let (low, high) = (then(run, from, with_tokens)?, then(run, to, with_tokens)?);
+        let then = high.log - low.log;
+        let of = |night: &Vec<Look>| {
+            let (low, high) = (at(night, from)?, at(night, to)?);
+            Some(Rate { log: high.log - low.log - then, variance: low.variance + high.variance })
+        };
+        let nights: Vec<Rate> = nights.iter().filter_map(of).collect();
+        (!nights.is_empty()).then_some((then, Series { run: low.variance + high.variance, nights }))
+    };
+    let below = levels.iter().rfind(|&&level| level < number).and_then(|&level| Some((level, gain(level, number)?)));
+    let above = levels.iter().find(|&&level| level > number).and_then(|&level| Some((level, gain(number, level)?)));
+    let few = (-(1.0 - policy.tolerance).ln(), 3.min(nights.len()));
+    let now = |(then, series): &(f64, Series)| then + series.change(few.1).0;
+    // Half of the gain is gone, or more: the level below would do.
+    let is_gone = below.as_ref().is_some_and(|(_, gain)| now(gain) < gain.0 / 2.0 && gain.0 > few.0);
+    let too_high = is_gone && below.as_ref().is_some_and(|(_, gain)| gain.1.shows(-1.0, OF_GAIN));
+    let too_low = above.as_ref().is_some_and(|(_, gain)| now(gain) > few.0 && gain.1.shows(1.0, OF_GAIN));
+    let slower = speed.shows(-1.0, OF_SPEED);
+    let tonight = |level| nights.last().and_then(|night| night.iter().find(|look: &&Look| look.level == level));
+    let (failed, requests) = tonight(number).map_or((0, 0), |look| (look.failed, look.requests));
+    let fewer_fail_below = levels.first().filter(|&&level| level < number).and_then(|&level| tonight(level));
+    let is_below_limit = |look: &Look| (look.failed as f64) < policy.max_error_rate * look.requests as f64;
+    let fewer_fail_below = fewer_fail_below.is_some_and(is_below_limit);
+    let fails = wilson(failed, requests).is_some_and(|[low, _]| low >= policy.max_error_rate);
+    let unseen = z(1.0 - OVERLOOKED);
+    let may_be_slower = || {
+        let (change, deviation) = speed.change(2);
+        change - unseen * deviation < (1.0 - FALL).ln()
+    };
+    let may_be_gone = || {
+        below.as_ref().is_some_and(|(_, (then, series))| {
+            let (change, deviation) = series.change(few.1);
+            *then > few.0 && then + change - unseen * deviation < 0.0
+        })
+    };
+    let may_rise = || {
+        above.as_ref().is_some_and(|(level, (then, series))| {
+            let (change, deviation) = series.change(few.1);
+            then + change + unseen * deviation > (*level as f64 / number as f64).ln()
+        })
+    };
+    let verdict = match () {
+        // It is the load where fewer fail with less of it.
+        () if fails && fewer_fail_below => Holds::TooHigh,
+        () if fails => Holds::CannotTell,
+        () if speed.nights.len() < nights.len() || nights.is_empty() => Holds::CannotTell,
+        () if too_high || (slower && is_gone) => Holds::TooHigh,
+        () if too_low => Holds::TooLow,
+        () if slower => Holds::ServerSlower,
+        () if may_be_slower() || may_be_gone() || may_rise() => Holds::CannotTell,
+        () => Holds::Holds,
+    };
+    let told = |(level, gain): &(usize, (f64, Series))| (*level, now(gain).exp() - 1.0, gain.0.exp() - 1.0);
+    Rechecked {
+        verdict,
+        nights: nights.len(),
+        error_rate: failed as f64 / requests.max(1) as f64,
+        speed: (!speed.nights.is_empty()).then(|| speed.moved()),
+        below: below.as_ref().map(told),
+        above: above.as_ref().map(told),
+    }
+}

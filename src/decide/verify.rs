@@ -1,0 +1,65 @@
+//! What traffic a number carries, by arrivals at several rates. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Gate, Policy};
+use crate::figures::{ArrivalsEnd, OpenLoad};
+
+/// The section `verified` of a results file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Verified {
+    /// RFC 3339, UTC.
+    pub started_at: Option<String>,
+    pub concurrency: usize,
+    /// What was found there in the closed loop.
+    pub throughput_rps: f64,
+    /// Ascending.
+    pub loads: Vec<OpenLoad>,
+    /// The highest rate up to which each load was carried.
+    pub carries_rps: Option<f64>,
+    /// Whether no higher rate was tried.
+    pub and_maybe_more: bool,
+    /// Why the rest was left out: a key of the budget.
+    pub no_room: Option<String>,
+}
+
+/// Why a load is not carried.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NotCarried {
+    Overloaded,
+    Cut,
+    Errors(f64),
+    /// A limit of the policy, and what was there instead; unknown counts as failed.
+    Limit(Gate, f64, Option<f64>),
+}
+
+pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
+    let error_rate = load.failed as f64 / load.requests.max(1) as f64;
+    match load.ending {
+        ArrivalsEnd::Overloaded => return Some(NotCarried::Overloaded),
+        ArrivalsEnd::Cut => return Some(NotCarried::Cut),
+        ArrivalsEnd::Complete if error_rate >= policy.max_error_rate => return Some(NotCarried::Errors(error_rate)),
+        ArrivalsEnd::Complete => {}
+    }
+    policy.limits().into_iter().find_map(|(gate, limit)| {
+        let limit = limit?;
+        let is = match gate {
+            Gate::TtftP95 => load.ttft_s.and_then(|it| it.p95),
+            Gate::P99 => load.latency_s.and_then(|it| it.p99),
+            _ => load.latency_s.and_then(|it| it.p95),
+        };
+        is.is_none_or(|is| is > limit).then_some(NotCarried::Limit(gate, limit, is))
+    })
+}
+
+impl Verified {
+    pub fn add(&mut self, load: OpenLoad, policy: &Policy) {
+        let carried = not_carried(&load, policy).is_none() && (self.loads.is_empty() || self.and_maybe_more);
+        self.and_maybe_more = carried;
+        if carried {
+            self.carries_rps = Some(load.rate_rps);
+        }
+        self.loads.push(load);
+    }
+}

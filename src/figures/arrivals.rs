@@ -1,0 +1,62 @@
+//! What requests met that arrive at a rate.
+
+use serde::{Deserialize, Serialize};
+
+use super::quantiles::{Distribution, micros};
+use crate::client::outcome::{Failure, Phase, RequestOutcome};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArrivalsEnd {
+    /// All arrived, and came to their end.
+    #[default]
+    Complete,
+    /// The queue clearly grew.
+    Overloaded,
+    /// Interrupted: not usable.
+    Cut,
+}
+
+/// Arrivals at one rate. Without the first of them, as many as there are permits, which met an idle server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpenLoad {
+    pub rate_rps: f64,
+    pub requests: u64,
+    pub failed: u64,
+    /// From when a request was due until it had a permit.
+    pub wait_s: Option<Distribution>,
+    /// Until its last byte, the wait included; a timeout counts as that.
+    pub latency_s: Option<Distribution>,
+    /// Until its first token, the wait included.
+    pub ttft_s: Option<Distribution>,
+    /// The share of all arrivals that had a permit when the last one came.
+    pub kept_up: f64,
+    /// How late this client was with them.
+    pub late_p99_s: Option<f64>,
+    pub ending: ArrivalsEnd,
+}
+
+impl OpenLoad {
+    /// Adds the figures of the requests.
+    pub fn with(self, outcomes: &[RequestOutcome], request_timeout_s: f64) -> Self {
+        let cohort = || outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured && outcome.end_s.is_some());
+        let distribution = |time: &dyn Fn(&RequestOutcome) -> Option<f64>| {
+            Distribution::of(outcomes.len(), cohort().filter_map(time).map(micros)).0
+        };
+        let wait = |outcome: &RequestOutcome| outcome.start_s - outcome.due_s.unwrap_or(outcome.start_s);
+        let latency = |outcome: &RequestOutcome| match outcome.failure {
+            None => outcome.latency_s,
+            Some(Failure::Timeout) => Some(request_timeout_s),
+            Some(_) => None,
+        };
+        OpenLoad {
+            requests: cohort().count() as u64,
+            failed: cohort().filter(|outcome| !outcome.is_success()).count() as u64,
+            wait_s: distribution(&|outcome| Some(wait(outcome))),
+            latency_s: distribution(&|outcome| Some(wait(outcome) + latency(outcome)?)),
+            ttft_s: distribution(&|outcome| Some(wait(outcome) + outcome.ttft_s.filter(|_| outcome.is_success())?)),
+            ..self
+        }
+    }
+}

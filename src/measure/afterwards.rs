@@ -1,0 +1,152 @@
+//! A few requests more to a server whose number is known: what `verify` and `recheck` send. Their records lie in a run
+//! folder of their own; no manifest is there, so that no decision takes them for a measurement.
+
+use std::sync::Arc;
+
+use super::criterion::Mode;
+use super::load_thread::{Load, Planned};
+use super::plan::{Plan, visit_plan};
+use super::race::Visit;
+use super::stop::{Stop, Stopper};
+use super::sweep::SweepError;
+use crate::client::Endpoint;
+use crate::decide::recheck::Asked;
+use crate::figures::{ArrivalsEnd, OpenLoad, Requests, Stage, Step};
+use crate::load::closed_loop::LoopPlan;
+use crate::load::open_files;
+use crate::load::open_loop::Arrivals;
+use crate::load::preflight;
+use crate::monitor::Live;
+use crate::prompts::Prompt;
+use crate::record::{Identity, Places, Run, RunSettings};
+use crate::report::words;
+use crate::settings::Settings;
+use crate::stdio;
+
+pub struct Afterwards<'a> {
+    settings: &'a Settings,
+    plan: Plan,
+    load: Load,
+    pub run: Run,
+    /// At most.
+    pub sent: u64,
+    _stdio: stdio::Guard,
+}
+
+impl<'a> Afterwards<'a> {
+    /// Says what may be sent, unless not even the `first` requests fit into the budget, and sends two prompts.
+    ///
+    /// # Errors
+    /// If there is no room, or the endpoint does not answer.
+    pub fn begin(
+        settings: &'a Settings,
+        prompts: &[Prompt],
+        places: &Places,
+        what: &str,
+        requests: [u64; 2],
+        highest: usize,
+    ) -> Result<Self, SweepError> {
+        let plan = Plan::empty(settings, prompts);
+        let [first, all] = requests.map(|requests| preflight::AT_MOST + requests);
+        if let Some(key) = plan.exceeds(settings, first) {
+            return Err(SweepError::OverBudget(words::no_room_at_all(first, key)));
+        }
+        open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
+        let run = Run::new(places, Identity::of(settings, prompts), RunSettings::default());
+        let stdio = stdio::guard();
+        run.begin()?;
+        let load =
+            Load::start(settings, Mode::Measure, prompts, &run, Arc::new(Live::default()), Stopper::on_signals()?)?;
+        eprint!("{}", plan.describe_requests(settings, what, all));
+        let probes = load.preflight(prompts, &run)?;
+        if let Some(probe) = probes.probes.iter().find(|probe| probe.is_refused()) {
+            return Err(SweepError::Endpoint(words::refused_prompt(probe, settings)));
+        }
+        // One that nothing answers would be taken for a slow one.
+        if let Some(failed) = probes.probes.iter().find_map(|probe| probe.reply.failure.as_ref()) {
+            return Err(SweepError::Endpoint(words::endpoint_problem(failed, settings)));
+        }
+        Ok(Afterwards { settings, plan, load, run, sent: probes.sent, _stdio: stdio })
+    }
+
+    /// The key of the budget that so many requests more might pass.
+    pub fn no_room(&self, further: u64) -> Option<&'static str> {
+        self.plan.exceeds(self.settings, self.sent + further)
+    }
+
+    pub fn stopped(&self) -> Option<Stop> {
+        self.load.stopper.reason()
+    }
+
+    /// Lets requests arrive at a rate, the `round`-th of this run, from 1.
+    ///
+    /// # Errors
+    /// If they cannot be recorded.
+    pub fn arrivals(&mut self, plan: Arrivals, round: u32) -> Result<OpenLoad, SweepError> {
+        let (arrived, outcomes) = self.load.arrivals(plan, round, &self.run)?;
+        self.sent += outcomes.len() as u64;
+        let late = arrived.late_s.len().saturating_sub(1) as f64 * 0.99;
+        let load = OpenLoad {
+            rate_rps: plan.rate_rps,
+            kept_up: 1.0 - arrived.backlog as f64 / arrived.arrived.max(1) as f64,
+            late_p99_s: arrived.late_s.get(late as usize).copied(),
+            ending: if self.stopped().is_some() { ArrivalsEnd::Cut } else { arrived.ending },
+            ..OpenLoad::default()
+        };
+        Ok(load.with(&outcomes, self.settings.config.llm.request_timeout))
+    }
+}
+
+/// Visits of a level without a drain between, as they were made, and all their requests.
+pub type Visited = (Vec<(usize, [f64; 2])>, Vec<Asked>);
+
+/// Requests that count in a night, where the levels allow for it, and of a visit at least.
+const COUNT: usize = 60;
+const OF_VISIT: usize = 5;
+
+/// Up and down over the levels: one wave to settle, one that counts.
+pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
+    let visit = |level: &usize| LoopPlan {
+        warmup: *level,
+        ..visit_plan(settings, Visit { level: *level, completions: OF_VISIT.max(*level) })
+    };
+    let of_pass: usize = levels.iter().map(|&level| OF_VISIT.max(level)).sum();
+    let passes = COUNT.div_ceil(of_pass.max(1)).max(1);
+    let pass = |at: usize| -> Vec<LoopPlan> {
+        let plans = levels.iter().map(visit);
+        if at.is_multiple_of(2) { plans.collect() } else { plans.rev().collect() }
+    };
+    (0..passes).flat_map(pass).collect()
+}
+
+impl Afterwards<'_> {
+    /// Makes these visits, unless it is stopped.
+    ///
+    /// # Errors
+    /// If they cannot be made or recorded.
+    pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
+        let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
+        let step = Step { level: first.level, stage: Stage::Visit, round: 1 };
+        let planned = Planned { step, plan: *first, not_before: None, is_first: false };
+        let mut visiting = self.load.begin(&planned, &self.run)?;
+        let (mut windows, mut parts, mut rest) = (Vec::new(), Vec::new(), rest.iter());
+        while let Some(visited) = visiting.visited() {
+            windows.extend(visited.measurement.window_s.map(|window| (visited.measurement.concurrency, window)));
+            parts.extend(visited.parts.into_values());
+            match rest.next().filter(|_| self.stopped().is_none()) {
+                Some(next) => visiting.go_on(*next),
+                None => break,
+            }
+        }
+        let ended = visiting.finish()?;
+        self.sent += ended.sent;
+        parts.extend(ended.parts.into_values());
+        let asked = parts.iter().flat_map(Requests::rows).map(|request| Asked {
+            start_s: request.start_s,
+            end_s: request.end_s,
+            tokens: request.output_tokens(),
+            failed: !request.is_success(),
+        });
+        Ok((windows, asked.collect()))
+    }
+}

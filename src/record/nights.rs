@@ -1,0 +1,71 @@
+//! `recheck.jsonl`: one line for each recheck, so that nights add up.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Places, ResultsError, RunId};
+use crate::decide::recheck::{Holds, Look};
+use crate::files;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Night {
+    /// RFC 3339, UTC.
+    pub started_at: Option<String>,
+    pub fingerprint: String,
+    pub concurrency: usize,
+    /// The run that found the number: after another run, it begins anew.
+    pub run_id: Option<RunId>,
+    pub verdict: Holds,
+    pub looks: Vec<Look>,
+}
+
+/// Of a line for every night of some hundred years.
+const MOST_OF_NIGHTS: u64 = 64 << 20;
+
+impl Night {
+    fn path(places: &Places) -> PathBuf {
+        places.results.join("recheck.jsonl")
+    }
+
+    /// The earlier nights of the same number, oldest first.
+    ///
+    /// # Errors
+    /// If the file is there and cannot be read, or a line is none of ours.
+    pub fn earlier(&self, places: &Places) -> Result<Vec<Night>, ResultsError> {
+        let path = Night::path(places);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let read = files::read_to_string(&path, MOST_OF_NIGHTS);
+        let text = read.map_err(|cause| ResultsError::Read { path: path.clone(), cause })?;
+        let wrong = |line: usize, error: serde_json::Error| ResultsError::Format {
+            path: path.clone(),
+            what: "record of rechecks",
+            message: format!("line {line}: {error}"),
+        };
+        let nights = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+        let nights = nights.map(|(at, line)| serde_json::from_str(line).map_err(|error| wrong(at, error)));
+        let nights: Vec<Night> = nights.collect::<Result<_, _>>()?;
+        let key = |of: &Night| (of.fingerprint.clone(), of.concurrency, of.run_id.clone());
+        Ok(nights.into_iter().filter(|night| key(night) == key(self)).collect())
+    }
+
+    /// Adds it at the end.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(&self, places: &Places) -> Result<PathBuf, ResultsError> {
+        let path = Night::path(places);
+        let mut line = serde_json::to_vec(self).expect("our own types have only string keys");
+        line.push(b'\n');
+        let file = std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")));
+        let file = file.and_then(|()| File::options().create(true).append(true).open(&path));
+        // In one piece, so that a line is there or is not.
+        let written = file.and_then(|mut file| file.write_all(&line));
+        written.map_err(|cause| ResultsError::Write { path: path.clone(), cause })?;
+        Ok(path)
+    }
+}

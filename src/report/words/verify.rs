@@ -1,0 +1,81 @@
+//! What traffic a number carries.
+
+use super::numbers::{count, number, or_unknown, percent, rate, seconds, time};
+use crate::decide::verify::{NotCarried, Verified, not_carried};
+use crate::decide::{Gate, Policy, Recommendation};
+use crate::figures::OpenLoad;
+
+pub fn no_room_at_all(requests: u64, key: &str) -> String {
+    format!("Nothing was sent: {} might already pass benchmark.budget.{key}.", count(requests, "request"))
+}
+
+pub fn arrivals_planned(count: usize, rates: &[f64], permits: usize) -> String {
+    let each = if rates.len() > 1 { "each of " } else { "" };
+    let rates: Vec<String> = rates.iter().map(|&rate| number(Some(rate), 1)).collect();
+    format!("{count} arrivals at {each}{} requests/s, at most {permits} in flight,", rates.join(", "))
+}
+
+/// Why a result is none to rely on.
+pub fn no_number(decided: &Recommendation) -> String {
+    match decided.recommended_concurrency {
+        Some(_) => format!("it is provisional (status {})", decided.status.name()),
+        None => format!("its status is {}", decided.status.name()),
+    }
+}
+
+pub const LOAD_HEADER: [&str; 9] =
+    ["arrivals/s", "of found", "wait", "wait P95", "latency", "P95, wait included", "errors", "kept up", "n"];
+
+/// Cells under [`LOAD_HEADER`].
+pub fn load_row(load: &OpenLoad, throughput_rps: f64) -> Vec<String> {
+    let (wait, latency) = (load.wait_s.unwrap_or_default(), load.latency_s.unwrap_or_default());
+    vec![
+        number(Some(load.rate_rps), 2),
+        percent(load.rate_rps / throughput_rps),
+        time(wait.mean),
+        time(wait.p95),
+        time(latency.mean),
+        time(latency.p95),
+        rate(load.failed as f64 / load.requests.max(1) as f64),
+        percent(load.kept_up),
+        load.requests.to_string(),
+    ]
+}
+
+/// Empty for a load that is carried.
+pub fn load_verdict(load: &OpenLoad, policy: &Policy) -> String {
+    match not_carried(load, policy) {
+        None => String::new(),
+        Some(NotCarried::Overloaded) => "overload: the queue grows, cut short".to_owned(),
+        Some(NotCarried::Cut) => "interrupted".to_owned(),
+        Some(NotCarried::Errors(error_rate)) => {
+            format!("error rate {} is not below {}", rate(error_rate), percent(policy.max_error_rate))
+        }
+        Some(NotCarried::Limit(gate, limit, is)) => {
+            let name = match gate {
+                Gate::TtftP95 => "TTFT P95",
+                Gate::P99 => "P99",
+                _ => "P95",
+            };
+            format!("{name} {} is above {}, waiting included", or_unknown(is, seconds), seconds(limit))
+        }
+    }
+}
+
+pub fn carries(verified: &Verified) -> String {
+    let n = verified.concurrency;
+    let answer = match (verified.carries_rps, verified.loads.first()) {
+        (Some(rps), _) => {
+            let load = verified.loads.iter().find(|load| load.rate_rps == rps);
+            let p95 = load.and_then(|load| load.latency_s?.p95);
+            let is_last = verified.and_maybe_more && verified.no_room.is_none();
+            let most = if is_last { " No higher rate was tried." } else { "" };
+            format!("N = {n} carries {rps:.1} requests/s with a P95 of {}, waiting included.{most}", time(p95))
+        }
+        (None, Some(load)) => format!("N = {n} does not carry {:.1} requests/s.", load.rate_rps),
+        (None, None) => format!("What N = {n} carries is not known."),
+    };
+    let no_room =
+        verified.no_room.as_ref().map(|key| format!(" For higher rates there was no room in benchmark.budget.{key}."));
+    answer + &no_room.unwrap_or_default()
+}
