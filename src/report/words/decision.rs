@@ -119,7 +119,9 @@ pub(super) fn why(reason: &Reason) -> String {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
         Reason::ByVisits { objective, tolerance } => {
             let (what, tolerance) = (maximised(*objective), percent(*tolerance));
-            format!("By all visits together the smallest level within {tolerance} of the best {what}")
+            format!(
+                "By all visits together the smallest level that is surely within about {tolerance} of the best {what}"
+            )
         }
         Reason::NotDecided { interval } => {
             let which = match interval {
