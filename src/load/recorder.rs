@@ -159,6 +159,8 @@ impl<O: Observer> Observer for Recorder<O> {
         let step = Step { level, stage: Stage::Visit, round: first + visit };
         let recorded = self.recorded(step, record, in_flight_s);
         // Nobody is there to be told any more only if the run has failed.
-        let _ = self.visits.as_ref().map(|visits| visits.to.send(recorded));
+        if let Some(visits) = &self.visits {
+            let _ = visits.to.send(recorded);
+        }
     }
 }

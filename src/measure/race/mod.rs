@@ -470,7 +470,7 @@ mod tests {
             let seen = |i: usize| Seen {
                 start_s: start_s(i),
                 end_s: start_s(i) + latency,
-                failed: one_in > 0 && i % one_in == 0,
+                failed: one_in > 0 && i.is_multiple_of(one_in),
                 ..Seen::default()
             };
             let requests: Vec<Seen> = (0..n).map(seen).collect();

@@ -132,7 +132,7 @@ pub(super) fn why(reason: &Reason) -> String {
                 None => "too little was measured to say anything".to_owned(),
             };
             format!(
-                "The run ended before the answer was sure: {which}; allow more (benchmark.budget), or measure on a quieter server"
+                "The run ended before the answer was sure: {which}; allow more where benchmark.budget ended it, or measure on a quieter server"
             )
         }
         Reason::StillRising { level, is_highest } => {
