@@ -382,7 +382,6 @@ impl Sweep<'_> {
             (0, _) => {}
             (lost, _) if lost > LOOKS => return None,
             (1, [last, _]) => return Some(visit(last)),
-            // It may have died of the level itself.
             (_, [_, served]) => return Some(visit(served)),
         }
         if self.suspects.is_none() {
