@@ -260,8 +260,8 @@ fn study_regressions(count: usize, first_seed: u64, bars: &mut Bars) {
     });
     println!("### Regressions\n");
     println!(
-        "{count} pairs of sweeps a line, over all {} servers, with `--fail-on-regression {:.0}`:\n",
-        scenarios.len(),
+        "{count} pairs of sweeps a line, over all servers ({}), with `--fail-on-regression {:.0}`:\n",
+        scenarios.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", "),
         100.0 * THRESHOLD
     );
     println!(

@@ -1,4 +1,4 @@
-//! Twelve sweeps in virtual time, with fixed seeds: the figures to the last digit, the pick and the status.
+//! Twelve sweeps in virtual time, with fixed seeds: the figures to the last digit, and each pick against the truth.
 
 #[path = "common/virtual_server.rs"]
 mod virtual_server;

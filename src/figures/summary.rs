@@ -322,15 +322,14 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
 
 /// Averaged by the time that was measured: of many short visits one is always disturbed.
 fn client(level: &[Measured]) -> Option<ClientLoad> {
-    let known =
-        || level.iter().filter_map(|(of, _)| Some((of.client?, of.window_s.map_or(0.0, |[from, to]| to - from))));
-    let mean = |figure: fn(&ClientLoad) -> Option<f64>| {
-        let figures = known().filter_map(|(client, seconds)| Some((figure(&client)?, seconds)));
-        let (sum, seconds) = figures.fold((0.0, 0.0), |(sum, all), (figure, own)| (sum + own * figure, all + own));
+    let mean = |figure: fn(ClientLoad) -> Option<f64>| {
+        let known = level.iter().filter_map(|(of, _)| Some((figure(of.client?)?, of.window_s?)));
+        let (sum, seconds) = known
+            .fold((0.0, 0.0), |(sum, seconds), (value, [from, to])| (sum + (to - from) * value, seconds + (to - from)));
         (seconds > 0.0).then(|| sum / seconds)
     };
-    known().next()?;
-    Some(ClientLoad { cpu: mean(|of| of.cpu), timer_lag_p95_s: mean(|of| of.timer_lag_p95_s) })
+    let load = ClientLoad { cpu: mean(|of| of.cpu), timer_lag_p95_s: mean(|of| of.timer_lag_p95_s) };
+    Some(load).filter(|load| *load != ClientLoad::default())
 }
 
 fn cohort<'a>(level: &'a [Measured]) -> impl Iterator<Item = &'a Request> {

@@ -62,9 +62,7 @@ const WITH_VALUE: [&str; 18] = [
 
 impl CriterionArgs {
     /// Of the arguments after the program's name.
-    ///
-    /// # Errors
-    /// For modes that cannot measure a server truly.
+    /// An error for modes that cannot measure a server truly.
     pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, SweepError> {
         let args: Vec<String> = args.into_iter().collect();
         let has = |name: &str| args.iter().any(|arg| arg == name || arg.starts_with(&format!("{name}=")));

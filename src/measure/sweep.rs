@@ -76,9 +76,7 @@ pub struct Swept {
 
 /// Runs the sweep: each level of a list in full, a Criterion benchmark; then a race among them, or among all levels for
 /// `auto`, until the answer is sure; and at last what fell against the baseline. Each is on disk when it ends.
-///
-/// # Errors
-/// If it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
+/// An error if it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(
     settings: &Settings,
     args: &CriterionArgs,
@@ -157,9 +155,14 @@ pub fn run(
     group.finish();
     let mut swept = sweep.swept;
     bench.finish();
-    // Outside of a level there was none to be cut, and yet the run was not to go on.
-    let asked_to_stop = load.as_ref().and_then(|load| load.stopper.reason());
-    swept.stopped = swept.stopped.or(asked_to_stop.filter(|&reason| reason == Stop::Interrupted));
+    // Between two measurements there was none to be cut, and yet the run was not to go on.
+    let is_open = swept.run.manifest.raced.is_some_and(|raced| !raced.decided);
+    let asked = load.as_ref().and_then(|load| load.stopper.reason()).filter(|_| swept.stopped.is_none());
+    if let Some(why) = asked.filter(|&why| is_open || why == Stop::Interrupted) {
+        swept.stopped = Some(why);
+        let last = swept.run.manifest.levels.last().map(|of| of.concurrency);
+        swept.notes.extend(last.map(|level| Note::Stopped { level, why: why.into() }));
+    }
     if let Some(load) = load.filter(|_| args.mode == Mode::Test) {
         let sent = load.simulator.map_or(0, |simulator| simulator.log().len());
         eprintln!("Test mode: {sent} requests to the embedded simulator, none elsewhere");
@@ -391,7 +394,6 @@ impl Sweep<'_> {
             (0, _) => {}
             (lost, _) if lost > LOOKS => return None,
             (1, [last, _]) => return Some(visit(last)),
-            // It may have died of the level itself.
             (_, [_, served]) => return Some(visit(served)),
         }
         if self.suspects.is_none() {

@@ -24,7 +24,6 @@ pub fn remove_confirm_groups(places: &Places) {
     let is_round = |name: &str| name.strip_prefix("confirm-").is_some_and(|round| round.parse::<u32>().is_ok());
     let groups = std::fs::read_dir(&places.criterion).into_iter().flatten().flatten();
     for group in groups.filter(|group| group.file_name().to_str().is_some_and(is_round)) {
-        // What stays is merely of no use.
         let _ = std::fs::remove_dir_all(group.path());
     }
 }

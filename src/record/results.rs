@@ -55,9 +55,7 @@ impl ResultsFile {
     }
 
     /// Reads a results file.
-    ///
-    /// # Errors
-    /// If it cannot be read, is not JSON, has another schema, or a figure that cannot be.
+    /// An error if it cannot be read, is not JSON, has another schema, or a figure that cannot be.
     pub fn read(path: &Path) -> Result<Self, ResultsError> {
         let file: ResultsFile = read_json(path, MOST_OF_JSON, "results file")?;
         let wrong =

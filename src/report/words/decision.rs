@@ -150,7 +150,9 @@ pub(super) fn why(reason: &Reason) -> String {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
         Reason::ByVisits { objective, tolerance } => {
             let (what, tolerance) = (maximised(*objective), percent(*tolerance));
-            format!("By all visits together the smallest level within {tolerance} of the best {what}")
+            format!(
+                "By all visits together the smallest level that is surely within about {tolerance} of the best {what}"
+            )
         }
         Reason::NotDecided { interval } => {
             let which = match interval {
@@ -161,7 +163,7 @@ pub(super) fn why(reason: &Reason) -> String {
                 None => "too little was measured to say anything".to_owned(),
             };
             format!(
-                "The run ended before the answer was sure: {which}; allow more (benchmark.budget), or measure on a quieter server"
+                "The run ended before the answer was sure: {which}; allow more where benchmark.budget ended it, or measure on a quieter server"
             )
         }
         Reason::StillRising { level, is_highest } => {
