@@ -136,7 +136,7 @@ fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
 // ---- the same bytes, not understood ----
 
 fn raw(server: SocketAddr, kind: Kind, level: usize) -> f64 {
-    let body = BodyTemplate::new("m", &kind.settings(), PROMPT).fill(PREFIX);
+    let body = BodyTemplate::new("m", &kind.settings(), &Prompt::from(PROMPT)).fill(PREFIX);
     cost_us(kind.requests(), || {
         runtime().block_on(async {
             let sent = Arc::new(AtomicUsize::new(0));
@@ -177,7 +177,7 @@ async fn read_only(server: SocketAddr, body: Bytes, requests: usize, sent: Arc<A
 fn wrk(server: SocketAddr, level: usize) -> Option<f64> {
     let folder = tempfile::tempdir().expect("a folder");
     let script = folder.path().join("post.lua");
-    let body = BodyTemplate::new("m", &Kind::Plain.settings(), PROMPT).fill(PREFIX);
+    let body = BodyTemplate::new("m", &Kind::Plain.settings(), &Prompt::from(PROMPT)).fill(PREFIX);
     let body = std::str::from_utf8(&body).expect("JSON");
     let text =
         format!("wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\nwrk.body = [==[{body}]==]\n");
