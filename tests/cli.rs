@@ -575,12 +575,12 @@ fn a_quick_run_in_an_empty_folder() {
     assert!(!page.contains("chart-queueing") && file["levels"][0].get("server").is_none());
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
-    let again = folder.recommend(&[]);
+    let again = folder.recommend(&["--verbose"]);
     assert_eq!(again.code, ran.code, "{}", again.shown());
     assert_eq!(again.stdout.lines().nth(1), ran.stdout.lines().find(|line| line.starts_with("level ")));
     let made = folder.tool(&["generate-test-data"]);
     assert_eq!(made.stdout, "wrote 100 snippets (seed 42) to test-data/test_snippets.json\n");
-    assert_eq!(folder.recommend(&[]).shown(), again.shown());
+    assert_eq!(folder.recommend(&["--verbose"]).shown(), again.shown());
     let from_file = folder.recommend(&["--results", results[2].to_str().unwrap(), "--json"]);
     assert_eq!((from_file.code, &from_file.stdout[..1]), (ran.code, "{"));
 
@@ -599,7 +599,7 @@ fn a_run_counts_what_keeps_within_the_slo_and_what_it_costs() {
                   slo: {ttft: 0.06, latency: 10, attainment: 0.9}, max_p95_seconds: 10}\nsimulator: {slots: 4, base_step_ms: \
                   3, per_sequence_ms: 0.1, output_tokens: {distribution: fixed, tokens: 40}}\n";
     let folder = Folder::with(config);
-    let ran = folder.tool(&["run", "--max-requests", "1500"]);
+    let ran = folder.tool(&["run", "--max-requests", "1500", "--verbose"]);
     for part in ["goodput", "in SLO", "USD/1000", "Goodput ", "1000 requests cost "] {
         assert!(ran.stdout.contains(part), "{part}: {}", ran.shown());
     }
