@@ -289,8 +289,9 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
     let gone = below.as_ref().filter(|gain| gain.then > tolerated && gain.now().0 < gain.then / 2.0);
     let risen = above.as_ref().filter(|gain| gain.now().0 > tolerated);
     let unseen = z(1.0 - OVERLOOKED);
+    // Tonight alone: nights before a change would hide it.
     let may_be_slower = || {
-        let (change, deviation) = speed.change(2);
+        let (change, deviation) = speed.change(1);
         change - unseen * deviation < (1.0 - FALL).ln()
     };
     let may_be_gone = |gain: &Gain| gain.then > tolerated && gain.now().0 < unseen * gain.now().1;
