@@ -120,6 +120,18 @@ impl Series {
     }
 }
 
+#[test]
+fn a_night_takes_fifty_to_a_hundred_requests_up_to_a_number_of_13() {
+    let server = Server::knee("knee", 20);
+    let run = run_of(&server, &mut StdRng::seed_from_u64(1));
+    for number in 1..=13 {
+        let plans = visits_to(&settings(), &levels(number, &run));
+        let (last, completions) =
+            (plans.last().unwrap().level, plans.iter().map(|plan| plan.warmup + plan.measured).sum::<usize>());
+        assert!((50..=100).contains(&(completions + last)), "{number}: {completions} and {last}");
+    }
+}
+
 fn is_alarm(verdict: Holds) -> bool {
     !matches!(verdict, Holds::Holds | Holds::CannotTell)
 }

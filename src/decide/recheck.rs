@@ -191,14 +191,9 @@ struct Series {
 impl Series {
     /// The last nights less those before and the run, and the standard deviation of that.
     fn change(&self, last: usize) -> (f64, f64) {
-        let mean = |values: &mut dyn Iterator<Item = Rate>| {
-            let sums =
-                values.fold((0.0, 0.0), |(sum, weight), of| (sum + of.log / of.variance, weight + 1.0 / of.variance));
-            Rate { log: sums.0 / sums.1, variance: 1.0 / sums.1 }
-        };
-        let (before, after) = self.nights.split_at(self.nights.len() - last.min(self.nights.len()));
+        let (before, after) = self.nights.split_at(self.nights.len().saturating_sub(last));
         let run = Rate { log: 0.0, variance: self.run };
-        let (before, after) = (mean(&mut before.iter().copied().chain([run])), mean(&mut after.iter().copied()));
+        let (before, after) = (mean(before.iter().copied().chain([run])), mean(after.iter().copied()));
         (after.log - before.log, (before.variance + after.variance).sqrt())
     }
 
@@ -223,91 +218,115 @@ impl Series {
     }
 }
 
+/// Weighted by what each is worth; not a number for none.
+fn mean(values: impl Iterator<Item = Rate>) -> Rate {
+    let (sum, weight) =
+        values.fold((0.0, 0.0), |(sum, weight), of| (sum + of.log / of.variance, weight + 1.0 / of.variance));
+    Rate { log: sum / weight, variance: 1.0 / weight }
+}
+
 fn z(p: f64) -> f64 {
     Normal::standard().inverse_cdf(p)
 }
 
+/// A gain from one level to the next: that of the run, and the nights' beyond it.
+struct Gain {
+    /// The one that is not the number.
+    level: usize,
+    then: f64,
+    series: Series,
+}
+
+impl Gain {
+    /// In the last three nights, with its standard deviation.
+    fn now(&self) -> (f64, f64) {
+        let (change, deviation) = self.series.change(3);
+        (self.then + change, deviation)
+    }
+
+    fn told(&self) -> (usize, f64, f64) {
+        (self.level, self.now().0.exp() - 1.0, self.then.exp() - 1.0)
+    }
+}
+
 /// `nights` are all looks at `number` since the run, tonight's last.
 pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy: &Policy) -> Rechecked {
-    let with_tokens = then(run, number, true).is_some()
-        && nights.iter().flatten().all(|look| look.tps.is_some() || look.rps.is_none());
-    let rate = |look: &Look| if with_tokens { look.tps } else { look.rps };
-    let at = |night: &[Look], level: usize| night.iter().find(|look| look.level == level).and_then(rate);
+    let mut all = nights.iter().flatten();
+    let with_tokens = then(run, number, true).is_some() && all.all(|look| look.tps.is_some() || look.rps.is_none());
+    let look = |night: &Vec<Look>, level: usize| night.iter().find(|look| look.level == level).cloned();
+    let rate = |night: &Vec<Look>, level| {
+        look(night, level).and_then(|look: Look| if with_tokens { look.tps } else { look.rps })
+    };
     let levels = levels(number, run);
     // Over all levels, since a speed is common to them.
-    let (mut speed, mut run_speed) = (Vec::new(), f64::INFINITY);
-    for night in nights {
-        let parts = levels.iter().filter_map(|&level| Some((at(night, level)?, then(run, level, with_tokens)?)));
-        let sums = parts.fold((0.0, 0.0), |(sum, weight), (now, then)| {
-            run_speed = run_speed.min(then.variance);
-            (sum + (now.log - then.log) / now.variance, weight + 1.0 / now.variance)
-        });
-        if sums.1 > 0.0 {
-            speed.push(Rate { log: sums.0 / sums.1, variance: 1.0 / sums.1 + BETWEEN_NIGHTS.powi(2) });
-        }
-    }
-    let speed = Series { run: run_speed + BETWEEN_NIGHTS.powi(2), nights: speed };
-    // The gain of the run, and the nights' beyond it.
-    let gain = |from: usize, to: usize| {
+    let of_night = |night: &Vec<Look>| {
+        let of_level = |&level: &usize| {
+            let (now, then) = (rate(night, level)?, then(run, level, with_tokens)?);
+            Some(Rate { log: now.log - then.log, variance: now.variance })
+        };
+        let mean = mean(levels.iter().filter_map(of_level));
+        mean.log.is_finite().then(|| Rate { variance: mean.variance + BETWEEN_NIGHTS.powi(2), ..mean })
+    };
+    let of_run = then(run, number, with_tokens).map_or(0.0, |then| then.variance) + BETWEEN_NIGHTS.powi(2);
+    let speed = Series { run: of_run, nights: nights.iter().filter_map(of_night).collect() };
+    let gain = |level: usize| {
+        let [from, to] = [level.min(number), level.max(number)];
         let (low, high) = (then(run, from, with_tokens)?, then(run, to, with_tokens)?);
         let then = high.log - low.log;
-        let of = |night: &Vec<Look>| {
-            let (low, high) = (at(night, from)?, at(night, to)?);
+        let of_night = |night: &Vec<Look>| {
+            let (low, high) = (rate(night, from)?, rate(night, to)?);
             Some(Rate { log: high.log - low.log - then, variance: low.variance + high.variance })
         };
-        let nights: Vec<Rate> = nights.iter().filter_map(of).collect();
-        (!nights.is_empty()).then_some((then, Series { run: low.variance + high.variance, nights }))
+        let nights: Vec<Rate> = nights.iter().filter_map(of_night).collect();
+        let series = Series { run: low.variance + high.variance, nights };
+        (!series.nights.is_empty()).then_some(Gain { level, then, series })
     };
-    let below = levels.iter().rfind(|&&level| level < number).and_then(|&level| Some((level, gain(level, number)?)));
-    let above = levels.iter().find(|&&level| level > number).and_then(|&level| Some((level, gain(number, level)?)));
-    let few = (-(1.0 - policy.tolerance).ln(), 3.min(nights.len()));
-    let now = |(then, series): &(f64, Series)| then + series.change(few.1).0;
-    // Half of the gain is gone, or more: the level below would do.
-    let is_gone = below.as_ref().is_some_and(|(_, gain)| now(gain) < gain.0 / 2.0 && gain.0 > few.0);
-    let too_high = is_gone && below.as_ref().is_some_and(|(_, gain)| gain.1.shows(-1.0, OF_GAIN));
-    let too_low = above.as_ref().is_some_and(|(_, gain)| now(gain) > few.0 && gain.1.shows(1.0, OF_GAIN));
+    let below = levels.iter().find(|&&level| level < number).and_then(|&level| gain(level));
+    let above = levels.iter().find(|&&level| level > number).and_then(|&level| gain(level));
+    let tolerated = -(1.0 - policy.tolerance).ln();
     let slower = speed.shows(-1.0, OF_SPEED);
-    let tonight = |level| nights.last().and_then(|night| night.iter().find(|look: &&Look| look.level == level));
-    let (failed, requests) = tonight(number).map_or((0, 0), |look| (look.failed, look.requests));
-    let fewer_fail_below = levels.first().filter(|&&level| level < number).and_then(|&level| tonight(level));
-    let is_below_limit = |look: &Look| (look.failed as f64) < policy.max_error_rate * look.requests as f64;
-    let fewer_fail_below = fewer_fail_below.is_some_and(is_below_limit);
-    let fails = wilson(failed, requests).is_some_and(|[low, _]| low >= policy.max_error_rate);
+    // Half of the gain is gone, or more: the level below would do.
+    let gone = below.as_ref().filter(|gain| gain.then > tolerated && gain.now().0 < gain.then / 2.0);
+    let risen = above.as_ref().filter(|gain| gain.now().0 > tolerated);
     let unseen = z(1.0 - OVERLOOKED);
+    // Tonight alone: nights before a change would hide it.
     let may_be_slower = || {
-        let (change, deviation) = speed.change(2);
+        let (change, deviation) = speed.change(1);
         change - unseen * deviation < (1.0 - FALL).ln()
     };
-    let may_be_gone = || {
-        below.as_ref().is_some_and(|(_, (then, series))| {
-            let (change, deviation) = series.change(few.1);
-            *then > few.0 && then + change - unseen * deviation < 0.0
-        })
+    let may_be_gone = |gain: &Gain| gain.then > tolerated && gain.now().0 < unseen * gain.now().1;
+    let may_rise = |gain: &Gain| gain.now().0 + unseen * gain.now().1 > (gain.level as f64 / number as f64).ln();
+    let failures = |level| {
+        let look = nights.last().and_then(|night| look(night, level));
+        look.map_or((0, 0), |look| (look.failed, look.requests))
     };
-    let may_rise = || {
-        above.as_ref().is_some_and(|(level, (then, series))| {
-            let (change, deviation) = series.change(few.1);
-            then + change + unseen * deviation > (*level as f64 / number as f64).ln()
-        })
-    };
+    let (failed, requests) = failures(number);
+    let fails = wilson(failed, requests).is_some_and(|[low, _]| low >= policy.max_error_rate);
+    let is_the_load = below.as_ref().map(|gain| failures(gain.level));
+    let is_the_load = is_the_load.is_some_and(|(failed, of)| (failed as f64) < policy.max_error_rate * of as f64);
     let verdict = match () {
-        // It is the load where fewer fail with less of it.
-        () if fails && fewer_fail_below => Holds::TooHigh,
-        () if fails => Holds::CannotTell,
-        () if speed.nights.len() < nights.len() || nights.is_empty() => Holds::CannotTell,
-        () if too_high || (slower && is_gone) => Holds::TooHigh,
-        () if too_low => Holds::TooLow,
+        () if fails => {
+            if is_the_load {
+                Holds::TooHigh
+            } else {
+                Holds::CannotTell
+            }
+        }
+        () if nights.is_empty() || speed.nights.len() < nights.len() => Holds::CannotTell,
+        () if gone.is_some_and(|gain| slower || gain.series.shows(-1.0, OF_GAIN)) => Holds::TooHigh,
+        () if risen.is_some_and(|gain| gain.series.shows(1.0, OF_GAIN)) => Holds::TooLow,
         () if slower => Holds::ServerSlower,
-        () if may_be_slower() || may_be_gone() || may_rise() => Holds::CannotTell,
+        () if may_be_slower() || below.as_ref().is_some_and(may_be_gone) || above.as_ref().is_some_and(may_rise) => {
+            Holds::CannotTell
+        }
         () => Holds::Holds,
     };
-    let told = |(level, gain): &(usize, (f64, Series))| (*level, now(gain).exp() - 1.0, gain.0.exp() - 1.0);
     Rechecked {
         verdict,
         nights: nights.len(),
         error_rate: failed as f64 / requests.max(1) as f64,
         speed: (!speed.nights.is_empty()).then(|| speed.moved()),
-        below: below.as_ref().map(told),
-        above: above.as_ref().map(told),
+        below: below.as_ref().map(Gain::told),
+        above: above.as_ref().map(Gain::told),
     }
 }

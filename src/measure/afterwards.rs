@@ -100,8 +100,8 @@ impl<'a> Afterwards<'a> {
 /// Visits of a level without a drain between, as they were made, and all their requests.
 pub type Visited = (Vec<(usize, [f64; 2])>, Vec<Asked>);
 
-/// Requests that count in a night, where the levels allow for it, and of a visit at least.
-const COUNT: usize = 60;
+/// Requests of a night at most where the levels allow for it, and of a visit that count at least.
+const OF_NIGHT: usize = 95;
 const OF_VISIT: usize = 5;
 
 /// Up and down over the levels: one wave to settle, one that counts.
@@ -110,8 +110,8 @@ pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
         warmup: *level,
         ..visit_plan(settings, Visit { level: *level, completions: OF_VISIT.max(*level) })
     };
-    let of_pass: usize = levels.iter().map(|&level| OF_VISIT.max(level)).sum();
-    let passes = COUNT.div_ceil(of_pass.max(1)).max(1);
+    let of_pass: usize = levels.iter().map(visit).map(|plan| plan.warmup + plan.measured).sum();
+    let passes = (OF_NIGHT / of_pass.max(1)).max(1);
     let pass = |at: usize| -> Vec<LoopPlan> {
         let plans = levels.iter().map(visit);
         if at.is_multiple_of(2) { plans.collect() } else { plans.rev().collect() }

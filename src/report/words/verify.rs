@@ -47,7 +47,7 @@ pub fn load_verdict(load: &OpenLoad, policy: &Policy) -> String {
     match not_carried(load, policy) {
         None => String::new(),
         Some(NotCarried::Overloaded) => "overload: the queue grows, cut short".to_owned(),
-        Some(NotCarried::Cut) => "interrupted".to_owned(),
+        Some(NotCarried::Cut) => "stopped before all had arrived".to_owned(),
         Some(NotCarried::Errors(error_rate)) => {
             format!("error rate {} is not below {}", rate(error_rate), percent(policy.max_error_rate))
         }
