@@ -148,11 +148,11 @@ fn files_below(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
 #[test]
 fn a_run_shows_what_was_cached_and_saves_nothing_of_the_system_prompt() {
     let system = format!("You are CANARY. {}", "Be brief. ".repeat(200));
-    let args = ["run", "--levels", "1,2", "--total-requests", "20", "--quiet"];
+    let args = ["run", "--levels", "1,2", "--total-requests", "20", "--quiet", "--verbose"];
     let (folder, code, said) = run("{system: {file: system.txt}}", &[("system.txt", &system)], &args);
     assert!(matches!(code, Some(0 | 3)), "{said}");
     let header = said.lines().find(|line| line.starts_with("level")).unwrap();
-    assert!(header.contains("tok/s  cached  errors"), "{header}");
+    assert!(header.contains("  cached  "), "{header}");
     let mut files = Vec::new();
     files_below(folder.path(), &mut files);
     let written: Vec<_> = files.iter().filter(|path| !path.ends_with("system.txt")).collect();
