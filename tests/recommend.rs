@@ -1023,3 +1023,48 @@ proptest! {
         prop_assert_eq!(recommend(&levels, &Policy::default()), recommend(&shuffled, &Policy::default()));
     }
 }
+
+// ---- what is printed at the end ----
+
+/// Nothing but its throughput and its errors.
+fn plain(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
+    LevelSummary {
+        concurrency,
+        error_rate: Some(error_rate),
+        throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
+        ..LevelSummary::default()
+    }
+}
+
+/// With an empty line before them, and the report and the next command behind.
+#[test]
+fn the_end_of_a_run_fits_fifteen_lines_of_any_width() {
+    let many: Vec<LevelSummary> = (1..=60).map(|n| plain(n, (n as f64).min(20.0), 0.5 * f64::from(n > 40))).collect();
+    for levels in [&many[..], &many[..10], &many[..1], &[]] {
+        let decided = recommend(levels, &Policy::default());
+        for width in [60, 80, 120] {
+            let shown = text::brief(&decided, Some(10), text::Screen { width, bold: false });
+            let widest = shown.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+            assert!(shown.lines().count() <= 12 && widest <= width, "{widest} of {width}:\n{shown}");
+            assert!(shown.starts_with(&words::headline(&decided, Some(10))[..20]), "{shown}");
+            let chosen = decided.recommended_concurrency;
+            assert_eq!(shown.matches("<- recommended").count(), usize::from(chosen.is_some()), "{shown}");
+        }
+        let bold = text::brief(&decided, None, text::Screen { width: 200, bold: true });
+        assert!(bold.starts_with("\x1b[1m") && bold.matches("\x1b[0m\n").count() == 1, "{bold}");
+    }
+}
+
+#[test]
+fn a_narrow_table_drops_columns_and_breaks_between_words() {
+    let decided = recommend(&[plain(1, 5.0, 0.0), plain(20, 40.0, 0.0), plain(50, 39.0, 0.5)], &Policy::default());
+    let header = |width: usize| text::table(&decided, width).lines().next().map(str::to_owned).unwrap_or_default();
+    assert_eq!(header(usize::MAX).split("  ").filter(|name| !name.is_empty()).count(), text::COLUMNS.len() + 1);
+    assert!(!header(80).contains('±') && header(80).contains("P95"), "{}", header(80));
+    let narrow = text::table(&decided, 60);
+    assert!(narrow.lines().all(|line| line.chars().count() <= 60), "{narrow}");
+    // What a failing level reaches is no share of what is allowed.
+    let failing = narrow.lines().find(|line| line.trim_start().starts_with("50 ")).unwrap_or_default();
+    assert!(failing.contains('–') && !failing.contains("98 %"), "{narrow}");
+    assert_eq!(text::wrapped("a bb ccc", 4), ["a bb", "ccc"]);
+}

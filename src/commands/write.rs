@@ -10,7 +10,9 @@ use super::{NO_LONGER, NOTHING_TO_WRITE};
 use crate::client::Endpoint;
 use crate::decide::compare::Comparison;
 use crate::decide::{Recommendation, Status};
+use crate::monitor::terminal_width;
 use crate::patch;
+use crate::report::text;
 use crate::report::words::{self, WhyNot};
 use crate::settings::{Config, Settings};
 
@@ -66,7 +68,8 @@ impl WriteArgs {
         if let Some((code, why)) = self.reason_against(recommendation, comparison, settings) {
             if code == NOTHING_TO_WRITE && !matches!(why, WhyNot::MaybeRegression) && !self.update_config {
                 let why = words::why_not(&why, path);
-                eprintln!("Nothing that may be written (exit code {NOTHING_TO_WRITE}): {why}");
+                let told = format!("Nothing that may be written (exit code {NOTHING_TO_WRITE}): {why}");
+                eprint!("{}", text::fitted(&told, terminal_width()));
             }
             let text = if is_asked { words::left_as_it_was(path, &why) } else { String::new() };
             return Ok((left(text), ExitCode::from(code)));

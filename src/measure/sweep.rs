@@ -399,7 +399,8 @@ impl Sweep<'_> {
         if self.suspects.is_none() {
             let next = race.next(&self.evidence());
             if let Some(load) = self.load {
-                load.live.stands(race.standing().pick, race.standing().interval);
+                let possible = race.possible_picks().map(|pick| pick.ceil() as usize);
+                load.live.stands(race.standing().pick, possible);
             }
             if let Some(next) = next {
                 return Some(plan::visit_plan(self.settings, next));

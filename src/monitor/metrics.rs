@@ -318,7 +318,7 @@ mod tests {
     use crate::client::outcome::tests::outcome;
     use crate::client::outcome::{Phase, RequestOutcome};
     use crate::decide::{Policy, recommend};
-    use crate::figures::{Estimate, LevelSummary};
+    use crate::figures::{Estimate, LevelSummary, ServerLoad};
 
     /// Level 2 twice, the second time in a confirm round that is still running.
     fn live() -> Arc<Live> {
@@ -378,7 +378,15 @@ mod tests {
 
     #[test]
     fn the_dashboard_names_nothing_else() {
-        let text = openmetrics(&live().series.registry);
+        let full = LevelSummary {
+            concurrency: 2,
+            throughput_rps: Some(Estimate { estimate: 5.0, lower: None, upper: None }),
+            latency_s: Some(Distribution { p95: Some(0.25), ..Distribution::default() }),
+            server: Some(ServerLoad { running: Some(1.0), waiting: Some(1.0), ..ServerLoad::default() }),
+            ..LevelSummary::default()
+        };
+        let ended = recommend(&[LevelSummary { concurrency: 1, ..full.clone() }, full], &Policy::default());
+        let text = openmetrics(&live().series.registry) + &textfile(&ended, "a", "b", 1.5e9);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')

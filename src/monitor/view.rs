@@ -218,10 +218,11 @@ impl View {
         if all_s > 0.0 && (own_s.is_some() || at.is_none()) {
             parts.push(format!("about {} left", whole_seconds(all_s)));
         }
-        parts.extend(course.choice.map(|(choice, [low, high])| match high {
-            _ if low == high => format!("so far {choice}"),
-            usize::MAX => format!("so far {choice}, {low} or more possible"),
-            _ => format!("so far {choice}, {low} to {high} possible"),
+        let known = course.levels.keys().chain(course.ahead.iter().map(|(level, _)| level));
+        let highest = known.copied().max().unwrap_or_default();
+        parts.extend(course.choice.map(|(choice, [low, high])| match high.min(highest) {
+            high if low >= high => format!("so far {choice}"),
+            high => format!("so far {choice}, {low} to {high} possible"),
         }));
         parts
     }

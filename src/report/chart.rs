@@ -380,25 +380,13 @@ impl Chart {
         named.iter().zip(fit(&widths, self.pixels())).filter_map(name).collect()
     }
 
-    /// Those that have room; the first and the last say most.
     fn named_points(&self) -> String {
-        let mut svg = String::new();
-        let mut taken: Vec<([f64; 2], &str)> = Vec::new();
-        let order = self.names.iter().rev().take(1).chain(self.names.iter().take(self.names.len().saturating_sub(1)));
-        for (pixels, class) in [(NARROW, "halo"), (self.pixels(), "halo spare")] {
-            for (at, name) in
-                order.clone().filter(|(_, name)| taken.iter().all(|(_, other)| other != name)).collect::<Vec<_>>()
-            {
-                let place = self.place(*at);
-                let is_near = |other: [f64; 2]| {
-                    (other[0] - place[0]).abs() * pixels < width_of(name) && (other[1] - place[1]).abs() * LOWEST < TEXT
-                };
-                if !taken.iter().any(|(other, _)| is_near(*other)) {
-                    taken.push((place, name));
-                    svg += &text(class, place, [7.0, -7.0], "", name);
-                }
-            }
-        }
+        let places: Vec<_> = self.names.iter().map(|(at, name)| (self.place(*at), name)).collect();
+        let widths: Vec<_> = places.iter().map(|(place, name)| (place[0], width_of(name))).collect();
+        let name = |((place, name), fits): (&([f64; 2], &String), Option<&str>)| {
+            Some(text(&format!("halo {}", fits?), *place, [7.0, -7.0], "", name))
+        };
+        let svg: String = places.iter().zip(fit(&widths, self.pixels())).filter_map(name).collect();
         let ring = self.ring.map(|at| self.place(at).map(percent));
         svg + &ring.map_or_else(String::new, |[x, y]| format!("<circle class=\"pick\" cx=\"{x}\" cy=\"{y}\" r=\"8\"/>"))
     }

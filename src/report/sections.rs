@@ -396,18 +396,13 @@ impl Tradeoff {
             recommendation.levels.iter().any(|l| l.verdict != Verdict::NotUsed && l.summary.requests < Some(30));
         let unlimited = Policy { max_p95_seconds: Some(f64::MAX), max_ttft_p95_seconds: None, ..policy.clone() };
         let judged = judge(&summaries, &unlimited, raced);
-        let has_tokens = summaries.iter().any(|summary| tokens_of(summary).is_some());
-        let per_request = |s: &LevelSummary| Some([1.0 / s.latency_s?.mean?, s.throughput_rps?.estimate]);
-        let place = |summary: &LevelSummary| if has_tokens { tokens_of(summary) } else { per_request(summary) };
-        let placed: Vec<(&LevelSummary, [f64; 2])> = summaries
-            .iter()
-            .filter_map(|s| Some((s, place(s).filter(|at| at.iter().all(|v| v.is_finite()))?)))
-            .collect();
+        let finite = |at: &[f64; 2]| at.iter().all(|value| value.is_finite());
+        let placed: Vec<(&LevelSummary, [f64; 2])> =
+            summaries.iter().filter_map(|s| Some((s, tokens_of(s).filter(finite)?))).collect();
         if placed.len() < 2 {
             return None;
         }
         let chosen = recommendation.recommended_concurrency;
-        let what = if has_tokens { "tokens" } else { "requests" };
         let points = placed.iter().map(|(_, at)| *at).collect();
         let mut stops = placed.clone();
         stops.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
@@ -415,23 +410,16 @@ impl Tradeoff {
         let series = |name: &str, values| Series { name: name.to_owned(), tone: "accent", values, ..Series::default() };
         let chart = Chart {
             id: "tradeoff".to_owned(),
-            label: format!("{what} per second of all together over those of each, by level"),
+            label: "Output tokens per second of all together over those of each, by level".to_owned(),
             wide: true,
             x: Axis {
-                label: format!(
-                    "{what} per second for each: 1 over the {}",
-                    if has_tokens { "median TPOT" } else { "mean latency" }
-                ),
+                label: "tokens per second for each: 1 over the median TPOT".to_owned(),
                 ..Axis::from_zero("", Unit::Number, placed.iter().map(|(_, at)| at[0]))
             },
-            y: Axis::from_zero(
-                &format!("{what} per second, all together"),
-                Unit::Number,
-                placed.iter().map(|(_, at)| at[1]),
-            ),
+            y: Axis::from_zero("tokens per second, all together", Unit::Number, placed.iter().map(|(_, at)| at[1])),
             stops: stops.iter().map(|stop| stop.1[0]).collect(),
             series: vec![
-                Series { points, ..series(&format!("{what}/s, all together"), values(|(_, at)| at[1])) },
+                Series { points, ..series("tokens/s, all together", values(|(_, at)| at[1])) },
                 series("level", values(|(summary, _)| summary.concurrency as f64)),
             ],
             names: placed.iter().map(|(summary, at)| (*at, summary.concurrency.to_string())).collect(),

@@ -179,7 +179,7 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-pub(super) const COLUMNS: [&str; 13] =
+pub const COLUMNS: [&str; 13] =
     ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
 
 type Column = (&'static str, fn(&LevelSummary) -> Option<String>);
@@ -325,52 +325,4 @@ pub fn loads(verified: &Verified, policy: &Policy) -> String {
 fn change_row(name: String, change: &Change) -> Vec<String> {
     let [before, now] = [change.before, change.now].map(|rps| number(Some(rps), 2));
     vec![name, before, now, signed(change.change), range(change.interval, signed)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::decide::recommend;
-
-    fn level(concurrency: usize, rps: f64, error_rate: f64) -> LevelSummary {
-        LevelSummary {
-            concurrency,
-            error_rate: Some(error_rate),
-            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
-            ..LevelSummary::default()
-        }
-    }
-
-    #[test]
-    fn the_end_of_a_run_fits_fifteen_lines_of_any_width() {
-        let many: Vec<LevelSummary> =
-            (1..=60).map(|n| level(n, (n as f64).min(20.0), 0.5 * f64::from(n > 40))).collect();
-        for levels in [&many[..], &many[..10], &many[..1], &[]] {
-            let decided = recommend(levels, &Policy::default());
-            for width in [60, 80, 120] {
-                let text = brief(&decided, Some(10), Screen { width, bold: false });
-                let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or_default();
-                assert!(text.lines().count() + AROUND <= LINES && widest <= width, "{widest} of {width}:\n{text}");
-                assert!(text.starts_with(&words::headline(&decided, Some(10))[..20]), "{text}");
-                let chosen = decided.recommended_concurrency;
-                assert_eq!(text.matches("<- recommended").count(), usize::from(chosen.is_some()), "{text}");
-            }
-            let bold = brief(&decided, None, Screen { width: 200, bold: true });
-            assert!(bold.starts_with("\x1b[1m") && bold.matches("\x1b[0m\n").count() == 1, "{bold}");
-        }
-    }
-
-    #[test]
-    fn a_narrow_table_drops_columns_and_breaks_between_words() {
-        let decided = recommend(&[level(1, 5.0, 0.0), level(20, 40.0, 0.0), level(50, 39.0, 0.5)], &Policy::default());
-        let header = |width: usize| table(&decided, width).lines().next().map(str::to_owned).unwrap_or_default();
-        assert_eq!(header(usize::MAX).split("  ").filter(|name| !name.is_empty()).count(), COLUMNS.len() + 1);
-        assert!(!header(80).contains('±') && header(80).contains("P95"), "{}", header(80));
-        let narrow = table(&decided, 60);
-        assert!(narrow.lines().all(|line| line.chars().count() <= 60), "{narrow}");
-        // What a failing level reaches is no share of what is allowed.
-        let failing = narrow.lines().find(|line| line.trim_start().starts_with("50 ")).unwrap_or_default();
-        assert!(failing.contains('–') && !failing.contains("98 %"), "{narrow}");
-        assert_eq!(wrapped("a bb ccc", 4), ["a bb", "ccc"]);
-    }
 }

@@ -348,7 +348,7 @@ impl Race {
         self.active.iter().copied().filter(|&at| self.likelihood[at] >= self.least)
     }
 
-    fn possible_picks(&self) -> [f64; 2] {
+    pub(super) fn possible_picks(&self) -> [f64; 2] {
         let picks = self.possible().map(|at| self.picks.1[at].0);
         picks.fold([f64::INFINITY, 0.0], |[low, high], pick| [low.min(pick), high.max(pick)])
     }
