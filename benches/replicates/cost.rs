@@ -526,7 +526,7 @@ fn ablation(servers: &[Server], noise: Noise, sweeps: usize, seeds: &[u64]) {
         ("visits of ten waves, 100 requests at least", Rules { visit: (10.0, 100), ..auto() }, false),
         ("no stopping: 2,000 requests always", Rules { doubt: 0.0, requests: 2_000, ..auto() }, false),
         ("no control variate", Rules { control: false, ..auto() }, false),
-        ("no shape: each level by itself", Rules { misfit: by_itself, wide: by_itself, ..auto() }, false),
+        ("no shape: each level by itself", Rules { misfit: by_itself, ..auto() }, false),
         ("drained between visits", auto(), true),
     ];
     let servers: Vec<&Server> = servers.iter().filter(|server| is_small(server)).collect();
