@@ -108,7 +108,8 @@ impl Observed {
     pub fn new(evidence: &Evidence, rules: &Rules, pick: Option<usize>, warm_from_s: f64) -> Self {
         let is_cold = |visit: &Visited| visit.middle_s() < warm_from_s;
         let is_warm: BTreeSet<usize> = evidence.visits.iter().filter(|v| !is_cold(v)).map(|v| v.level).collect();
-        let counted = || evidence.visits.iter().filter(|visit| !is_cold(visit) || !is_warm.contains(&visit.level));
+        let counts = |visit: &Visited| !is_cold(visit) || !is_warm.contains(&visit.level);
+        let counted = || evidence.visits.iter().filter(|visit| counts(visit));
         let mut of: BTreeMap<usize, Level> = BTreeMap::new();
         counted().for_each(|visit| of.entry(visit.level).or_default().add(visit));
         let answers = of.values().fold([0.0; 3], |sum, of| std::array::from_fn(|i| sum[i] + of.answers[i]));
@@ -118,6 +119,12 @@ impl Observed {
         let mut shown: Vec<Shown> = counted().filter_map(|visit| Shown::of(visit, evidence.now_s, typical)).collect();
         for visit in &shown {
             of.entry(visit.level).or_default().fit.add(&visit.fit);
+        }
+        let slowness: BTreeMap<usize, f64> = of.iter().map(|(&level, of)| (level, of.fit.left(0.9).0)).collect();
+        for (at, visit) in evidence.visits.iter().enumerate().filter(|(_, visit)| counts(visit)) {
+            let next = evidence.visits.get(at + 1).map_or(visit.level, |next| next.level);
+            let slower = (slowness[&next] / slowness[&visit.level]).max(1.0);
+            of.entry(visit.level).or_default().add_times(visit, slower);
         }
         shown.retain(|visit| visit.at_s >= warm_from_s);
         let control = Control::new(&of, pick);
@@ -242,9 +249,18 @@ impl Level {
             self.failed += usize::from(request.failed);
             if !request.failed {
                 let tokens = f64::from(request.tokens.unwrap_or_default());
-                self.latencies.push(request.end_s - request.start_s);
-                self.ttfts.extend(request.ttft_s);
                 self.answers.iter_mut().zip([1.0, tokens, tokens * tokens]).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    }
+
+    /// What ended after the visit had a next level for company, which may be `slower`.
+    fn add_times(&mut self, visit: &Visited, slower: f64) {
+        for request in visit.requests.iter().filter(|request| !request.end_s.is_nan()) {
+            if !request.failed {
+                let beyond_s = (request.end_s - visit.span_s[1].max(request.start_s)).max(0.0);
+                self.latencies.push(request.end_s - request.start_s - beyond_s * (1.0 - 1.0 / slower));
+                self.ttfts.extend(request.ttft_s);
             } else if request.timed_out {
                 self.latencies.push(f64::INFINITY);
                 self.ttfts.push(f64::INFINITY);

@@ -75,7 +75,7 @@ impl Rules {
             between: true,
             each: None,
             requests: 4_500,
-            doubt: 0.002,
+            doubt: 0.004,
             visit: (2.0, 8),
             misfit: Misfit { sigma: 0.01, reach: 0.0 },
             control: true,
