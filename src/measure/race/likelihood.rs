@@ -25,15 +25,6 @@ const COLD_SPEEDS: [usize; 3] = [1, 3, 6];
 const COLD_CV: f64 = 0.35;
 const COLD_SURE: [f64; 2] = [100.0, 1.0];
 
-/// How far a curve may lie from the truth.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Misfit {
-    /// Standard deviation of the logarithm of a level's throughput.
-    pub sigma: f64,
-    /// Levels that are this far apart, as a logarithm, err together; 0 where each errs by itself.
-    pub reach: f64,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Kind {
     cv: f64,
@@ -49,7 +40,7 @@ pub(super) fn kinds() -> Vec<Kind> {
 pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) -> Option<f64> {
     let kind = |cold_until| COLD_SPEEDS.map(|at| Kind { cold_until, ..kinds()[at] });
     let all: Vec<Kind> = [0.0].into_iter().chain(COLD_UNTIL).flat_map(kind).collect();
-    let (_, by_kind) = weigh(observed, curves, &all, Misfit { sigma: 0.02, reach: 0.0 });
+    let (_, by_kind) = weigh(observed, curves, &all, 0.02);
     let sums: Vec<f64> = by_kind.chunks(COLD_SPEEDS.len()).map(|of| of.iter().sum()).collect();
     let most = (1..sums.len()).max_by(|&a, &b| sums[a].total_cmp(&sums[b]))?;
     (sums[most] > COLD_SURE[usize::from(was_cold)] * sums[0]).then_some(COLD_UNTIL[most - 1])
@@ -58,8 +49,9 @@ pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) 
 /// So many curves are weighed at once.
 const LANES: usize = 8;
 
-/// Of each of these curves and of each kind of noise, up to one factor.
-pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfit: Misfit) -> (Vec<f64>, Vec<f64>) {
+/// Of each of these curves and of each kind of noise, up to one factor. `misfit` is the standard deviation by which the
+/// logarithm of a level's throughput may lie off the true curve.
+pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfit: f64) -> (Vec<f64>, Vec<f64>) {
     let columns: Vec<Column> = observed.levels.iter().map(|&level| super::curves::at_level(level)).collect();
     let facts: Vec<Option<Facts>> = kinds.iter().map(|kind| Facts::new(observed, *kind, misfit)).collect();
     let mut logs = vec![f64::NEG_INFINITY; curves.len() * kinds.len()];
@@ -77,7 +69,7 @@ pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfi
     let highest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let (mut by_curve, mut by_kind) = (vec![0.0; curves.len()], vec![0.0; kinds.len()]);
     for (of_kind, part) in by_kind.iter_mut().zip(logs.chunks_exact(curves.len().max(1))) {
-        for (of_curve, log) in by_curve.iter_mut().zip(part).filter(|(_, log)| **log > highest - 40.0) {
+        for (of_curve, log) in by_curve.iter_mut().zip(part).filter(|(_, log)| **log > highest - 100.0) {
             let likelihood = (log - highest).exp();
             *of_curve += likelihood;
             *of_kind += likelihood;
@@ -95,31 +87,22 @@ struct Facts {
 }
 
 impl Facts {
-    fn new(observed: &Observed, kind: Kind, misfit: Misfit) -> Option<Self> {
-        let m = observed.levels.len();
-        let logs: Vec<f64> = observed.levels.iter().map(|&level| (level as f64).ln()).collect();
-        let together = |i: usize, j: usize| match (logs[i] - logs[j]).abs() {
-            apart if misfit.reach > 0.0 => misfit.sigma.powi(2) * (-apart / misfit.reach).exp(),
-            _ => misfit.sigma.powi(2) * f64::from(u8::from(i == j)),
-        };
-        let (a, mut constant) = innovations(observed, kind);
-        let width = m + 2;
+    fn new(observed: &Observed, kind: Kind, misfit: f64) -> Option<Self> {
+        let (m, off) = (observed.levels.len(), misfit * misfit);
+        let (a, log_det) = innovations(observed, kind);
+        let (width, wide) = (m + 2, 2 * m + 1);
         // (I + A S) x = (A, b), where S is the covariance of the misfit.
-        let mut system = vec![0.0; m * (2 * m + 1)];
-        for (i, row) in system.chunks_exact_mut(2 * m + 1).enumerate() {
+        let mut system = vec![0.0; m * wide];
+        for (i, row) in system.chunks_exact_mut(wide).enumerate() {
             for j in 0..m {
-                let product: f64 = (0..m).map(|k| a[i * width + k] * together(k, j)).sum();
-                row[j] = product + f64::from(u8::from(i == j));
+                row[j] = off * a[i * width + j] + f64::from(u8::from(i == j));
                 row[m + j] = a[i * width + j];
             }
             row[2 * m] = a[i * width + m + 1];
         }
-        constant += solve(&mut system, m)? + a[(m + 1) * width + m + 1];
-        let solved = |i: usize, j: usize| system[i * (2 * m + 1) + m + j];
-        for i in 0..m {
-            let err: f64 = (0..m).map(|j| together(i, j) * solved(j, m)).sum();
-            constant -= a[i * width + m + 1] * err;
-        }
+        let mut constant = log_det + solve(&mut system, m)? + a[(m + 1) * width + m + 1];
+        let solved = |i: usize, j: usize| system[i * wide + m + j];
+        constant -= (0..m).map(|i| off * a[i * width + m + 1] * solved(i, m)).sum::<f64>();
         let row: Vec<f64> = (0..m).map(|i| (0..m).map(|j| solved(i, j)).sum()).collect();
         let (total, weighted) = (row.iter().sum::<f64>(), (0..m).map(|i| solved(i, m)).sum::<f64>());
         constant += total.ln() - weighted * weighted / total;

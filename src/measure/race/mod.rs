@@ -23,12 +23,10 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 pub use evidence::{Evidence, Seen, Visited};
-pub use likelihood::Misfit;
 
 use crate::decide::Policy;
 use curves::FAMILY;
 use evidence::Observed;
-use likelihood::Kind;
 
 /// One visit to make: completions after as many that are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +60,8 @@ pub struct Rules {
     pub doubt: f64,
     /// Completions of a visit by the level, and at least.
     pub visit: (f64, usize),
-    pub misfit: Misfit,
+    /// Standard deviation of the logarithm of a level's throughput from the curve.
+    pub misfit: f64,
     /// Whether tokens are used.
     pub control: bool,
 }
@@ -77,7 +76,7 @@ impl Rules {
             requests: 4_500,
             doubt: 0.004,
             visit: (2.0, 8),
-            misfit: Misfit { sigma: 0.01, reach: 0.0 },
+            misfit: 0.01,
             control: true,
         }
     }
@@ -110,8 +109,8 @@ const KEEP: f64 = 0.93;
 const SURE: f64 = 0.95;
 /// It is worth going higher as long as the pick lies above all that was visited with this probability.
 const CLIMB: f64 = 0.05;
-/// Of the curves for the interval: no family holds all servers.
-const WIDE: Misfit = Misfit { sigma: 0.06, reach: 0.7 };
+/// For the interval the likelihood counts with this power: no family holds all servers.
+const POWER: f64 = 0.2;
 /// The default limit on P95 in multiples of level 1, as the curves have it.
 const SLOWEST: f64 = 5.0;
 /// As many requests are as dear as so many service times.
@@ -135,9 +134,8 @@ pub struct Race {
     choices: Vec<usize>,
     /// Where each curve reaches the tolerance of its best, and the logarithm of that best, if levels end so high.
     picks: (usize, Vec<(f64, f64)>),
-    /// Curves and kinds of noise that are worth another look, and how often they were weighed.
+    /// Curves that are worth another look, and how often they were weighed.
     active: Vec<usize>,
-    kinds: Vec<Kind>,
     weighed: usize,
     /// The curves that are possible, each with its likelihood times its prior, up to a factor.
     possible: Vec<(usize, f64)>,
@@ -164,7 +162,6 @@ impl Race {
             choices,
             picks: (0, Vec::new()),
             active: Vec::new(),
-            kinds: Vec::new(),
             weighed: 0,
             possible: Vec::new(),
             standing: Standing { pick: None, interval: [1, usize::MAX], decided: false, warm_from_s: 0.0 },
@@ -276,10 +273,9 @@ impl Race {
     fn weigh(&mut self, observed: &Observed, cap: usize) {
         if self.weighed < 7 || self.weighed.is_multiple_of(24) {
             self.active = (0..FAMILY.len()).collect();
-            self.kinds = likelihood::kinds();
         }
         self.weighed += 1;
-        let (by_curve, by_kind) = likelihood::weigh(observed, &self.active, &self.kinds, self.rules.misfit);
+        let (by_curve, _) = likelihood::weigh(observed, &self.active, &likelihood::kinds(), self.rules.misfit);
         let prior: f64 = FAMILY.iter().map(|curve| curve.prior).sum();
         let weighted = |(&at, likelihood): (&usize, &f64)| (at, likelihood * FAMILY[at].prior);
         self.possible = self.active.iter().zip(&by_curve).map(weighted).collect();
@@ -288,9 +284,6 @@ impl Race {
         let mut likelihoods = by_curve.iter();
         self.active.retain(|_| likelihoods.next().is_some_and(|&likelihood| likelihood > 0.1 * least));
         self.possible.retain(|&(at, weight)| weight >= least * FAMILY[at].prior);
-        let most = by_kind.iter().copied().fold(0.0, f64::max);
-        let mut weights = by_kind.iter();
-        self.kinds.retain(|_| weights.next().is_some_and(|&weight| weight > 1e-3 * most));
         if self.picks.0 != cap {
             let slowest = self.rules.policy.max_p95_seconds.is_none().then_some(SLOWEST);
             let picks = curves::picks(&self.levels_up_to(cap), self.rules.between, self.rules.policy.tolerance, slowest);
@@ -314,11 +307,11 @@ impl Race {
         self.possible.iter().filter(|curve| is_so(curve.0)).map(|curve| curve.1).sum::<f64>() / all
     }
 
-    /// The interval, by curves that may lie further from the truth than those that decided.
+    /// The interval, by more curves than those that decided.
     fn conclude(&mut self, observed: &Observed, wall: Option<usize>, rises: bool) {
         let all: Vec<usize> = (0..FAMILY.len()).collect();
-        let (weights, _) = likelihood::weigh(observed, &all, &likelihood::kinds(), WIDE);
-        let weighted = |(at, weight): (usize, f64)| (self.picks.1[at].0, weight * FAMILY[at].prior);
+        let (weights, _) = likelihood::weigh(observed, &all, &likelihood::kinds(), self.rules.misfit);
+        let weighted = |(at, weight): (usize, f64)| (self.picks.1[at].0, weight.powf(POWER) * FAMILY[at].prior);
         let mut picks: Vec<(f64, f64)> = weights.into_iter().enumerate().map(weighted).collect();
         picks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         let total: f64 = picks.iter().map(|pick| pick.1).sum();
@@ -404,154 +397,5 @@ impl Race {
             candidates.iter().filter(|(_, worth)| *worth >= AS_TELLING * most).map(|(level, _)| *level).collect();
         drop(accepts);
         telling.choose(&mut self.rng).copied().unwrap_or(pick)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A server whose requests take all the same time at a level, and one in so many fails: latency and that number.
-    type Server<'a> = &'a dyn Fn(usize) -> (f64, usize);
-
-    fn race(server: Server, choices: Vec<usize>, rules: Rules) -> (Vec<Visit>, Standing) {
-        let mut race = Race::new(choices, rules);
-        let mut evidence = Evidence::default();
-        let mut visits = Vec::new();
-        while let Some(visit) = race.next(&evidence) {
-            visits.push(visit);
-            let (latency, one_in) = server(visit.level);
-            let (n, from) = (visit.completions, evidence.now_s);
-            let start_s = |i: usize| from + (i / visit.level) as f64 * latency;
-            let seen = |i: usize| Seen {
-                start_s: start_s(i),
-                end_s: start_s(i) + latency,
-                failed: one_in > 0 && i % one_in == 0,
-                ..Seen::default()
-            };
-            let requests: Vec<Seen> = (0..n).map(seen).collect();
-            evidence.now_s = requests.last().map_or(from, |last| last.end_s);
-            evidence.sent += n as u64;
-            evidence.visits.push(Visited { level: visit.level, span_s: [from, evidence.now_s], requests });
-            assert!(visits.len() < 200, "it does not end");
-        }
-        (visits, race.standing())
-    }
-
-    /// In service times, with so many requests served at once.
-    fn knee(slots: usize) -> impl Fn(usize) -> (f64, usize) {
-        move |level| (level as f64 / level.min(slots) as f64, 0)
-    }
-
-    fn auto(server: Server) -> (Vec<Visit>, Standing) {
-        race(server, grid(1, 512), Rules::auto(Policy::default()))
-    }
-
-    #[test]
-    fn knees_are_found_with_few_requests() {
-        for slots in [1, 3, 7, 20, 33, 100, 200] {
-            let (visits, standing) = auto(&knee(slots));
-            let pick = standing.pick.expect("a pick");
-            let acceptable = (0.95 * slots as f64).ceil();
-            assert!(standing.decided && pick as f64 >= 0.92 * slots as f64, "{slots}: {standing:?}");
-            assert!(pick as f64 <= (1.3 * acceptable).ceil(), "{slots}: {standing:?}");
-            let [low, high] = standing.interval.map(|level| level as f64);
-            assert!(low <= acceptable && acceptable <= high, "{slots}: {standing:?}");
-            let sent: usize = visits.iter().map(|visit| visit.completions).sum();
-            assert!(sent <= 100 * slots.max(10), "{slots}: {sent}");
-        }
-    }
-
-    #[test]
-    fn curves_that_bend_slowly_and_peaks_are_found() {
-        let usl = |sigma: f64, kappa: f64| {
-            move |level: usize| {
-                let n = level as f64;
-                (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0), 0)
-            }
-        };
-        // Of the first, a request takes more than five times as long as one alone from level 82 on.
-        for (sigma, kappa, best) in [(0.05, 0.0, 81), (0.02, 0.002, 22)] {
-            let server = usl(sigma, kappa);
-            let rps = |level: usize| level as f64 / server(level).0;
-            let (_, standing) = auto(&server);
-            assert!(standing.pick.is_some_and(|pick| rps(pick) >= 0.92 * rps(best) && pick <= best), "{standing:?}");
-        }
-    }
-
-    #[test]
-    fn a_wall_is_found_and_never_picked() {
-        for wall in [5, 24, 45, 100] {
-            let (_, standing) = auto(&|level| (1.0, if level > wall { 2 } else { 0 }));
-            let pick = standing.pick.expect("a pick");
-            assert!(pick <= wall && pick as f64 >= 0.92 * wall as f64, "{wall}: {standing:?}");
-        }
-    }
-
-    #[test]
-    fn limits_on_times_are_walls() {
-        let policy =
-            |max_p95_seconds, max_p99_seconds| Policy { max_p95_seconds, max_p99_seconds, ..Policy::default() };
-        // Twelve reach 95 % of the best, and 30 is where a request takes 2.45 times as long as one alone.
-        for policy in [policy(Some(2.45), None), policy(None, Some(2.45))] {
-            let (visits, standing) =
-                race(&|level| (1.0 + 0.05 * (level as f64 - 1.0), 0), grid(1, 512), Rules::auto(policy.clone()));
-            let pick = standing.pick.expect("a pick");
-            assert!((26..=30).contains(&pick) && standing.decided, "{policy:?}: {standing:?}");
-            let at_pick = visits.iter().filter(|visit| visit.level == pick);
-            assert!(at_pick.map(|visit| visit.completions).sum::<usize>() >= 90, "{visits:?}");
-        }
-    }
-
-    #[test]
-    fn it_ends_where_nothing_passes_and_at_its_maximum() {
-        let (visits, standing) = race(&|_| (1.0, 1), grid(1, 64), Rules::auto(Policy::default()));
-        assert_eq!((visits.len(), standing.pick), (1, None));
-        let (visits, standing) = race(&|_| (1.0, 0), grid(1, 50), Rules::auto(Policy::default()));
-        assert_eq!(standing.pick.map(|pick| pick >= 46), Some(true), "{standing:?}");
-        assert!(visits.iter().all(|visit| visit.level <= 50));
-    }
-
-    #[test]
-    fn a_list_is_measured_in_full_and_nothing_else_is_picked() {
-        let list = vec![1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
-        let rules = |each| Rules::list(Policy::default(), each);
-        let (visits, standing) = race(&knee(16), list.clone(), rules(Some(100)));
-        let first: Vec<(usize, usize)> = visits[..10].iter().map(|visit| (visit.level, visit.completions)).collect();
-        let wanted: Vec<(usize, usize)> = list.iter().map(|&level| (level, 100.max(10 * level))).collect();
-        assert_eq!((first, standing.pick), (wanted, Some(20)), "15 has 0.94 of the best: {standing:?}");
-        assert!(visits.iter().all(|visit| list.contains(&visit.level)), "{visits:?}");
-        let quick = race(&knee(16), list.clone(), rules(None));
-        let sent = |visits: &[Visit]| visits.iter().map(|visit| visit.completions).sum::<usize>();
-        assert!(3 * sent(&quick.0) < sent(&visits), "{quick:?}");
-        assert!(quick.1.pick.is_some_and(|pick| [20, 25].contains(&pick)), "25 is within 1.3 x 20: {quick:?}");
-        assert!(quick.0.iter().all(|visit| list.contains(&visit.level)));
-    }
-
-    #[test]
-    fn what_a_cold_engine_did_is_left_out() {
-        let now_s = std::cell::Cell::new(0.0);
-        let cold = |level: usize| {
-            let latency = knee(20)(level).0 * if now_s.get() < 30.0 { 1.0 / 0.7 } else { 1.0 };
-            now_s.set(now_s.get() + latency * (2 * level).max(8).div_ceil(level) as f64);
-            (latency, 0)
-        };
-        let (_, standing) = auto(&cold);
-        assert!(standing.pick.is_some_and(|pick| (19..=24).contains(&pick)), "{standing:?}");
-        assert!((10.0..60.0).contains(&standing.warm_from_s), "{standing:?}");
-        assert_eq!(auto(&knee(20)).1.warm_from_s, 0.0);
-    }
-
-    #[test]
-    fn the_same_evidence_gives_the_same_visits() {
-        assert_eq!(auto(&knee(20)), auto(&knee(20)));
-    }
-
-    #[test]
-    fn levels_of_the_grid_hold_the_doublings() {
-        let levels = grid(1, 512);
-        assert!((0..10).all(|power| levels.contains(&(1 << power))), "{levels:?}");
-        assert!(levels.windows(2).all(|pair| pair[0] < pair[1]));
-        assert_eq!(grid(5, 5), [5]);
     }
 }
