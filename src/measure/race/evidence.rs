@@ -304,9 +304,13 @@ impl Shown {
     fn of(visit: &Visited, now_s: f64, typical: Option<f64>) -> Option<Self> {
         let reports = visit.requests.iter().any(|request| request.tokens.is_some() && !request.failed);
         let in_time = |request: &&Seen| !reports || request.end_s <= visit.span_s[1];
-        let visit_s = visit.span_s[1] - visit.span_s[0];
-        // Requests begin at any moment of the visit, so that one in so many of this latency also ends in it.
-        let one_in = |latency: f64| if reports { 1.0 / (1.0 - latency / visit_s).max(RAREST) } else { 1.0 };
+        let mut starts: Vec<f64> = visit.requests.iter().map(|request| request.start_s).collect();
+        starts.sort_unstable_by(f64::total_cmp);
+        // Of the requests that take so long, those also end in the visit that began early enough: one in so many.
+        let one_in = |latency: f64| {
+            let in_time = starts.partition_point(|start_s| start_s + latency <= visit.span_s[1]) as f64;
+            if reports { 1.0 / (in_time / starts.len() as f64).max(RAREST) } else { 1.0 }
+        };
         let (mut fit, mut tokens, mut lost_s) = (Fit::default(), 0.0, 0.0);
         let (mut latencies, mut ages) = (Vec::new(), Vec::new());
         for request in visit.requests.iter().filter(in_time) {

@@ -20,7 +20,7 @@ const SPEEDS: [(f64, f64); 10] = [
 ];
 /// A cold engine is slow up to some moment, in service times, and nobody knows by how much. It is taken for cold where
 /// that is so many times likelier than that it is as fast as later, at first and from then on.
-const COLD_UNTIL: [f64; 3] = [12.0, 24.0, 40.0];
+const COLD_UNTIL: [f64; 5] = [10.0, 14.0, 20.0, 28.0, 40.0];
 const COLD_SPEEDS: [usize; 3] = [1, 3, 6];
 const COLD_CV: f64 = 0.35;
 const COLD_SURE: [f64; 2] = [100.0, 1.0];
