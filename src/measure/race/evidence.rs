@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use statrs::distribution::{Binomial, DiscreteCDF};
+
 use super::Rules;
 use crate::decide::{Gate, Objective};
 
@@ -111,7 +113,7 @@ impl Observed {
         let counts = |visit: &Visited| !is_cold(visit) || !is_warm.contains(&visit.level);
         let counted = || evidence.visits.iter().filter(|visit| counts(visit));
         let mut of: BTreeMap<usize, Level> = BTreeMap::new();
-        counted().for_each(|visit| of.entry(visit.level).or_default().add(visit));
+        counted().for_each(|visit| of.entry(visit.level).or_default().count(visit));
         let answers = of.values().fold([0.0; 3], |sum, of| std::array::from_fn(|i| sum[i] + of.answers[i]));
         let mean_tokens = answers[1] / answers[0].max(1.0);
         let shifts = of.values().any(|of| of.is_shifted_from(mean_tokens));
@@ -166,46 +168,40 @@ impl Observed {
     pub fn verdict(&self, level: usize, rules: &Rules) -> Verdict {
         let Some(of) = self.of.get(&level) else { return Verdict::default() };
         let (n, limit) = (of.requests, rules.policy.max_error_rate);
-        let is_settled = n >= SETTLED.max(10 * level);
-        if of.fails_on_errors(limit) {
-            return Verdict { fails: true, sure: surely(of.failed, n, limit).is_some() || is_settled, limit_open: false };
+        let sure = surely(of.failed, n, limit).is_some() || n >= SETTLED.max(10 * level);
+        let on_errors = Verdict { fails: of.fails_on_errors(limit), sure, limit_open: false };
+        let on_times = rules.policy.limits().map(|(gate, own)| self.on_time(level, of, gate, own));
+        let all = || [&on_errors].into_iter().chain(&on_times);
+        all().find(|verdict| verdict.fails).copied().unwrap_or(Verdict {
+            fails: false,
+            sure: all().all(|verdict| verdict.sure),
+            limit_open: all().any(|verdict| verdict.limit_open),
+        })
+    }
+
+    fn on_time(&self, level: usize, of: &Level, gate: Gate, own: Option<f64>) -> Verdict {
+        let (values, p, fewest) = match gate {
+            Gate::P95 => (&of.latencies, 0.95, FEWEST_FOR_P95.max(3 * level)),
+            Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99),
+            _ => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
+        };
+        let n = values.len();
+        let known = |limit: f64| surely(n - values.partition_point(|&value| value <= limit), n, 1.0 - p);
+        if let Some(limit) = own {
+            let known = known(limit);
+            let fails = known == Some(true) || (n >= fewest && quantile(values, p) > limit);
+            return Verdict { fails, sure: known.is_some() || n >= SETTLED.max(10 * level), limit_open: false };
         }
-        let mut verdict =
-            Verdict { fails: false, sure: surely(of.failed, n, limit).is_some() || is_settled, limit_open: false };
-        for (gate, own) in rules.policy.limits() {
-            let (values, p, fewest) = match gate {
-                Gate::P95 => (&of.latencies, 0.95, FEWEST_FOR_P95.max(3 * level)),
-                Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99),
-                _ => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            };
-            let n = values.len();
-            let known = |limit: f64| surely(n - values.partition_point(|&value| value <= limit), n, 1.0 - p);
-            let default = self.limit.filter(|&(lowest, _)| gate == Gate::P95 && lowest < level);
-            match (own, default) {
-                (Some(limit), _) => {
-                    let known = known(limit);
-                    let sure = known.is_some() || n >= SETTLED.max(10 * level);
-                    if known == Some(true) || (n >= fewest && quantile(values, p) > limit) {
-                        return Verdict { fails: true, sure, limit_open: false };
-                    }
-                    verdict.sure &= sure;
-                }
-                (None, Some((_, [_, at_most]))) if known(at_most) == Some(true) => {
-                    return Verdict { fails: true, sure: true, limit_open: false };
-                }
-                (None, Some((_, [limit, at_most]))) => {
-                    verdict.limit_open = at_most == f64::INFINITY && quantile(values, p) > limit;
-                    verdict.sure &= !verdict.limit_open;
-                }
-                (None, None) => {}
-            }
-        }
-        verdict
+        // The curves know better how latency grows (by Little's law, from all visits): this fails only what surely fails.
+        let default = self.limit.filter(|&(lowest, _)| gate == Gate::P95 && lowest < level);
+        let fails = default.is_some_and(|(_, [_, at_most])| known(at_most) == Some(true));
+        let is_open = |(_, [limit, at_most]): (usize, [f64; 2])| at_most == f64::INFINITY && quantile(values, p) > limit;
+        let limit_open = !fails && default.is_some_and(is_open);
+        Verdict { fails, sure: !limit_open, limit_open }
     }
 }
 
-/// Five times the P95 of the lowest level, and the upper end of its interval of order statistics. The curves know better
-/// how latency grows (by Little's law, from all visits), so this fails only what surely fails.
+/// Five times the P95 of the lowest level, and the upper end of its interval of order statistics.
 fn default_limit(of: &BTreeMap<usize, Level>, rules: &Rules) -> Option<(usize, [f64; 2])> {
     let passes = |of: &Level| !of.fails_on_errors(rules.policy.max_error_rate) && !of.latencies.is_empty();
     let (&lowest, of) = of.iter().find(|(_, of)| passes(of))?;
@@ -223,15 +219,8 @@ fn surely(k: usize, n: usize, limit: f64) -> Option<bool> {
     (k > 0 && 1.0 - at_most(k - 1, n, limit) <= CHANCE).then_some(true)
 }
 
-/// The probability of at most `k` of `n` by the binomial distribution.
 fn at_most(k: usize, n: usize, p: f64) -> f64 {
-    let mut log = n as f64 * (1.0 - p).ln();
-    let mut sum = log.exp();
-    for i in 0..k.min(n) {
-        log += ((n - i) as f64 / (i + 1) as f64 * p / (1.0 - p)).ln();
-        sum += log.exp();
-    }
-    sum
+    Binomial::new(p, n as u64).map_or(1.0, |binomial| binomial.cdf(k as u64))
 }
 
 /// Hyndman-Fan type 7.
@@ -243,7 +232,7 @@ fn quantile(sorted: &[f64], p: f64) -> f64 {
 const SHIFTED: (f64, f64) = (4.0, 0.1);
 
 impl Level {
-    fn add(&mut self, visit: &Visited) {
+    fn count(&mut self, visit: &Visited) {
         for request in visit.requests.iter().filter(|request| !request.end_s.is_nan()) {
             self.requests += 1;
             self.failed += usize::from(request.failed);
