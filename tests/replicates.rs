@@ -7,8 +7,11 @@ mod virtual_server;
 #[path = "common/bed.rs"]
 mod bed;
 
+use bed::{Lengths, Noise, Swept};
+use llm_concurrency::decide::Policy;
 use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::plan::SAMPLES;
+use llm_concurrency::measure::race::{Race, Rules, grid};
 use virtual_server::{Busy, Server, Shape, measure, measure_with_barrier, pooled, virtual_time};
 
 const REPLICATES: u64 = 60;
@@ -121,4 +124,126 @@ fn the_speed_of_the_bed_is_a_process_in_time() {
     let long = seconds(bed::Noise::independent(0.0), 1_000);
     let shared = seconds(bed::Noise { neighbour: true, ..bed::Noise::independent(0.0) }, 1_000);
     assert!((6.0..=21.0).contains(&(shared - long)), "{shared} and {long}");
+}
+
+// ---- the race, in short ----
+
+const STEADY: Noise = Noise::independent(0.0);
+/// What the study of cost calls 5 %, AR(1) 100.
+const NOISY: Noise = Noise::correlated(0.05, 100.0);
+
+/// A server whose requests take all the same time at a level.
+fn even(server: bed::Server) -> bed::Server {
+    bed::Server { lengths: Lengths::Fixed { residual: 0.0 }, ..server }
+}
+
+fn auto(server: &bed::Server, noise: Noise, seed: u64) -> Swept {
+    race(server, noise, grid(1, 512), Rules::auto(Policy::default()), seed)
+}
+
+fn race(server: &bed::Server, noise: Noise, choices: Vec<usize>, rules: Rules, seed: u64) -> Swept {
+    bed::sweep(server, noise, Race::new(choices, rules), false, seed)
+}
+
+#[test]
+fn a_race_finds_knees_with_few_requests() {
+    for slots in [1, 3, 7, 20, 33, 100, 200] {
+        let swept = auto(&even(bed::Server::knee("", slots)), STEADY, 1);
+        let standing = swept.standing;
+        let (pick, acceptable) = (standing.pick.expect("a pick") as f64, (0.95 * slots as f64).ceil());
+        assert!(standing.decided && pick >= 0.92 * slots as f64, "{slots}: {standing:?}");
+        assert!(pick <= (1.3 * acceptable).ceil(), "{slots}: {standing:?}");
+        let [low, high] = standing.interval.map(|level| level as f64);
+        assert!(low <= acceptable && acceptable <= high, "{slots}: {standing:?}");
+        assert!(swept.requests <= 120 * slots.max(10), "{slots}: {}", swept.requests);
+    }
+}
+
+/// Knees, walls, a plateau and a peak, in noise: METHOD's study in small.
+#[test]
+fn a_race_is_right_and_cheap_in_noise() {
+    let servers = bed::servers();
+    let mut requests: Vec<usize> = Vec::new();
+    for (seed, server) in servers[..bed::SMALL].iter().enumerate() {
+        let swept = auto(server, NOISY, seed as u64);
+        let pick = swept.standing.pick.expect("a pick");
+        let kept = server.rps(pick) / server.best(1..=512);
+        assert!(kept >= 0.90 && server.error_rate(pick) < 0.05, "{}: {:?}", server.name, swept.standing);
+        requests.push(swept.requests);
+    }
+    requests.sort_unstable();
+    assert!(requests[bed::SMALL / 2] <= 2_000, "{requests:?}");
+}
+
+#[test]
+fn a_wall_is_found_and_never_picked() {
+    for wall in [5, 24, 45] {
+        let server = bed::Server { capacity: wall, ..even(bed::Server::knee("", 2_048)) };
+        let standing = auto(&server, STEADY, 1).standing;
+        let pick = standing.pick.expect("a pick");
+        assert!(server.error_rate(pick) < 0.05 && pick as f64 >= 0.92 * wall as f64, "{wall}: {standing:?}");
+    }
+}
+
+#[test]
+fn limits_on_times_are_walls() {
+    let server = even(bed::Server::curve("", |n| n / (1.0 + 0.05 * (n - 1.0))));
+    let policy = |max_p95_seconds, max_p99_seconds| Policy { max_p95_seconds, max_p99_seconds, ..Policy::default() };
+    // Without a limit 76 would be the best, and 30 is where a request takes 2.45 times as long as one alone.
+    for policy in [policy(Some(2.46), None), policy(None, Some(2.46))] {
+        let swept = race(&server, STEADY, grid(1, 512), Rules::auto(policy.clone()), 1);
+        let pick = swept.standing.pick.expect("a pick");
+        assert!((26..=30).contains(&pick) && swept.standing.decided, "{policy:?}: {:?}", swept.standing);
+        let at_pick = swept.visits.iter().filter(|visit| visit.0 == pick).map(|visit| visit.1);
+        assert!(at_pick.sum::<usize>() >= 90, "{:?}", swept.visits);
+    }
+}
+
+#[test]
+fn a_race_ends_where_nothing_passes_and_at_its_maximum() {
+    let broken = bed::Server { errors: vec![1.0], ..bed::Server::knee("", 8) };
+    let swept = auto(&broken, STEADY, 1);
+    assert_eq!((swept.visits.len(), swept.standing.pick), (1, None));
+    let swept = race(&even(bed::Server::knee("", 2_048)), STEADY, grid(1, 50), Rules::auto(Policy::default()), 1);
+    assert_eq!(swept.standing.pick.map(|pick| pick >= 46), Some(true), "{:?}", swept.standing);
+    assert!(swept.visits.iter().all(|visit| visit.0 <= 50));
+}
+
+#[test]
+fn a_list_is_measured_in_full_and_nothing_else_is_picked() {
+    let list = vec![1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
+    let server = even(bed::Server::knee("", 16));
+    let of = |each| race(&server, STEADY, list.clone(), Rules::list(Policy::default(), each), 1);
+    let full = of(Some(100));
+    let wanted: Vec<(usize, usize)> = list.iter().map(|&level| (level, 100.max(10 * level))).collect();
+    assert_eq!((&full.visits[..10], full.standing.pick), (&wanted[..], Some(20)), "15 has 0.94 of the best");
+    assert!(full.visits.iter().all(|visit| list.contains(&visit.0)), "{:?}", full.visits);
+    let quick = of(None);
+    assert!(2 * quick.requests < full.requests, "{} and {}", quick.requests, full.requests);
+    assert!(quick.standing.pick.is_some_and(|pick| [20, 25].contains(&pick)), "{:?}", quick.standing);
+    assert!(quick.visits.iter().all(|visit| list.contains(&visit.0)));
+}
+
+#[test]
+fn what_a_cold_engine_did_is_left_out() {
+    let server = even(bed::Server::knee("", 20));
+    let standing = auto(&server, Noise { cold: true, ..STEADY }, 1).standing;
+    assert!(standing.pick.is_some_and(|pick| (19..=24).contains(&pick)), "{standing:?}");
+    assert!((10.0..60.0).contains(&standing.warm_from_s), "{standing:?}");
+    assert_eq!(auto(&server, STEADY, 1).standing.warm_from_s, 0.0);
+}
+
+#[test]
+fn the_same_requests_give_the_same_visits() {
+    let server = bed::Server::knee("", 20);
+    let visits = || auto(&server, NOISY, 3).visits;
+    assert_eq!(visits(), visits());
+}
+
+#[test]
+fn levels_of_the_grid_hold_the_doublings() {
+    let levels = grid(1, 512);
+    assert!((0..10).all(|power| levels.contains(&(1 << power))), "{levels:?}");
+    assert!(levels.windows(2).all(|pair| pair[0] < pair[1]));
+    assert_eq!(grid(5, 5), [5]);
 }

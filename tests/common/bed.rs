@@ -11,6 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use llm_concurrency::measure::race::{Evidence, Race, Seen, Standing, Visited};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -426,6 +427,61 @@ pub struct Measurement {
     pub began_s: f64,
     /// The end of the warm-up and of each window, with what completed and succeeded in it.
     pub ends: Vec<(f64, usize, usize)>,
+}
+
+/// What one sweep came to, and what it cost.
+pub struct Swept {
+    pub standing: Standing,
+    /// Levels and completions, in order.
+    pub visits: Vec<(usize, usize)>,
+    pub requests: usize,
+    pub tokens: u64,
+    pub service_times: f64,
+}
+
+/// Makes the visits that a race asks for. `drain` empties the loop between two of them, as measurements of a whole level
+/// do.
+pub fn sweep(server: &Server, noise: Noise, mut race: Race, drain: bool, seed: u64) -> Swept {
+    let mut run = Run::new(server, noise, seed);
+    let mut made: Vec<(usize, std::ops::Range<usize>, [f64; 2])> = Vec::new();
+    let reports = run.reports_tokens();
+    let seen = |request: &Request| Seen {
+        start_s: request.start_s,
+        end_s: request.end_s,
+        held_s: request.held_s,
+        failed: request.refused,
+        tokens: (reports && !request.refused && request.end_s.is_finite()).then_some(request.tokens),
+        ..Seen::default()
+    };
+    loop {
+        let visited = made.iter().map(|(level, cohort, span_s)| Visited {
+            level: *level,
+            span_s: *span_s,
+            requests: Box::new(|| Box::new(run.requests[cohort.clone()].iter().map(seen))),
+        });
+        let sent = run.requests.len() as u64;
+        let next = race.next(&Evidence { visits: visited.collect(), now_s: run.now_s, sent });
+        let Some(visit) = next else { break };
+        run.level = if drain { 0 } else { visit.level };
+        while run.taken() > run.level && run.next_end().is_some() {}
+        run.level = visit.level;
+        run.fill();
+        let began_s = run.now_s;
+        let cohort = run.requests.len()..run.requests.len() + visit.completions;
+        while run.requests.len() < cohort.end && run.next_end().is_some() {
+            run.fill();
+        }
+        made.push((visit.level, cohort, [began_s, run.now_s]));
+    }
+    run.level = 0;
+    while run.next_end().is_some() {}
+    Swept {
+        standing: race.standing(),
+        visits: made.into_iter().map(|(level, cohort, _)| (level, cohort.len())).collect(),
+        requests: run.requests.len(),
+        tokens: run.tokens,
+        service_times: run.now_s,
+    }
 }
 
 fn log_sigma(cv: f64) -> f64 {

@@ -1,5 +1,44 @@
 //! The family of curves that throughput over concurrency may be.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+/// The logarithm of the throughput of each curve at one level.
+pub(super) type Column = Arc<[f64]>;
+
+/// Levels come again and again, in this race and in others.
+pub(super) fn at_level(level: usize) -> Column {
+    static COLUMNS: Mutex<BTreeMap<usize, Column>> = Mutex::new(BTreeMap::new());
+    let mut columns = COLUMNS.lock().unwrap_or_else(PoisonError::into_inner);
+    columns.entry(level).or_insert_with(|| FAMILY.iter().map(|curve| curve.log(level as f64)).collect()).clone()
+}
+
+/// Where each curve first reaches the tolerance of its best of these levels, and the logarithm of that best; `between`
+/// two of them, where that counts. From the first level on that takes `slowest` times as long as one request alone, none
+/// counts.
+pub(super) fn picks(levels: &[usize], between: bool, tolerance: f64, slowest: Option<f64>) -> Vec<(f64, f64)> {
+    let columns: Vec<(f64, Column)> = levels.iter().map(|&level| (level as f64, at_level(level))).collect();
+    let (alone, slowest) = (at_level(1), slowest.map_or(f64::INFINITY, f64::ln));
+    // Without the levels that take too long.
+    let allowed: Vec<f64> = columns.iter().map(|(n, _)| n.ln() - slowest).collect();
+    let mut values: Vec<(f64, f64)> = Vec::new();
+    let mut pick = |curve: usize| {
+        let in_time = columns
+            .iter()
+            .zip(&allowed)
+            .take_while(|((n, column), least)| *n <= 1.0 || column[curve] - alone[curve] >= **least);
+        values.clear();
+        values.extend(in_time.map(|((n, column), _)| (*n, column[curve])));
+        let most = values.iter().map(|value| value.1).fold(f64::NEG_INFINITY, f64::max);
+        let target = most + (1.0 - tolerance).ln();
+        let at = values.iter().position(|value| value.1 >= target).unwrap_or_default();
+        let Some(&(high, above)) = values.get(at) else { return (1.0, alone[curve]) };
+        let below = values[..at].last().filter(|_| between);
+        (below.map_or(high, |&(low, log)| low * (high / low).powf((target - log) / (above - log))), most)
+    };
+    (0..FAMILY.len()).map(&mut pick).collect()
+}
+
 /// One curve of the family.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Curve {
@@ -23,7 +62,7 @@ enum Shape {
 
 impl Curve {
     /// The logarithm of throughput.
-    pub fn log(&self, n: f64) -> f64 {
+    fn log(&self, n: f64) -> f64 {
         let x = n / self.knee;
         let bent = |hardness: f64| {
             if hardness > 30.0 { n.ln() - x.max(1.0).ln() } else { n.ln() - x.powf(hardness).ln_1p() / hardness }
@@ -37,26 +76,10 @@ impl Curve {
             }
         }
     }
-
-    /// Where it first reaches the tolerance of its best of these levels, and the logarithm of that best; `between` two of
-    /// them, where that counts. From the first level on that takes `slowest` times as long as one request alone, none
-    /// counts.
-    pub fn pick(&self, levels: &[f64], between: bool, tolerance: f64, slowest: Option<f64>) -> (f64, f64) {
-        let one = self.log(1.0);
-        let late = |n: f64, log: f64| slowest.is_some_and(|most| n.ln() - log + one > most.ln());
-        let values = levels.iter().map(|&n| (n, self.log(n))).take_while(|&(n, log)| n <= 1.0 || !late(n, log));
-        let values: Vec<(f64, f64)> = values.collect();
-        let most = values.iter().map(|value| value.1).fold(f64::NEG_INFINITY, f64::max);
-        let target = most + (1.0 - tolerance).ln();
-        let at = values.iter().position(|value| value.1 >= target).unwrap_or_default();
-        let Some(&(high, above)) = values.get(at) else { return (1.0, one) };
-        let below = values[..at].last().filter(|_| between);
-        (below.map_or(high, |&(low, log)| low * (high / low).powf((target - log) / (above - log))), most)
-    }
 }
 
 /// All curves that are thought of, with knees a twentieth apart.
-pub(super) fn family() -> Vec<Curve> {
+pub(super) static FAMILY: LazyLock<Vec<Curve>> = LazyLock::new(|| {
     const BENDS: [f64; 5] = [1.0, 1.5, 2.5, 5.0, 64.0];
     let mut shapes: Vec<(Shape, f64)> = BENDS.iter().map(|&hardness| (Shape::Bend(hardness), 0.6)).collect();
     shapes.extend([8.0, 4.0, 2.6, 1.7, 1.1, 0.7, 0.4].map(|fall| (Shape::Usl(fall), 0.06)));
@@ -69,4 +92,4 @@ pub(super) fn family() -> Vec<Curve> {
     }
     let knees = (0..152).map(|step| 0.9 * 1.05_f64.powi(step));
     knees.flat_map(|knee| shapes.iter().map(move |&(shape, prior)| Curve { knee, shape, prior })).collect()
-}
+});

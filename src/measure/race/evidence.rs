@@ -1,6 +1,6 @@
 //! What the visits have shown: throughputs with their errors, and how each level stands at the gates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use statrs::distribution::{Binomial, DiscreteCDF};
 
@@ -71,21 +71,20 @@ const FEWEST_FOR_P99: usize = 400;
 /// A P95 of fewer requests fails nothing but surely.
 const FEWEST_FOR_P95: usize = 75;
 const DEFAULT_P95_FACTOR: f64 = 5.0;
+
 /// What is known of a level from all its visits.
 #[derive(Clone, Debug, Default)]
 struct Level {
     requests: usize,
     failed: usize,
+    met_slo: usize,
     /// Ascending. Small, since there may be millions.
     latencies: Vec<f32>,
     ttfts: Vec<f32>,
     tpots: Vec<f32>,
-    met_slo: usize,
     /// All successes, ended in time or not, their tokens and the squares of these.
     answers: [f64; 3],
-    /// Over the successes that the throughput rests on: number, latency, its square, tokens, their square, and latency
-    /// times tokens.
-    sums: [f64; 6],
+    fit: Fit,
 }
 
 /// Logarithm of a throughput.
@@ -106,36 +105,37 @@ pub(super) struct Observed {
     pub request_cv: f64,
     pub service_s: f64,
     of: BTreeMap<usize, Level>,
-}
-
-/// What one visit showed: by the requests that began and ended in it, where the server reports their tokens; else by all
-/// that began in it, since those that end in time are the short ones.
-struct Shown {
-    level: usize,
-    at_s: f64,
-    succeeded: f64,
-    share: f64,
-    cycle_s: f64,
-    tokens: Option<f64>,
+    /// The lowest level that may set the limit on P95, that limit, and how high it may be.
+    limit: Option<(usize, [f64; 2])>,
 }
 
 impl Observed {
     /// What was seen before `warm_from_s` says nothing of throughput, and of the gates only where a level has no other
-    /// visit.
+    /// visit. `pick` as it is so far.
     pub fn new(evidence: &Evidence, rules: &Rules, pick: Option<usize>, warm_from_s: f64) -> Self {
-        let mut of: BTreeMap<usize, Level> = BTreeMap::new();
         let is_cold = |visit: &Visited| visit.middle_s() < warm_from_s;
-        let only_cold = |level: usize| evidence.visits.iter().all(|visit| visit.level != level || is_cold(visit));
-        let counts = evidence.visits.iter().filter(|visit| !is_cold(visit) || only_cold(visit.level));
-        let mut shown: Vec<Shown> = counts.filter_map(|visit| shown(visit, evidence.now_s, &mut of)).collect();
-        shown.retain(|visit| visit.at_s >= warm_from_s);
-        for level in of.values_mut() {
-            level.latencies.sort_unstable_by(f32::total_cmp);
-            level.ttfts.sort_unstable_by(f32::total_cmp);
-            level.tpots.sort_unstable_by(f32::total_cmp);
+        let is_warm: BTreeSet<usize> = evidence.visits.iter().filter(|v| !is_cold(v)).map(|v| v.level).collect();
+        let counts = |visit: &Visited| !is_cold(visit) || !is_warm.contains(&visit.level);
+        let counted = || evidence.visits.iter().filter(|visit| counts(visit));
+        let mut of: BTreeMap<usize, Level> = BTreeMap::new();
+        counted().for_each(|visit| of.entry(visit.level).or_default().count(visit));
+        let answers = of.values().fold([0.0; 3], |sum, of| std::array::from_fn(|i| sum[i] + of.answers[i]));
+        let mean_tokens = answers[1] / answers[0].max(1.0);
+        let shifts = of.values().any(|of| of.is_shifted_from(mean_tokens));
+        let typical = Some(mean_tokens).filter(|&mean| rules.control && !shifts && mean > 0.0);
+        let mut shown: Vec<Shown> = counted().filter_map(|visit| Shown::of(visit, evidence.now_s, typical)).collect();
+        for visit in &shown {
+            of.entry(visit.level).or_default().fit.add(&visit.fit);
         }
-        let control = Control::new(&of, rules, pick);
-        let alone = of.values().filter(|level| level.sums[0] >= 5.0).map(|level| level.sums[1] / level.sums[0]);
+        let slowness: BTreeMap<usize, f64> = of.iter().map(|(&level, of)| (level, of.fit.left(0.9).0)).collect();
+        for (at, visit) in evidence.visits.iter().enumerate().filter(|(_, visit)| counts(visit)) {
+            let next = evidence.visits.get(at + 1).map_or(visit.level, |next| next.level);
+            let slower = (slowness[&next] / slowness[&visit.level]).max(1.0);
+            of.entry(visit.level).or_default().add_times(visit, slower);
+        }
+        shown.retain(|visit| visit.at_s >= warm_from_s);
+        let control = Control::new(&of, pick);
+        let alone = of.values().filter(|of| of.fit.0[0] >= 5.0).map(|of| of.fit.left(control.shared).0);
         let service_s = Some(alone.fold(f64::INFINITY, f64::min)).filter(|s| s.is_finite()).unwrap_or(1.0);
         let mut levels: Vec<usize> = shown.iter().map(|visit| visit.level).collect();
         levels.sort_unstable();
@@ -143,21 +143,22 @@ impl Observed {
         let objective = rules.policy.objective;
         let met = |of: &Level| (of.met_slo as f64).max(0.5) / of.answers[0].max(1.0);
         let points = shown.iter().map(|visit| {
-            let more = visit.tokens.map_or(0.0, |tokens| control.seconds_for(visit.level, tokens));
-            let cycle = (visit.cycle_s - visit.share * more).max(0.3 * visit.cycle_s);
+            let cycle_s = visit.fit.left(control.at(visit.level)).0 + visit.lost_s;
             let worth = match (objective, visit.tokens) {
-                (Objective::OutputTokens, Some(tokens)) if control.shifts && tokens > 0.0 => tokens,
+                (Objective::OutputTokens, Some(tokens)) if shifts && tokens > 0.0 => tokens,
                 (Objective::Goodput, _) => of.get(&visit.level).map_or(1.0, met),
                 _ => 1.0,
             };
             Point {
                 at: levels.binary_search(&visit.level).unwrap_or_default(),
                 time: visit.at_s / service_s,
-                log: (visit.level as f64 * visit.share * worth / cycle).ln(),
-                own: control.request_cv.powi(2) / visit.succeeded.max(1.0),
+                log: (visit.level as f64 * worth / cycle_s).ln(),
+                own: control.request_cv.powi(2) / visit.told,
             }
         });
-        Observed { points: points.collect(), request_cv: control.request_cv, levels, service_s, of }
+        let points = points.collect();
+        let limit = default_limit(&of, rules);
+        Observed { points, request_cv: control.request_cv, levels, service_s, of, limit }
     }
 
     /// Without what lies above `cap`: what a level serves that fails is on no curve.
@@ -176,71 +177,57 @@ impl Observed {
     /// By the gates of `decide`, which look at the point estimate.
     pub fn verdict(&self, level: usize, rules: &Rules) -> Verdict {
         let Some(of) = self.of.get(&level) else { return Verdict::default() };
-        let n = of.requests;
-        let limit = rules.policy.max_error_rate;
-        let mut verdict = Verdict {
-            fails: of.failed >= 3 && of.failed as f64 >= limit * n as f64,
-            sure: surely(of.failed, n, limit).is_some() || n >= SETTLED.max(10 * level),
-            limit_open: false,
-        };
-        if verdict.fails {
-            return verdict;
-        }
-        if let Some(slo) = rules.policy.slo {
+        let (n, limit) = (of.requests, rules.policy.max_error_rate);
+        let sure = surely(of.failed, n, limit).is_some() || n >= SETTLED.max(10 * level);
+        let on_errors = Verdict { fails: of.fails_on_errors(limit), sure, limit_open: false };
+        let on_slo = rules.policy.slo.map(|slo| {
             let known = surely(n - of.met_slo, n, 1.0 - slo.attainment);
-            let sure = known.is_some() || n >= SETTLED.max(10 * level);
             let fails = n >= FEWEST_FOR_P95.max(3 * level) && (of.met_slo as f64) < slo.attainment * n as f64;
-            if known == Some(true) || fails {
-                return Verdict { fails: true, sure, limit_open: false };
-            }
-            verdict.sure &= sure;
-        }
-        for (gate, own) in rules.policy.limits() {
-            let (values, p) = match gate {
-                Gate::P95 => (&of.latencies, 0.95),
-                Gate::P99 => (&of.latencies, 0.99),
-                Gate::TpotP95 => (&of.tpots, 0.95),
-                _ => (&of.ttfts, 0.95),
-            };
-            let n = values.len();
-            let above = |limit: f64| values.len() - values.partition_point(|&value| f64::from(value) <= limit);
-            let Some(limit) = own else {
-                if gate == Gate::P95
-                    && let Some([limit, at_most]) = self.default_limit(level, rules)
-                {
-                    if surely(above(at_most), n, 1.0 - p) == Some(true) {
-                        return Verdict { fails: true, sure: true, limit_open: false };
-                    }
-                    verdict.limit_open = at_most == f64::INFINITY && quantile(values, p) > limit;
-                    verdict.sure &= !verdict.limit_open;
-                }
-                continue;
-            };
-            let known = surely(above(limit), n, 1.0 - p);
-            let fewest = if gate == Gate::P99 { FEWEST_FOR_P99 } else { FEWEST_FOR_P95.max(3 * level) };
             let sure = known.is_some() || n >= SETTLED.max(10 * level);
-            if known == Some(true) || (n >= fewest && quantile(values, p) > limit) {
-                return Verdict { fails: true, sure, limit_open: false };
-            }
-            verdict.sure &= sure;
-        }
-        verdict
+            Verdict { fails: known == Some(true) || fails, sure, limit_open: false }
+        });
+        let on_times = rules.policy.limits().map(|(gate, own)| self.on_time(level, of, gate, own));
+        let all = || [&on_errors].into_iter().chain(&on_slo).chain(&on_times);
+        all().find(|verdict| verdict.fails).copied().unwrap_or(Verdict {
+            fails: false,
+            sure: all().all(|verdict| verdict.sure),
+            limit_open: all().any(|verdict| verdict.limit_open),
+        })
     }
 
-    /// Five times the P95 of the lowest level, and the upper end of its interval of order statistics; none for that level
-    /// itself. The curves know better how latency grows (by Little's law, from all visits), so this fails only what surely
-    /// fails.
-    fn default_limit(&self, level: usize, rules: &Rules) -> Option<[f64; 2]> {
-        let passes =
-            |of: &Level| of.failed < 3 || (of.failed as f64) < rules.policy.max_error_rate * of.requests as f64;
-        let lowest = self.of.iter().find(|(_, of)| passes(of) && !of.latencies.is_empty());
-        let (_, of) = lowest.filter(|(lowest, _)| **lowest < level)?;
-        let n = of.latencies.len();
-        // So many of the values lie above the percentile but in 2.5 % of all cases.
-        let above = Binomial::new(0.05, n as u64).ok()?.inverse_cdf(0.025) as usize;
-        let high = if above > 0 { of.latencies[n - above].into() } else { f64::INFINITY };
-        Some([quantile(&of.latencies, 0.95), high].map(|p95| DEFAULT_P95_FACTOR * p95))
+    fn on_time(&self, level: usize, of: &Level, gate: Gate, own: Option<f64>) -> Verdict {
+        let (values, p, fewest) = match gate {
+            Gate::P95 => (&of.latencies, 0.95, FEWEST_FOR_P95.max(3 * level)),
+            Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99),
+            Gate::TpotP95 => (&of.tpots, 0.95, FEWEST_FOR_P95.max(3 * level)),
+            _ => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
+        };
+        let n = values.len();
+        let known = |limit: f64| surely(n - values.partition_point(|&value| f64::from(value) <= limit), n, 1.0 - p);
+        if let Some(limit) = own {
+            let known = known(limit);
+            let fails = known == Some(true) || (n >= fewest && quantile(values, p) > limit);
+            return Verdict { fails, sure: known.is_some() || n >= SETTLED.max(10 * level), limit_open: false };
+        }
+        // The curves know better how latency grows (by Little's law, from all visits): this fails only what surely fails.
+        let default = self.limit.filter(|&(lowest, _)| gate == Gate::P95 && lowest < level);
+        let fails = default.is_some_and(|(_, [_, at_most])| known(at_most) == Some(true));
+        let is_open =
+            |(_, [limit, at_most]): (usize, [f64; 2])| at_most == f64::INFINITY && quantile(values, p) > limit;
+        let limit_open = !fails && default.is_some_and(is_open);
+        Verdict { fails, sure: !limit_open, limit_open }
     }
+}
+
+/// Five times the P95 of the lowest level, and the upper end of its interval of order statistics.
+fn default_limit(of: &BTreeMap<usize, Level>, rules: &Rules) -> Option<(usize, [f64; 2])> {
+    let passes = |of: &Level| !of.fails_on_errors(rules.policy.max_error_rate) && !of.latencies.is_empty();
+    let (&lowest, of) = of.iter().find(|(_, of)| passes(of))?;
+    let n = of.latencies.len();
+    // So many of the values lie above the percentile but in 2.5 % of all cases.
+    let above = Binomial::new(0.05, n as u64).map_or(0, |binomial| binomial.inverse_cdf(0.025) as usize);
+    let high = if above > 0 { of.latencies[n - above].into() } else { f64::INFINITY };
+    Some((lowest, [quantile(&of.latencies, 0.95), high].map(|p95| DEFAULT_P95_FACTOR * p95)))
 }
 
 /// Whether a share is surely above a limit (`true`) or below it, by so many of `n`.
@@ -251,15 +238,8 @@ fn surely(k: usize, n: usize, limit: f64) -> Option<bool> {
     (k > 0 && 1.0 - at_most(k - 1, n, limit) <= CHANCE).then_some(true)
 }
 
-/// The probability of at most `k` of `n` by the binomial distribution.
 fn at_most(k: usize, n: usize, p: f64) -> f64 {
-    let mut log = n as f64 * (1.0 - p).ln();
-    let mut sum = log.exp();
-    for i in 0..k.min(n) {
-        log += ((n - i) as f64 / (i + 1) as f64 * p / (1.0 - p)).ln();
-        sum += log.exp();
-    }
-    sum
+    Binomial::new(p, n as u64).map_or(1.0, |binomial| binomial.cdf(k as u64))
 }
 
 /// Hyndman-Fan type 7.
@@ -267,141 +247,186 @@ fn quantile(sorted: &[f32], p: f64) -> f64 {
     crate::figures::quantile(sorted.len() as u64, p, |rank| sorted[rank as usize].into()).unwrap_or_default()
 }
 
-fn shown(visit: &Visited, now_s: f64, of: &mut BTreeMap<usize, Level>) -> Option<Shown> {
-    let of = of.entry(visit.level).or_default();
-    let reports = (visit.requests)().any(|request| request.tokens.is_some() && !request.failed);
-    let is_awaited = (visit.requests)().any(|request| request.end_s.is_nan());
-    let most = (visit.requests)().size_hint().1.unwrap_or_default();
-    of.latencies.reserve(most);
-    of.ttfts.reserve(most);
-    let (mut requests, mut succeeded, mut cycles, mut tokens, mut answers) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    let (mut latencies, mut ages) = (Vec::new(), Vec::new());
-    for request in (visit.requests)() {
-        let has_ended = !request.end_s.is_nan();
-        let latency = request.end_s - request.start_s;
-        let own = f64::from(request.tokens.unwrap_or_default());
-        if has_ended {
-            of.requests += 1;
-            of.failed += usize::from(request.failed);
-            if !request.failed {
-                of.latencies.push(latency as f32);
-                of.ttfts.extend(request.ttft_s.map(|ttft_s| ttft_s as f32));
-                of.tpots.extend(request.tpot_s.map(|tpot_s| tpot_s as f32));
-                of.met_slo += usize::from(request.meets_slo);
-                of.answers = [of.answers[0] + 1.0, of.answers[1] + own, of.answers[2] + own * own];
-            } else if request.timed_out {
-                of.latencies.push(f32::INFINITY);
-                of.ttfts.push(f32::INFINITY);
-                of.tpots.push(f32::INFINITY);
-            }
-        }
-        if reports && (!has_ended || request.end_s > visit.span_s[1]) {
-            continue;
-        }
-        requests += 1.0;
-        succeeded += f64::from(u8::from(!request.failed));
-        if !has_ended {
-            ages.push(now_s - request.start_s);
-            continue;
-        }
-        cycles += latency + request.held_s;
-        if request.failed {
-            continue;
-        }
-        if is_awaited {
-            latencies.push(latency);
-        }
-        answers += 1.0;
-        tokens += own;
-        let of_request = [1.0, latency, latency * latency, own, own * own, latency * own];
-        of.sums.iter_mut().zip(of_request).for_each(|(sum, value)| *sum += value);
-    }
-    // Those that are still on their way will take as long as the others that took longer than they have by now.
-    latencies.sort_unstable_by(f64::total_cmp);
-    for age in &ages {
-        let longer = &latencies[latencies.partition_point(|latency| latency <= age)..];
-        let mean = longer.iter().sum::<f64>() / longer.len() as f64;
-        cycles += if longer.is_empty() { 1.3 * age } else { mean };
-    }
-    let shown = Shown {
-        level: visit.level,
-        at_s: visit.middle_s(),
-        succeeded: succeeded - 0.5 * ages.len() as f64,
-        share: succeeded / requests,
-        cycle_s: cycles / requests,
-        tokens: (reports && answers > 0.0).then(|| tokens / answers),
-    };
-    (shown.succeeded > 0.0 && shown.cycle_s > 0.0).then_some(shown)
-}
-
-/// How latency grows with the tokens of an answer, by level, and what is left of its spread: a control variate
-/// (Lavenberg and Welch 1981).
-struct Control {
-    /// Seconds per token.
-    slopes: BTreeMap<usize, f64>,
-    mean_tokens: f64,
-    /// Coefficient of variation of a service time beside what its length explains.
-    request_cv: f64,
-    /// The mean length of the answers is another one at another level.
-    shifts: bool,
-}
-
-/// A level's slope is worth so many requests before it has any of its own.
-const PRIOR_REQUESTS: f64 = 4.0;
 /// Lengths shift where their means are this many standard deviations apart, and by more than this share.
 const SHIFTED: (f64, f64) = (4.0, 0.1);
 
-impl Control {
-    /// A level's slope is its own as far as it knows it, and else that of the levels up to the pick: above it a request
-    /// waits for others, and its latency says less of its own length.
-    fn new(levels: &BTreeMap<usize, Level>, rules: &Rules, pick: Option<usize>) -> Self {
-        let (mut own, mut tokens_var, mut shared, mut freedom) = (0.0, 0.0, 0.0, 0.0);
-        let centred = |[count, latency, latency2, tokens, tokens2, both]: [f64; 6]| {
-            let (mean, mean_tokens) = (latency / count, tokens / count);
-            let latency = latency2 - count * mean * mean;
-            (mean, latency, tokens2 - count * mean_tokens * mean_tokens, both - count * mean * mean_tokens)
-        };
-        let answers = levels.values().fold([0.0; 3], |sum, of| std::array::from_fn(|i| sum[i] + of.answers[i]));
-        for (_, of) in levels.iter().filter(|&(&level, of)| of.sums[0] >= 4.0 && pick.is_none_or(|pick| level <= pick))
-        {
-            let (mean, latency, tokens, both) = centred(of.sums);
-            own += latency / (mean * mean);
-            tokens_var += tokens;
-            shared += both / mean;
-            freedom += of.sums[0] - 1.0;
+impl Level {
+    fn count(&mut self, visit: &Visited) {
+        for request in (visit.requests)().filter(|request| !request.end_s.is_nan()) {
+            self.requests += 1;
+            self.met_slo += usize::from(request.meets_slo);
+            self.failed += usize::from(request.failed);
+            if !request.failed {
+                let tokens = f64::from(request.tokens.unwrap_or_default());
+                self.answers.iter_mut().zip([1.0, tokens, tokens * tokens]).for_each(|(sum, value)| *sum += value);
+            }
         }
-        let mean_tokens = answers[1] / f64::max(answers[0], 1.0);
-        let shifts = levels.values().any(|of| {
-            let [n, tokens, squares] = of.answers;
-            let mean = tokens / n;
-            let error = ((squares / n - mean * mean) / (n - 1.0)).sqrt();
-            let apart = (mean - mean_tokens).abs();
-            n >= 20.0 && apart > SHIFTED.0 * error && apart > SHIFTED.1 * mean_tokens
-        });
-        let mut control = Control { slopes: BTreeMap::new(), mean_tokens, request_cv: 0.5, shifts };
-        if freedom < 6.0 {
-            return control;
-        }
-        control.request_cv = (own / freedom).max(4e-4).sqrt();
-        if !rules.control || shifts || tokens_var <= 1e-9 {
-            return control;
-        }
-        let slope = shared / tokens_var;
-        let left = ((own - slope * shared) / (freedom - 1.0)).max(4e-4).sqrt();
-        if left > 0.9 * control.request_cv {
-            return control;
-        }
-        control.request_cv = left;
-        let prior = PRIOR_REQUESTS * tokens_var / freedom;
-        for (&level, of) in levels.iter().filter(|(_, of)| of.sums[0] >= 1.0) {
-            let (mean, _, tokens, both) = centred(of.sums);
-            control.slopes.insert(level, (both + prior * slope * mean) / (tokens + prior));
-        }
-        control
     }
 
-    /// What answers of this mean length take longer than usual ones.
-    fn seconds_for(&self, level: usize, tokens: f64) -> f64 {
-        self.slopes.get(&level).map_or(0.0, |slope| slope * (tokens - self.mean_tokens))
+    /// What ended after the visit had a next level for company, which may be `slower`.
+    fn add_times(&mut self, visit: &Visited, slower: f64) {
+        for request in (visit.requests)().filter(|request| !request.end_s.is_nan()) {
+            if !request.failed {
+                let beyond_s = (request.end_s - visit.span_s[1].max(request.start_s)).max(0.0);
+                let latency = request.end_s - request.start_s - beyond_s * (1.0 - 1.0 / slower);
+                self.latencies.push(latency as f32);
+                self.ttfts.extend(request.ttft_s.map(|seconds| seconds as f32));
+                self.tpots.extend(request.tpot_s.map(|seconds| seconds as f32));
+            } else if request.timed_out {
+                self.times().into_iter().for_each(|times| times.push(f32::INFINITY));
+            }
+        }
+        self.times().into_iter().for_each(|times| times.sort_unstable_by(f32::total_cmp));
+    }
+
+    fn times(&mut self) -> [&mut Vec<f32>; 3] {
+        [&mut self.latencies, &mut self.ttfts, &mut self.tpots]
+    }
+
+    fn fails_on_errors(&self, limit: f64) -> bool {
+        self.failed >= 3 && self.failed as f64 >= limit * self.requests as f64
+    }
+
+    fn is_shifted_from(&self, mean_tokens: f64) -> bool {
+        let [n, tokens, squares] = self.answers;
+        let mean = tokens / n;
+        let error = ((squares / n - mean * mean) / (n - 1.0)).sqrt();
+        let apart = (mean - mean_tokens).abs();
+        n >= 20.0 && apart > SHIFTED.0 * error && apart > SHIFTED.1 * mean_tokens
+    }
+}
+
+/// No request counts for more than the inverse of it.
+const RAREST: f64 = 0.2;
+
+/// What one visit showed: by the requests that began and ended in it, where the server reports their tokens; else by all
+/// that began in it, since those that end in time are the short ones.
+struct Shown {
+    level: usize,
+    at_s: f64,
+    fit: Fit,
+    /// Successes.
+    told: f64,
+    /// For each of them, the time of what failed and of permits that were held back.
+    lost_s: f64,
+    tokens: Option<f64>,
+}
+
+impl Shown {
+    /// `typical` is the mean length of an answer, where lengths are used.
+    fn of(visit: &Visited, now_s: f64, typical: Option<f64>) -> Option<Self> {
+        let reports = (visit.requests)().any(|request| request.tokens.is_some() && !request.failed);
+        let in_time = |request: &Seen| !reports || request.end_s <= visit.span_s[1];
+        let mut starts: Vec<f64> = (visit.requests)().map(|request| request.start_s).collect();
+        starts.sort_unstable_by(f64::total_cmp);
+        // Of the requests that take so long, those also end in the visit that began early enough: one in so many.
+        let one_in = |latency: f64| {
+            let in_time = starts.partition_point(|start_s| start_s + latency <= visit.span_s[1]) as f64;
+            if reports { 1.0 / (in_time / starts.len() as f64).max(RAREST) } else { 1.0 }
+        };
+        let (mut fit, mut tokens, mut lost_s) = (Fit::default(), 0.0, 0.0);
+        let (mut latencies, mut ages) = (Vec::new(), Vec::new());
+        for request in (visit.requests)().filter(in_time) {
+            if request.end_s.is_nan() {
+                ages.push(now_s - request.start_s);
+                continue;
+            }
+            let latency = request.end_s - request.start_s;
+            lost_s += request.held_s + if request.failed { latency } else { 0.0 };
+            if !request.failed {
+                let own = f64::from(request.tokens.unwrap_or_default());
+                latencies.push(latency);
+                tokens += own;
+                fit.add_request(latency, typical.map_or(1.0, |typical| own / typical), one_in(latency));
+            }
+        }
+        let told = latencies.len() as f64;
+        // Those that are still on their way will take as long as the others that took longer than they have by now.
+        latencies.sort_unstable_by(f64::total_cmp);
+        for age in &ages {
+            let longer = &latencies[latencies.partition_point(|latency| latency <= age)..];
+            let mean = longer.iter().sum::<f64>() / longer.len() as f64;
+            fit.add_request(if longer.is_empty() { 1.3 * age } else { mean }, 1.0, 1.0);
+        }
+        let told_in_all = told + 0.5 * ages.len() as f64;
+        (told > 0.0).then_some(Shown {
+            level: visit.level,
+            at_s: visit.middle_s(),
+            fit,
+            told: told_in_all,
+            lost_s: lost_s / (told + ages.len() as f64),
+            tokens: reports.then_some(tokens / told),
+        })
+    }
+}
+
+/// Sums over requests for a linear fit of latency on length, which is 1 for a typical answer: of 1, length, its square,
+/// latency, latency times length and its square, with weights by which a long answer tells no more than a short one; and
+/// their number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fit([f64; 7]);
+
+impl Fit {
+    fn add_request(&mut self, latency: f64, length: f64, weight: f64) {
+        let weight = weight * (0.3 + 0.7 * length).powi(-2);
+        let own = [1.0, length, length * length, latency, latency * length, latency * latency].map(|x| weight * x);
+        self.0.iter_mut().zip(own.into_iter().chain([1.0])).for_each(|(sum, value)| *sum += value);
+    }
+
+    fn add(&mut self, other: &Fit) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, value)| *sum += value);
+    }
+
+    /// The latency of a typical answer where this share of it grows with the length, and the squares of the relative
+    /// residuals.
+    fn left(&self, share: f64) -> (f64, f64) {
+        let [one, length, square, latency, both, latency2, _] = self.0;
+        let fixed = 1.0 - share;
+        let cross = fixed * latency + share * both;
+        let typical = cross / (fixed * fixed * one + 2.0 * fixed * share * length + share * share * square);
+        (typical, (latency2 - cross * typical) / (typical * typical))
+    }
+
+    fn spread(&self) -> f64 {
+        let [one, length, square, ..] = self.0;
+        square - length * length / one
+    }
+}
+
+/// Which share of a latency grows with the length of its answer, by level, and what is left of its spread: a control
+/// variate (Lavenberg and Welch 1981).
+struct Control {
+    shared: f64,
+    shares: BTreeMap<usize, f64>,
+    /// Coefficient of variation of a service time beside what its length explains.
+    request_cv: f64,
+}
+
+/// A level's share is worth so many requests before it has any of its own.
+const PRIOR_REQUESTS: f64 = 4.0;
+
+impl Control {
+    /// A level's share is its own as far as it knows it, and else that of the levels up to the pick: above it a request
+    /// waits for others, and its latency says less of its own length.
+    fn new(of: &BTreeMap<usize, Level>, pick: Option<usize>) -> Self {
+        let fits = of.iter().filter(|(_, of)| of.fit.0[6] >= 4.0).map(|(&level, of)| (level, of.fit));
+        let fits: Vec<(usize, Fit)> = fits.collect();
+        let served = || fits.iter().filter(|(level, _)| pick.is_none_or(|pick| *level <= pick));
+        let best = |left: &dyn Fn(f64) -> f64| {
+            let shares = (0..=20).map(|step| f64::from(step) / 20.0);
+            shares.min_by(|&a, &b| left(a).total_cmp(&left(b))).unwrap_or_default()
+        };
+        let left = |share: f64| served().map(|(_, fit)| fit.left(share).1).sum::<f64>();
+        let shared = best(&left);
+        let freedom: f64 = served().map(|(_, fit)| fit.0[6] - 1.0).sum();
+        let spread = served().map(|(_, fit)| fit.spread()).sum::<f64>() / freedom;
+        let own = |fit: &Fit| best(&|share| fit.left(share).1 + PRIOR_REQUESTS * spread * (share - shared).powi(2));
+        let shares = fits.iter().map(|(level, fit)| (*level, own(fit))).collect();
+        let request_cv = if freedom < 6.0 { 0.5 } else { (left(shared) / freedom).max(4e-4).sqrt() };
+        Control { shared, shares, request_cv }
+    }
+
+    fn at(&self, level: usize) -> f64 {
+        self.shares.get(&level).copied().unwrap_or(self.shared)
     }
 }

@@ -1,6 +1,7 @@
 //! How likely each curve is, given all visits: a Gaussian process in time for the server's speed, and the curve's own
 //! error, by level.
 
+use super::curves::Column;
 use super::evidence::Observed;
 
 /// The server's speed: coefficient of variation, and over how many service times it is the same (an Ornstein-Uhlenbeck
@@ -19,19 +20,10 @@ const SPEEDS: [(f64, f64); 10] = [
 ];
 /// A cold engine is slow up to some moment, in service times, and nobody knows by how much. It is taken for cold where
 /// that is so many times likelier than that it is as fast as later, at first and from then on.
-const COLD_UNTIL: [f64; 3] = [12.0, 24.0, 40.0];
+const COLD_UNTIL: [f64; 5] = [10.0, 14.0, 20.0, 28.0, 40.0];
 const COLD_SPEEDS: [usize; 3] = [1, 3, 6];
 const COLD_CV: f64 = 0.35;
 const COLD_SURE: [f64; 2] = [100.0, 1.0];
-
-/// How far a curve may lie from the truth.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Misfit {
-    /// Standard deviation of the logarithm of a level's throughput.
-    pub sigma: f64,
-    /// Levels that are this far apart, as a logarithm, err together; 0 where each errs by itself.
-    pub reach: f64,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Kind {
@@ -45,53 +37,39 @@ pub(super) fn kinds() -> Vec<Kind> {
 }
 
 /// Until when the engine was cold, in service times, where that is far likelier than that it never was.
-pub(super) fn cold_until(observed: &Observed, columns: &[&Vec<f64>], curves: &[usize], was_cold: bool) -> Option<f64> {
+pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) -> Option<f64> {
     let kind = |cold_until| COLD_SPEEDS.map(|at| Kind { cold_until, ..kinds()[at] });
     let all: Vec<Kind> = [0.0].into_iter().chain(COLD_UNTIL).flat_map(kind).collect();
-    let (_, by_kind) = weigh(observed, columns, curves, &all, Misfit { sigma: 0.02, reach: 0.0 });
+    let (_, by_kind) = weigh(observed, curves, &all, 0.02);
     let sums: Vec<f64> = by_kind.chunks(COLD_SPEEDS.len()).map(|of| of.iter().sum()).collect();
     let most = (1..sums.len()).max_by(|&a, &b| sums[a].total_cmp(&sums[b]))?;
     (sums[most] > COLD_SURE[usize::from(was_cold)] * sums[0]).then_some(COLD_UNTIL[most - 1])
 }
 
-/// Of each curve and of each kind of noise, up to one factor. `columns` are the logarithms of all curves at the levels
-/// that were observed; `curves` says which of them count.
-pub(super) fn weigh(
-    observed: &Observed,
-    columns: &[&Vec<f64>],
-    curves: &[usize],
-    kinds: &[Kind],
-    misfit: Misfit,
-) -> (Vec<f64>, Vec<f64>) {
-    let m = columns.len();
+/// So many curves are weighed at once.
+const LANES: usize = 8;
+
+/// Of each of these curves and of each kind of noise, up to one factor. `misfit` is the standard deviation by which the
+/// logarithm of a level's throughput may lie off the true curve.
+pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfit: f64) -> (Vec<f64>, Vec<f64>) {
+    let columns: Vec<Column> = observed.levels.iter().map(|&level| super::curves::at_level(level)).collect();
+    let facts: Vec<Option<Facts>> = kinds.iter().map(|kind| Facts::new(observed, *kind, misfit)).collect();
     let mut logs = vec![f64::NEG_INFINITY; curves.len() * kinds.len()];
-    let mut h = vec![0.0; m];
-    for (kind, part) in kinds.iter().zip(logs.chunks_exact_mut(curves.len().max(1))) {
-        let Some(facts) = Facts::new(observed, *kind, misfit) else { continue };
-        let a = &facts.precision;
-        let row: Vec<f64> = (0..m).map(|i| a[i * m..(i + 1) * m].iter().sum()).collect();
-        let total: f64 = row.iter().sum();
-        let weighted: f64 = facts.weighted.iter().sum();
-        for (&at, log) in curves.iter().zip(part) {
-            for (h, column) in h.iter_mut().zip(columns) {
-                *h = column[at];
-            }
-            let (mut linear, mut residual, mut square) = (0.0, weighted, 0.0);
-            for i in 0..m {
-                linear += h[i] * facts.weighted[i];
-                residual -= h[i] * row[i];
-                let below: f64 = a[i * m..i * m + i].iter().zip(&h).map(|(a, h)| a * h).sum();
-                square += h[i] * (2.0 * below + a[i * m + i] * h[i]);
-            }
-            // The height of the curve is free: it is integrated out.
-            let q = facts.square - 2.0 * linear + square - residual * residual / total;
-            *log = -0.5 * (q + facts.log_det + total.ln());
+    let mut heights = vec![[0.0; LANES]; columns.len()];
+    for (chunk, lanes) in curves.chunks(LANES).enumerate() {
+        for (height, column) in heights.iter_mut().zip(&columns) {
+            height.iter_mut().zip(lanes).for_each(|(height, &curve)| *height = column[curve]);
+        }
+        for (kind, facts) in facts.iter().enumerate().filter_map(|(kind, facts)| Some((kind, facts.as_ref()?))) {
+            let log = facts.log_likelihoods(&heights);
+            let from = kind * curves.len() + chunk * LANES;
+            logs[from..from + lanes.len()].copy_from_slice(&log[..lanes.len()]);
         }
     }
     let highest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let (mut by_curve, mut by_kind) = (vec![0.0; curves.len()], vec![0.0; kinds.len()]);
     for (of_kind, part) in by_kind.iter_mut().zip(logs.chunks_exact(curves.len().max(1))) {
-        for (of_curve, log) in by_curve.iter_mut().zip(part) {
+        for (of_curve, log) in by_curve.iter_mut().zip(part).filter(|(_, log)| **log > highest - 100.0) {
             let likelihood = (log - highest).exp();
             *of_curve += likelihood;
             *of_kind += likelihood;
@@ -100,76 +78,115 @@ pub(super) fn weigh(
     (by_curve, by_kind)
 }
 
-/// The visits reduced to their levels, with the inverse of their covariance.
+/// The visits reduced to their levels: the likelihood of levels `h` is that of a Gaussian with this precision. The height
+/// of the curve is free and integrated out.
 struct Facts {
     precision: Vec<f64>,
     weighted: Vec<f64>,
-    square: f64,
-    log_det: f64,
+    constant: f64,
 }
 
 impl Facts {
-    fn new(observed: &Observed, kind: Kind, misfit: Misfit) -> Option<Self> {
-        let (points, m) = (&observed.points, observed.levels.len());
-        let n = points.len();
-        let mut s = vec![0.0; n * n];
-        for (i, a) in points.iter().enumerate() {
-            for (j, b) in points[..=i].iter().enumerate() {
-                let mut covariance = kind.cv.powi(2) * (-(a.time - b.time).abs() / kind.correlation).exp();
-                if a.at == b.at {
-                    covariance += misfit.sigma.powi(2);
-                } else if misfit.reach > 0.0 {
-                    let apart = (observed.levels[a.at] as f64 / observed.levels[b.at] as f64).ln().abs();
-                    covariance += misfit.sigma.powi(2) * (-apart / misfit.reach).exp();
+    fn new(observed: &Observed, kind: Kind, misfit: f64) -> Option<Self> {
+        let (m, off) = (observed.levels.len(), misfit * misfit);
+        let (a, log_det) = innovations(observed, kind);
+        let (width, wide) = (m + 2, 2 * m + 1);
+        // (I + A S) x = (A, b), where S is the covariance of the misfit.
+        let mut system = vec![0.0; m * wide];
+        for (i, row) in system.chunks_exact_mut(wide).enumerate() {
+            for j in 0..m {
+                row[j] = off * a[i * width + j] + f64::from(u8::from(i == j));
+                row[m + j] = a[i * width + j];
+            }
+            row[2 * m] = a[i * width + m + 1];
+        }
+        let mut constant = log_det + solve(&mut system, m)? + a[(m + 1) * width + m + 1];
+        let solved = |i: usize, j: usize| system[i * wide + m + j];
+        constant -= (0..m).map(|i| off * a[i * width + m + 1] * solved(i, m)).sum::<f64>();
+        let row: Vec<f64> = (0..m).map(|i| (0..m).map(|j| solved(i, j)).sum()).collect();
+        let (total, weighted) = (row.iter().sum::<f64>(), (0..m).map(|i| solved(i, m)).sum::<f64>());
+        constant += total.ln() - weighted * weighted / total;
+        let at = |k: usize| solved(k / m, k % m) - row[k / m] * row[k % m] / total;
+        Some(Facts {
+            precision: (0..m * m).map(at).collect(),
+            weighted: (0..m).map(|i| solved(i, m) - row[i] * weighted / total).collect(),
+            constant,
+        })
+    }
+
+    fn log_likelihoods(&self, heights: &[[f64; LANES]]) -> [f64; LANES] {
+        let mut q = [self.constant; LANES];
+        for (i, (height, row)) in heights.iter().zip(self.precision.chunks_exact(heights.len())).enumerate() {
+            let mut sum: [f64; LANES] = std::array::from_fn(|lane| row[i] * height[lane] - 2.0 * self.weighted[i]);
+            for (below, &a) in heights[..i].iter().zip(row) {
+                for lane in 0..LANES {
+                    sum[lane] += 2.0 * a * below[lane];
                 }
-                if a.time < kind.cold_until && b.time < kind.cold_until {
-                    covariance += COLD_CV.powi(2);
-                }
-                s[i * n + j] = covariance + if i == j { a.own } else { 0.0 };
+            }
+            for lane in 0..LANES {
+                q[lane] += height[lane] * sum[lane];
             }
         }
-        let log_det = cholesky(&mut s, n)?;
-        // Columns: one per level, and the figures.
-        let mut solved = vec![vec![0.0; n]; m + 1];
-        for (row, point) in points.iter().enumerate() {
-            solved[point.at][row] = 1.0;
-            solved[m][row] = point.log;
-        }
-        for column in &mut solved {
-            for i in 0..n {
-                let known: f64 = s[i * n..i * n + i].iter().zip(&column[..i]).map(|(s, c)| s * c).sum();
-                column[i] = (column[i] - known) / s[i * n + i];
-            }
-        }
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let mut precision = vec![0.0; m * m];
-        for i in 0..m {
-            for j in 0..=i {
-                precision[i * m + j] = dot(&solved[i], &solved[j]);
-                precision[j * m + i] = precision[i * m + j];
-            }
-        }
-        let weighted = (0..m).map(|i| dot(&solved[i], &solved[m])).collect();
-        Some(Facts { precision, weighted, square: dot(&solved[m], &solved[m]), log_det })
+        q.map(|q| -0.5 * q)
     }
 }
 
-/// In place, the lower triangle; gives the logarithm of the determinant.
-fn cholesky(s: &mut [f64], n: usize) -> Option<f64> {
-    let mut log_det = 0.0;
-    for i in 0..n {
-        for j in 0..=i {
-            let known: f64 = (0..j).map(|k| s[i * n + k] * s[j * n + k]).sum();
-            let left = s[i * n + j] - known;
-            if i > j {
-                s[i * n + j] = left / s[j * n + j];
-            } else if left > 0.0 {
-                s[i * n + i] = left.sqrt();
-                log_det += left.ln();
-            } else {
-                return None;
-            }
+/// Of all levels, what a cold engine costs, and the visits' logarithms: the sums of squares and products of the errors
+/// with which each is foreseen from the visits before (Kalman 1960), by their variances; and the logarithm of the
+/// determinant.
+fn innovations(observed: &Observed, kind: Kind) -> (Vec<f64>, f64) {
+    let m = observed.levels.len();
+    let width = m + 2;
+    let (mut sums, mut log_det) = (vec![0.0; width * width], 0.0);
+    let (mut foreseen, mut error) = (vec![0.0; width], vec![0.0; width]);
+    let (mut speed, mut last) = (kind.cv.powi(2), f64::NEG_INFINITY);
+    for point in &observed.points {
+        let kept = (-(point.time - last).max(0.0) / kind.correlation).exp();
+        last = point.time;
+        speed = kept * kept * speed + (1.0 - kept * kept) * kind.cv.powi(2);
+        error.iter_mut().zip(&foreseen).for_each(|(error, foreseen)| *error = -kept * foreseen);
+        error[point.at] += 1.0;
+        error[m] += f64::from(u8::from(point.time < kind.cold_until));
+        error[m + 1] += point.log;
+        let variance = speed + point.own;
+        log_det += variance.ln();
+        for i in 0..width {
+            let scaled = error[i] / variance;
+            sums[i * width..(i + 1) * width].iter_mut().zip(&error).for_each(|(sum, error)| *sum += scaled * error);
+        }
+        let gain = speed / variance;
+        for (foreseen, error) in foreseen.iter_mut().zip(&error) {
+            *foreseen = kept * *foreseen + gain * error;
+        }
+        speed *= 1.0 - gain;
+    }
+    // What the cold costs is not known: it is integrated out.
+    let cold: Vec<f64> = sums[m * width..(m + 1) * width].to_vec();
+    let precision = cold[m] + COLD_CV.powi(-2);
+    for i in 0..width {
+        for j in 0..width {
+            sums[i * width + j] -= cold[i] * cold[j] / precision;
         }
     }
-    Some(log_det)
+    (sums, log_det + (precision * COLD_CV.powi(2)).ln())
+}
+
+/// Gauss and Jordan's elimination of the first `m` columns, in place; gives the logarithm of the determinant.
+fn solve(system: &mut [f64], m: usize) -> Option<f64> {
+    let width = system.len() / m;
+    let mut log_det = 0.0;
+    for at in 0..m {
+        let most = (at..m).max_by(|&a, &b| system[a * width + at].abs().total_cmp(&system[b * width + at].abs()))?;
+        if most != at {
+            (0..width).for_each(|k| system.swap(at * width + k, most * width + k));
+        }
+        let pivot = system[at * width + at];
+        log_det += pivot.abs().ln();
+        let row: Vec<f64> = system[at * width..(at + 1) * width].iter().map(|value| value / pivot).collect();
+        for (i, other) in system.chunks_exact_mut(width).enumerate() {
+            let factor = if i == at { other[at] - 1.0 } else { other[at] };
+            other.iter_mut().zip(&row).for_each(|(value, row)| *value -= factor * row);
+        }
+    }
+    log_det.is_finite().then_some(log_det)
 }

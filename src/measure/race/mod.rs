@@ -1,6 +1,6 @@
 //! Which level to visit next, for how long, and when enough is known. Pure: no clock, no I/O.
 //!
-//! All visits to all levels are explained together: by one curve out of a family (throughput per concurrency, from hard
+//! All visits to all levels are explained together: by one curve out of a family (throughput over concurrency, from hard
 //! knees to curves that bend slowly, with and without a decline), by a speed of the server that wanders in time, and by
 //! the luck of the requests that a visit met. What is asked is whether a level is good enough, and not which one is best:
 //! several are, which makes the answer cheap (Degenne and Koolen 2019).
@@ -12,26 +12,21 @@
 //!
 //! Who drives it makes the visit that [`Race::next`] asks for, adds it to the [`Evidence`] and asks again. Moving between
 //! levels needs no draining: permits are added or taken, and what was begun before belongs to no visit. A visit that an
-//! outage disturbed is left out and comes again by itself. At the end [`Standing::warm_from_s`] says which visits were
-//! made while the engine was cold: they count for no figure of a level that has others.
+//! outage disturbed is left out and comes again by itself.
 
 mod curves;
 mod evidence;
 mod likelihood;
-
-use std::collections::BTreeMap;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 pub use evidence::{Evidence, Seen, Visited};
-pub use likelihood::Misfit;
 
 use crate::decide::Policy;
-use curves::Curve;
+use curves::FAMILY;
 use evidence::Observed;
-use likelihood::Kind;
 
 /// One visit to make: completions after as many that are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,31 +46,24 @@ pub struct Standing {
     pub warm_from_s: f64,
 }
 
+/// What is asked, and with what means. The last four are there to be left out one by one, to see what each buys.
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub policy: Policy,
-    /// Levels between the choices count, too: the choices are a grid.
+    /// The choices are a grid, and the levels between them count, too.
     pub between: bool,
     /// Each choice is measured with as many requests first (or ten times the level), and then the race begins.
     pub each: Option<usize>,
     /// Most requests of the race; and at least 120 times the pick.
     pub requests: u64,
-    /// Of the order of visits that tell equally much.
-    pub seed: u64,
     /// The probability that the answer ever stands where the level is not good enough.
     pub doubt: f64,
     /// Completions of a visit by the level, and at least.
     pub visit: (f64, usize),
-    /// Of the curves when it is decided, and for the interval.
-    pub misfit: Misfit,
-    pub wide: Misfit,
+    /// Standard deviation of the logarithm of a level's throughput from the curve.
+    pub misfit: f64,
     /// Whether tokens are used.
     pub control: bool,
-    /// A level is good enough with this share of the best, and up to so many times the smallest acceptable one.
-    pub keep: f64,
-    pub above: f64,
-    /// The share of the curves' probability by which it is, where requests end first.
-    pub sure: f64,
 }
 
 impl Rules {
@@ -86,16 +74,17 @@ impl Rules {
             between: true,
             each: None,
             requests: 4_500,
-            seed: 1,
-            doubt: 0.002,
+            doubt: 0.004,
             visit: (2.0, 8),
-            misfit: Misfit { sigma: 0.01, reach: 0.0 },
-            wide: Misfit { sigma: 0.06, reach: 0.7 },
+            misfit: 0.01,
             control: true,
-            keep: 0.93,
-            above: 1.3,
-            sure: 0.95,
         }
+    }
+
+    /// The choices are a list that somebody gave: each is measured with as many requests first, or, without a number, no
+    /// more than the answer takes.
+    pub fn list(policy: Policy, each: Option<usize>) -> Self {
+        Rules { between: false, each, ..Rules::auto(policy) }
     }
 
     pub fn visit_to(&self, level: usize) -> Visit {
@@ -108,13 +97,20 @@ impl Rules {
         self.requests.max(120 * pick as u64)
     }
 
-    /// The choices are a list that somebody gave, where one step is often a third: each is measured with as many requests
-    /// first, or, without a number, no more than the answer takes.
-    pub fn list(policy: Policy, each: Option<usize>) -> Self {
-        Rules { between: false, each, above: 1.35, ..Rules::auto(policy) }
+    /// So many times the smallest acceptable level is not too high. In a list, one step is often a third.
+    fn above(&self) -> f64 {
+        if self.between { 1.3 } else { 1.35 }
     }
 }
 
+/// A level is good enough with this share of the best.
+const KEEP: f64 = 0.93;
+/// The share of the curves' probability by which the pick is good enough, where requests end first.
+const SURE: f64 = 0.95;
+/// It is worth going higher as long as the pick lies above all that was visited with this probability.
+const CLIMB: f64 = 0.05;
+/// For the interval the likelihood counts with this power: no family holds all servers.
+const POWER: f64 = 0.2;
 /// The default limit on P95 in multiples of level 1, as the curves have it.
 const SLOWEST: f64 = 5.0;
 /// As many requests are as dear as so many service times.
@@ -136,18 +132,13 @@ pub struct Race {
     rules: Rules,
     /// The levels to choose from, ascending.
     choices: Vec<usize>,
-    curves: Vec<Curve>,
-    /// The logarithm of each curve at a level.
-    at_level: BTreeMap<usize, Vec<f64>>,
     /// Where each curve reaches the tolerance of its best, and the logarithm of that best, if levels end so high.
     picks: (usize, Vec<(f64, f64)>),
-    /// Curves and kinds of noise that are worth another look.
+    /// Curves that are worth another look, and how often they were weighed.
     active: Vec<usize>,
-    kinds: Vec<Kind>,
     weighed: usize,
-    /// By curve, up to a factor; and the least with which it is possible.
-    likelihood: Vec<f64>,
-    least: f64,
+    /// The curves that are possible, each with its likelihood times its prior, up to a factor.
+    possible: Vec<(usize, f64)>,
     standing: Standing,
     rng: StdRng,
 }
@@ -166,20 +157,15 @@ pub fn grid(lowest: usize, highest: usize) -> Vec<usize> {
 impl Race {
     /// `choices` ascend.
     pub fn new(choices: Vec<usize>, rules: Rules) -> Self {
-        let curves = curves::family();
         Race {
-            rng: StdRng::seed_from_u64(rules.seed),
             rules,
             choices,
-            at_level: BTreeMap::new(),
             picks: (0, Vec::new()),
             active: Vec::new(),
-            kinds: Vec::new(),
             weighed: 0,
-            likelihood: vec![1.0; curves.len()],
-            least: 0.0,
-            curves,
+            possible: Vec::new(),
             standing: Standing { pick: None, interval: [1, usize::MAX], decided: false, warm_from_s: 0.0 },
+            rng: StdRng::seed_from_u64(1),
         }
     }
 
@@ -190,26 +176,23 @@ impl Race {
     /// The next visit; `None` when the answer stands or cannot be had.
     pub fn next(&mut self, evidence: &Evidence) -> Option<Visit> {
         let (&lowest, &highest) = (self.choices.first()?, self.choices.last()?);
-        let visited = |level: usize| evidence.visits.iter().any(|visit| visit.level == level);
-        if let Some(each) = self.rules.each
-            && let Some(&level) = self.choices.iter().find(|&&level| !visited(level))
-        {
-            return Some(Visit { level, completions: each.max(10 * level) });
-        }
-        let Some(top) = evidence.visits.iter().map(|visit| visit.level).max() else {
-            return Some(self.visit(lowest));
-        };
-        let mut observed = self.observe(evidence);
         let mut levels: Vec<usize> = evidence.visits.iter().map(|visit| visit.level).collect();
+        let last = levels.last().copied();
         levels.sort_unstable();
         levels.dedup();
+        let unvisited = self.choices.iter().find(|level| !levels.contains(level));
+        if let Some((each, &level)) = self.rules.each.zip(unvisited) {
+            return Some(Visit { level, completions: each.max(10 * level) });
+        }
+        let Some(&top) = levels.last() else { return Some(self.rules.visit_to(lowest)) };
+        let mut observed = self.observe(evidence);
         let fails = |level: &usize| observed.verdict(*level, &self.rules).fails;
         // A level cannot have been too much where a higher one surely was not.
-        let sure = |level: &&usize| {
+        let surely_passes = |level: &&usize| {
             let verdict = observed.verdict(**level, &self.rules);
             verdict.sure && !verdict.fails
         };
-        let passes = levels.iter().rfind(sure).copied().unwrap_or_default();
+        let passes = levels.iter().rfind(surely_passes).copied().unwrap_or_default();
         let wall = levels.iter().copied().filter(|&level| level > passes).find(fails);
         let Some(passing) = levels.iter().copied().take_while(|&level| wall.is_none_or(|wall| level < wall)).last()
         else {
@@ -219,43 +202,40 @@ impl Race {
         let cap = wall.map_or(highest, |wall| wall - 1);
         observed.up_to(cap);
         if observed.points.is_empty() {
-            return Some(self.visit(lowest));
+            return Some(self.rules.visit_to(lowest));
         }
         self.weigh(&observed, cap);
-        let high = self.possible_picks()[1];
-        let last = evidence.visits.last().map(|visit| visit.level);
-        if wall.is_none() && top < highest && (high > top as f64 * 1.001 || levels.len() < 4) {
+        let is_higher = |level: usize| self.share(|curve| self.picks.1[curve].0 > 1.001 * level as f64);
+        let higher = || self.choices.iter().copied().filter(|&level| level > top);
+        let above_top = higher().filter(|&level| level <= 2 * top).max().or(higher().min());
+        if let Some(next) = above_top.filter(|_| wall.is_none() && (levels.len() < 4 || is_higher(top) > CLIMB)) {
             // Whether it is faster by now shows where little is in flight.
             let echo = self.choices.iter().copied().find(|&level| level >= 4 * lowest).filter(|&echo| top >= 4 * echo);
-            if let Some(echo) = echo.filter(|_| last == Some(top) && evidence.now_s < WARM_BY * observed.service_s) {
-                return Some(self.visit(echo));
-            }
-            let above = || self.choices.iter().copied().filter(|&level| level > top);
-            let next = above().filter(|&level| level <= 2 * top).max().or(above().min());
-            return next.map(|level| self.visit(level));
+            let echo = echo.filter(|_| last == Some(top) && evidence.now_s < WARM_BY * observed.service_s);
+            return Some(self.rules.visit_to(echo.unwrap_or(next)));
         }
         // Where throughput still rises at a wall, the wall is sought.
-        let rises = high > passing as f64 * 1.001;
+        let rises = is_higher(passing) > 0.0;
         if let Some(middle) = wall.filter(|_| rises).and_then(|wall| self.between(passing, wall)) {
-            return Some(self.visit(middle));
+            return Some(self.rules.visit_to(middle));
         }
-        let (pick, probability, opposed) = self.best_choice(passing);
-        let clear = probability >= 1.0 - self.rules.doubt || opposed.is_none();
+        let (pick, probability) = self.best_choice(passing);
+        let clear = probability >= 1.0 - self.rules.doubt;
         let open = self.open_gate(&observed, pick, lowest, wall);
         let each: usize = self.rules.each.map_or(0, |each| self.choices.iter().map(|level| each.max(10 * level)).sum());
         let over = evidence.sent >= self.rules.most_requests(pick) + each as u64;
         let stands = clear && open.is_none();
-        let decided = stands || (over && probability >= self.rules.sure && open != Some(pick));
+        let decided = stands || (over && probability >= SURE && open != Some(pick));
         self.standing = Standing { pick: Some(pick), decided, ..self.standing };
         if stands || over {
             self.conclude(&observed, wall, rises);
             return None;
         }
-        let next = match opposed.filter(|_| !clear) {
-            Some(opposed) => self.most_telling(&observed, pick, opposed, cap.min(passing.max(top)), last),
-            None => open.unwrap_or(pick),
+        let next = match open.filter(|_| clear) {
+            Some(open) => open,
+            None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
         };
-        Some(self.visit(next))
+        Some(self.rules.visit_to(next))
     }
 
     /// What was seen since the engine is warm.
@@ -263,15 +243,11 @@ impl Race {
         let (pick, was_cold) = (self.standing.pick, self.standing.warm_from_s > 0.0);
         if COLD_SHOWS.contains(&evidence.visits.len()) {
             let all = Observed::new(evidence, &self.rules, pick, 0.0);
-            let curves: Vec<usize> = (0..self.curves.len()).step_by(5).collect();
-            let cold_until = likelihood::cold_until(&all, &self.columns(&all.levels), &curves, was_cold);
+            let curves: Vec<usize> = (0..FAMILY.len()).step_by(11).collect();
+            let cold_until = likelihood::cold_until(&all, &curves, was_cold);
             self.standing.warm_from_s = cold_until.unwrap_or_default() * all.service_s;
         }
         Observed::new(evidence, &self.rules, pick, self.standing.warm_from_s)
-    }
-
-    fn visit(&self, level: usize) -> Visit {
-        self.rules.visit_to(level)
     }
 
     /// A level in the middle of two that are worth telling apart.
@@ -286,80 +262,58 @@ impl Race {
 
     /// The level to visit where chance may have decided a gate that the answer rests on.
     fn open_gate(&self, observed: &Observed, pick: usize, lowest: usize, wall: Option<usize>) -> Option<usize> {
-        let next_to_pick = |wall: &usize| *wall as f64 <= self.rules.above * pick as f64;
-        for level in [Some(pick), wall.filter(next_to_pick)].into_iter().flatten() {
-            let verdict = observed.verdict(level, &self.rules);
-            if !verdict.sure {
-                return Some(if verdict.limit_open { lowest } else { level });
-            }
-        }
-        None
+        let next_to_pick = |wall: &usize| *wall as f64 <= self.rules.above() * pick as f64;
+        let gates = [Some(pick), wall.filter(next_to_pick)];
+        let open = gates.into_iter().flatten().map(|level| (level, observed.verdict(level, &self.rules)));
+        let (level, verdict) = open.into_iter().find(|(_, verdict)| !verdict.sure)?;
+        Some(if verdict.limit_open { lowest } else { level })
     }
 
-    fn columns(&mut self, levels: &[usize]) -> Vec<&Vec<f64>> {
-        for &level in levels {
-            let log = |curve: &Curve| curve.log(level as f64);
-            self.at_level.entry(level).or_insert_with(|| self.curves.iter().map(log).collect());
-        }
-        levels.iter().map(|level| &self.at_level[level]).collect()
-    }
-
-    /// The likelihood of each curve, averaged over kinds of noise, and which curves stay possible.
+    /// How likely each curve is, averaged over kinds of noise, and which stay possible.
     fn weigh(&mut self, observed: &Observed, cap: usize) {
         if self.weighed < 7 || self.weighed.is_multiple_of(24) {
-            self.active = (0..self.curves.len()).collect();
-            self.kinds = likelihood::kinds();
+            self.active = (0..FAMILY.len()).collect();
         }
         self.weighed += 1;
-        let (misfit, active, kinds) = (self.rules.misfit, std::mem::take(&mut self.active), self.kinds.clone());
-        let (by_curve, by_kind) = likelihood::weigh(observed, &self.columns(&observed.levels), &active, &kinds, misfit);
-        self.likelihood.fill(0.0);
-        for (&at, likelihood) in active.iter().zip(by_curve) {
-            self.likelihood[at] = likelihood;
-        }
-        let all: f64 = self.curves.iter().map(|curve| curve.prior).sum();
-        let mean = self.likelihood.iter().zip(&self.curves).map(|(l, curve)| l * curve.prior).sum::<f64>() / all;
-        self.least = LEAST * mean;
+        let (by_curve, _) = likelihood::weigh(observed, &self.active, &likelihood::kinds(), self.rules.misfit);
+        let prior: f64 = FAMILY.iter().map(|curve| curve.prior).sum();
+        let weighted = |(&at, likelihood): (&usize, &f64)| (at, likelihood * FAMILY[at].prior);
+        self.possible = self.active.iter().zip(&by_curve).map(weighted).collect();
+        let least = LEAST * self.possible.iter().map(|curve| curve.1).sum::<f64>() / prior;
         // What is far from possible now hardly comes back: it is looked at again now and then.
-        let far = 0.1 * self.least;
-        self.active = active.into_iter().filter(|&at| self.likelihood[at] > far).collect();
-        let most = by_kind.iter().copied().fold(0.0, f64::max);
-        let kept = kinds.iter().zip(&by_kind).filter(|(_, weight)| **weight > 1e-3 * most);
-        self.kinds = kept.map(|(kind, _)| *kind).collect();
+        let mut likelihoods = by_curve.iter();
+        self.active.retain(|_| likelihoods.next().is_some_and(|&likelihood| likelihood > 0.1 * least));
+        self.possible.retain(|&(at, weight)| weight >= least * FAMILY[at].prior);
         if self.picks.0 != cap {
             let slowest = self.rules.policy.max_p95_seconds.is_none().then_some(SLOWEST);
-            let levels = self.levels_up_to(cap);
-            let pick = |curve: &Curve| curve.pick(&levels, self.rules.between, self.rules.policy.tolerance, slowest);
-            self.picks = (cap, self.curves.iter().map(pick).collect());
+            let picks =
+                curves::picks(&self.levels_up_to(cap), self.rules.between, self.rules.policy.tolerance, slowest);
+            self.picks = (cap, picks);
         }
     }
 
     /// What the best is the best of: the choices, and what lies between, where that counts.
-    fn levels_up_to(&self, cap: usize) -> Vec<f64> {
+    fn levels_up_to(&self, cap: usize) -> Vec<usize> {
         if !self.rules.between {
-            return self.choices.iter().filter(|&&level| level <= cap).map(|&level| level as f64).collect();
+            return self.choices.iter().copied().filter(|&level| level <= cap).collect();
         }
-        let lowest = self.choices.first().copied().unwrap_or(1) as f64;
-        let steps = (0..).map(|step| lowest * 1.07_f64.powi(step)).take_while(|&level| level < cap as f64);
-        steps.chain([cap as f64]).collect()
+        let lowest = self.choices.first().copied().unwrap_or(1);
+        let above = |&level: &usize| Some((level + 1).max((1.07 * level as f64) as usize));
+        std::iter::successors(Some(lowest), above).take_while(|&level| level < cap).chain([cap]).collect()
     }
 
-    fn possible(&self) -> impl Iterator<Item = usize> {
-        self.active.iter().copied().filter(|&at| self.likelihood[at] >= self.least)
+    /// The probability that a curve is of this kind.
+    fn share(&self, is_so: impl Fn(usize) -> bool) -> f64 {
+        let all: f64 = self.possible.iter().map(|curve| curve.1).sum();
+        self.possible.iter().filter(|curve| is_so(curve.0)).map(|curve| curve.1).sum::<f64>() / all
     }
 
-    pub(super) fn possible_picks(&self) -> [f64; 2] {
-        let picks = self.possible().map(|at| self.picks.1[at].0);
-        picks.fold([f64::INFINITY, 0.0], |[low, high], pick| [low.min(pick), high.max(pick)])
-    }
-
-    /// The interval, by curves that may lie further from the truth than those that decided: no family holds all servers.
+    /// The interval, by more curves than those that decided.
     fn conclude(&mut self, observed: &Observed, wall: Option<usize>, rises: bool) {
-        let all: Vec<usize> = (0..self.curves.len()).collect();
-        let (wide, kinds) = (self.rules.wide, likelihood::kinds());
-        let (weights, _) = likelihood::weigh(observed, &self.columns(&observed.levels), &all, &kinds, wide);
-        let mut picks: Vec<(f64, f64)> =
-            all.iter().map(|&at| (self.picks.1[at].0, weights[at] * self.curves[at].prior)).collect();
+        let all: Vec<usize> = (0..FAMILY.len()).collect();
+        let (weights, _) = likelihood::weigh(observed, &all, &likelihood::kinds(), self.rules.misfit);
+        let weighted = |(at, weight): (usize, f64)| (self.picks.1[at].0, weight.powf(POWER) * FAMILY[at].prior);
+        let mut picks: Vec<(f64, f64)> = weights.into_iter().enumerate().map(weighted).collect();
         picks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         let total: f64 = picks.iter().map(|pick| pick.1).sum();
         let end = |p: f64| {
@@ -372,60 +326,61 @@ impl Race {
         };
         let [low, high] = [end(0.025), end(0.975)];
         let pick = self.standing.pick.unwrap_or(low);
-        let near = wall.filter(|&wall| wall as f64 <= self.rules.above * pick as f64);
+        let near = wall.filter(|&wall| wall as f64 <= self.rules.above() * pick as f64);
         // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
         let low = near.map_or(low, |_| (low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize);
         let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
         self.standing.interval = [low.min(pick), high.max(pick)];
     }
 
-    /// Whether a level is good enough if this is the curve: several are, and any of them is a right answer.
-    fn accepts(&self, at: usize, level: usize) -> bool {
-        let (pick, most) = self.picks.1[at];
-        let snapped = self.choices.iter().copied().find(|&choice| choice as f64 >= 0.999 * pick).unwrap_or(level);
-        let small = level as f64 <= (self.rules.above * pick).max(snapped as f64);
-        small && (level as f64 >= 0.999 * pick || self.curves[at].log(level as f64) >= most + self.rules.keep.ln())
+    /// Whether a level is good enough, by curve: several are, and any of them is a right answer.
+    fn accepts(&self, level: usize) -> impl Fn(usize) -> bool + '_ {
+        let (n, column) = (level as f64, curves::at_level(level));
+        move |curve| {
+            let (pick, most) = self.picks.1[curve];
+            let snapped = || self.choices.iter().copied().find(|&choice| choice as f64 >= 0.999 * pick);
+            let small = n <= self.rules.above() * pick || Some(level) == snapped();
+            small && (n >= 0.999 * pick || column[curve] >= most + KEEP.ln())
+        }
     }
 
-    /// The lowest level that is surely good enough, or that which most probably is, how probable that is, and the likeliest possible curve by which it
-    /// is not.
-    fn best_choice(&self, passing: usize) -> (usize, f64, Option<usize>) {
-        let possible: Vec<usize> = self.possible().collect();
-        let weight = |&at: &usize| self.likelihood[at] * self.curves[at].prior;
-        let all: f64 = possible.iter().map(weight).sum();
+    pub(super) fn possible_picks(&self) -> [f64; 2] {
+        let picks = self.possible.iter().map(|curve| self.picks.1[curve.0].0);
+        picks.fold([f64::INFINITY, 0.0], |[low, high], pick| [low.min(pick), high.max(pick)])
+    }
+
+    /// The lowest level that is surely good enough, or that which most probably is, and how probable that is.
+    fn best_choice(&self, passing: usize) -> (usize, f64) {
         let [low, high] = self.possible_picks();
-        let within = |level: &usize| *level as f64 >= 0.8 * low && *level as f64 <= 1.3 * high;
+        let within = |level: &&usize| {
+            **level < passing && **level as f64 >= 0.8 * low && **level as f64 <= self.rules.above() * high
+        };
         let mut best = (passing, 0.0);
-        let ends = [passing];
-        for &level in self.choices.iter().filter(|&&level| level < passing).filter(|level| within(level)).chain(&ends) {
-            let agreed: f64 = possible.iter().filter(|&&at| self.accepts(at, level)).map(weight).sum();
-            if agreed / all > best.1 + 1e-9 {
-                best = (level, agreed / all);
+        for &level in self.choices.iter().filter(within).chain(&[passing]) {
+            let agreed = self.share(self.accepts(level));
+            if agreed > best.1 + 1e-9 {
+                best = (level, agreed);
             }
             if best.1 >= 1.0 - self.rules.doubt {
                 break;
             }
         }
-        let against = possible.iter().copied().filter(|&at| !self.accepts(at, best.0));
-        let opposed = against.max_by(|a, b| weight(a).total_cmp(&weight(b)));
-        (best.0, best.1, opposed)
+        best
     }
 
-    /// The level where a visit tells the likeliest curve that accepts the pick best from the one that does not, by what it
-    /// costs; one of several that do so equally well.
-    fn most_telling(
-        &mut self,
-        observed: &Observed,
-        pick: usize,
-        opposed: usize,
-        cap: usize,
-        last: Option<usize>,
-    ) -> usize {
-        let accepting = self.possible().filter(|&at| self.accepts(at, pick));
-        let Some(leading) = accepting.max_by(|&a, &b| self.likelihood[a].total_cmp(&self.likelihood[b])) else {
-            return pick;
+    /// The level up to `highest` where a visit tells the likeliest curve that accepts the pick best from the likeliest that
+    /// does not, by what it costs; one of several that do so equally well.
+    fn most_telling(&mut self, observed: &Observed, pick: usize, highest: usize, last: Option<usize>) -> usize {
+        let accepts = self.accepts(pick);
+        let likeliest = |accepting: bool| {
+            let curves = self.possible.iter().filter(|curve| accepts(curve.0) == accepting);
+            curves.max_by(|a, b| a.1.total_cmp(&b.1)).map(|curve| curve.0)
         };
-        let apart = |level: usize| self.curves[leading].log(level as f64) - self.curves[opposed].log(level as f64);
+        let (Some(leading), Some(opposed)) = (likeliest(true), likeliest(false)) else { return pick };
+        let apart = |level: usize| {
+            let column = curves::at_level(level);
+            column[leading] - column[opposed]
+        };
         // As far as they lie apart where both go through what was seen.
         let (mut offset, mut weight) = (0.0, 0.0);
         for point in &observed.points {
@@ -434,11 +389,10 @@ impl Race {
             weight += known;
         }
         let offset = offset / weight;
-        let near = |level: &usize| {
-            *level <= cap && Some(*level) != last && *level as f64 >= pick as f64 / 3.0 && *level <= 3 * pick
-        };
+        let near =
+            |level: &usize| *level <= highest && Some(*level) != last && 3 * *level >= pick && *level <= 3 * pick;
         let worth = |level: usize| {
-            let requests = self.visit(level).completions as f64;
+            let requests = self.rules.visit_to(level).completions as f64;
             let own = observed.request_cv.powi(2) / requests + WANDER.powi(2);
             let cost = requests / PRICE.0 + requests / observed.rate_at(level) / observed.service_s / PRICE.1;
             (level, (apart(level) - offset).powi(2) / own / cost)
@@ -447,159 +401,7 @@ impl Race {
         let most = candidates.iter().map(|candidate| candidate.1).fold(0.0, f64::max);
         let telling: Vec<usize> =
             candidates.iter().filter(|(_, worth)| *worth >= AS_TELLING * most).map(|(level, _)| *level).collect();
+        drop(accepts);
         telling.choose(&mut self.rng).copied().unwrap_or(pick)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A server whose requests take all the same time at a level, and one in so many fails: latency and that number.
-    type Server<'a> = &'a dyn Fn(usize) -> (f64, usize);
-
-    fn race(server: Server, choices: Vec<usize>, rules: Rules) -> (Vec<Visit>, Standing) {
-        let mut race = Race::new(choices, rules);
-        let mut evidence = Evidence::default();
-        let mut visits = Vec::new();
-        while let Some(visit) = race.next(&evidence) {
-            visits.push(visit);
-            let (latency, one_in) = server(visit.level);
-            let (n, from) = (visit.completions, evidence.now_s);
-            let start_s = |i: usize| from + (i / visit.level) as f64 * latency;
-            let seen = |i: usize| Seen {
-                start_s: start_s(i),
-                end_s: start_s(i) + latency,
-                failed: one_in > 0 && i.is_multiple_of(one_in),
-                ..Seen::default()
-            };
-            let requests: Vec<Seen> = (0..n).map(seen).collect();
-            evidence.now_s = requests.last().map_or(from, |last| last.end_s);
-            evidence.sent += n as u64;
-            evidence.visits.push(Visited {
-                level: visit.level,
-                span_s: [from, evidence.now_s],
-                requests: Box::new(move || Box::new(requests.clone().into_iter())),
-            });
-            assert!(visits.len() < 200, "it does not end");
-        }
-        (visits, race.standing())
-    }
-
-    /// In service times, with so many requests served at once.
-    fn knee(slots: usize) -> impl Fn(usize) -> (f64, usize) {
-        move |level| (level as f64 / level.min(slots) as f64, 0)
-    }
-
-    fn auto(server: Server) -> (Vec<Visit>, Standing) {
-        race(server, grid(1, 512), Rules::auto(Policy::default()))
-    }
-
-    #[test]
-    fn knees_are_found_with_few_requests() {
-        for slots in [1, 3, 7, 20, 33, 100, 200] {
-            let (visits, standing) = auto(&knee(slots));
-            let pick = standing.pick.expect("a pick");
-            let acceptable = (0.95 * slots as f64).ceil();
-            assert!(standing.decided && pick as f64 >= 0.92 * slots as f64, "{slots}: {standing:?}");
-            assert!(pick as f64 <= (1.3 * acceptable).ceil(), "{slots}: {standing:?}");
-            let [low, high] = standing.interval.map(|level| level as f64);
-            assert!(low <= acceptable && acceptable <= high, "{slots}: {standing:?}");
-            let sent: usize = visits.iter().map(|visit| visit.completions).sum();
-            assert!(sent <= 100 * slots.max(10), "{slots}: {sent}");
-        }
-    }
-
-    #[test]
-    fn curves_that_bend_slowly_and_peaks_are_found() {
-        let usl = |sigma: f64, kappa: f64| {
-            move |level: usize| {
-                let n = level as f64;
-                (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0), 0)
-            }
-        };
-        // Of the first, a request takes more than five times as long as one alone from level 82 on.
-        for (sigma, kappa, best) in [(0.05, 0.0, 81), (0.02, 0.002, 22)] {
-            let server = usl(sigma, kappa);
-            let rps = |level: usize| level as f64 / server(level).0;
-            let (_, standing) = auto(&server);
-            assert!(standing.pick.is_some_and(|pick| rps(pick) >= 0.92 * rps(best) && pick <= best), "{standing:?}");
-        }
-    }
-
-    #[test]
-    fn a_wall_is_found_and_never_picked() {
-        for wall in [5, 24, 45, 100] {
-            let (_, standing) = auto(&|level| (1.0, if level > wall { 2 } else { 0 }));
-            let pick = standing.pick.expect("a pick");
-            assert!(pick <= wall && pick as f64 >= 0.92 * wall as f64, "{wall}: {standing:?}");
-        }
-    }
-
-    #[test]
-    fn limits_on_times_are_walls() {
-        let policy =
-            |max_p95_seconds, max_p99_seconds| Policy { max_p95_seconds, max_p99_seconds, ..Policy::default() };
-        // Twelve reach 95 % of the best, and 30 is where a request takes 2.45 times as long as one alone.
-        for policy in [policy(Some(2.45), None), policy(None, Some(2.45))] {
-            let (visits, standing) =
-                race(&|level| (1.0 + 0.05 * (level as f64 - 1.0), 0), grid(1, 512), Rules::auto(policy.clone()));
-            let pick = standing.pick.expect("a pick");
-            assert!((26..=30).contains(&pick) && standing.decided, "{policy:?}: {standing:?}");
-            let at_pick = visits.iter().filter(|visit| visit.level == pick);
-            assert!(at_pick.map(|visit| visit.completions).sum::<usize>() >= 90, "{visits:?}");
-        }
-    }
-
-    #[test]
-    fn it_ends_where_nothing_passes_and_at_its_maximum() {
-        let (visits, standing) = race(&|_| (1.0, 1), grid(1, 64), Rules::auto(Policy::default()));
-        assert_eq!((visits.len(), standing.pick), (1, None));
-        let (visits, standing) = race(&|_| (1.0, 0), grid(1, 50), Rules::auto(Policy::default()));
-        assert_eq!(standing.pick.map(|pick| pick >= 46), Some(true), "{standing:?}");
-        assert!(visits.iter().all(|visit| visit.level <= 50));
-    }
-
-    #[test]
-    fn a_list_is_measured_in_full_and_nothing_else_is_picked() {
-        let list = vec![1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
-        let rules = |each| Rules::list(Policy::default(), each);
-        let (visits, standing) = race(&knee(16), list.clone(), rules(Some(100)));
-        let first: Vec<(usize, usize)> = visits[..10].iter().map(|visit| (visit.level, visit.completions)).collect();
-        let wanted: Vec<(usize, usize)> = list.iter().map(|&level| (level, 100.max(10 * level))).collect();
-        assert_eq!((first, standing.pick), (wanted, Some(20)), "15 has 0.94 of the best: {standing:?}");
-        assert!(visits.iter().all(|visit| list.contains(&visit.level)), "{visits:?}");
-        let quick = race(&knee(16), list.clone(), rules(None));
-        let sent = |visits: &[Visit]| visits.iter().map(|visit| visit.completions).sum::<usize>();
-        assert!(3 * sent(&quick.0) < sent(&visits), "{quick:?}");
-        assert!(quick.1.pick.is_some_and(|pick| [20, 25].contains(&pick)), "25 is within 1.3 x 20: {quick:?}");
-        assert!(quick.0.iter().all(|visit| list.contains(&visit.level)));
-    }
-
-    #[test]
-    fn what_a_cold_engine_did_is_left_out() {
-        let now_s = std::cell::Cell::new(0.0);
-        let cold = |level: usize| {
-            let latency = knee(20)(level).0 * if now_s.get() < 30.0 { 1.0 / 0.7 } else { 1.0 };
-            now_s.set(now_s.get() + latency * (2 * level).max(8).div_ceil(level) as f64);
-            (latency, 0)
-        };
-        let (_, standing) = auto(&cold);
-        assert!(standing.pick.is_some_and(|pick| (19..=24).contains(&pick)), "{standing:?}");
-        assert!((10.0..60.0).contains(&standing.warm_from_s), "{standing:?}");
-        assert_eq!(auto(&knee(20)).1.warm_from_s, 0.0);
-    }
-
-    #[test]
-    fn the_same_evidence_gives_the_same_visits() {
-        assert_eq!(auto(&knee(20)), auto(&knee(20)));
-    }
-
-    #[test]
-    fn levels_of_the_grid_hold_the_doublings() {
-        let levels = grid(1, 512);
-        assert!((0..10).all(|power| levels.contains(&(1 << power))), "{levels:?}");
-        assert!(levels.windows(2).all(|pair| pair[0] < pair[1]));
-        assert_eq!(grid(5, 5), [5]);
     }
 }
