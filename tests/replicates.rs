@@ -204,8 +204,7 @@ fn a_race_ends_where_nothing_passes_and_at_its_maximum() {
     let broken = bed::Server { errors: vec![1.0], ..bed::Server::knee("", 8) };
     let swept = auto(&broken, STEADY, 1);
     assert_eq!((swept.visits.len(), swept.standing.pick), (1, None));
-    let swept =
-        race(&even(bed::Server::knee("", 2_048)), STEADY, grid(1, 50), Rules::auto(Policy::default()), 1);
+    let swept = race(&even(bed::Server::knee("", 2_048)), STEADY, grid(1, 50), Rules::auto(Policy::default()), 1);
     assert_eq!(swept.standing.pick.map(|pick| pick >= 46), Some(true), "{:?}", swept.standing);
     assert!(swept.visits.iter().all(|visit| visit.0 <= 50));
 }

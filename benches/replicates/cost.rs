@@ -494,11 +494,13 @@ pub fn study(
     let missed = if bars.missed > 0 { format!("Bars missed: {}.", bars.missed) } else { "All bars kept.".to_owned() };
     let lines = bars.lines.join("\n");
     let _ = writeln!(page, "### What was asked for\n\n| bar | measured | |\n|---|---|---|\n{lines}\n\n{missed}\n");
-    let write = |name: &str, text: &str| std::fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"));
+    let write =
+        |name: &str, text: &str| std::fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"));
     write("docs/certainty-against-cost.svg", &picture)?;
     let method = std::fs::read_to_string(root.join("METHOD.md")).map_err(|error| format!("METHOD.md: {error}"))?;
     let command = "<!-- made by: cargo bench --bench replicates -- cost ";
-    let parts = method.split_once(command).and_then(|(before, rest)| Some((before, rest.split_once("<!-- end -->")?.1)));
+    let parts =
+        method.split_once(command).and_then(|(before, rest)| Some((before, rest.split_once("<!-- end -->")?.1)));
     let (before, after) = parts.ok_or("METHOD.md: no place for the tables")?;
     write("METHOD.md", &format!("{before}{command}{sweeps} -->\n\n{page}<!-- end -->{after}"))
 }

@@ -23,9 +23,10 @@ pub(super) fn picks(levels: &[usize], between: bool, tolerance: f64, slowest: Op
     let allowed: Vec<f64> = columns.iter().map(|(n, _)| n.ln() - slowest).collect();
     let mut values: Vec<(f64, f64)> = Vec::new();
     let mut pick = |curve: usize| {
-        let in_time = columns.iter().zip(&allowed).take_while(|((n, column), least)| {
-            *n <= 1.0 || column[curve] - alone[curve] >= **least
-        });
+        let in_time = columns
+            .iter()
+            .zip(&allowed)
+            .take_while(|((n, column), least)| *n <= 1.0 || column[curve] - alone[curve] >= **least);
         values.clear();
         values.extend(in_time.map(|((n, column), _)| (*n, column[curve])));
         let most = values.iter().map(|value| value.1).fold(f64::NEG_INFINITY, f64::max);

@@ -195,7 +195,8 @@ impl Observed {
         // The curves know better how latency grows (by Little's law, from all visits): this fails only what surely fails.
         let default = self.limit.filter(|&(lowest, _)| gate == Gate::P95 && lowest < level);
         let fails = default.is_some_and(|(_, [_, at_most])| known(at_most) == Some(true));
-        let is_open = |(_, [limit, at_most]): (usize, [f64; 2])| at_most == f64::INFINITY && quantile(values, p) > limit;
+        let is_open =
+            |(_, [limit, at_most]): (usize, [f64; 2])| at_most == f64::INFINITY && quantile(values, p) > limit;
         let limit_open = !fails && default.is_some_and(is_open);
         Verdict { fails, sure: !limit_open, limit_open }
     }

@@ -286,7 +286,8 @@ impl Race {
         self.possible.retain(|&(at, weight)| weight >= least * FAMILY[at].prior);
         if self.picks.0 != cap {
             let slowest = self.rules.policy.max_p95_seconds.is_none().then_some(SLOWEST);
-            let picks = curves::picks(&self.levels_up_to(cap), self.rules.between, self.rules.policy.tolerance, slowest);
+            let picks =
+                curves::picks(&self.levels_up_to(cap), self.rules.between, self.rules.policy.tolerance, slowest);
             self.picks = (cap, picks);
         }
     }
@@ -384,7 +385,8 @@ impl Race {
             weight += known;
         }
         let offset = offset / weight;
-        let near = |level: &usize| *level <= highest && Some(*level) != last && 3 * *level >= pick && *level <= 3 * pick;
+        let near =
+            |level: &usize| *level <= highest && Some(*level) != last && 3 * *level >= pick && *level <= 3 * pick;
         let worth = |level: usize| {
             let requests = self.rules.visit_to(level).completions as f64;
             let own = observed.request_cv.powi(2) / requests + WANDER.powi(2);
