@@ -231,6 +231,14 @@ impl Race {
             self.conclude(&observed, wall, rises);
             return None;
         }
+        // The default limit rests on the lowest level: near it, that is looked at again when the engine is surely warm.
+        let slow = |level: usize| level as f64 / observed.rate_at(level);
+        let is_near = self.rules.policy.max_p95_seconds.is_none() && slow(pick) > 0.7 * SLOWEST * slow(lowest);
+        let warm_by_s = WARM_BY * observed.service_s;
+        let is_warm = |visit: &Visited| visit.level == lowest && visit.span_s[0] > warm_by_s;
+        if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
+            return Some(self.rules.visit_to(lowest));
+        }
         let next = match open.filter(|_| clear) {
             Some(open) => open,
             None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
