@@ -30,7 +30,7 @@ pub struct Visited<'a> {
 }
 
 impl Visited<'_> {
-    fn middle_s(&self) -> f64 {
+    pub(super) fn middle_s(&self) -> f64 {
         (self.span_s[0] + self.span_s[1]) / 2.0
     }
 }

@@ -18,6 +18,8 @@ mod curves;
 mod evidence;
 mod likelihood;
 
+use std::collections::BTreeSet;
+
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -126,6 +128,14 @@ const WARM_BY: f64 = 60.0;
 /// After so many visits it shows whether it was cold at first.
 const COLD_SHOWS: std::ops::Range<usize> = 5..30;
 
+/// Whether it can be told from a curve that is lower there: a level was visited before and after, or so many were after.
+fn shows_cold(evidence: &Evidence, until_s: f64) -> bool {
+    let (before, after): (Vec<&Visited>, Vec<&Visited>) =
+        evidence.visits.iter().partition(|visit| visit.middle_s() < until_s);
+    let after: BTreeSet<usize> = after.into_iter().map(|visit| visit.level).collect();
+    after.len() >= 4 || before.iter().any(|visit| after.contains(&visit.level))
+}
+
 /// The race for the smallest good level.
 #[derive(Debug)]
 pub struct Race {
@@ -231,6 +241,14 @@ impl Race {
             self.conclude(&observed, wall, rises);
             return None;
         }
+        // The default limit rests on the lowest level: near it, that is looked at again when the engine is surely warm.
+        let slow = |level: usize| level as f64 / observed.rate_at(level);
+        let is_near = self.rules.policy.max_p95_seconds.is_none() && slow(pick) > 0.7 * SLOWEST * slow(lowest);
+        let warm_by_s = WARM_BY * observed.service_s;
+        let is_warm = |visit: &Visited| visit.level == lowest && visit.span_s[0] > warm_by_s;
+        if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
+            return Some(self.rules.visit_to(lowest));
+        }
         let next = match open.filter(|_| clear) {
             Some(open) => open,
             None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
@@ -244,8 +262,8 @@ impl Race {
         if COLD_SHOWS.contains(&evidence.visits.len()) {
             let all = Observed::new(evidence, &self.rules, pick, 0.0);
             let curves: Vec<usize> = (0..FAMILY.len()).step_by(11).collect();
-            let cold_until = likelihood::cold_until(&all, &curves, was_cold);
-            self.standing.warm_from_s = cold_until.unwrap_or_default() * all.service_s;
+            let cold_until = likelihood::cold_until(&all, &curves, was_cold).map(|until| until * all.service_s);
+            self.standing.warm_from_s = cold_until.filter(|&until| shows_cold(evidence, until)).unwrap_or_default();
         }
         Observed::new(evidence, &self.rules, pick, self.standing.warm_from_s)
     }
@@ -389,8 +407,13 @@ impl Race {
             weight += known;
         }
         let offset = offset / weight;
-        let near =
-            |level: &usize| *level <= highest && Some(*level) != last && 3 * *level >= pick && *level <= 3 * pick;
+        // In a list, the next level may lie further off.
+        let at = self.choices.partition_point(|&level| level < pick);
+        let beside = self.choices[at.saturating_sub(1)]..=*self.choices.get(at + 1).unwrap_or(&pick);
+        let near = |level: &usize| {
+            let is_near = (3 * *level >= pick && *level <= 3 * pick) || beside.contains(level);
+            *level <= highest && Some(*level) != last && is_near
+        };
         let worth = |level: usize| {
             let requests = self.rules.visit_to(level).completions as f64;
             let own = observed.request_cv.powi(2) / requests + WANDER.powi(2);
