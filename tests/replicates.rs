@@ -175,6 +175,19 @@ fn a_race_is_right_and_cheap_in_noise() {
     assert!(requests[bed::SMALL / 2] <= 2_000, "{requests:?}");
 }
 
+/// On a list as sparse as this, the level below the pick is a fourth of it: only a visit there tells that it is no answer,
+/// and nothing tells whether the engine was cold while it was measured.
+#[test]
+fn a_sparse_list_below_a_wall_is_decided() {
+    let server = bed::Server { capacity: 5, ..even(bed::Server::knee("", 4)) };
+    for each in [None, Some(40)] {
+        let swept = race(&server, STEADY, vec![1, 4, 8], Rules::list(Policy::default(), each), 1);
+        let standing = swept.standing;
+        assert!(standing.decided && standing.pick == Some(4) && standing.warm_from_s == 0.0, "{each:?}: {standing:?}");
+        assert!(swept.requests <= 600, "{each:?}: {} requests", swept.requests);
+    }
+}
+
 #[test]
 fn a_wall_is_found_and_never_picked() {
     for wall in [5, 24, 45] {

@@ -160,7 +160,7 @@ fn assert_whole(folder: &Path) -> Vec<RequestOutcome> {
                     assert!(text.ends_with("</html>"), "{} is torn", path.display());
                 } else if path.extension().is_some_and(|extension| extension == "prom") {
                     let last = text.lines().last().unwrap_or_default();
-                    assert!(last.starts_with("llm_concurrency_final_timestamp_seconds "), "{} is torn", path.display());
+                    assert!(last.starts_with("llm_concurrency_final_timestamp_seconds{"), "{} is torn", path.display());
                 } else {
                     assert!(text.is_empty() || text.ends_with('\n'), "{} is torn", path.display());
                     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(torn));
