@@ -129,7 +129,7 @@ fn shown(ran: &Ran) -> String {
 #[test]
 fn twelve_sweeps_come_out_as_they_did_and_no_pick_is_wrong() {
     const LIST: [usize; 10] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
-    let (mut text, mut picked) = (String::new(), 0);
+    let mut text = String::new();
     for (at, case) in cases().iter().enumerate() {
         let seed = 1000 + at as u64;
         let full = LIST.map(|level| LoopPlan::new(level, 100, 5, SAMPLES, level));
@@ -142,11 +142,12 @@ fn twelve_sweeps_come_out_as_they_did_and_no_pick_is_wrong() {
                 assert_eq!(decided.status.name(), "rate_limited", "{}, {how}", case.name);
             } else if let Some(pick) = decided.recommended_concurrency {
                 assert!(case.is_right(pick, choices, above), "{}, {how}: {pick}", case.name);
-                picked += 1;
+            } else {
+                // Its levels differ by less than these requests, of which no lengths are known, can tell in noise.
+                assert_eq!((case.name, decided.status.name()), ("plateau", "unresolved"), "{how}");
             }
             writeln!(text, "{}, {how}\n{}", case.name, shown(&ran)).unwrap();
         }
     }
-    assert!(picked >= 9, "{picked} of 10 are decided\n{text}");
     insta::assert_snapshot!("twelve_sweeps", text);
 }
