@@ -109,6 +109,8 @@ impl Rules {
 const KEEP: f64 = 0.93;
 /// The share of the curves' probability by which the pick is good enough, where requests end first.
 const SURE: f64 = 0.95;
+/// With this probability a level is good enough to be preferred to a higher one that surely is.
+const LIKELY: f64 = 0.95;
 /// It is worth going higher as long as the pick lies above all that was visited with this probability.
 const CLIMB: f64 = 0.05;
 /// For the interval the likelihood counts with this power: no family holds all servers.
@@ -229,8 +231,9 @@ impl Race {
         if let Some(middle) = wall.filter(|_| rises).and_then(|wall| self.between(passing, wall)) {
             return Some(self.rules.visit_to(middle));
         }
-        let (pick, probability) = self.best_choice(passing);
+        let (sure, probability) = self.best_choice(passing);
         let clear = probability >= 1.0 - self.rules.doubt;
+        let pick = if clear { self.smallest_likely(sure) } else { sure };
         let open = self.open_gate(&observed, pick, lowest, wall);
         let each: usize = self.rules.each.map_or(0, |each| self.choices.iter().map(|level| each.max(10 * level)).sum());
         let over = evidence.sent >= self.rules.most_requests(pick) + each as u64;
@@ -384,6 +387,12 @@ impl Race {
             }
         }
         best
+    }
+
+    /// Of the levels up to one that is surely good enough, the smallest that most likely is: the rule asks for the smallest.
+    fn smallest_likely(&self, sure: usize) -> usize {
+        let likely = |level: &usize| self.share(self.accepts(*level)) >= LIKELY;
+        self.choices.iter().copied().take_while(|&level| level < sure).find(likely).unwrap_or(sure)
     }
 
     /// The level up to `highest` where a visit tells the likeliest curve that accepts the pick best from the likeliest that
