@@ -217,6 +217,9 @@ pub struct Settings {
     /// Whether the config file itself, without environment and flags, names the simulator as its endpoint.
     #[arg(skip)]
     pub config_is_simulated: bool,
+    /// Whether the levels were named for this run, by a flag or a variable.
+    #[arg(skip)]
+    pub levels_named: bool,
     /// The fewest requests that make the answer sure
     #[arg(long, env = "LLM_BENCH_QUICK", help_heading = "What is measured")]
     pub quick: bool,
@@ -416,6 +419,7 @@ impl Settings {
         let mut settings = Settings {
             endpoint: Endpoint::Simulator,
             config_is_simulated: config.llm.endpoint == Some(Endpoint::Simulator),
+            levels_named: false,
             quick: false,
             quiet: false,
             server_metrics: false,
@@ -448,6 +452,7 @@ impl Settings {
         if let Some(Levels::List(levels)) = matches.get_one("levels") {
             let benchmark = &mut self.config.benchmark;
             (benchmark.min_concurrency, benchmark.max_concurrency) = (levels[0], levels[levels.len() - 1]);
+            self.levels_named = true;
         }
         self.update_from_arg_matches(&matches).map_err(wrong)?;
         let (llm, target) = (&mut self.config.llm, std::mem::take(&mut self.target));

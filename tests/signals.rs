@@ -236,7 +236,8 @@ fn signals_give_up_the_current_level_and_show_the_rest() {
     for signal in [Signal::Int, Signal::Term, Signal::Hup] {
         let simulator = server();
         let before = config(&simulator.base_url(), "levels: [1, 50], total_requests: 100");
-        let mut running = Running::start(&before, &["run", "--update-config", "--allow-provisional"]);
+        let args = ["run", "--update-config", "--allow-provisional", "--verbose"];
+        let mut running = Running::start(&before, &args);
         running.wait_for_mid_level(1, &simulator);
         signal.send(&running.child);
         assert_eq!(running.wait().code(), Some(130), "{signal:?}: {}", running.stderr());
@@ -284,7 +285,7 @@ fn a_race_that_is_interrupted_leaves_its_visits_and_no_answer() {
     };
     let simulator = Simulator::start(slow, 0).unwrap();
     let config = config(&simulator.base_url(), "levels: auto, max_concurrency: 64");
-    let mut running = Running::start(&config, &["run", "--update-config"]);
+    let mut running = Running::start(&config, &["run", "--update-config", "--verbose"]);
     wait_until("three visited levels on disk", || running.results().is_some_and(|file| file.levels.len() >= 3));
     Signal::Int.send(&running.child);
     assert_eq!(running.wait().code(), Some(130), "{}", running.stderr());

@@ -410,6 +410,12 @@ impl Sweep<'_> {
             if let Some(level) = open.into_iter().find(|level| self.look_again(*level)) {
                 return Some(visit(level));
             }
+            // Levels that were named for a quick run are meant, also where the answer does not need them.
+            let made = &self.swept.run.manifest.levels;
+            let missing = self.plan.race.iter().find(|&&level| made.iter().all(|of| of.concurrency != level));
+            if let Some(&level) = missing.filter(|_| self.settings.quick && self.settings.levels_named) {
+                return Some(visit(level));
+            }
             self.conclude(race.standing());
         }
         // A fall against the baseline is not believed at first sight. Asked once, at the end.
