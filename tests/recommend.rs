@@ -340,6 +340,15 @@ fn the_objective_may_be_goodput() {
         let raced = Raced { pick: Some(pick), interval: [10, 20], decided: true, warm_from_s: 0.0 };
         assert_eq!(recommend_after(Some(&raced), &all, &policy).status, status, "{pick}");
     }
+    // It is content with 20; 10 shows as much, where it holds that possible and was measured in full.
+    let plateau = [within(0, level(5, 45.0)), within(0, level(10, 79.0)), within(0, level(20, 80.0))];
+    for (interval, requests, pick) in [([10, 20], 100, 10), ([11, 20], 100, 20), ([10, 20], 99, 20)] {
+        let raced = Raced { pick: Some(20), interval, decided: true, warm_from_s: 0.0 };
+        let mut plateau = plateau.clone();
+        plateau[1].requests = Some(requests);
+        let decided = recommend_after(Some(&raced), &plateau, &Policy::default());
+        assert_eq!(decided.recommended_concurrency, Some(pick), "{interval:?}, {requests}");
+    }
     // Not a single request within the limits is a failed gate, and no unknown.
     let none = [within(100, level(1, 10.0)), within(100, level(2, 20.0))];
     let decided = recommend(&none, &policy);

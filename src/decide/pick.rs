@@ -6,7 +6,8 @@ use rand::{RngExt, SeedableRng};
 use super::causes::{ClientLimit, Drifted, Reason};
 use super::gates::value;
 use super::{
-    DriftCheck, JudgedLevel, Objective, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota,
+    DriftCheck, FULL, JudgedLevel, Objective, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota,
+    size,
 };
 use crate::figures::{BLOCKS, LevelSummary};
 
@@ -93,10 +94,30 @@ pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> D
     let passing = (0..levels.len()).filter(|&at| passes(&levels[at]));
     let candidates: Vec<Candidate> =
         passing.filter_map(|at| Some(Candidate { at, value: value(at)?, blocks: Vec::new() })).collect();
+    let pick = smaller_in_full(levels, &candidates, pick, raced, policy).unwrap_or(pick);
     let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
     let Policy { objective, tolerance, .. } = *policy;
     let reason = if status == Status::Ok { Reason::ByVisits { objective, tolerance } } else { reason };
     Decision { status, pick: Some(pick), interval, reason }
+}
+
+/// A race is content with any level that surely is good enough. Where a smaller one, which it holds possible, was measured in
+/// full and is within the tolerance of the best by its own figures, it is that one.
+fn smaller_in_full(
+    levels: &[JudgedLevel],
+    candidates: &[Candidate],
+    pick: usize,
+    raced: &Raced,
+    policy: &Policy,
+) -> Option<usize> {
+    let best = candidates.iter().map(|candidate| candidate.value).fold(0.0, f64::max);
+    let is_full = |summary: &LevelSummary| summary.requests >= Some(size(summary.concurrency, FULL));
+    let good = |candidate: &&Candidate| {
+        let summary = &levels[candidate.at].summary;
+        let is_possible = summary.concurrency >= raced.interval[0];
+        is_possible && is_full(summary) && candidate.value >= (1.0 - policy.tolerance) * best
+    };
+    candidates.iter().take_while(|candidate| candidate.at < pick).find(good).map(|candidate| candidate.at)
 }
 
 /// Whether a level's goodput may be within the tolerance of the best. The curves of a race are those of a throughput:
