@@ -381,7 +381,7 @@ mod tests {
         let listed = plan(yaml);
         assert_eq!((levels(&listed), listed.race.clone()), (vec![1, 10], vec![1, 10]));
         let text = listed.describe(&settings(yaml));
-        assert!(text.contains("probably about 500 requests, at most 4790 requests of"), "{text}");
+        assert!(text.contains("probably about 450 requests, at most 4790 requests of"), "{text}");
         assert!(text.contains("each level in full, then short visits"), "{text}");
         let mut quick = settings(yaml);
         quick.quick = true;
