@@ -602,9 +602,10 @@ fn a_race_takes_the_limits_for_walls_and_goodput_for_what_is_maximised() {
         let (pick, decided) = raced(40, always, |level| level as f64, policy);
         assert!(near(pick) && decided, "{wall}: {pick:?}");
     }
-    // Throughput rises up to 40; of it nine tenths of what comes above 20 are late.
+    // Throughput rises up to 40; of it nine tenths of what comes above 20 are late. So goodput is 22 at best, at 40; from 23
+    // on it is 0.92 of that, from 29 on 0.95, and 37 is 1.3 times 29.
     let late = |level: usize| if level > 20 { (20.0 + 0.1 * (level as f64 - 20.0)) / level as f64 } else { 1.0 };
-    for (objective, low, high) in [(Objective::Requests, 37, 52), (Objective::Goodput, 18, 27)] {
+    for (objective, low, high) in [(Objective::Requests, 37, 52), (Objective::Goodput, 23, 37)] {
         let policy = Policy { objective, slo: slo(0.3), ..Policy::default() };
         let (pick, _) = raced(40, late, always, policy);
         assert!(pick.is_some_and(|pick| (low..=high).contains(&pick)), "{objective:?}: {pick:?}");
