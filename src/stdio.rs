@@ -5,9 +5,9 @@
 //! terminal is a pipe, emptied by a thread that passes on what it can.
 
 #[cfg(not(unix))]
-pub use elsewhere::{Guard, Hush, guard, hush, leave_terminal, let_go};
+pub use elsewhere::{Guard, Hush, aloud, guard, hush, leave_terminal, let_go};
 #[cfg(unix)]
-pub use unix::{Guard, Hush, guard, hush, leave_terminal, let_go};
+pub use unix::{Guard, Hush, aloud, guard, hush, leave_terminal, let_go};
 
 /// Elsewhere they are left as they are.
 #[cfg(not(unix))]
@@ -20,6 +20,10 @@ mod elsewhere {
     }
 
     pub fn let_go() {}
+
+    pub fn aloud(text: &str) {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    }
 
     #[derive(Debug)]
     pub struct Hush;
@@ -168,6 +172,18 @@ mod unix {
         take();
     }
 
+    /// Where stderr leads while it is hushed.
+    static HUSHED: Mutex<Option<File>> = Mutex::new(None);
+
+    /// To stderr, also while it is hushed. That it cannot be written stops nobody.
+    pub fn aloud(text: &str) {
+        let hushed = HUSHED.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = match hushed.as_ref() {
+            Some(mut stderr) => stderr.write_all(text.as_bytes()),
+            None => io::stderr().write_all(text.as_bytes()),
+        };
+    }
+
     /// Until it is dropped, what is written to stderr, and perhaps to stdout, is kept from the reader.
     #[derive(Debug)]
     pub struct Hush {
@@ -181,10 +197,12 @@ mod unix {
         let streams = [Stream::Stderr].into_iter().chain(is_stdout_too.then_some(Stream::Stdout));
         let hushed = |stream: Stream| {
             let _ = io::stdout().flush();
-            let original = stream.fd().try_clone_to_owned().ok()?;
+            let original = File::from(stream.fd().try_clone_to_owned().ok()?);
             stream.replace(kept.as_ref()?).ok()?;
-            Some((stream, original.into()))
+            Some((stream, original))
         };
+        *HUSHED.lock().unwrap_or_else(PoisonError::into_inner) =
+            Stream::Stderr.fd().try_clone_to_owned().ok().map(File::from);
         Hush { originals: streams.filter_map(hushed).collect(), kept }
     }
 
@@ -204,6 +222,7 @@ mod unix {
     impl Drop for Hush {
         fn drop(&mut self) {
             let _ = io::stdout().flush();
+            *HUSHED.lock().unwrap_or_else(PoisonError::into_inner) = None;
             for (stream, original) in &self.originals {
                 let _ = stream.replace(original);
             }

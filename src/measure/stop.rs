@@ -1,6 +1,5 @@
 //! What ends a run before its time: signals, the time budget, an endpoint that does not work.
 
-use std::io::Write as _;
 use std::sync::{Arc, OnceLock, Weak};
 
 use tokio::sync::watch;
@@ -77,8 +76,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<S
                 continue;
             }
         }
-        // That it cannot be printed must not stop it.
-        let say = |text: &str| drop(writeln!(std::io::stderr(), "\ninterrupted{text}"));
+        let say = |text: &str| stdio::aloud(&format!("\ninterrupted{text}\n"));
         let Some(signal) = sweep.upgrade().filter(|_| !asked) else {
             stdio::let_go();
             say("");
