@@ -56,6 +56,7 @@ impl Prompt {
     }
 
     /// Goes on to the next turn, if there is one.
+    #[cfg(feature = "suite")]
     pub(crate) fn answered(mut self, answer: String) -> Option<Self> {
         if self.later.is_empty() {
             return None;

@@ -120,6 +120,7 @@ impl Transport {
     }
 
     /// The same, and the text of the answer.
+    #[cfg(feature = "suite")]
     pub(crate) async fn send_made_for_text(&self, body: impl Fn() -> Bytes) -> (Reply, String) {
         let answer = self.exchange(&body, true).await;
         (answer.reply, answer.text.unwrap_or_default())
