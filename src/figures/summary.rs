@@ -165,7 +165,8 @@ impl LevelSummary {
         if let Some(samples) = &mut self.samples {
             samples.retain(|s| s.duration_s.is_finite() && s.duration_s >= 0.0 && s.succeeded <= s.completed);
         }
-        let can_be = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| *f >= 0.0);
+        let can_be =
+            |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| f.is_finite() && *f >= 0.0);
         self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
         self.goodput = self.goodput.filter(|goodput| {
             let Goodput { met, attainment, rps, blocks_rps, .. } = goodput;
