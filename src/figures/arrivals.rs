@@ -30,6 +30,8 @@ pub struct OpenLoad {
     pub latency_s: Option<Distribution>,
     /// Until its first token, the wait included.
     pub ttft_s: Option<Distribution>,
+    /// Per output token after the first, for which no wait counts.
+    pub tpot_s: Option<Distribution>,
     /// The share of all arrivals that had a permit when the last one came.
     pub kept_up: f64,
     /// How late this client was with them.
@@ -56,6 +58,7 @@ impl OpenLoad {
             wait_s: distribution(&|outcome| Some(wait(outcome))),
             latency_s: distribution(&|outcome| Some(wait(outcome) + latency(outcome)?)),
             ttft_s: distribution(&|outcome| Some(wait(outcome) + outcome.ttft_s.filter(|_| outcome.is_success())?)),
+            tpot_s: distribution(&|outcome| outcome.tpot_s().filter(|_| outcome.is_success())),
             ..self
         }
     }

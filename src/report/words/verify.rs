@@ -1,5 +1,6 @@
 //! What traffic a number carries.
 
+use super::decision::gate as name;
 use super::numbers::{count, number, or_unknown, percent, rate, seconds, time};
 use crate::decide::verify::{NotCarried, Verified, not_carried};
 use crate::decide::{Gate, Policy, Recommendation};
@@ -52,12 +53,8 @@ pub fn load_verdict(load: &OpenLoad, policy: &Policy) -> String {
             format!("error rate {} is not below {}", rate(error_rate), percent(policy.max_error_rate))
         }
         Some(NotCarried::Limit(gate, limit, is)) => {
-            let name = match gate {
-                Gate::TtftP95 => "TTFT P95",
-                Gate::P99 => "P99",
-                _ => "P95",
-            };
-            format!("{name} {} is above {}, waiting included", or_unknown(is, seconds), seconds(limit))
+            let waiting = if gate == Gate::TpotP95 { "" } else { ", waiting included" };
+            format!("{} {} is above {}{waiting}", name(gate), or_unknown(is, seconds), seconds(limit))
         }
     }
 }
