@@ -184,6 +184,29 @@ fn every_request_is_accounted_for_and_the_slower_server_is_named() {
     assert!(written.iter().all(|text| !text.contains("canary-header")));
 }
 
+/// Levels at which one of the two fails are visited no more; the others go on, each visit under a number of its own.
+#[test]
+fn levels_that_one_refuses_are_visited_once() {
+    let a = simulator(4);
+    let refuses = SimulatorConfig { slots: 1, queue_limit: 0, ..SimulatorConfig::default() };
+    let b = Simulator::start(refuses, 0).expect("a free port");
+    let folder = servers::folder(&config(&a.base_url()));
+    let args = ["run", "--quiet", "--levels", "1,16,20", "--against", &b.base_url()];
+    let output = servers::binary(folder.path()).args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    for run in fs::read_dir(folder.path().join("target/concurrency")).expect("the runs").flatten() {
+        let manifest = fs::read_to_string(run.path().join("run.json")).expect("a manifest");
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).expect("JSON");
+        let of = |key: &str| -> Vec<u64> {
+            manifest["levels"].as_array().unwrap().iter().map(|of| of[key].as_u64().unwrap()).collect()
+        };
+        let (levels, numbers) = (of("concurrency"), of("round"));
+        assert_eq!(levels.iter().filter(|level| **level == 1).count(), TURNS as usize, "{levels:?}");
+        assert_eq!(levels.iter().filter(|level| **level == 16).count(), 1, "{levels:?}");
+        assert_eq!(numbers, (1..=levels.len() as u64).collect::<Vec<_>>(), "{levels:?}");
+    }
+}
+
 #[test]
 fn keys_and_headers_stay_with_the_server_they_are_for() {
     let a = simulator(4);

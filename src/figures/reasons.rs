@@ -25,6 +25,11 @@ pub enum EarlyEnd {
     TimeLimit {
         seconds: f64,
     },
+    /// The warm-up included.
+    MostlyFailed {
+        failed: usize,
+        requests: usize,
+    },
     Interrupted,
     OutOfTime,
     #[serde(untagged)]

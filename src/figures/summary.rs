@@ -379,11 +379,17 @@ impl Rates {
     fn of(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Self {
         let mut rates = Rates::default();
         for (measurement, requests) in level {
+            let window = measurement.window_s.unwrap_or_default();
             if measurement.stage == Stage::Visit {
-                requests.cohort().for_each(|of| rates.add_whole(of, measurement.concurrency, counts(of)));
+                // Permits that are held for what failed before the window are none of the cohort's.
+                let before = requests.rows.iter().filter(|request| request.phase != Phase::Measured);
+                let held_s: f64 = before.map(|request| request.held_back_s(window)).sum();
+                let seconds = window[1] - window[0];
+                let held = if seconds > 0.0 { held_s / seconds } else { 0.0 };
+                let permits = (measurement.concurrency as f64 - held).max(1.0);
+                requests.cohort().for_each(|of| rates.add_whole(of, permits, counts(of)));
                 continue;
             }
-            let window = measurement.window_s.unwrap_or_default();
             rates.duration_s += window[1] - window[0];
             requests.rows.iter().for_each(|of| rates.add(of, window, counts(of)));
         }
@@ -392,9 +398,9 @@ impl Rates {
 
     /// A visit is too short for shares: what it met on its way in would count as its own. By Little's law its cohort
     /// took as long as its permits were held, over their number.
-    fn add_whole(&mut self, request: &Request, level: usize, counts: bool) {
+    fn add_whole(&mut self, request: &Request, permits: f64, counts: bool) {
         let held_s = seconds(request.held_us());
-        self.duration_s += held_s / level.max(1) as f64;
+        self.duration_s += held_s / permits;
         self.in_flight_s += held_s - request.held_s();
         self.held_back_s += request.held_s();
         self.count(request, f64::from(counts));

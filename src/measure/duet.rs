@@ -12,7 +12,8 @@ use super::sweep::{SweepError, Swept, preflight, run_settings};
 use crate::client::Endpoint;
 use crate::decide::duet::Pair;
 use crate::decide::{Note, value};
-use crate::figures::{self, LevelState, Measurement, Requests, Stage, Step};
+use crate::figures::reasons::EarlyEnd;
+use crate::figures::{self, LevelState, Measurement, Requests, Stage, Step, wilson};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::preflight::AT_MOST;
@@ -61,7 +62,7 @@ struct Server<'a> {
 /// As a sweep: if it cannot begin, if one of the endpoints does not answer at all, or if a file cannot be written.
 pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError> {
     let prompts = prompts::of_run(settings[0])?;
-    let plan = Plan::new(settings[0], &prompts, |_| false);
+    let plan = Plan::empty(settings[0], &prompts);
     let mut levels = levels(settings[0]);
     let highest = levels.last().map_or(0, |plan| plan.level);
     let simulators = settings.iter().filter(|of| of.endpoint == Endpoint::Simulator).count();
@@ -102,7 +103,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
             let mut throughput = [0.0; 2];
             let order = if (turn as usize + at).is_multiple_of(2) { [0, 1] } else { [1, 0] };
             for side in order {
-                throughput[side] = servers[side].visit(level, turn * levels.len() as u32 + at as u32 + 1)?;
+                throughput[side] = servers[side].visit(level, pairs.len() as u32 + 1)?;
                 if stopper.reason().is_some() {
                     break 'turns;
                 }
@@ -114,16 +115,18 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
         }
         levels.retain(|plan| !failed.contains(&plan.level));
     }
-    let servers = servers.map(|mut server| {
+    let [mut a, mut b] = servers.map(|mut server| {
         server.swept.stopped = stopper.reason();
-        let notes = stopper.reason().zip(server.swept.run.manifest.levels.last());
-        server
-            .swept
-            .notes
-            .extend(notes.map(|(stop, last)| Note::Stopped { level: last.concurrency, why: stop.into() }));
+        let stopped = stopper.reason().zip(server.swept.run.manifest.levels.last());
+        let notes = stopped.map(|(stop, last)| Note::Stopped { level: last.concurrency, why: stop.into() });
+        server.swept.notes.extend(notes);
         server.swept
     });
-    Ok(Duet { servers, pairs })
+    // Visits follow each other quickly, and are not saved each.
+    for swept in [&mut a, &mut b].into_iter().filter(|swept| !swept.run.manifest.levels.is_empty()) {
+        swept.run.save()?;
+    }
+    Ok(Duet { servers: [a, b], pairs })
 }
 
 impl Server<'_> {
@@ -145,6 +148,10 @@ impl Server<'_> {
         let mut requests = visited.parts.remove(&number).unwrap_or_default();
         rest.parts.into_values().for_each(|later| requests.append(later));
         let mut measurement = visited.measurement;
+        if let Some(reason) = mostly_failed(&requests, self.settings.config.policy.max_error_rate) {
+            (measurement.state, measurement.reason) = (LevelState::Hopeless, Some(reason));
+        }
+        let is_hopeless = measurement.state == LevelState::Hopeless;
         measurement.began_s = visited.began.saturating_duration_since(self.swept.began).as_secs_f64();
         let limits = self.swept.run.manifest.limits(self.settings.limits());
         let own = figures::summarize(&[(&measurement, &requests)], limits);
@@ -161,16 +168,20 @@ impl Server<'_> {
             self.load.stopper.stop(Stop::NothingWorks);
             return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
         }
-        Ok(value(&own, self.settings.config.policy.objective).unwrap_or_default())
+        // What a server that refuses still serves is no throughput at this level.
+        Ok(value(&own, self.settings.config.policy.objective).filter(|_| !is_hopeless).unwrap_or_default())
     }
 
-    /// Whether the last visit failed so clearly that the level is not visited again.
     fn has_just_failed(&self) -> bool {
-        let was_given_up = self.swept.run.manifest.levels.last().is_some_and(|of| of.state != LevelState::Complete);
-        let mostly_failed = |requests: &Requests| {
-            let failed = requests.cohort().filter(|request| !request.is_success()).count();
-            2 * failed > requests.cohort().count()
-        };
-        was_given_up || self.measured.last().is_some_and(mostly_failed)
+        self.swept.run.manifest.levels.last().is_some_and(|of| of.state != LevelState::Complete)
     }
+}
+
+/// Whether more fail than the gate allows, beyond the Wilson interval. A visit is short: permits of requests that failed on
+/// the way in may be held back to its end, so that its cohort alone would not show it.
+fn mostly_failed(requests: &Requests, limit: f64) -> Option<EarlyEnd> {
+    let all = requests.rows();
+    let failed = all.iter().filter(|request| !request.is_success()).count();
+    let [low, _] = wilson(failed as u64, all.len() as u64)?;
+    (low >= limit).then_some(EarlyEnd::MostlyFailed { failed, requests: all.len() })
 }

@@ -115,6 +115,9 @@ pub(super) fn early_end(end: &EarlyEnd) -> String {
         EarlyEnd::WarmUpFailed => "every request of the warm-up failed".to_owned(),
         EarlyEnd::NoSuccess { seconds } => format!("no request succeeded for {seconds:.0} s"),
         EarlyEnd::TimeLimit { seconds } => format!("it was not done within its time limit of {seconds:.0} s"),
+        EarlyEnd::MostlyFailed { failed, requests } => {
+            format!("{failed} of {requests} requests failed, those of the warm-up included")
+        }
         EarlyEnd::Interrupted => "interrupted".to_owned(),
         EarlyEnd::OutOfTime => "benchmark.budget.max_minutes had passed".to_owned(),
         EarlyEnd::Other(text) => text.clone(),
