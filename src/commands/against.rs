@@ -6,16 +6,14 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
-use super::decision::decide_from;
+use super::decision::{decide_swept, own};
 use super::page::{self, Recorded};
 use super::print;
-use crate::client::Endpoint;
-use crate::decide::Recommendation;
 use crate::decide::compare::Comparison;
 use crate::decide::duet::side_by_side;
 use crate::measure::duet;
 use crate::measure::sweep::{self, Stop, Swept};
-use crate::record::{Basis, Places, to_json, write_atomic};
+use crate::record::{Places, to_json, write_atomic};
 use crate::report::{html, text, words};
 use crate::settings::Settings;
 
@@ -40,6 +38,7 @@ impl AgainstArgs {
         let both = [settings, &other];
         let duet = duet::run(both, places)?;
         let [a, b] = &duet.servers;
+        let decide = |swept: &Swept, settings: &Settings| decide_swept(own(swept, settings), swept, settings);
         let decided = [decide(a, settings)?, decide(b, &other)?];
         let comparison = Comparison {
             title: words::two_servers(both),
@@ -59,14 +58,7 @@ impl AgainstArgs {
         eprintln!("Written:\n  {}\n  {}\n  {} (the comparison)", files[0], files[1], path.display());
         let [of_a, of_b] = decided;
         let runs = [("A", of_a, a), ("B", of_b, b)].map(|(label, decided, side)| {
-            let manifest = &side.run.manifest;
-            let recorded = Recorded {
-                run_id: Some(manifest.run_id.clone()),
-                about: manifest.about.clone(),
-                requests: manifest.requests(side.run.folder()),
-                verified: None,
-            };
-            let run = page::without_config(decided, settings.config.policy.clone(), recorded);
+            let run = page::without_config(decided, settings.config.policy.clone(), Recorded::of(side));
             html::Run { label: label.to_owned(), ..run }
         });
         let html = html::page_of_duet(&runs, &comparison);
@@ -74,18 +66,4 @@ impl AgainstArgs {
         let interrupted = a.stopped == Some(Stop::Interrupted);
         Ok(if interrupted { ExitCode::from(sweep::INTERRUPTED) } else { ExitCode::SUCCESS })
     }
-}
-
-/// What one of them came to by itself.
-fn decide(swept: &Swept, settings: &Settings) -> Result<Recommendation> {
-    let measured = Basis {
-        levels: swept.run.summaries.clone(),
-        notes: swept.notes.clone(),
-        simulated: settings.endpoint == Endpoint::Simulator,
-        unlisted_model: swept.run.manifest.about.settings.model_is_listed == Some(false),
-        ..Basis::default()
-    };
-    let decided = decide_from(measured, settings);
-    swept.run.write_results(Some(words::with_words(&decided)))?;
-    Ok(decided)
 }

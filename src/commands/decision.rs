@@ -100,21 +100,12 @@ pub(super) fn conclude(
 ) -> Result<Recommendation> {
     let manifest = &swept.run.manifest;
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
-    let mut measured = if args.is_filtered() {
+    let measured = if args.is_filtered() {
         load_measured(places, &manifest.identity, settings.limits())?
     } else {
-        Basis {
-            levels: swept.run.summaries.clone(),
-            quick: settings.quick,
-            unlisted_model: manifest.about.settings.model_is_listed == Some(false),
-            raced: manifest.raced.map(|raced| (raced, settings.config.policy.clone())),
-            ..Basis::default()
-        }
+        Basis { quick: settings.quick, ..own(swept, settings) }
     };
-    measured.simulated = settings.endpoint == Endpoint::Simulator;
-    measured.notes.extend(swept.notes.clone());
-    let recommendation = decide_from(measured, settings);
-    swept.run.write_results(Some(words::with_words(&recommendation)))?;
+    let recommendation = decide_swept(measured, swept, settings)?;
     print(printed(&recommendation, settings, verbose))?;
     if verbose {
         eprintln!("{}", where_written(swept, places));
@@ -126,14 +117,28 @@ pub(super) fn conclude(
     if let Err(error) = write_atomic(&places.results.join(TEXTFILE), textfile.as_bytes()) {
         eprintln!("note: {error}");
     }
-    let recorded = Recorded {
-        run_id: Some(manifest.run_id.clone()),
-        about: manifest.about.clone(),
-        requests: manifest.requests(swept.run.folder()),
-        verified: None,
-    };
-    let run = page::of(recommendation.clone(), settings, recorded);
+    let run = page::of(recommendation.clone(), settings, Recorded::of(swept));
     eprintln!("{}", page::write(&places.results.join(page::name(&swept.run.results_file)), html::page(&[run])));
+    Ok(recommendation)
+}
+
+/// What a sweep measured itself.
+pub(super) fn own(swept: &Swept, settings: &Settings) -> Basis {
+    let manifest = &swept.run.manifest;
+    Basis {
+        levels: swept.run.summaries.clone(),
+        unlisted_model: manifest.about.settings.model_is_listed == Some(false),
+        raced: manifest.raced.map(|raced| (raced, settings.config.policy.clone())),
+        ..Basis::default()
+    }
+}
+
+/// Decides, with what the sweep has to say of itself, and completes its results file.
+pub(super) fn decide_swept(mut measured: Basis, swept: &Swept, settings: &Settings) -> Result<Recommendation> {
+    measured.simulated = settings.endpoint == Endpoint::Simulator;
+    measured.notes.extend(swept.notes.clone());
+    let recommendation = decide_from(measured, settings);
+    swept.run.write_results(Some(words::with_words(&recommendation)))?;
     Ok(recommendation)
 }
 

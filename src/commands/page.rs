@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::decide::verify::Verified;
 use crate::decide::{Policy, Recommendation};
+use crate::measure::sweep::Swept;
 use crate::record::{About, RequestsFile, RunId, read_sidecar, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
 use crate::report::requests::{Curves, Loop};
@@ -16,6 +17,18 @@ pub(super) struct Recorded {
     pub(super) about: About,
     pub(super) requests: Vec<RequestsFile>,
     pub(super) verified: Option<Verified>,
+}
+
+impl Recorded {
+    pub(super) fn of(swept: &Swept) -> Self {
+        let manifest = &swept.run.manifest;
+        Recorded {
+            run_id: Some(manifest.run_id.clone()),
+            about: manifest.about.clone(),
+            requests: manifest.requests(swept.run.folder()),
+            verified: None,
+        }
+    }
 }
 
 /// `settings` are those of now, with the policy and the number that the config holds.

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
-use super::plan::{Plan, visit_plan};
-use super::race::Visit;
+use super::plan::{Plan, settled_visit};
 use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::Endpoint;
@@ -106,10 +105,7 @@ const OF_VISIT: usize = 5;
 
 /// Up and down over the levels: one wave to settle, one that counts.
 pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
-    let visit = |level: &usize| LoopPlan {
-        warmup: *level,
-        ..visit_plan(settings, Visit { level: *level, completions: OF_VISIT.max(*level) })
-    };
+    let visit = |&level: &usize| settled_visit(settings, level, OF_VISIT.max(level));
     let of_pass: usize = levels.iter().map(visit).map(|plan| plan.warmup + plan.measured).sum();
     let passes = (OF_NIGHT / of_pass.max(1)).max(1);
     let pass = |at: usize| -> Vec<LoopPlan> {

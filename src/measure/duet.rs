@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
-use super::plan::{Plan, visit_plan};
-use super::race::Visit;
+use super::plan::{Plan, settled_visit};
 use super::stop::{Stop, Stopper};
 use super::sweep::{SweepError, Swept, preflight, run_settings};
 use crate::client::Endpoint;
@@ -43,8 +42,7 @@ pub fn levels(settings: &Settings) -> Vec<LoopPlan> {
             .collect(),
     };
     let completions = |level: usize| level.max(benchmark.total_requests.div_ceil(TURNS as usize));
-    let plan = |level| visit_plan(settings, Visit { level, completions: completions(level) });
-    levels.into_iter().map(|level| LoopPlan { warmup: level, ..plan(level) }).collect()
+    levels.into_iter().map(|level| settled_visit(settings, level, completions(level))).collect()
 }
 
 struct Server<'a> {

@@ -278,6 +278,11 @@ pub fn visit_plan(settings: &Settings, visit: Visit) -> LoopPlan {
     LoopPlan::visit(visit.level, visit.completions, SAMPLES).with_request_timeout(timeout(settings))
 }
 
+/// The same after a wave that is not counted.
+pub fn settled_visit(settings: &Settings, level: usize, completions: usize) -> LoopPlan {
+    LoopPlan { warmup: level, ..visit_plan(settings, Visit { level, completions }) }
+}
+
 fn first_visit(settings: &Settings, level: usize) -> LoopPlan {
     visit_plan(settings, rules(settings).visit_to(level))
 }

@@ -133,6 +133,8 @@ impl Observed {
             let slower = (slowness[&next] / slowness[&visit.level]).max(1.0);
             of.entry(visit.level).or_default().add_times(visit, slower);
         }
+        let times = of.values_mut().flat_map(Level::times);
+        times.for_each(|times| times.sort_unstable_by(f32::total_cmp));
         shown.retain(|visit| visit.at_s >= warm_from_s);
         let control = Control::new(&of, pick);
         let alone = of.values().filter(|of| of.fit.0[0] >= 5.0).map(|of| of.fit.left(control.shared).0);
@@ -276,7 +278,6 @@ impl Level {
                 self.times().into_iter().for_each(|times| times.push(f32::INFINITY));
             }
         }
-        self.times().into_iter().for_each(|times| times.sort_unstable_by(f32::total_cmp));
     }
 
     fn times(&mut self) -> [&mut Vec<f32>; 3] {
