@@ -63,8 +63,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
     let plan = Plan::empty(settings[0], &prompts);
     let mut levels = levels(settings[0]);
     let highest = levels.last().map_or(0, |plan| plan.level);
-    let simulators = settings.iter().filter(|of| of.endpoint == Endpoint::Simulator).count();
-    open_files::allow(highest, simulators > 0)?;
+    open_files::allow(highest, settings.iter().any(|of| of.endpoint == Endpoint::Simulator))?;
     let each = AT_MOST + u64::from(TURNS) * levels.iter().map(LoopPlan::tickets).sum::<u64>();
     let configured: Vec<usize> = levels.iter().map(|plan| plan.level).collect();
     eprint!("{}", words::plan_of_duet(settings, &configured, TURNS, 2 * each));

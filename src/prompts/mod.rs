@@ -197,20 +197,20 @@ const SET_BY_US: [&str; 8] =
     ["model", "messages", "prompt", "input", "system", "instructions", "stream", "stream_options"];
 
 fn prompt_of(index: usize, entry: &Value) -> Result<Prompt, String> {
-    let body = ["body", "params"].into_iter().find_map(|key| entry[key].as_object());
-    let source = body.map_or(entry, |_| if entry["body"].is_object() { &entry["body"] } else { &entry["params"] });
+    let request = ["body", "params"].into_iter().map(|key| &entry[key]).find(|value| value.is_object());
+    let source = request.unwrap_or(entry);
     let list = ["messages", "conversations", "input"].into_iter().find_map(|key| source[key].as_array());
     let mut prompt = match list {
-        Some(list) => of_messages(list, body.is_some())?,
+        Some(list) => of_messages(list, request.is_some())?,
         None => Prompt { text: text_of(source)?, ..Prompt::default() },
     };
-    let apart = ["system", "instructions"].into_iter().filter_map(|key| source[key].as_str()).next();
-    prompt.system = prompt.system.or(apart.filter(|_| body.is_some()).map(Arc::from));
+    let apart = ["system", "instructions"].into_iter().find_map(|key| source[key].as_str());
+    prompt.system = prompt.system.or(apart.filter(|_| request.is_some()).map(Arc::from));
     if let Some((key, limit)) = LIMITS.iter().map(|key| (key, &source[*key])).find(|(_, limit)| !limit.is_null()) {
         let tokens = limit.as_u64().and_then(|limit| u32::try_from(limit).ok()).filter(|&limit| limit > 0);
         prompt.max_tokens = Some(tokens.ok_or_else(|| format!("its `{key}` is {limit}, not a number of tokens"))?);
     }
-    if let Some(body) = body {
+    if let Some(body) = request.and_then(Value::as_object) {
         let is_other = |key: &str| !LIMITS.contains(&key) && !SET_BY_US.contains(&key);
         prompt.extra_body = body.clone().into_iter().filter(|(key, _)| is_other(key)).collect();
     }
