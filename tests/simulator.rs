@@ -229,6 +229,33 @@ fn embeddings_have_a_vector_for_each_input() {
 }
 
 #[test]
+fn requests_are_read_in_every_form() {
+    let server = start(config(4, 1000, 0.1, 64));
+    let parts = json!([{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]);
+    let said = |role: &str, content: Value| json!({"role": role, "content": content});
+    let system = said("system", json!("Be brief."));
+    let messages = json!([system, said("assistant", Value::Null), said("user", parts)]);
+    let [completions, responses, anthropic] = ["/v1/completions", "/v1/responses", "/v1/messages"];
+    for (path, body, read) in [
+        (CHAT, json!({"messages": messages, "max_tokens": 9, "temperature": 0}), (4, 9)),
+        (completions, json!({"prompt": "Why?", "max_completion_tokens": 9}), (1, 9)),
+        (completions, json!({"prompt": ["Why?"]}), (1, 64)),
+        (responses, json!({"instructions": "Be brief.", "input": "Why?", "max_output_tokens": 9}), (4, 9)),
+        (responses, json!({"input": messages}), (4, 64)),
+        (anthropic, json!({"system": "Be brief.", "messages": [said("user", json!("Why?"))], "max_tokens": 9}), (4, 9)),
+    ] {
+        let mut body = body;
+        body["model"] = json!("m");
+        let answer = post(&server, path, &body).json();
+        let record = server.log().pop().unwrap();
+        assert_eq!((record.prompt_tokens, record.output_tokens), read, "{path} {body}: {answer}");
+        // Sentences are spaced.
+        let text = answer.pointer("/choices/0/text").and_then(Value::as_str).unwrap_or_default();
+        assert_eq!(text.matches(". The function").count(), usize::from(path == completions && read.1 == 64), "{text}");
+    }
+}
+
+#[test]
 fn each_token_comes_in_a_piece_of_its_own_while_the_answer_is_made() {
     let (step_ms, tokens) = (20.0, 20);
     let server = start(config(1, 0, step_ms, tokens));

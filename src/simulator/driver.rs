@@ -40,11 +40,6 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Starts the thread of an idle engine.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's reason for not starting a thread.
     pub(super) fn start(config: &SimulatorConfig) -> io::Result<Self> {
         let state = Mutex::new(State { engine: Engine::new(config), stopping: false });
         let shared = Arc::new(Shared { state, work: Condvar::new(), stop: Condvar::new() });
@@ -55,11 +50,6 @@ impl Driver {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Submits a request.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueFull`], at once.
     pub(super) fn submit(&self, prompt_tokens: u32, output_tokens: u32) -> Result<Generation, QueueFull> {
         let (sender, tokens) = unbounded_channel();
         let id = self.shared.lock().engine.submit(sender, prompt_tokens, output_tokens)?;

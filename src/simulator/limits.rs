@@ -20,11 +20,7 @@ impl TokenBucket {
         TokenBucket { per_second: per_minute / 60.0, burst, left: burst, last: now }
     }
 
-    /// Takes `amount`.
-    ///
-    /// # Errors
-    ///
-    /// How long it takes until there is as much.
+    /// Takes `amount`, or says how long it takes until there is as much.
     pub(super) fn take(&mut self, amount: f64, now: Instant) -> Result<(), Duration> {
         let since = now.saturating_duration_since(self.last).as_secs_f64();
         self.left = (self.left + since * self.per_second).min(self.burst);

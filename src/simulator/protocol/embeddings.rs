@@ -32,10 +32,10 @@ impl Kind for Embeddings {
     /// The vectors are made up.
     fn whole(&self, answer: &Answer, _: &str) -> String {
         let embedding: Vec<f32> = (0..DIMENSIONS).map(|at| (at as f32 + 1.0) / DIMENSIONS as f32).collect();
-        let vectors = if answer.length.tokens == 0 { 0 } else { answer.request.texts };
+        let vectors = if answer.length.tokens == 0 { 0 } else { answer.texts };
         let vector = |index| json!({"object": "embedding", "index": index, "embedding": embedding});
         let data: Vec<_> = (0..vectors).map(vector).collect();
         let usage = json!({"prompt_tokens": answer.prompt_tokens, "total_tokens": answer.prompt_tokens});
-        json!({"object": "list", "model": answer.request.model, "data": data, "usage": usage}).to_string()
+        json!({"object": "list", "model": answer.model, "data": data, "usage": usage}).to_string()
     }
 }

@@ -16,7 +16,7 @@ struct Body {
 
 fn message(answer: &Answer, content: &[Value], stop_reason: Option<&str>, output_tokens: u32) -> Value {
     json!({
-        "id": format!("msg_{}", answer.number), "type": "message", "role": "assistant", "model": answer.request.model,
+        "id": format!("msg_{}", answer.number), "type": "message", "role": "assistant", "model": answer.model,
         "content": content, "stop_reason": stop_reason, "stop_sequence": null, "usage": usage(answer, output_tokens),
     })
 }

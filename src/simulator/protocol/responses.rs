@@ -33,10 +33,10 @@ fn item(answer: &Answer, status: &str, content: &[Value]) -> Value {
 }
 
 fn response(answer: &Answer, status: &str, output: &[Value], usage: Value) -> Value {
-    let Answer { number, created, request, .. } = answer;
+    let Answer { number, created, model, .. } = answer;
     let cut = (status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
     json!({
-        "id": format!("resp_{number}"), "object": "response", "created_at": created, "model": request.model,
+        "id": format!("resp_{number}"), "object": "response", "created_at": created, "model": model,
         "status": status, "error": null, "incomplete_details": cut, "output": output, "usage": usage,
     })
 }
