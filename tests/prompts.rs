@@ -435,3 +435,98 @@ fn a_bad_line_is_named() {
         assert!(error.contains("/p.jsonl:3: no prompt: ") && error.contains(what), "{error}");
     }
 }
+
+#[test]
+fn own_files_of_every_shape() {
+    // Two bytes a character: it is characters that count.
+    let [small, medium, last_medium, large] = [799, 800, 2999, 3000].map(|length| "é".repeat(length));
+    let sizes = json!([small, medium, last_medium, large]).to_string();
+    let mixed = r#"[{"prompt": "a"}, {"text": "b", "id": 7}, {"content": "c", "id": "x", "size": "huge"},
+        {"text": null, "content": "d"}]"#;
+    for (text, expected) in [
+        ("\u{feff}[\"one\", \"two\"]", &[("prompt-0001", "small", "one"), ("prompt-0002", "small", "two")][..]),
+        (
+            mixed,
+            &[("prompt-0001", "small", "a"), ("7", "small", "b"), ("x", "huge", "c"), ("prompt-0004", "small", "d")],
+        ),
+        (r#"{"prompts": ["a"]}"#, &[("prompt-0001", "small", "a")]),
+        (r#"{"snippets": [{"text": "b"}], "note": 1}"#, &[("prompt-0001", "small", "b")]),
+        (
+            &sizes,
+            &[
+                ("prompt-0001", "small", &small),
+                ("prompt-0002", "medium", &medium),
+                ("prompt-0003", "medium", &last_medium),
+                ("prompt-0004", "large", &large),
+            ],
+        ),
+    ] {
+        let prompts = load_named("p.json", text).unwrap();
+        let read: Vec<_> = prompts.iter().map(|p| (p.id.as_str(), p.size.as_str(), p.text.as_str())).collect();
+        assert_eq!(read, expected);
+    }
+}
+
+#[test]
+fn code_of_other_origin_gets_an_instruction() {
+    for (entry, noun, fenced) in [
+        (r#"{"code": "fn main() {}\n", "language": "rust"}"#, " rust code", "```rust\nfn main() {}\n```"),
+        (r#"{"code": "x = 1"}"#, " this code", "```\nx = 1\n```"),
+        (r#"{"code": "y = 2", "language": "python"}"#, " Python code", "```python\ny = 2\n```"),
+    ] {
+        let text = load_named("p.json", &format!("[{entry}]")).unwrap().remove(0).text;
+        assert!(text.contains(noun) && text.ends_with(fenced), "{text}");
+    }
+}
+
+#[test]
+fn each_mistake_has_its_own_message() {
+    for (text, part) in [
+        (" \n", "/p.json is empty"),
+        ("[]", "/p.json has an empty list"),
+        (r#"{"snippets": []}"#, "has an empty list"),
+        ("[\"a\",\n  oops]", "is not valid JSON: expected value at line 2 column 3"),
+        ("[\"a\"", "is not valid JSON: EOF while parsing a list at line 1 column 4"),
+        ("3", "holds a number, not a list of prompts"),
+        (r#"{"items": []}"#, "holds an object without `snippets` and `prompts`, not a list"),
+        (r#"{"prompts": "a"}"#, "holds a string as `prompts`, not a list"),
+        (r#"["a", {"id": "x"}]"#, "has no text in entry 1 (counted from 0): it has none of those keys"),
+        (r#"["a", "b", "  "]"#, "has no text in entry 2 (counted from 0): it is blank"),
+        ("[5]", "has no text in entry 0 (counted from 0): it is a number"),
+        (r#"[{"prompt": ["a"]}]"#, "entry 0 (counted from 0): its `prompt` is an array"),
+        (r#"[{"code": ""}]"#, "entry 0 (counted from 0): its `code` is blank"),
+    ] {
+        let message = load_named("p.json", text).unwrap_err();
+        assert!(message.contains(part) && message.contains("/p.json"), "{message}");
+    }
+    let folder = prompts::load(".").unwrap_err().to_string();
+    assert!(folder.starts_with("cannot read the test data file .: "), "{folder}");
+}
+
+#[test]
+fn what_is_generated_is_saved_whole_and_loaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a/b/test_snippets.json");
+    let file = prompts::generate(1, 20);
+    prompts::save(&path, &prompts::generate(2, 30)).unwrap();
+    prompts::save(&path, &file).unwrap();
+    let in_folder = |folder: &std::path::Path| std::fs::read_dir(folder).unwrap().count();
+    assert_eq!(in_folder(path.parent().unwrap()), 1, "a temporary file was left");
+    let loaded: Vec<_> = prompts::load(&path).unwrap().into_iter().map(|p| (p.id, p.size, p.text)).collect();
+    let made = file.snippets.iter().map(|s| (s.id.clone(), s.size.to_owned(), s.prompt()));
+    assert_eq!(loaded, made.collect::<Vec<_>>());
+
+    let error = prompts::save(folder.path().join("a"), &file).unwrap_err();
+    assert!(error.to_string().contains("/a: choose a path"), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+    assert_eq!(in_folder(folder.path()), 1, "a temporary file was left");
+
+    #[cfg(unix)]
+    {
+        let link = folder.path().join("link.json");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        prompts::save(&link, &prompts::generate(1, 3)).unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(prompts::load(&path).unwrap().len(), 3);
+    }
+}

@@ -368,32 +368,4 @@ mod tests {
         }
         assert!(instructions.len() > 20, "{instructions:?}");
     }
-
-    #[test]
-    fn imports_are_merged_and_sorted() {
-        let javascript = [
-            "import { b } from \"n\";\nimport type { T } from \"m\";\n\nlet x;\n",
-            "import { c, a } from \"n\";\nimport { b } from \"n\";\n\nlet y;",
-            "let z;",
-        ];
-        let text = "import type { T } from \"m\";\nimport { a, b, c } from \"n\";\n\nlet x;\n\nlet y;\n\nlet z;\n";
-        assert_eq!(assemble(&javascript.map(str::to_owned), &LANGUAGES[0]), text);
-        let python = ["from a import y\nimport time\n\npass", "from a import x, y\nimport csv\n\npass"];
-        let text = "import csv\nimport time\nfrom a import x, y\n\n\npass\n\n\npass\n";
-        assert_eq!(assemble(&python.map(str::to_owned), &LANGUAGES[2]), text);
-    }
-
-    #[test]
-    fn words_are_distinct_within_a_domain_and_cased() {
-        let generator = Generator::new(0);
-        for domain in &generator.domains {
-            let fields: Vec<_> =
-                domain.numbers.iter().chain(&domain.texts).chain([&domain.date, &"status", &"id"]).collect();
-            assert_eq!(fields.iter().collect::<HashSet<_>>().len(), fields.len(), "{}", domain.entity);
-        }
-        let drawn = || generator.words(&LANGUAGES[2]);
-        let words = std::iter::repeat_with(drawn).find(|words| words["num_words"] == "unit price").unwrap();
-        let cases = ["num", "Num", "NUM", "Num_words", "num_column", "num_path"].map(|name| words[name].as_str());
-        assert_eq!(cases, ["unit_price", "UnitPrice", "UNIT_PRICE", "Unit price", "unit_price", "unit-price"]);
-    }
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::SimulatorConfig;
 use super::answering::Answering;
-use super::driver::Driver;
+use super::driver::{Driver, Joined};
 use super::engine::QueueFull;
 use super::faults::Fault;
 use super::limits::{PrefixCache, TokenBucket};
@@ -86,8 +86,9 @@ fn take(limit: &Option<Mutex<TokenBucket>>, amount: f64) -> Result<(), Duration>
 /// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
 pub(super) struct HttpServer {
     pub(super) address: SocketAddr,
-    stop: Option<oneshot::Sender<Infallible>>,
-    thread: Option<JoinHandle<()>>,
+    // In this order: it ends once it is told to.
+    _stop: oneshot::Sender<Infallible>,
+    _thread: Joined,
 }
 
 impl HttpServer {
@@ -101,17 +102,7 @@ impl HttpServer {
             .name("simulator-http".to_owned())
             .spawn(move || serve(app, port, &started, stopped))?;
         let address = address.recv().map_err(|_| io::Error::other("the server's thread ended at its start"))??;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for HttpServer {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed already.
-            let _ = thread.join();
-        }
+        Ok(Self { address, _stop: stop, _thread: Joined(Some(thread)) })
     }
 }
 
