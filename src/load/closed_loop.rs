@@ -11,7 +11,7 @@
 //!
 //! The loop knows no network: it takes a `send` closure and tokio's clock, so that it runs in virtual time too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -583,25 +583,20 @@ pub(crate) fn record(
 
 /// The median of the most recent successes' latencies; bounded, so that a long run costs no memory.
 #[derive(Default)]
-struct TypicalLatency {
-    recent: Vec<Duration>,
-    next: usize,
-}
+struct TypicalLatency(VecDeque<Duration>);
 
 impl TypicalLatency {
     const KEPT: usize = 255;
 
     fn add(&mut self, latency: Duration) {
-        if self.recent.len() < Self::KEPT {
-            self.recent.push(latency);
-        } else {
-            self.recent[self.next] = latency;
-            self.next = (self.next + 1) % Self::KEPT;
+        if self.0.len() == Self::KEPT {
+            self.0.pop_front();
         }
+        self.0.push_back(latency);
     }
 
     fn median(&self) -> Option<Duration> {
-        let mut sorted = self.recent.clone();
+        let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
         let middle = sorted.len() / 2;
         (!sorted.is_empty()).then(|| *sorted.select_nth_unstable(middle).1)
     }
@@ -613,7 +608,7 @@ mod tests {
 
     use super::*;
     use crate::client::outcome::Failure;
-    use crate::figures::{LevelSummary, Limits, summarize};
+    use crate::figures::{Limits, summarize};
 
     #[derive(Default)]
     struct Log {
@@ -667,44 +662,28 @@ mod tests {
         (record, log)
     }
 
-    fn run_virtually<F>(plan: &LoopPlan, send: impl FnMut(Ticket) -> F) -> (LoopRecord, Log)
-    where
-        F: Future<Output = Reply> + Send + 'static,
-    {
-        run_until(&[*plan], Duration::MAX, send)
-    }
-
     /// `send` gives each ticket its latency and reply. Also gives the most that were in flight at once.
-    fn virtually_all(
-        plans: &[LoopPlan],
-        mut send: impl FnMut(Ticket) -> (Duration, Reply),
-    ) -> (LoopRecord, Log, usize) {
-        let in_flight = Arc::new(AtomicUsize::new(0));
-        let peak = Arc::new(AtomicUsize::new(0));
+    fn virtually(plans: &[LoopPlan], mut send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
+        let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         let (record, log) = run_until(plans, Duration::MAX, |ticket| {
-            let (latency, reply) = send(ticket);
-            let (in_flight, peak) = (in_flight.clone(), peak.clone());
+            let ((latency, reply), counts) = (send(ticket), counts.clone());
             async move {
+                let [in_flight, peak] = &*counts;
                 peak.fetch_max(in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
                 tokio::time::sleep(latency).await;
                 in_flight.fetch_sub(1, Relaxed);
                 reply
             }
         });
-        (record, log, peak.load(Relaxed))
+        (record, log, counts[1].load(Relaxed))
     }
 
-    fn virtually(plan: &LoopPlan, send: impl FnMut(Ticket) -> (Duration, Reply)) -> (LoopRecord, Log, usize) {
-        virtually_all(&[*plan], send)
+    fn some_latency(ticket: Ticket) -> (Duration, Reply) {
+        (ms(20 + ticket.seq * 7919 % 30), Reply::default())
     }
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
-    }
-
-    fn summary(plan: &LoopPlan, record: &LoopRecord, log: &Log) -> LevelSummary {
-        let requests = log.outcomes.iter().collect();
-        summarize(&[(&record.measurement(plan.level), &requests)], Limits { max_error_rate: 1.0, ..Limits::default() })
     }
 
     fn measured(log: &Log) -> usize {
@@ -715,7 +694,7 @@ mod tests {
     fn every_level_sends_its_tickets_in_windows_that_touch_and_never_more_than_the_level_at_once() {
         for level in [1, 2, 7, 50] {
             let plan = LoopPlan::new(level, 100, 5, 10, level);
-            let (record, log, peak) = virtually(&plan, |t| (ms(20 + t.seq * 7919 % 30), Reply::default()));
+            let (record, log, peak) = virtually(&[plan], some_latency);
             assert_eq!(record.ending, Ending::Complete);
             assert_eq!(peak, level);
             assert_eq!(record.windows.len(), 10);
@@ -748,7 +727,7 @@ mod tests {
                 Reply::default()
             }
         };
-        run_virtually(&LoopPlan::new(32, 320, 0, 10, 32), send);
+        run_until(&[LoopPlan::new(32, 320, 0, 10, 32)], Duration::MAX, send);
         assert!(issued.into_inner() >= 320);
         assert_eq!(most.into_inner() as u64, AT_ONCE);
     }
@@ -768,46 +747,18 @@ mod tests {
                 Reply::default()
             }
         };
-        let (record, log) = run_virtually(&plan, send);
-        let rps = summary(&plan, &record, &log).throughput_rps.expect("complete").estimate;
+        let (record, log) = run_until(&[plan], Duration::MAX, send);
+        let (measurement, requests) = (record.measurement(plan.level), log.outcomes.iter().collect());
+        let summary = summarize(&[(&measurement, &requests)], Limits { max_error_rate: 1.0, ..Limits::default() });
+        let rps = summary.throughput_rps.expect("complete").estimate;
         assert!((rps / 80.0 - 1.0).abs() < 1e-9, "{rps} where the truth is 80");
         assert!(measured(&log) >= plan.measured);
     }
 
     #[test]
-    fn refusals_at_once_hold_their_permit_and_do_not_flood() {
-        // Slots for 4 of 6: two are refused after 1 ms, the others take 100 ms.
-        let plan = LoopPlan::new(6, 600, 6, 10, 6);
-        let busy = Arc::new(AtomicUsize::new(0));
-        let (record, log) = run_virtually(&plan, |_| {
-            let busy = busy.clone();
-            async move {
-                if busy.fetch_add(1, Relaxed) >= 4 {
-                    tokio::time::sleep(ms(1)).await;
-                    busy.fetch_sub(1, Relaxed);
-                    return Reply::failed(Failure::ServerError, "full");
-                }
-                tokio::time::sleep(ms(100)).await;
-                busy.fetch_sub(1, Relaxed);
-                Reply::default()
-            }
-        });
-        let failed = log.outcomes.iter().filter(|o| o.failure.is_some()).count() as f64;
-        let rate = failed / log.outcomes.len() as f64;
-        assert!((0.30..0.37).contains(&rate), "a third is refused, not all but a few: {rate}");
-        // Two permits of six are held back nearly all the time, and what is not held is in flight.
-        let summary = summary(&plan, &record, &log);
-        let (held, in_flight) = (summary.mean_held.expect("some"), summary.mean_in_flight.expect("some"));
-        assert!((held - 2.0).abs() < 0.1 && (held + in_flight - 6.0).abs() < 0.1, "{held} held, {in_flight} in flight");
-        assert_eq!(log.held.iter().max(), Some(&2));
-        assert!(measured(&log) >= plan.measured);
-        assert!(record.sent <= plan.tickets());
-    }
-
-    #[test]
     fn retry_after_keeps_the_permit_for_as_long_as_asked() {
         let plan = LoopPlan::new(1, 10, 1, 10, 1);
-        let (_, log, _) = virtually(&plan, |t| {
+        let (_, log, _) = virtually(&[plan], |t| {
             let mut reply = Reply::default();
             if t.seq == 3 {
                 reply = Reply::failed(Failure::RateLimited, "slow down");
@@ -821,39 +772,42 @@ mod tests {
     }
 
     #[test]
-    fn a_level_whose_warm_up_all_failed_shrinks_to_one_completion_a_window() {
-        let plan = LoopPlan::new(3, 100, 5, 10, 3);
-        let (record, log, _) = virtually(&plan, |_| (ms(1), Reply::failed(Failure::Connect, "refused")));
-        assert_eq!(record.ending, Ending::Hopeless);
-        assert!(record.windows.iter().all(|w| w.completed == 1 && w.succeeded == 0));
-        assert!(log.outcomes.len() <= 5 + 10 + 3);
-    }
-
-    /// It works until request 20, and then no more: each request takes all of its second, three of them are enough.
-    #[test]
-    fn a_level_without_a_success_for_long_is_given_up() {
-        let plan = LoopPlan::new(2, 1000, 2, 10, 2).with_request_timeout(ms(1_000));
-        let (record, log, _) = virtually(&plan, |t| match t.seq {
+    fn a_level_that_has_clearly_failed_shrinks_to_one_completion_a_window() {
+        let refused = |asked_s| Reply {
+            retry_after: Some(Duration::from_secs(asked_s)),
+            ..Reply::failed(Failure::RateLimited, "slow down")
+        };
+        // All of the warm-up fails.
+        let hopeless = |_| (ms(1), Reply::failed(Failure::Connect, "refused"));
+        // It works until request 20, and then no more: each takes all of its second, and three of them are enough.
+        let stalled = |ticket: Ticket| match ticket.seq {
             0..20 => (ms(100), Reply::default()),
             _ => (ms(1_000), Reply::failed(Failure::Timeout, "no whole answer in time")),
-        });
-        assert_eq!(record.ending, Ending::Stalled);
-        assert_eq!(record.windows.len(), 10);
-        assert!(log.outcomes.len() < 20 + 2 * 4 + 10 + 2, "{}", log.outcomes.len());
-        assert_eq!(record.windows.iter().map(|w| w.succeeded).sum::<usize>() + 2, 20);
-    }
-
-    /// Every second request waits for as long as it may, and is refused then. The warm-up never ends.
-    #[test]
-    fn a_level_that_takes_longer_than_all_its_requests_may_is_given_up() {
-        let plan = LoopPlan { time_limit: ms(30_000), ..LoopPlan::new(1, 100, 5, 10, 1) };
-        let (record, log, _) = virtually(&plan, |t| {
-            let mut reply = Reply::failed(Failure::RateLimited, "slow down");
-            reply.retry_after = Some(Duration::from_secs(10));
-            (ms(10), if t.seq % 2 == 0 { Reply::default() } else { reply })
-        });
-        assert_eq!(record.ending, Ending::Overdue);
-        assert!(log.outcomes.len() < 8 + 10, "{}", log.outcomes.len());
+        };
+        // Every second request waits for as long as it may, and is refused then. The warm-up never ends.
+        let overdue = |ticket: Ticket| (ms(10), if ticket.seq % 2 == 0 { Reply::default() } else { refused(10) });
+        let limited = LoopPlan { time_limit: ms(30_000), ..LoopPlan::new(1, 100, 5, 10, 1) };
+        type Send<'a> = &'a dyn Fn(Ticket) -> (Duration, Reply);
+        for (ending, plan, send, most) in [
+            (Ending::Hopeless, LoopPlan::new(3, 100, 5, 10, 3), &hopeless as Send<'_>, 5 + 10 + 3),
+            (
+                Ending::Stalled,
+                LoopPlan::new(2, 1000, 2, 10, 2).with_request_timeout(ms(1_000)),
+                &stalled,
+                20 + 2 * 4 + 11,
+            ),
+            (Ending::Overdue, limited, &overdue, 8 + 9),
+        ] {
+            let (record, log, _) = virtually(&[plan], send);
+            assert_eq!((record.ending, record.windows.len()), (ending, 10));
+            assert!(log.outcomes.len() <= most, "{ending:?}: {}", log.outcomes.len());
+            let sum = |of: fn(&Window) -> usize| record.windows.iter().map(of).sum::<usize>();
+            match ending {
+                Ending::Hopeless => assert_eq!((sum(|w| w.completed), sum(|w| w.succeeded)), (10, 0)),
+                Ending::Stalled => assert_eq!(sum(|w| w.succeeded) + 2, 20),
+                _ => {}
+            }
+        }
     }
 
     #[test]
@@ -873,13 +827,9 @@ mod tests {
     /// Visits to these levels, of so many completions for each of the level; and the most in flight at any moment.
     fn visit(levels: &[usize], waves: usize, send: impl Fn(Ticket) -> (Duration, Reply)) -> (Log, usize) {
         let plans: Vec<LoopPlan> = levels.iter().map(|&level| LoopPlan::visit(level, waves * level, 10)).collect();
-        let (_, log, peak) = virtually_all(&plans, send);
+        let (_, log, peak) = virtually(&plans, send);
         assert!(Some(&peak) <= levels.iter().max());
         (log, peak)
-    }
-
-    fn some_latency(ticket: Ticket) -> (Duration, Reply) {
-        (ms(20 + ticket.seq * 7919 % 30), Reply::default())
     }
 
     #[test]
