@@ -110,15 +110,14 @@ impl Target {
     fn send_turn(&self, (body, mark, conversation): Turn) -> impl Future<Output = Reply> + Send + 'static {
         let (transport, open) = (self.transport.clone(), self.open.clone());
         async move {
-            let Some(conversation) = conversation else { return transport.send_made(|| body.fill(&mark)).await };
-            let (reply, answer) = transport.send_made_for_text(|| body.fill(&mark)).await;
+            let answer = transport.exchange(|| body.fill(&mark), conversation.is_some()).await;
             // After a failure there is nothing to go on from.
-            if reply.failure.is_none()
-                && let Some(next) = conversation.answered(answer)
+            if answer.reply.failure.is_none()
+                && let Some(next) = conversation.and_then(|so_far| so_far.answered(answer.text.unwrap_or_default()))
             {
                 open.lock().unwrap_or_else(PoisonError::into_inner).answered.push((next, mark));
             }
-            reply
+            answer.reply
         }
     }
 
