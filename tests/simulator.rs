@@ -5,10 +5,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use llm_concurrency::simulator::engine::{Engine, SequenceId};
 use llm_concurrency::simulator::{
     ExplainedLevel, Explanation, Fault, FaultRate, Faults, OutputTokens, RequestEnd, RequestRecord, Simulator,
     SimulatorConfig, explain,
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// A step so long that no token comes while a test runs.
@@ -563,6 +565,116 @@ fn metrics_are_the_log_in_prometheus_text() {
     for comment in ["# TYPE ", "# HELP "] {
         assert_eq!(text.lines().filter(|line| line.starts_with(comment)).count(), 7);
     }
+}
+
+// ---- the engine ----
+
+#[derive(Clone, Debug)]
+enum Action {
+    Submit(u32),
+    Cancel(usize),
+    Step,
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![
+        3 => (1u32..8).prop_map(Action::Submit),
+        1 => (0usize..64).prop_map(Action::Cancel),
+        4 => Just(Action::Step),
+    ];
+    proptest::collection::vec(action, 0..300)
+}
+
+proptest! {
+    /// Every accepted sequence either gets exactly its tokens, first come first served and the last one marked,
+    /// or was cancelled; slots and capacity are never exceeded; nothing is left at the end.
+    #[test]
+    fn sequences_are_conserved(slots in 1usize..5, queue_limit in 0usize..5, actions in actions()) {
+        let mut engine = Engine::new(&SimulatorConfig { slots, queue_limit, ..SimulatorConfig::default() });
+        // Of each, in order of submission, how many tokens are still to come.
+        let mut all: Vec<(SequenceId, u32)> = Vec::new();
+        // Enough steps at the end to serve whatever is left.
+        for action in actions.into_iter().chain(std::iter::repeat_n(Action::Step, 100)) {
+            let inside: Vec<usize> = (0..all.len()).filter(|&owner| all[owner].1 > 0).collect();
+            prop_assert!(inside.len() <= slots + queue_limit);
+            match action {
+                Action::Submit(left) => match engine.submit(all.len(), 1, left) {
+                    Ok(id) => all.push((id, left)),
+                    Err(full) => {
+                        prop_assert_eq!(inside.len(), slots + queue_limit);
+                        prop_assert_eq!(full.running + full.waiting, inside.len());
+                    }
+                },
+                Action::Cancel(which) => if let Some((id, left)) = all.get_mut(which) {
+                    prop_assert_eq!(engine.cancel(*id), *left > 0);
+                    *left = 0;
+                }
+                Action::Step => {
+                    prop_assert_eq!(engine.begin_step().is_some(), !inside.is_empty());
+                    let mut tokens = Vec::new();
+                    engine.end_step(&mut tokens);
+                    let owners: Vec<usize> = tokens.iter().map(|token| token.owner).collect();
+                    prop_assert_eq!(&owners[..], &inside[..inside.len().min(slots)]);
+                    for token in tokens {
+                        let (_, left) = &mut all[token.owner];
+                        *left -= 1;
+                        prop_assert_eq!(token.last, *left == 0);
+                    }
+                }
+            }
+        }
+        prop_assert!(engine.is_idle());
+    }
+}
+
+// ---- the lengths of answers ----
+
+fn of(output_tokens: OutputTokens, seed: u64) -> SimulatorConfig {
+    SimulatorConfig { output_tokens, seed, ..SimulatorConfig::default() }
+}
+
+fn draws(output_tokens: OutputTokens, count: usize) -> Vec<f64> {
+    let config = of(output_tokens, 7);
+    let tokens = |i| f64::from(config.answer_length(&format!("fn task_{i}() {{}}"), None).tokens);
+    let mut drawn: Vec<f64> = (0..count).map(tokens).collect();
+    drawn.sort_by(f64::total_cmp);
+    drawn
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn lengths_have_the_distribution_that_was_set() {
+    let (median, sigma) = (200.0_f64, 0.5_f64);
+    let drawn = draws(OutputTokens::LogNormal { median, sigma }, 40_000);
+    let expected_mean = median * (sigma * sigma / 2.0).exp();
+    assert!((drawn[20_000] / median - 1.0).abs() < 0.02);
+    assert!((mean(&drawn) / expected_mean - 1.0).abs() < 0.02);
+    // One standard deviation above the median lie 15.87 %.
+    let above = drawn.iter().filter(|&&x| x > median * sigma.exp()).count();
+    assert!((above as f64 / 40_000.0 - 0.1587).abs() < 0.01);
+    // However short the median, no answer is empty.
+    assert!(draws(OutputTokens::LogNormal { median: 1.0, sigma: 3.0 }, 1000)[0] >= 1.0);
+
+    let drawn = draws(OutputTokens::Uniform { min: 3, max: 12 }, 20_000);
+    assert_eq!((drawn[0], drawn[19_999]), (3.0, 12.0));
+    assert!((mean(&drawn) - 7.5).abs() < 0.1);
+}
+
+#[test]
+fn a_length_depends_on_the_seed_and_the_last_256_characters() {
+    let config = |seed| of(OutputTokens::Uniform { min: 1, max: 1000 }, seed);
+    let all = |seed| std::array::from_fn::<_, 50, _>(|i| config(seed).answer_length(&format!("task {i}"), None).tokens);
+    assert_eq!(all(42), all(42));
+    assert_ne!(all(42), all(43));
+    // Two bytes per character: the limit is in characters.
+    let task = "ä".repeat(256);
+    let length = |prompt: &str| config(42).answer_length(prompt, None);
+    assert_eq!(length(&task), length(&format!("[run 7, request 12] {task}")));
+    assert_ne!(length(&task), length(&format!("{task}!")));
+    assert_eq!(length(""), length(""));
 }
 
 // ---- settings ----
