@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use llm_concurrency::simulator::engine::{Engine, SequenceId};
 use llm_concurrency::simulator::{
-    ExplainedLevel, Explanation, Fault, FaultRate, Faults, OutputTokens, RequestEnd, RequestRecord, Simulator,
-    SimulatorConfig, explain,
+    ExplainedLevel, Explanation, Fault, FaultRate, Faults, OutputTokens, PrefixCache, RequestEnd, RequestRecord,
+    Simulator, SimulatorConfig, explain,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -534,6 +534,21 @@ fn a_prompt_seen_before_is_cached_but_for_its_end() {
     });
     assert_eq!(cached, [0, 128]);
     assert_eq!(server.log()[1].cached_tokens, 128);
+}
+
+#[test]
+fn leading_blocks_are_cached_and_nothing_after_a_difference() {
+    let mut cache = PrefixCache::default();
+    let block = |c: &str| c.repeat(256);
+    let prompt = format!("{}{}tail", block("a"), block("ü"));
+    assert_eq!(cache.look_up(&prompt), 0);
+    assert_eq!(cache.look_up(&prompt), 128);
+    let other = format!("{}{}{}", block("a"), block("c"), block("ü"));
+    assert_eq!(cache.look_up(&other), 64);
+    // The second block is known, but not at the start.
+    assert_eq!(cache.look_up(&format!("x{prompt}")), 0);
+    // Less than a block is not cached, and the last character never is: something must be computed.
+    assert_eq!(cache.look_up(&block("a")), 0);
 }
 
 #[test]

@@ -164,20 +164,20 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
 }
 
 fn list(whole: Value) -> Result<Vec<Value>, String> {
-    let shape = |found: &str| {
-        let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
-        format!("holds {found}, not a list of prompts: {expected}")
-    };
-    let list = match whole {
-        Value::Array(list) => list,
+    let found = match whole {
+        Value::Array(list) if list.is_empty() => {
+            return Err("has an empty list: at least one prompt is needed".to_owned());
+        }
+        Value::Array(list) => return Ok(list),
         Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
-            Some((_, Value::Array(list))) => list,
-            Some((key, other)) => return Err(shape(&format!("{} as `{key}`", kind(&other)))),
-            None => return Err(shape("an object without `snippets` and `prompts`")),
+            Some((_, inner @ Value::Array(_))) => return list(inner),
+            Some((key, other)) => format!("{} as `{key}`", kind(&other)),
+            None => "an object without `snippets` and `prompts`".to_owned(),
         },
-        other => return Err(shape(kind(&other))),
+        other => kind(&other).to_owned(),
     };
-    if list.is_empty() { Err("has an empty list: at least one prompt is needed".to_owned()) } else { Ok(list) }
+    let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
+    Err(format!("holds {found}, not a list of prompts: {expected}"))
 }
 
 fn kind(value: &Value) -> &'static str {

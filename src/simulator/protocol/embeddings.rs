@@ -1,28 +1,22 @@
 //! Embeddings: texts in, a vector for each out. They are never streamed.
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Answer, Kind, Texts, parse};
+use super::{Answer, Kind, strings};
 
 pub(super) struct Embeddings;
 
 /// Numbers in a vector.
 const DIMENSIONS: usize = 64;
 
-#[derive(Deserialize)]
-struct Body {
-    input: Option<Texts>,
-}
-
 impl Kind for Embeddings {
     fn path(&self) -> &'static str {
         "/v1/embeddings"
     }
 
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        let texts: Option<Vec<_>> = parse::<Body>(body)?.input.map(Into::into);
-        texts.filter(|texts| !texts.is_empty()).ok_or_else(|| "input must be a string or a list of strings".to_owned())
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String> {
+        let input = strings(&body["input"]).filter(|texts| !texts.is_empty());
+        input.ok_or_else(|| "input must be a string or a list of strings".to_owned())
     }
 
     fn generates(&self) -> bool {

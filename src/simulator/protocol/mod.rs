@@ -11,7 +11,6 @@ mod responses;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::lengths::{OutputLength, prompt_tokens};
@@ -25,7 +24,7 @@ pub(super) trait Kind: Sync {
     fn path(&self) -> &'static str;
 
     /// The texts of the prompt (messages, or inputs to embed), or a sentence that says what is wrong with the body.
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String>;
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String>;
 
     /// Whether text is generated and may be streamed. A kind that does not generate takes one step of the engine.
     fn generates(&self) -> bool {
@@ -68,26 +67,30 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// A text, or several.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Texts {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl From<Texts> for Vec<String> {
-    fn from(texts: Texts) -> Self {
-        match texts {
-            Texts::One(text) => vec![text],
-            Texts::Many(texts) => texts,
-        }
+/// One string, or several.
+fn strings(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
+        one => Some(vec![one.as_str()?.to_owned()]),
     }
 }
 
-/// Reads a part of a body. Fields that are not in it are ignored, as most servers do.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| format!("the request body is not as expected: {error}"))
+/// What a message or a system prompt says: a string, a list of parts with a `text` each, or nothing.
+fn text_of(content: &Value) -> Result<String, String> {
+    match content {
+        Value::Null => Ok(String::new()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => Ok(parts.iter().filter_map(|part| part["text"].as_str()).collect()),
+        _ => Err("content must be a string or a list of parts".to_owned()),
+    }
+}
+
+/// The text of each message, of at least one.
+fn texts_of(messages: &Value) -> Result<Vec<String>, String> {
+    match messages.as_array() {
+        Some(messages) if !messages.is_empty() => messages.iter().map(|message| text_of(&message["content"])).collect(),
+        _ => Err("messages must hold at least one message".to_owned()),
+    }
 }
 
 /// A request to a generating route, understood, and what its answer says beside the text.
@@ -116,7 +119,9 @@ pub(super) struct Answer {
 impl Answer {
     /// To request `number`, or a sentence for the client that says what is wrong with its body.
     pub(super) fn to(kind: &dyn Kind, bytes: &[u8], number: u64) -> Result<Self, String> {
-        let body: Body = parse(bytes)?;
+        let unexpected = |error| format!("the request body is not as expected: {error}");
+        // Fields that are not in it are ignored, as most servers do.
+        let body: Body = serde_json::from_slice(bytes).map_err(unexpected)?;
         if body.n.is_some_and(|n| n != 1) {
             return Err("n must be 1: this server gives one answer per request".to_owned());
         }
@@ -124,7 +129,7 @@ impl Answer {
         if max_tokens == Some(0) {
             return Err("max_tokens must be 1 or more".to_owned());
         }
-        let texts = kind.texts(bytes)?;
+        let texts = kind.texts(&serde_json::from_slice(bytes).map_err(unexpected)?)?;
         let prompt = texts.join("\n");
         Ok(Self {
             number,
