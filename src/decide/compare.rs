@@ -75,7 +75,6 @@ pub struct Comparison {
     /// The level that the baseline recommends, in both runs.
     pub recommended: Option<Change>,
     /// All levels together, from the lowest to the highest, by the mean of the logarithms; where both were measured in turns.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub overall: Option<Change>,
     /// Always empty without a threshold.
     pub regressions: Vec<Regression>,

@@ -181,7 +181,6 @@ impl Gate {
 pub struct JudgedLevel {
     pub verdict: Verdict,
     /// The gate it fails.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
     /// Empty for a plain pass.
     #[serde(default)]
@@ -227,7 +226,6 @@ pub struct Recommendation {
     #[serde(rename = "cause")]
     pub reason: Reason,
     /// The best level, where this client was the limit there: the server may do more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_bound_at: Option<usize>,
     #[serde(default)]
     pub drift: DriftCheck,

@@ -35,7 +35,6 @@ pub struct LevelSummary {
     /// Failures in the cohort by kind; kinds that did not occur are left out.
     #[serde(deserialize_with = "null_as_default")]
     pub failures: BTreeMap<String, u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub main_failure: Option<Reason>,
     /// Failures / requests.
     pub error_rate: Option<f64>,
@@ -47,34 +46,28 @@ pub struct LevelSummary {
     /// law.
     pub throughput_rps: Option<Estimate>,
     /// The windows, one per Criterion sample.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Vec<Sample>>,
     /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from. Ten per
     /// measurement, one measurement after the other.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
     /// The same with every timeout counted as `request_timeout`: what the latency gates use.
     pub gate_latency_s: Option<Distribution>,
     /// The 95 % interval of that P95; null where there are too few requests for one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub p95_interval_s: Option<[f64; 2]>,
     /// Time to first token of the cohort's successes.
     pub ttft_s: Option<Distribution>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttft_p95_interval_s: Option<[f64; 2]>,
     /// Gaps between content chunks.
     pub itl_s: Option<Distribution>,
     /// Time per output token after the first.
     pub tpot_s: Option<Distribution>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tpot_p95_interval_s: Option<[f64; 2]>,
     /// Null without `policy.slo`, and where a time that it limits is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Goodput>,
     /// Null without prices, and where a figure that one of them needs is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub usd_per_1000: Option<Cost>,
     /// Output tokens per second over the measured window, by the same shares.
     pub output_tps: Option<f64>,
@@ -82,38 +75,28 @@ pub struct LevelSummary {
     /// Mean tokens of a success's prompt.
     pub mean_input_tokens: Option<f64>,
     /// Share of these tokens that came from the server's prefix cache; null where it does not say.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_rate: Option<f64>,
     /// Successes without content: their first token was the one that ends an answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at_once: Option<u64>,
     /// The cohort by the size of the prompts, where there is more than one.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default")]
     pub by_size: Vec<SizeSummary>,
     /// Requests in flight, averaged over the measured window: was the level reached?
     pub mean_in_flight: Option<f64>,
     /// Permits held back after failures, averaged over the measured window; null without any.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_held: Option<f64>,
     /// Measurements of the level in which the server was gone.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub outage: Option<Outage>,
     /// The first measurement beside the confirm rounds; null without such rounds: then drift was not checked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
     /// What the measuring cost this client.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientLoad>,
     /// What the server said of its own load meanwhile, where it was asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerLoad>,
     /// What the server said last of its quota.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// Whether the level ended as planned.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<LevelState>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<EarlyEnd>,
     /// Keys of a results file that this version does not know.
     #[serde(flatten)]
@@ -247,10 +230,13 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
     }
 }
 
+/// `None` if one of them has no interval.
 fn drift(first: &[Measured], again: &[Measured]) -> Option<Drift> {
-    let (first_blocks, blocks) = (blocks(first, Request::is_success), blocks(again, Request::is_success));
-    let rps = |level| Rates::of(level, Request::is_success).rps();
-    Drift::between((rps(first)?, &first_blocks), (rps(again)?, &blocks))
+    let of = |level: &[Measured]| {
+        let rps = Rates::of(level, Request::is_success).rps()?;
+        Some(with_interval(rps, &blocks(level, Request::is_success), 0.99)).filter(|figure| figure.lower.is_some())
+    };
+    Some(Drift { first: of(first)?, confirmed: of(again)? })
 }
 
 /// One column after the other, since together they would take much memory.
@@ -471,54 +457,34 @@ fn gaps(level: &[Measured]) -> Option<Distribution> {
 /// The usual labels from small to large, then others by name. Requests without a label are left out.
 fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     const USUAL: [&str; 3] = ["small", "medium", "large"];
-    let mut sizes: BTreeMap<(usize, &str), OfSize> = BTreeMap::new();
-    let labelled = || {
-        level.iter().flat_map(|(_, requests)| {
-            let label = |request: &Request| requests.sizes.get(usize::from(request.size))?.as_deref();
-            requests.cohort().filter_map(move |request| Some((label(request)?, request)))
-        })
-    };
-    let key = |label| (USUAL.iter().position(|&usual| usual == label).unwrap_or(USUAL.len()), label);
-    for (label, request) in labelled() {
-        let size = sizes.entry(key(label)).or_insert_with(|| OfSize { tokens: Some(0), ..OfSize::default() });
-        size.requests += 1;
-        if request.is_success() {
-            size.succeeded += 1;
-            size.tokens = size.tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
+    // Requests, and of the successes the tokens (`None` if one came without a count) and latencies.
+    let mut sizes: BTreeMap<(usize, &str), (u64, Option<u64>, Vec<u32>)> = BTreeMap::new();
+    for (_, requests) in level {
+        for request in requests.cohort() {
+            let Some(Some(label)) = requests.sizes.get(usize::from(request.size)) else { continue };
+            let rank = USUAL.iter().position(|&usual| usual == &**label).unwrap_or(USUAL.len());
+            let (n, tokens, latencies) = sizes.entry((rank, label)).or_insert_with(|| (0, Some(0), Vec::new()));
+            *n += 1;
+            if request.is_success() {
+                *tokens = tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
+                latencies.push(request.held_us());
+            }
         }
     }
     if sizes.len() < 2 {
         return Vec::new();
     }
-    for (label, request) in labelled().filter(|(_, request)| request.is_success()) {
-        let size = sizes.entry(key(label)).or_default();
-        size.latencies.reserve_exact(size.succeeded - size.latencies.len());
-        size.latencies.push(request.held_us());
-    }
-    let summary = |((_, label), mut size): ((usize, &str), OfSize)| {
-        size.latencies.sort_unstable();
+    let summary = |((_, label), (requests, tokens, latencies)): ((usize, &str), (u64, Option<u64>, Vec<u32>))| {
+        let succeeded = latencies.len() as u64;
         SizeSummary {
             size: label.to_owned(),
-            requests: size.requests,
-            succeeded: size.succeeded as u64,
-            latency_s: Distribution::of_sorted(&size.latencies),
-            mean_output_tokens: size
-                .tokens
-                .filter(|_| size.succeeded > 0)
-                .map(|tokens| tokens as f64 / size.succeeded as f64),
+            requests,
+            succeeded,
+            mean_output_tokens: tokens.filter(|_| succeeded > 0).map(|tokens| tokens as f64 / succeeded as f64),
+            latency_s: Distribution::of(latencies.len(), latencies.into_iter()).0,
         }
     };
     sizes.into_iter().map(summary).collect()
-}
-
-/// The part of the cohort whose prompts have one size.
-#[derive(Default)]
-struct OfSize {
-    requests: u64,
-    succeeded: usize,
-    /// Of the successes; `None` if one came without a count.
-    tokens: Option<u64>,
-    latencies: Vec<u32>,
 }
 
 #[cfg(test)]

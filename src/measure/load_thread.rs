@@ -23,7 +23,7 @@ use crate::load::server_load::ServerWatch;
 use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
-use crate::record::{Run, SidecarWriter, criterion_id};
+use crate::record::{Run, SidecarWriter, criterion_id, sidecar_name};
 use crate::report::words::{count, seconds};
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
@@ -282,7 +282,7 @@ impl Load {
         let (orders, next) = tokio::sync::mpsc::channel(1);
         let step = planned.step;
         let outlets = Outlets {
-            sidecar: run.sidecar(step)?,
+            sidecar: run.sidecar(&sidecar_name(step))?,
             live: self.live.clone(),
             first: step.round,
             counts: Vec::new(),
@@ -318,7 +318,8 @@ impl Load {
         round: u32,
         run: &Run,
     ) -> Result<(Arrived, Vec<RequestOutcome>), SweepError> {
-        let (target, stop, sidecar) = (self.target.clone(), self.stopper.subscribe(), run.arrivals_sidecar(round)?);
+        let (target, stop) = (self.target.clone(), self.stopper.subscribe());
+        let sidecar = run.sidecar(&format!("arrivals-{round}.jsonl"))?;
         let (arrived, outcomes, sidecar) = self.ask(move || async move {
             let (mut outcomes, mut sidecar) = (Vec::with_capacity(plan.count), sidecar);
             let send = |seq| target.send_in_round(round, plan.permits, seq);
@@ -357,7 +358,7 @@ impl Load {
     /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
     pub fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
         let (target, mut stop) = (self.target.clone(), self.stopper.subscribe());
-        let (prompts, mut sidecar) = (prompts.to_vec(), run.preflight_sidecar()?);
+        let (prompts, mut sidecar) = (prompts.to_vec(), run.sidecar("preflight.jsonl")?);
         let (preflight, sidecar) = self.ask(move || async move {
             let mut sent = 0;
             let record = |outcome| {

@@ -8,7 +8,7 @@ use serde_yaml::{Mapping, Value};
 use super::error::{PatchError, Reason};
 use super::format::{Edit, Invalid};
 use super::request::{Key, Request};
-use super::text::{BYTE_ORDER_MARK, line_break, line_end, number, position, skip_blanks};
+use super::text::{BYTE_ORDER_MARK, line_break, line_end, position, skip_blanks};
 
 pub(super) fn key(Key { dotted, .. }: Key) -> Result<Key, PatchError> {
     let name = if dotted.contains('.') { dotted.replace(['.', '-'], "_").to_uppercase() } else { dotted.clone() };
@@ -69,13 +69,12 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     let refuse = |reason| request.refuse(at(variable.value.start), reason, hint());
     let raw = &text[variable.value.clone()];
     let inner = ['"', '\''].iter().find_map(|quote| raw.strip_prefix(*quote)?.strip_suffix(*quote));
-    let (quoted, quotes) = (inner.is_some(), usize::from(inner.is_some()));
-    let previous = number(inner.unwrap_or(raw), quoted).map_err(refuse)?;
-    if let Some(user) = uses(text, name) {
-        return Err(request.refuse(at(user), Reason::Used(name.to_owned()), hint()));
+    let (read, quoted) = (inner.unwrap_or(raw), inner.is_some());
+    let edit = Edit::replace(text, variable.value.clone(), read, quoted, variable.line).map_err(refuse)?;
+    match uses(text, name) {
+        Some(user) => Err(request.refuse(at(user), Reason::Used(name.to_owned()), hint())),
+        None => Ok(edit),
     }
-    let range = variable.value.start + quotes..variable.value.end - quotes;
-    Ok(Edit { range, shown: variable.line, lead: String::new(), tail: "", previous, quoted })
 }
 
 /// Where another value refers to this variable. Errs on the safe side: comments count too.

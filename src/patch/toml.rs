@@ -8,7 +8,7 @@ use toml_edit::{Document, Item, TableLike};
 use super::error::{PatchError, Reason};
 use super::format::{Edit, Invalid};
 use super::request::{Key, Request};
-use super::text::{BYTE_ORDER_MARK, line_break, line_end, line_start, number, position};
+use super::text::{BYTE_ORDER_MARK, line_break, line_end, line_start, position};
 
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     toml_edit::de::from_str(text).map_err(|error| Invalid {
@@ -73,19 +73,12 @@ fn replace(request: &Request, text: &str, key: Range<usize>, item: &Item) -> Res
         None | Some(toml_edit::Value::InlineTable(_)) => return Err(refuse(Reason::Collection("a mapping"))),
         Some(_) => (raw, false),
     };
-    let previous = number(read, quoted).map_err(refuse)?;
-    let quotes = usize::from(quoted);
-    let range = span.start + quotes..span.end - quotes;
-    // No escapes, and not three quotes.
-    if text.get(range.clone()) != Some(read) {
-        return Err(refuse(Reason::Unclear));
-    }
     let line = &text[line_start(text, key.start)..key.start];
     // The names before it too where the key is dotted, if the line begins with it.
     let own_line = !line.contains(['{', ',', '=']);
     let blanks = line.len() - line.trim_end_matches([' ', '\t']).len();
     let shown = key.start - if own_line { line.len() } else { blanks };
-    Ok(Edit { range, shown, lead: String::new(), tail: "", previous, quoted })
+    Edit::replace(text, span.clone(), read, quoted, shown).map_err(refuse)
 }
 
 /// After the last value of the table, in the manner of that one.

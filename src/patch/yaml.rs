@@ -11,7 +11,7 @@ use super::format::{Edit, Format, Invalid};
 use super::json;
 use super::request::{Key, Request};
 use super::text::{
-    BYTE_ORDER_MARK, is_null, is_placeholder, line_break, line_end, line_start, number, position, skip_blanks,
+    BYTE_ORDER_MARK, is_null, is_placeholder, line_break, line_end, line_start, position, skip_blanks,
 };
 
 /// Values in the file, counting those of an alias each time it is used: an alias bomb ends here, in linear time.
@@ -372,18 +372,12 @@ impl<'a> Document<'a> {
         if !quoted && value.has_no_text() {
             return self.fill(mapping, entry);
         }
-        let previous = number(text, quoted).map_err(refuse)?;
-        let quotes = usize::from(quoted);
-        let range = value.span.start + quotes..value.span.end.saturating_sub(quotes);
-        // The source must spell the value as it reads: no escapes, no folded lines.
-        if self.text.get(range.clone()) != Some(text.as_str()) {
-            return Err(refuse(Reason::Unclear));
-        }
+        let edit = Edit::replace(self.text, value.span.clone(), text, quoted, self.shown_from(entry)).map_err(refuse)?;
         let before = self.before_on_line(value);
         if before.trim_start().is_empty() && before.contains('\t') && !mapping.node.is_flow() {
             return Err(refuse(Reason::Tab));
         }
-        Ok(Edit { range, shown: self.shown_from(entry), lead: String::new(), tail: "", previous, quoted })
+        Ok(edit)
     }
 
     /// `key:` with nothing after it: the value goes right behind the colon, before any blanks and comment.

@@ -30,10 +30,8 @@ pub struct ResultsFile {
     /// As decided in the end, without the figures of the levels.
     pub recommendation: Option<Value>,
     /// What the race came to.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub raced: Option<Raced>,
     /// What traffic the number carries, as `verify` found it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
     /// Keys this version does not know.
     #[serde(flatten)]
