@@ -195,6 +195,9 @@ pub struct JudgedLevel {
     pub summary: LevelSummary,
 }
 
+/// What a file has of a judged level beside its figures: these fields, and the causes in words.
+pub(crate) const OF_VERDICT: [&str; 6] = ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"];
+
 impl JudgedLevel {
     pub fn throughput(&self) -> Option<f64> {
         self.summary.throughput_rps.map(|throughput| throughput.estimate)

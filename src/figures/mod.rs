@@ -14,9 +14,9 @@ pub use arrivals::{ArrivalsEnd, OpenLoad};
 pub use goodput::{Cost, Goodput, Prices, Slo};
 pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Drift, Outage, Reach};
-pub use quantiles::{Distribution, Estimate, histogram, quantile, wilson};
+pub use quantiles::{Distribution, Estimate, histogram, quantile, student_t, wilson};
 pub use requests::Requests;
-pub use summary::{BLOCKS, LevelSummary, Limits, SizeSummary, summarize};
+pub use summary::{BLOCKS, LevelSummary, Limits, Measured, SizeSummary, summarize};
 
 pub(crate) use requests::Request;
 pub(crate) use summary::null_as_default;

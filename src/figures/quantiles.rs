@@ -102,8 +102,12 @@ fn relative_half_width(values: &[f64], confidence: f64) -> Option<f64> {
         return None;
     }
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf((1.0 + confidence) / 2.0);
-    Some(t * (variance / n).sqrt() / mean)
+    Some(student_t(n - 1.0, (1.0 + confidence) / 2.0)? * (variance / n).sqrt() / mean)
+}
+
+/// A quantile of Student's t; `None` without degrees of freedom.
+pub fn student_t(freedom: f64, p: f64) -> Option<f64> {
+    Some(StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(p))
 }
 
 /// The 95 % interval of the 95th percentile, from order statistics: between two of the sorted values, whose ranks the

@@ -14,7 +14,7 @@ use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
 use crate::figures::reasons::EarlyEnd;
-use crate::figures::{Stage, Step};
+use crate::figures::{Requests, Stage, Step};
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
 use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
@@ -290,8 +290,9 @@ impl Load {
             windows: to_criterion,
         };
         let visits = (step.stage == Stage::Visit).then_some(Visits { first: step.round, to });
+        let room = Requests::with_room_for(planned.plan.tickets());
         self.send(move || async move {
-            let (recorded, outlets) = measure(planned, stop, target, outlets, next, visits).await;
+            let (recorded, outlets) = measure(planned, stop, target, outlets, next, visits, room).await;
             let _ = done.send((recorded, outlets.sidecar));
         })?;
         Ok(InProgress {
@@ -416,6 +417,7 @@ async fn measure(
     outlets: Outlets,
     mut orders: tokio::sync::mpsc::Receiver<LoopPlan>,
     visits: Option<Visits>,
+    room: Requests,
 ) -> (Recorded, Outlets) {
     if visits.is_none() {
         orders.close();
@@ -427,7 +429,7 @@ async fn measure(
             _ = stop.wait_for(|&stop| stop) => {}
         }
     }
-    let mut recorder = Recorder::start(&plan, target.clone(), outlets, visits);
+    let mut recorder = Recorder::start(&plan, target.clone(), outlets, visits, room);
     let send = |ticket: Ticket| target.send_in_round(step.round + ticket.visit, ticket.level, ticket.seq);
     let record = closed_loop::visits(&plan, orders, stop, send, &mut recorder).await;
     recorder.finish(step, record)

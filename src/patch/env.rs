@@ -53,7 +53,7 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     let at = |offset| Some(position(text, offset));
     parse(text).map_err(|invalid| request.invalid(invalid))?;
     if let Some((lone, _)) = text.match_indices('\r').find(|(at, _)| !text[at + 1..].starts_with('\n')) {
-        return Err(request.refuse(at(lone), Reason::Unclear, request.by_hand()));
+        return Err(request.refuse(at(lone), Reason::Unclear));
     }
     let variables = variables(text);
     let mut ours = variables.iter().filter(|variable| variable.name == name);
@@ -64,15 +64,15 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     };
     if let Some(second) = ours.next() {
         let reason = Reason::Duplicate { name: name.to_owned(), first_line: position(text, variable.start).0 };
-        return Err(request.refuse(at(second.start), reason, format!("keep one of the two, and {}", hint())));
+        return Err(request.refuse_with(at(second.start), reason, format!("keep one of the two, and {}", hint())));
     }
-    let refuse = |reason| request.refuse(at(variable.value.start), reason, hint());
+    let refuse = |reason| request.refuse_with(at(variable.value.start), reason, hint());
     let raw = &text[variable.value.clone()];
     let inner = ['"', '\''].iter().find_map(|quote| raw.strip_prefix(*quote)?.strip_suffix(*quote));
     let (read, quoted) = (inner.unwrap_or(raw), inner.is_some());
     let edit = Edit::replace(text, variable.value.clone(), read, quoted, variable.line).map_err(refuse)?;
     match uses(text, name) {
-        Some(user) => Err(request.refuse(at(user), Reason::Used(name.to_owned()), hint())),
+        Some(user) => Err(request.refuse_with(at(user), Reason::Used(name.to_owned()), hint())),
         None => Ok(edit),
     }
 }
@@ -90,7 +90,7 @@ fn uses(text: &str, name: &str) -> Option<usize> {
 /// After the last variable, exported if that one is.
 fn add(request: &Request, text: &str, last: Option<&Variable<'_>>) -> Result<Edit, PatchError> {
     let Some(last) = last else {
-        return Err(request.refuse(None, Reason::Empty, request.by_hand()));
+        return Err(request.refuse(None, Reason::Empty));
     };
     let end = line_end(text, last.value.end);
     let prefix = &text[last.line..last.start];

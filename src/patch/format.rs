@@ -115,7 +115,6 @@ impl Format {
 
 impl Request {
     pub(super) fn invalid(&self, Invalid { at, why }: Invalid) -> PatchError {
-        let hint = self.hint("fix the file and run the command again, or");
-        self.refuse(at, Reason::Invalid { format: self.format.name(), why }, hint)
+        self.refuse(at, Reason::Invalid { format: self.format.name(), why })
     }
 }

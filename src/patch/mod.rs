@@ -71,7 +71,7 @@ pub fn plan(path: &Path, key: &str, value: u64) -> Result<Patch, PatchError> {
     let patch = Patch { request, target, edit, before, after };
     match patch.check_result(&patch.after) {
         Ok(()) => Ok(patch),
-        Err(why) => Err(patch.odd_line_break().unwrap_or_else(|| patch.guard(why))),
+        Err(why) => Err(patch.odd_line_break().unwrap_or_else(|| patch.request.refuse(None, Reason::Guard(why)))),
     }
 }
 
@@ -140,13 +140,7 @@ impl Patch {
     /// The one known cause for parsers to disagree: characters that end a line in YAML 1.1 but not in 1.2.
     fn odd_line_break(&self) -> Option<PatchError> {
         let at = self.before.find(['\u{85}', '\u{2028}', '\u{2029}'])?;
-        let hint = self.request.hint("remove the character, or");
-        Some(self.request.refuse(Some(position(&self.before, at)), Reason::OddLineBreak, hint))
-    }
-
-    fn guard(&self, why: String) -> PatchError {
-        let hint = self.request.hint("this should not happen, please report it; until then");
-        self.request.refuse(None, Reason::Guard(why), hint)
+        Some(self.request.refuse(Some(position(&self.before, at)), Reason::OddLineBreak))
     }
 }
 

@@ -34,14 +34,14 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
         request.invalid(Invalid { at: error.span().map(|s| position(text, s.start)), why: error.message().to_owned() })
     })?;
     if document.as_table().is_empty() {
-        return Err(request.refuse(None, Reason::Empty, request.by_hand()));
+        return Err(request.refuse(None, Reason::Empty));
     }
     let mut item = document.as_item();
     let mut table: &dyn TableLike = document.as_table();
     for (depth, name) in key.parents.iter().enumerate() {
         let no_parent = || {
             let parent = key.parents[..=depth].join(".");
-            request.refuse(None, Reason::NoParent(parent), request.by_hand())
+            request.refuse(None, Reason::NoParent(parent))
         };
         let (written, next) = table.get_key_value(name).ok_or_else(no_parent)?;
         item = next;
@@ -49,7 +49,7 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
             let at = written.span().map(|span| position(text, span.start));
             let found = if item.is_value() && !item.is_array() { "a single value" } else { "a list" };
             let reason = Reason::NotAMapping { what: key.parent_name(depth + 1), found };
-            request.refuse(at, reason, request.by_hand())
+            request.refuse(at, reason)
         })?;
     }
     match table.get_key_value(&key.last) {
@@ -63,7 +63,7 @@ fn replace(request: &Request, text: &str, key: Range<usize>, item: &Item) -> Res
     let refuse = |reason| {
         let line = position(text, key.start).0;
         let hint = format!("change it by hand on line {line} to:\n\n{} = {}", &text[key.clone()], request.value);
-        request.refuse(Some(position(text, span.start)), reason, hint)
+        request.refuse_with(Some(position(text, span.start)), reason, hint)
     };
     let raw = text.get(span.clone()).unwrap_or_default();
     let (read, quoted) = match item.as_value() {
@@ -84,7 +84,7 @@ fn replace(request: &Request, text: &str, key: Range<usize>, item: &Item) -> Res
 /// After the last value of the table, in the manner of that one.
 fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Result<Edit, PatchError> {
     let name = bare(&request.key.last);
-    let unclear = |at| Err(request.refuse(Some(position(text, at)), Reason::Unclear, request.by_hand()));
+    let unclear = |at| Err(request.refuse(Some(position(text, at)), Reason::Unclear));
     let here = item.span().unwrap_or_default();
     let last = table.iter().filter(|(_, item)| item.is_value()).filter_map(|(name, item)| {
         // The values of a dotted key are no values of this table.
@@ -126,7 +126,7 @@ fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Res
         _ if table.is_dotted() => unclear(here.start),
         Some(table) if table.is_implicit() => {
             let parent = request.key.parents.join(".");
-            Err(request.refuse(None, Reason::NoParent(parent), request.by_hand()))
+            Err(request.refuse(None, Reason::NoParent(parent)))
         }
         _ => line_after(here.end, "", format!("{name} = ")),
     }

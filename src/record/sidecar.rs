@@ -82,9 +82,8 @@ impl SidecarWriter {
     /// Adds to `path`, line by line, so that what was written stays if the program is killed.
     pub fn open(path: PathBuf) -> Result<Self, ResultsError> {
         let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let file = std::fs::create_dir_all(folder).and_then(|()| File::options().create(true).append(true).open(&path));
-        let (file, (batches, incoming)) = (file.map_err(failed)?, mpsc::sync_channel(WAITING_BATCHES));
+        let file = files::append_to(&path).map_err(failed)?;
+        let (batches, incoming) = mpsc::sync_channel(WAITING_BATCHES);
         let write = move || write_lines(file, &incoming);
         let thread = std::thread::Builder::new().name("sidecar".to_owned()).spawn(write).map_err(failed)?;
         Ok(SidecarWriter { batch: Vec::with_capacity(BATCH), batches, thread, path })
