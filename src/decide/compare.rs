@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::decide::{
-    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, half_width, measurements,
-    open_outages, passing, value,
+    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, measurements,
+    open_outages, passing, standard_error, value,
 };
 use crate::figures::student_t;
 
@@ -124,8 +124,6 @@ const CONFIDENCE: f64 = 0.99;
 /// as well as from ten measurements: 95 % of their standard deviations lie in that range.
 const USUAL_SPREAD: f64 = 0.06;
 const USUAL_FREEDOM: f64 = 10.0;
-/// Half of a 95 % interval by its standard error.
-const Z: f64 = 1.96;
 
 /// With `threshold` (a fraction), a throughput that is really lower, and by more than that, is a regression; so is a
 /// recommended level of the baseline that fails a gate now, and a recommendation where no level qualifies any more.
@@ -186,7 +184,7 @@ impl Noise {
     /// Of a level's throughput, all its measurements pooled. What they differ among themselves holds the noise within
     /// each, so that the larger of the two is the whole.
     fn variance_of(&self, level: &JudgedLevel) -> f64 {
-        let within = half_width(&level.summary).unwrap_or_default() / Z;
+        let within = standard_error(&level.summary);
         (self.variance / measurements(&level.summary).len().max(1) as f64).max(within.powi(2))
     }
 

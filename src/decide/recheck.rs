@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
-use super::{JudgedLevel, Policy, half_width, passing};
+use super::{JudgedLevel, Policy, passing, standard_error};
 use crate::figures::wilson;
 
 /// Standard deviation of the logarithm of a server's speed, from one night or run to the next.
@@ -95,9 +95,8 @@ pub fn levels(number: usize, run: &[JudgedLevel]) -> Vec<usize> {
 /// the straight line and that lies what is not known.
 fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
     let rate = |of: &JudgedLevel| {
-        let relative = half_width(&of.summary).unwrap_or_default() / 1.96;
         let rate = if tokens { of.summary.output_tps } else { of.throughput() };
-        let variance = relative.max(AT_BEST).powi(2);
+        let variance = standard_error(&of.summary).max(AT_BEST).powi(2);
         Some(Rate { log: rate.filter(|&rate| rate > 0.0)?.ln(), variance })
     };
     let at = |of: &JudgedLevel| of.summary.concurrency;

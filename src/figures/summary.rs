@@ -113,18 +113,25 @@ impl LevelSummary {
     /// With every figure that cannot be (not finite, negative, a rate above 1) made unknown. Files from elsewhere
     /// may hold such.
     pub fn without_impossible(mut self) -> Self {
-        fn keep(figure: &mut Option<f64>) {
-            *figure = figure.filter(|&f| f.is_finite() && f >= 0.0);
-        }
+        let can_be = |figure: &f64| figure.is_finite() && *figure >= 0.0;
         let requests = self.requests.unwrap_or(u64::MAX);
         self.succeeded = self.succeeded.filter(|&n| n <= requests);
         self.failures.retain(|_, n| *n <= requests);
-        let rates = [&mut self.error_rate, &mut self.timeout_rate, &mut self.cached_rate];
-        rates.into_iter().for_each(|rate| *rate = rate.filter(|r| (0.0..=1.0).contains(r)));
-        self.throughput_rps = self.throughput_rps.filter(|t| t.estimate.is_finite() && t.estimate >= 0.0);
-        if let Some(throughput) = &mut self.throughput_rps {
-            keep(&mut throughput.lower);
-            keep(&mut throughput.upper);
+        for rate in [&mut self.error_rate, &mut self.timeout_rate, &mut self.cached_rate] {
+            *rate = rate.filter(|r| (0.0..=1.0).contains(r));
+        }
+        for interval in [&mut self.p95_interval_s, &mut self.ttft_p95_interval_s, &mut self.tpot_p95_interval_s] {
+            *interval = interval.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
+        }
+        let whole = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(can_be);
+        self.throughput_rps = self.throughput_rps.filter(|throughput| can_be(&throughput.estimate));
+        self.drift = self.drift.filter(|drift| whole(&drift.first) && whole(&drift.confirmed));
+        self.goodput = self.goodput.filter(|Goodput { met, attainment, rps, blocks_rps, .. }| {
+            *met <= requests && whole(attainment) && whole(rps) && blocks_rps.iter().all(can_be)
+        });
+        self.blocks_rps.retain(can_be);
+        if let Some(samples) = &mut self.samples {
+            samples.retain(|sample| can_be(&sample.duration_s) && sample.succeeded <= sample.completed);
         }
         let figures = [
             &mut self.duration_s,
@@ -134,44 +141,21 @@ impl LevelSummary {
             &mut self.mean_in_flight,
             &mut self.mean_held,
         ];
-        figures.into_iter().for_each(keep);
+        let (of_sizes, tokens): (Vec<_>, Vec<_>) =
+            self.by_size.iter_mut().map(|size| (&mut size.latency_s, &mut size.mean_output_tokens)).unzip();
         let times =
             [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
-        let of_sizes = self.by_size.iter_mut().map(|size| {
-            keep(&mut size.mean_output_tokens);
-            &mut size.latency_s
-        });
-        for time in times.into_iter().chain(of_sizes).flatten() {
+        let times = times.into_iter().chain(of_sizes).flatten().flat_map(|time| {
             let Distribution { mean, p50, p90, p95, p99, max } = time;
-            [mean, p50, p90, p95, p99, max].into_iter().for_each(keep);
-        }
-        if let Some(samples) = &mut self.samples {
-            samples.retain(|s| s.duration_s.is_finite() && s.duration_s >= 0.0 && s.succeeded <= s.completed);
-        }
-        let can_be =
-            |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| f.is_finite() && *f >= 0.0);
-        self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
-        self.goodput = self.goodput.filter(|goodput| {
-            let Goodput { met, attainment, rps, blocks_rps, .. } = goodput;
-            let rates = [rps.estimate].into_iter().chain(blocks_rps.iter().copied());
-            *met <= requests && can_be(attainment) && can_be(rps) && { rates }
-                .all(|rate| rate.is_finite() && rate >= 0.0)
+            [mean, p50, p90, p95, p99, max]
         });
-        self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
-        for interval in [&mut self.p95_interval_s, &mut self.ttft_p95_interval_s, &mut self.tpot_p95_interval_s] {
-            *interval = interval.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
-        }
-        if let Some(cost) = &mut self.usd_per_1000 {
-            keep(&mut cost.tokens);
-            keep(&mut cost.server);
-        }
-        if let Some(client) = &mut self.client {
-            keep(&mut client.cpu);
-            keep(&mut client.timer_lag_p95_s);
-        }
-        if let Some(server) = &mut self.server {
-            [&mut server.running, &mut server.waiting, &mut server.kv_cache].into_iter().for_each(keep);
-        }
+        let bounds = self.throughput_rps.iter_mut().flat_map(|of| [&mut of.lower, &mut of.upper]);
+        let cost = self.usd_per_1000.iter_mut().flat_map(|of| [&mut of.tokens, &mut of.server]);
+        let client = self.client.iter_mut().flat_map(|of| [&mut of.cpu, &mut of.timer_lag_p95_s]);
+        let server = self.server.iter_mut().flat_map(|of| [&mut of.running, &mut of.waiting, &mut of.kv_cache]);
+        let figures =
+            figures.into_iter().chain(tokens).chain(times).chain(bounds).chain(cost).chain(client).chain(server);
+        figures.for_each(|figure| *figure = figure.filter(can_be));
         self
     }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 /// points, so `r_squared` is near 1 and proves nothing.
 pub const MIN_LEVELS: usize = 3;
 
-/// Upper bound of `sigma` and of `kappa`; the lower one is 0.
+/// Of `sigma` and of `kappa`; the lower bound is 0.
 const UPPER: f64 = 1.0;
 
 /// Below this `kappa` there is no peak to speak of: it would lie beyond a concurrency of a hundred thousand.
@@ -32,7 +32,7 @@ const KAPPA_ZERO: f64 = 1e-10;
 /// simpler one (a parameter exactly 0) is taken. It is far below what any measurement resolves.
 const TIE: f64 = 1e-20;
 
-/// A fitted curve. The field names are the symbols of the literature.
+/// The field names are the symbols of the literature.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Usl {
     /// Contention, a fraction between 0 and 1.
@@ -44,20 +44,14 @@ pub struct Usl {
     /// Share of the variance of the throughput about its mean that the curve explains: 1 is a perfect fit, and it
     /// is negative where the mean itself would have been a better curve.
     pub r_squared: f64,
+    /// Where the curve is highest: `N* = sqrt((1 - sigma) / kappa)`, maybe far outside the measured levels. `None` where
+    /// `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
+    pub peak: Option<f64>,
 }
 
 impl Usl {
-    /// The throughput that the curve gives at concurrency `n`, in the unit of `lambda` (the formula of the module).
     pub fn throughput(&self, n: f64) -> f64 {
         self.lambda * capacity(self.sigma, self.kappa, n)
-    }
-
-    /// The concurrency at which the curve is highest: `N* = sqrt((1 - sigma) / kappa)`.
-    ///
-    /// `None` where `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
-    /// The value may lie far outside the measured levels, where it is an extrapolation.
-    pub fn peak(&self) -> Option<f64> {
-        (self.kappa > KAPPA_ZERO).then(|| ((1.0 - self.sigma).max(0.0) / self.kappa).sqrt())
     }
 }
 
@@ -78,14 +72,12 @@ pub enum UslError {
 
 /// Fits the law to `(concurrency, throughput)` points by least squares in throughput.
 ///
-/// Several points of one level are all used, those of which a number is not finite and positive left out. The same input always gives the same output. For a given `(sigma, kappa)` the
-/// best `lambda` has a closed form, so the search has two dimensions (variable projection, Golub and Pereyra 1973): a grid
-/// over the whole box finds where to start, and a Levenberg-Marquardt search from the best cells and along the edges of the
-/// box finishes.
+/// Several points of one level are all used; points whose numbers are not finite and positive are left out. For a given
+/// `(sigma, kappa)` the best `lambda` has a closed form, so the search has two dimensions (variable projection, Golub and
+/// Pereyra 1973): a grid over the whole box finds where to start, and a Levenberg-Marquardt search from the best cells and
+/// along the edges of the box finishes.
 ///
-/// # Errors
-/// [`UslError::TooFewLevels`] below [`MIN_LEVELS`] distinct levels, [`UslError::Falling`] where the lowest level is the best one or the fitted curve is highest at or
-/// below it.
+/// [`UslError::Falling`] where the lowest level is the best one, or the fitted curve is highest at or below it.
 pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
     let is_usable = |point: &(f64, f64)| [point.0, point.1].iter().all(|v| v.is_finite() && *v > 0.0);
     let points: Vec<_> = points.iter().copied().filter(is_usable).collect();
@@ -104,9 +96,11 @@ pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
     let unit = points.iter().fold(0.0_f64, |max, p| max.max(p.1));
     let problem = Problem(points.iter().map(|&(n, x)| (n, x / unit)).collect());
     let Candidate { sigma, kappa, lambda, sse } = problem.solve();
-    let usl = Usl { sigma, kappa, lambda: lambda * unit, r_squared: 1.0 - sse / problem.squares_about_mean() };
-    let falls_throughout = sigma >= UPPER || usl.peak().is_some_and(|peak| peak <= sorted[0].0);
-    if falls_throughout { Err(falling) } else { Ok(usl) }
+    let peak = (kappa > KAPPA_ZERO).then(|| ((1.0 - sigma).max(0.0) / kappa).sqrt());
+    if sigma >= UPPER || peak.is_some_and(|peak| peak <= sorted[0].0) {
+        return Err(falling);
+    }
+    Ok(Usl { sigma, kappa, lambda: lambda * unit, r_squared: 1.0 - sse / problem.squares_about_mean(), peak })
 }
 
 /// `X(N) / lambda`: throughput in units of that of one request at a time.
@@ -114,7 +108,7 @@ fn capacity(sigma: f64, kappa: f64, n: f64) -> f64 {
     n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
 }
 
-/// A point of the search with the best `lambda` for it and the squared error that is left.
+/// A point of the search, its best `lambda`, and the squared error that is left.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     sigma: f64,

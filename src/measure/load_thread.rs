@@ -23,7 +23,7 @@ use crate::load::server_load::ServerWatch;
 use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
-use crate::record::{Run, SidecarWriter, criterion_id, sidecar_name};
+use crate::record::{ResultsError, Run, SidecarWriter, criterion_id, sidecar_name};
 use crate::report::words::{count, seconds};
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
@@ -51,7 +51,8 @@ pub(super) struct InProgress {
     warmed_up: bool,
     visited: mpsc::Receiver<Recorded>,
     visits: u64,
-    ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
+    /// Once the sidecar is on disk.
+    ended: mpsc::Receiver<Result<Recorded, ResultsError>>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
     begun: mpsc::Receiver<Arc<Counts>>,
@@ -160,7 +161,7 @@ impl InProgress {
     pub fn finish(mut self) -> Result<Recorded, SweepError> {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
-        let (mut end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
+        let mut end = self.ended.recv().map_err(|_| ended_early())??;
         let Planned { step, plan, .. } = self.planned;
         if step.stage == Stage::Visit {
             drop(self.monitor);
@@ -174,7 +175,6 @@ impl InProgress {
             end.measurement.criterion_id = criterion_id(step);
             end.measurement.sample_ns = self.handed;
         }
-        sidecar.finish()?;
         Ok(end)
     }
 }
@@ -293,7 +293,7 @@ impl Load {
         let room = Requests::with_room_for(planned.plan.tickets());
         self.send(move || async move {
             let (recorded, outlets) = measure(planned, stop, target, outlets, next, visits, room).await;
-            let _ = done.send((recorded, outlets.sidecar));
+            let _ = done.send(outlets.sidecar.finish().map(|()| recorded));
         })?;
         Ok(InProgress {
             planned,
@@ -321,7 +321,7 @@ impl Load {
     ) -> Result<(Arrived, Vec<RequestOutcome>), SweepError> {
         let (target, stop) = (self.target.clone(), self.stopper.subscribe());
         let sidecar = run.sidecar(&format!("arrivals-{round}.jsonl"))?;
-        let (arrived, outcomes, sidecar) = self.ask(move || async move {
+        let ended = self.ask(move || async move {
             let (mut outcomes, mut sidecar) = (Vec::with_capacity(plan.count), sidecar);
             let send = |seq| target.send_in_round(round, plan.permits, seq);
             let ended = |mut outcome: RequestOutcome| {
@@ -330,10 +330,9 @@ impl Load {
                 outcomes.push(outcome);
             };
             let arrived = open_loop::run(&plan, stop, send, ended).await;
-            (arrived, outcomes, sidecar)
+            sidecar.finish().map(|()| (arrived, outcomes))
         })?;
-        sidecar.finish()?;
-        Ok((arrived, outcomes))
+        Ok(ended?)
     }
 
     fn send<F: Future<Output = ()> + 'static>(
@@ -360,7 +359,7 @@ impl Load {
     pub fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
         let (target, mut stop) = (self.target.clone(), self.stopper.subscribe());
         let (prompts, mut sidecar) = (prompts.to_vec(), run.sidecar("preflight.jsonl")?);
-        let (preflight, sidecar) = self.ask(move || async move {
+        let preflight = self.ask(move || async move {
             let mut sent = 0;
             let record = |outcome| {
                 sent += 1;
@@ -371,10 +370,9 @@ impl Load {
                 answered = asked => answered,
                 _ = stop.wait_for(|&stop| stop) => Default::default(),
             };
-            (Preflight { probes, models, sent }, sidecar)
+            sidecar.finish().map(|()| Preflight { probes, models, sent })
         })?;
-        sidecar.finish()?;
-        Ok(preflight)
+        Ok(preflight?)
     }
 
     /// One request, for test mode.

@@ -11,13 +11,8 @@ use super::Patch;
 use super::error::{PatchError, Reason};
 
 impl Patch {
-    /// Whether [`Patch::apply`] may write, as far as can be told without writing.
-    ///
-    /// A file or folder without any write bit is taken as read-only even for root: its owner said so.
-    ///
-    /// # Errors
-    ///
-    /// [`PatchError`] for a read-only file or folder, or a file with several names.
+    /// Whether [`Patch::apply`] may write, as far as can be told without writing. A file or folder without any write bit is
+    /// taken as read-only even for root: its owner said so.
     pub fn check_writable(&self) -> Result<(), PatchError> {
         let metadata = self.metadata()?;
         if metadata.permissions().readonly() {
@@ -42,13 +37,8 @@ impl Patch {
 
     /// Writes the change: to a new file beside the old one, which is synced, read again, compared, and renamed.
     ///
-    /// At any moment the path names either the whole old file or the whole new one. Nothing is written when
-    /// [`Patch::is_noop`].
-    ///
-    /// # Errors
-    ///
-    /// [`Reason::Changed`] when the file is no longer the one that was planned for; others when it cannot be
-    /// written. The old file is then still in place, and no other file is left behind.
+    /// At any moment the path names either the whole old file or the whole new one. After an error the old file is still
+    /// in place, and no other file is left behind.
     pub fn apply(&self) -> Result<(), PatchError> {
         self.check_unchanged()?;
         if self.is_noop() {
