@@ -64,31 +64,3 @@ impl Verified {
         self.loads.push(load);
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::figures::Distribution;
-
-    #[test]
-    fn each_limit_is_held_against_its_own_time() {
-        let p95 =
-            |seconds| Some(Distribution { p95: Some(seconds), p99: Some(2.0 * seconds), ..Distribution::default() });
-        let (latency_s, ttft_s, tpot_s) = (p95(4.0), p95(0.4), p95(0.04));
-        let load = OpenLoad { requests: 100, latency_s, ttft_s, tpot_s, ..OpenLoad::default() };
-        type Set = fn(&mut Policy) -> &mut Option<f64>;
-        let limits: [(Set, Gate, f64); 4] = [
-            (|policy| &mut policy.max_p95_seconds, Gate::P95, 4.0),
-            (|policy| &mut policy.max_p99_seconds, Gate::P99, 8.0),
-            (|policy| &mut policy.max_ttft_p95_seconds, Gate::TtftP95, 0.4),
-            (|policy| &mut policy.max_tpot_p95_seconds, Gate::TpotP95, 0.04),
-        ];
-        for (limit, gate, is) in limits {
-            let mut policy = Policy::default();
-            *limit(&mut policy) = Some(is);
-            assert_eq!(not_carried(&load, &policy), None, "{gate:?}");
-            *limit(&mut policy) = Some(0.9 * is);
-            assert_eq!(not_carried(&load, &policy), Some(NotCarried::Limit(gate, 0.9 * is, Some(is))));
-        }
-    }
-}

@@ -33,10 +33,8 @@ pub struct Afterwards<'a> {
 }
 
 impl<'a> Afterwards<'a> {
-    /// Says what may be sent, unless not even the `first` requests fit into the budget, and sends two prompts.
-    ///
-    /// # Errors
-    /// If there is no room, or the endpoint does not answer.
+    /// Says what may be sent, and sends two prompts. An error if not even the `first` requests fit into the budget, or if the
+    /// endpoint does not answer.
     pub fn begin(
         settings: &'a Settings,
         prompts: &[Prompt],
@@ -78,9 +76,6 @@ impl<'a> Afterwards<'a> {
     }
 
     /// Lets requests arrive at a rate, the `round`-th of this run, from 1.
-    ///
-    /// # Errors
-    /// If they cannot be recorded.
     pub fn arrivals(&mut self, plan: Arrivals, round: u32) -> Result<OpenLoad, SweepError> {
         let (arrived, outcomes) = self.load.arrivals(plan, round, &self.run)?;
         self.sent += outcomes.len() as u64;
@@ -117,9 +112,6 @@ pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
 
 impl Afterwards<'_> {
     /// Makes these visits, unless it is stopped.
-    ///
-    /// # Errors
-    /// If they cannot be made or recorded.
     pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
         let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
         let step = Step { level: first.level, stage: Stage::Visit, round: 1 };

@@ -55,9 +55,6 @@ struct Server<'a> {
 }
 
 /// Visits each level of both servers in turns. All of it is on disk as it ends.
-///
-/// # Errors
-/// As a sweep: if it cannot begin, if one of the endpoints does not answer at all, or if a file cannot be written.
 pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError> {
     let prompts = prompts::of_run(settings[0])?;
     let plan = Plan::empty(settings[0], &prompts);

@@ -23,7 +23,7 @@ pub use nights::Night;
 pub use places::Places;
 pub use results::{ResultsFile, SCHEMA};
 pub use run::{About, Environment, Manifest, RequestsFile, Run, RunId, RunSettings};
-pub use sidecar::{SidecarWriter, read_sidecar};
+pub use sidecar::{SidecarWriter, read_sidecar, sidecar_name};
 
 use crate::client::redact;
 use crate::files;

@@ -299,8 +299,7 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
 fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<Series> {
     let (tone, stops, top) = (tone(runs, at), &chart.stops, chart.y.range[1]);
     let mut all = Vec::new();
-    if let Some(info) = run.recommendation.usl {
-        let usl = info.curve;
+    if let Some(usl) = run.recommendation.usl {
         let (low, high) = (stops.first().copied().unwrap_or(1.0), stops.last().copied().unwrap_or(1.0));
         let step = (high - low) / f64::from(CURVE_POINTS - 1);
         let points = (0..CURVE_POINTS).map(|i| low + f64::from(i) * step).map(|x| [x, usl.throughput(x)]).collect();

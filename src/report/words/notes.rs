@@ -161,7 +161,7 @@ pub fn information(recommendation: &Recommendation) -> Vec<String> {
     });
     let curve = recommendation.usl.map(|usl| {
         let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
-        format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.curve.r_squared)
+        format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.r_squared)
     });
     let goodput = recommendation.chosen().and_then(|level| level.summary.goodput.as_ref()).map(goodput);
     goodput.into_iter().chain(cost(recommendation)).chain(alternative).chain(curve).collect()
