@@ -1,7 +1,7 @@
 //! The answer as it is printed, a line each.
 
 use super::decision::reason;
-use super::notes::{advice, gain, information, note};
+use super::notes::{gain, information, notes};
 use super::numbers::{number, or_unknown, rate, time};
 use crate::decide::{JudgedLevel, Recommendation};
 
@@ -19,8 +19,7 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     };
     let simulator = "SIMULATED: this is the embedded simulator, not a server of yours";
     lines.extend(recommendation.simulated.then(|| simulator.to_owned()));
-    let notes = recommendation.notes.iter().map(note).chain(advice(recommendation));
-    lines.extend(notes.map(|note| format!("note: {note}")));
+    lines.extend(notes(recommendation).map(|note| format!("note: {note}")));
     lines
 }
 

@@ -1,6 +1,6 @@
 //! The answer in one line, for a reader who has five seconds.
 
-use super::seconds;
+use super::{reason, seconds};
 use crate::decide::{Recommendation, Status};
 use crate::figures::LevelSummary;
 
@@ -26,8 +26,7 @@ pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> Stri
 
 /// Throughput and P95 at one level against those at another.
 fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<String> {
-    let at = |level| recommendation.levels.iter().map(|level| &level.summary).find(|s| s.concurrency == level);
-    let (before, after) = (at(from)?, at(to)?);
+    let (before, after) = (&recommendation.level(from)?.summary, &recommendation.level(to)?.summary);
     let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0);
     let change = 100.0 * (rps(after)? / rps(before)? - 1.0);
     let throughput = match change.round() {
@@ -58,4 +57,12 @@ pub fn how_sure(recommendation: &Recommendation) -> String {
         (None, None) => String::new(),
     };
     format!("{meaning}{interval}.")
+}
+
+/// How sure the number is, or why there is none.
+pub fn because(recommendation: &Recommendation) -> String {
+    match recommendation.chosen() {
+        Some(_) => how_sure(recommendation),
+        None => reason(recommendation) + ".",
+    }
 }

@@ -8,6 +8,11 @@ use crate::decide::causes::ClientLimit;
 use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
 use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
 
+/// All that is worth knowing beside the answer.
+pub fn notes(recommendation: &Recommendation) -> impl Iterator<Item = String> {
+    recommendation.notes.iter().map(note).chain(advice(recommendation))
+}
+
 pub fn note(note: &Note) -> String {
     match note {
         Note::BelowConcurrency { level, in_flight, held } => {
