@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,7 @@ fn show_bar(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
     while !hidden.load(Relaxed) {
         let tally = counts.tally().clone();
         view.note(&tally, Instant::now());
-        let course = counts.course.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let course = counts.live.course().clone();
         bar.set_message(view.on_terminal(&tally, &course, terminal_width()));
         bar.tick();
         std::thread::park_timeout(REFRESH);
@@ -159,13 +159,6 @@ impl View {
             .then(|| ((ended - ended_then) as f64 / took, (succeeded - succeeded_then) as f64 / took))
     }
 
-    /// How much is left: requests, at most, and the time for them.
-    fn left(&self, tally: &Tally) -> [String; 2] {
-        let left = self.planned.saturating_sub(tally.ended);
-        let eta = self.rates().map_or_else(|| "-".to_owned(), |(rate, _)| whole_seconds(left as f64 / rate));
-        [format!("{left} left"), format!("ETA {eta}")]
-    }
-
     fn now(&self, tally: &Tally) -> Vec<String> {
         let rate = self.rates().map_or_else(|| "-".to_owned(), |(_, rate)| format!("{rate:.1}"));
         let held = if tally.held > 0 { format!(", {} held back after failures", tally.held) } else { String::new() };
@@ -192,7 +185,7 @@ impl View {
             cut(&format!("{here}{level:>5}  {bar:<cells$} {rps:>7.1}/s{p95}"), width)
         };
         let mut lines: Vec<String> = levels.iter().skip(skipped).take(ROWS).map(row).collect();
-        let phase = if tally.is_warmup { "warm-up" } else { "measuring" };
+        let phase = if tally.measuring_since.is_none() { "warm-up" } else { "measuring" };
         let doing = format!("{}: {phase}, {} of {}", self.name, tally.ended, self.planned);
         lines.push(packed(std::iter::once(doing).chain(self.now(tally)), width));
         lines.push(packed(self.progress(tally, course), width));
@@ -228,9 +221,11 @@ impl View {
     }
 
     fn in_a_line(&self, tally: &Tally) -> String {
-        let phase = if tally.is_warmup { " warm-up" } else { "" };
-        let parts: Vec<String> = self.left(tally).into_iter().chain(self.now(tally)).collect();
-        format!("{}{phase}: {} done, {}", self.name, tally.ended, parts.join(", "))
+        let phase = if tally.measuring_since.is_none() { " warm-up" } else { "" };
+        let left = self.planned.saturating_sub(tally.ended);
+        let eta = self.rates().map_or_else(|| "-".to_owned(), |(rate, _)| whole_seconds(left as f64 / rate));
+        let (name, done, now) = (&self.name, tally.ended, self.now(tally).join(", "));
+        format!("{name}{phase}: {done} done, {left} left, ETA {eta}, {now}")
     }
 
     fn at_end(&self, tally: &Tally, load_s: f64) -> String {
@@ -304,7 +299,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_a_level() {
-        let counts_of_warmup = Live::default().begin(2, 3, 30);
+        let counts_of_warmup = Arc::new(Live::default()).begin(2, 3, 30);
         counts_of_warmup.issued(Phase::Warmup);
         let (warming, tally) = view(&counts_of_warmup);
         assert_eq!(
