@@ -150,29 +150,8 @@ impl Idle {
 
 /// A request of the measured phase.
 fn outcome(latency_s: f64, failure: Option<Failure>) -> RequestOutcome {
-    RequestOutcome {
-        visit: None,
-        seq: 0,
-        phase: Phase::Measured,
-        sample: None,
-        due_s: None,
-        start_s: 0.0,
-        end_s: Some(latency_s),
-        latency_s: Some(latency_s),
-        ttft_s: None,
-        chunks: 0,
-        output_tokens: None,
-        input_tokens: None,
-        cached_tokens: None,
-        reasoning_tokens: None,
-        status: None,
-        failure,
-        error: None,
-        resent: 0,
-        cut: false,
-        held_s: None,
-        prompt_size: None,
-    }
+    let phase = Phase::Measured;
+    RequestOutcome { phase, end_s: Some(latency_s), latency_s: Some(latency_s), failure, ..RequestOutcome::default() }
 }
 
 /// Level 2 twice, the second time in a confirm round that is still running.

@@ -2,11 +2,14 @@
 
 #![cfg(feature = "suite")]
 
+use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Note, Policy, recommend};
+use llm_concurrency::figures::reasons::Reason;
 use llm_concurrency::figures::{Estimate, LevelSummary, SizeSummary};
 use llm_concurrency::record::{About, RunSettings};
 use llm_concurrency::report::export::{csv, json_lines, markdown};
 use llm_concurrency::report::html::{Missing, Run, page};
+use llm_concurrency::report::requests::{BINS, Curves, FEWEST, Loop, REASONS, Timeline, shares};
 use llm_concurrency::report::{text, words};
 use serde_json::{Value, json};
 
@@ -206,4 +209,106 @@ fn markdown_has_a_row_a_level_and_no_markup_of_others() {
     let model = Some("<b>|@x".to_owned());
     let hostile = markdown(&[Run { about: About { model, ..About::default() }, ..exported() }]);
     assert!(hostile.contains("\n\\<b\\>\\|\\@x\n"), "{hostile}");
+}
+
+fn outcome(start_s: f64, end_s: f64) -> RequestOutcome {
+    let (phase, latency_s) = (Phase::Measured, Some(end_s - start_s));
+    RequestOutcome { phase, start_s, end_s: Some(end_s), latency_s, status: Some(200), ..RequestOutcome::default() }
+}
+
+fn measurement(level: usize, outcomes: impl IntoIterator<Item = RequestOutcome>) -> Loop {
+    let mut made = Loop::new([(level, Some([1.0, 2.0]))]);
+    outcomes.into_iter().for_each(|outcome| made.add(0, outcome));
+    made
+}
+
+fn failed(start: f64, end: f64, kind: Failure, text: &str) -> RequestOutcome {
+    RequestOutcome { failure: Some(kind), error: Some(text.to_owned()), ..outcome(start, end) }
+}
+
+#[test]
+fn a_distribution_keeps_its_ends_and_its_percentiles() {
+    let latencies = (0..=1000_u16).rev().map(|latency| outcome(0.0, f64::from(latency)));
+    let curves = Curves::of(&[measurement(1, latencies)]).expect("requests");
+    let curve = &curves.distributions[&1];
+    assert_eq!(curve.len(), shares().len());
+    for (share, value) in shares().into_iter().zip(curve) {
+        assert!((value - 1000.0 * share).abs() < 1e-9, "{share}: {value}");
+    }
+    let failed = Curves::of(&[measurement(1, [failed(0.0, 1.0, Failure::Timeout, "late")])]).expect("requests");
+    assert!(failed.distributions.is_empty());
+    assert!(shares().windows(2).all(|pair| pair[0] < pair[1]));
+    assert_eq!(Curves::of(&[measurement(1, [])]), None);
+}
+
+#[test]
+fn a_distribution_is_that_of_the_successes_of_the_cohort_of_all_measurements() {
+    let warmup = RequestOutcome { phase: Phase::Warmup, ..outcome(0.0, 9.0) };
+    let first = measurement(2, [warmup, outcome(0.0, 1.0), failed(0.0, 7.0, Failure::Timeout, "late")]);
+    let second = measurement(2, [outcome(0.0, 3.0)]);
+    let curves = Curves::of(&[first, second]).expect("requests");
+    let curve = &curves.distributions[&2];
+    assert_eq!((curve[0], curve[50], curve[curve.len() - 1]), (1.0, 2.0, 3.0));
+    assert_eq!(curves.timeline.segments.len(), 2);
+}
+
+#[test]
+fn the_timeline_adds_up() {
+    let cut = RequestOutcome { end_s: None, latency_s: None, ..outcome(3.0, 4.0) };
+    let outcomes = [outcome(0.0, 2.0), outcome(1.0, 3.5), failed(2.0, 4.0, Failure::ServerError, "no"), cut];
+    let line = Curves::of(&[measurement(2, outcomes)]).expect("requests").timeline;
+    assert_eq!(line.segments[0].end_s, 4.0);
+    let sum = |bins: &[[f64; 2]]| bins.windows(2).map(|pair| (pair[1][0] - pair[0][0]) * pair[0][1]).sum::<f64>();
+    // 2 + 2.5 + 2 seconds of life, and 1 of the one that was cut off.
+    for (bins, expected) in [(&line.in_flight, 7.5), (&line.successes_rps, 2.0), (&line.failures_rps, 1.0)] {
+        assert!((sum(bins) - expected).abs() < 1e-9, "{expected}: {bins:?}");
+    }
+    assert!(line.in_flight.iter().all(|[_, n]| *n <= 3.0 + 1e-9));
+}
+
+#[test]
+fn measurements_follow_each_other_and_their_bins_are_bounded() {
+    let measurements: Vec<_> =
+        (1..=200).map(|level| measurement(level, [outcome(0.0, 1.0), outcome(0.5, level as f64)])).collect();
+    let Timeline { segments, in_flight, successes_rps, .. } = Curves::of(&measurements).expect("requests").timeline;
+    assert_eq!(segments.len(), 200);
+    assert!(segments.windows(2).all(|pair| pair[0].end_s == pair[1].begin_s));
+    assert_eq!(segments[3].window_s, Some([segments[3].begin_s + 1.0, segments[3].begin_s + 2.0]));
+    assert!(in_flight.len() as f64 <= BINS + 200.0 * FEWEST, "{}", in_flight.len());
+    // Two requests are too few for a rate that changes.
+    assert_eq!(successes_rps.len() as f64, 200.0 * FEWEST + 1.0);
+}
+
+/// Two visits of one loop, and a request that spans both: one clock, and each life where it was.
+#[test]
+fn visits_lie_where_they_were_in_their_loop() {
+    let mut visits = Loop::new([(2, Some([1.0, 4.0])), (8, Some([5.0, 9.0]))]);
+    for (of, start, end) in [(0, 1.0, 3.0), (0, 3.0, 6.0), (1, 5.0, 8.0), (1, 8.0, 10.0), (7, 0.0, 99.0)] {
+        visits.add(of, outcome(start, end));
+    }
+    let before = measurement(1, [outcome(0.0, 2.0)]);
+    let curves = Curves::of(&[before, visits]).expect("requests");
+    let Timeline { segments, in_flight, .. } = curves.timeline;
+    let places: Vec<_> = segments.iter().map(|of| (of.level, of.begin_s, of.end_s, of.window_s)).collect();
+    let windows = [[1.0, 2.0], [3.0, 6.0], [7.0, 11.0]].map(Some);
+    assert_eq!(places, [(1, 0.0, 2.0, windows[0]), (2, 2.0, 6.0, windows[1]), (8, 6.0, 12.0, windows[2])]);
+    let at = |time: f64| in_flight.iter().rfind(|bin| bin[0] <= time).expect("a bin")[1];
+    assert!((at(7.5) - 2.0).abs() < 1e-9 && (at(11.0) - 1.0).abs() < 1e-9, "{in_flight:?}");
+    assert_eq!(curves.distributions[&8][50], 2.5);
+}
+
+#[test]
+fn the_most_frequent_reasons_are_kept_with_their_levels() {
+    let many = (0..20).map(|i| failed(0.0, 1.0, Failure::Connect, &format!("reason {i}")));
+    let often = (0..3).map(|_| failed(0.0, 1.0, Failure::ServerError, "HTTP 503"));
+    let curves = Curves::of(&[
+        measurement(10, many.chain(often)),
+        measurement(5, [failed(0.0, 1.0, Failure::ServerError, "HTTP 503")]),
+    ])
+    .expect("requests");
+    let first = &curves.reasons[0];
+    let Reason { kind, text, count } = &first.reason;
+    assert_eq!((*kind, text.as_str(), *count), (Failure::ServerError, "HTTP 503", 4));
+    assert_eq!(first.levels, [5, 10]);
+    assert_eq!((curves.reasons.len(), curves.reasons_left_out), (REASONS, 21 - REASONS));
 }

@@ -56,11 +56,7 @@ impl LevelMonitor {
         let (hidden, counts) = (Arc::new(AtomicBool::new(false)), self.counts.clone());
         let until = hidden.clone();
         let show = move || {
-            if std::io::stderr().is_terminal() {
-                show_bar(&counts, &mut view, &until);
-            } else {
-                show_lines(&counts, &mut view, &until);
-            }
+            view.show(&counts, &until);
             view
         };
         // Without the thread the run is merely silent.
@@ -98,32 +94,6 @@ pub fn terminal_width() -> usize {
     Term::stderr().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns))
 }
 
-fn show_bar(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
-    bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    while !hidden.load(Relaxed) {
-        let tally = counts.tally().clone();
-        view.note(&tally, Instant::now());
-        let course = counts.live.course().clone();
-        bar.set_message(view.on_terminal(&tally, &course, terminal_width()));
-        bar.tick();
-        std::thread::park_timeout(REFRESH);
-    }
-    bar.finish_and_clear();
-}
-
-fn show_lines(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
-    while !hidden.load(Relaxed) {
-        std::thread::park_timeout(REFRESH);
-        let (tally, now) = (counts.tally().clone(), Instant::now());
-        view.note(&tally, now);
-        if now - view.last_line >= LINE_EVERY {
-            eprintln!("{}", view.in_a_line(&tally));
-            view.last_line = now;
-        }
-    }
-}
-
 #[derive(Debug)]
 struct View {
     level: usize,
@@ -141,6 +111,27 @@ impl View {
         let recent = VecDeque::from([(now, 0, 0)]);
         let name = format!("level {}{again}", counts.level);
         View { level: counts.level, name, planned: counts.planned, last_line: now, recent }
+    }
+
+    fn show(&mut self, counts: &Counts, hidden: &AtomicBool) {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+            bar.with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()))
+        });
+        while !hidden.load(Relaxed) {
+            let (tally, now) = (counts.tally().clone(), Instant::now());
+            self.note(&tally, now);
+            if let Some(bar) = &bar {
+                let course = counts.live.course().clone();
+                bar.set_message(self.on_terminal(&tally, &course, terminal_width()));
+                bar.tick();
+            } else if now - self.last_line >= LINE_EVERY {
+                eprintln!("{}", self.in_a_line(&tally));
+                self.last_line = now;
+            }
+            std::thread::park_timeout(REFRESH);
+        }
+        bar.iter().for_each(ProgressBar::finish_and_clear);
     }
 
     fn note(&mut self, tally: &Tally, now: Instant) {

@@ -4,7 +4,6 @@
 //! [`causes`] are phrases that stand behind a verdict; reasons and notes are sentences.
 
 mod answer;
-mod card;
 mod comparison;
 mod decision;
 mod missing;
@@ -17,8 +16,7 @@ mod writing;
 
 use serde_json::{Value, json};
 
-pub use answer::{answer, simulated};
-pub use card::{because, headline, how_sure};
+pub use answer::{answer, because, headline, how_sure, simulated};
 pub use comparison::{
     against, baseline, better, doubt, moved, once, outcome, plan_of_duet, regression, sides, two_servers,
     verdict as of_two,
