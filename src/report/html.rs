@@ -1,20 +1,16 @@
 //! One run, or two to compare, as one HTML file that loads nothing from anywhere. Pure: returns the text.
 
-use std::collections::BTreeMap;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, UndefinedBehavior, context};
 
-use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior};
-use serde::Serialize;
-
-use super::requests::{Curves, ReasonAt};
-use super::sections::{self, Figure};
-use super::text;
+use super::requests::Curves;
+use super::{sections, text};
 use crate::decide::compare::{Against, Comparison, compare};
 use crate::decide::verify::Verified;
 use crate::decide::{Note, Objective, Policy, Recommendation, Status};
-use crate::figures::{Estimate, LevelSummary};
+use crate::figures::LevelSummary;
 use crate::record::{About, RunId};
-use crate::report::words::{self, Gain, UNKNOWN, or_unknown, range, rate, seconds, signed};
+use crate::report::words::{self, UNKNOWN, or_unknown, range, rate, seconds, signed};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -74,101 +70,66 @@ pub fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String
     };
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Chainable);
-    environment.add_filter("seconds", seconds);
+    environment.add_filter("seconds", |s: Option<f64>| s.map(seconds));
+    environment.add_filter("rate", |share: Option<f64>| share.map(rate));
+    environment.add_filter("number", |value: f64, digits: usize| format!("{value:.digits$}"));
     environment.add_filter("readable", |time: &str| readable(time));
     environment.add_filter("quoted", |word: &str| quoted(word));
     environment.add_template("page.html", PAGE)?;
-    let page = Page {
+    let page = context! {
         title,
-        version: env!("CARGO_PKG_VERSION"),
-        unknown: UNKNOWN,
-        alone: runs.len() == 1,
-        answers: runs.iter().map(Answer::of).collect(),
-        changes: comparison.and_then(|comparison| changes(runs, comparison)),
-        figures: sections::sections(runs),
-        style: STYLE,
-        script: SCRIPT,
+        version => env!("CARGO_PKG_VERSION"),
+        unknown => UNKNOWN,
+        alone => runs.len() == 1,
+        answers => runs.iter().map(answer).collect::<Vec<Value>>(),
+        changes => Serde(comparison.and_then(|comparison| changes(runs, comparison))),
+        // By the id of their section. Charts go into the page as they are, and so does what follows.
+        figures => Serde(sections::sections(runs)),
+        style => STYLE,
+        script => SCRIPT,
     };
-    Ok(environment.get_template("page.html")?.render(Serde(&page))?)
+    Ok(environment.get_template("page.html")?.render(page)?)
 }
 
-/// What the template takes.
-#[derive(Serialize)]
-struct Page<'a> {
-    title: String,
-    version: &'static str,
-    unknown: &'static str,
-    alone: bool,
-    answers: Vec<Answer<'a>>,
-    changes: Option<Changes>,
-    /// By the id of their section. Charts go into the page as they are, and so does what follows.
-    figures: BTreeMap<&'static str, Vec<Figure>>,
-    style: &'static str,
-    script: &'static str,
-}
-
-#[derive(Serialize)]
-struct Answer<'a> {
-    label: &'a str,
-    headline: String,
-    sure: String,
-    /// Whether it may be written: good, careful or none.
-    mood: &'static str,
-    reason: String,
-    tiles: Vec<Tile>,
-    notes: Vec<String>,
-    columns: Vec<String>,
-    rows: Vec<text::Row>,
-    /// The chosen level by the size of the prompts.
-    sizes: Vec<(&'a str, Vec<String>)>,
-    reasons: &'a [ReasonAt],
-    reasons_left_out: usize,
-    run_id: &'a Option<RunId>,
-    about: &'a About,
-    gates: String,
-    status: &'static str,
-    missing: Vec<String>,
-    /// What traffic the number carries: the answer, the columns, and each rate with why it is not carried.
-    loads: Option<(String, [&'static str; 9], Vec<(Vec<String>, String)>)>,
-}
-
-impl<'a> Answer<'a> {
-    fn of(run: &'a Run) -> Self {
-        let recommendation = &run.recommendation;
-        let pick = recommendation.recommended_concurrency;
-        let provisional = "Provisional: it is shown, but not written into the config without --allow-provisional.";
-        let provisional = (recommendation.provisional && pick.is_some()).then(|| provisional.to_owned());
-        let notes = provisional.into_iter().chain(words::information(recommendation));
-        let (columns, rows) = text::rows(recommendation);
-        let loads = run.verified.as_ref().map(|verified| {
-            let row = |load| words::load_row(load, verified.throughput_rps, &run.policy);
-            (words::carries(verified), words::LOAD_HEADER, verified.loads.iter().map(row).collect())
-        });
-        let sizes = recommendation.chosen().into_iter().flat_map(|level| &level.summary.by_size);
-        Answer {
-            label: &run.label,
-            headline: words::headline(recommendation, run.present),
-            sure: words::how_sure(recommendation),
-            mood: match recommendation.status {
-                _ if pick.is_none() => "none",
-                Status::Ok if !recommendation.provisional => "good",
-                _ => "careful",
-            },
-            reason: words::reason(recommendation),
-            tiles: tiles(recommendation),
-            notes: notes.chain(words::notes(recommendation)).collect(),
-            columns,
-            rows,
-            sizes: sizes.map(|part| (part.size.as_str(), text::size_row(part))).collect(),
-            reasons: run.curves.as_ref().map_or(&[], |curves| &curves.reasons),
-            reasons_left_out: run.curves.as_ref().map_or(0, |curves| curves.reasons_left_out),
-            run_id: &run.run_id,
-            about: &run.about,
-            gates: words::gates(&run.policy),
-            status: recommendation.status.name(),
-            missing: words::missing(run),
-            loads,
-        }
+fn answer(run: &Run) -> Value {
+    let recommendation = &run.recommendation;
+    let pick = recommendation.recommended_concurrency;
+    let provisional = "Provisional: it is shown, but not written into the config without --allow-provisional.";
+    let provisional = (recommendation.provisional && pick.is_some()).then(|| provisional.to_owned());
+    let notes = provisional.into_iter().chain(words::information(recommendation)).chain(words::notes(recommendation));
+    let (columns, rows) = text::rows(recommendation);
+    let chosen = recommendation.chosen();
+    let sizes = chosen.into_iter().flat_map(|level| &level.summary.by_size);
+    // The answer, the columns, and each rate with why it is not carried.
+    let loads = run.verified.as_ref().map(|verified| {
+        let row = |load| words::load_row(load, verified.throughput_rps, &run.policy);
+        (words::carries(verified), words::LOAD_HEADER, verified.loads.iter().map(row).collect::<Vec<_>>())
+    });
+    context! {
+        label => run.label.as_str(),
+        headline => words::headline(recommendation, run.present),
+        sure => words::how_sure(recommendation),
+        // Whether it may be written.
+        mood => match recommendation.status {
+            _ if pick.is_none() => "none",
+            Status::Ok if !recommendation.provisional => "good",
+            _ => "careful",
+        },
+        reason => words::reason(recommendation),
+        chosen => Serde(chosen),
+        gain => Serde(chosen.and_then(|level| words::gain(recommendation, level))),
+        notes => notes.collect::<Vec<_>>(),
+        columns,
+        rows => Serde(rows),
+        sizes => Serde(sizes.map(|part| (&part.size, text::size_row(part))).collect::<Vec<_>>()),
+        reasons => Serde(run.curves.as_ref().map(|curves| &curves.reasons)),
+        reasons_left_out => run.curves.as_ref().map(|curves| curves.reasons_left_out),
+        run_id => Serde(&run.run_id),
+        about => Serde(&run.about),
+        gates => words::gates(&run.policy),
+        status => recommendation.status.name(),
+        missing => words::missing(run),
+        loads => Serde(loads),
     }
 }
 
@@ -188,42 +149,6 @@ fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', "'\\''"))
     }
-}
-
-// ---- the answer ----
-
-/// Name, value and what stands beside it.
-type Tile = (&'static str, String, String);
-
-fn tiles(recommendation: &Recommendation) -> Vec<Tile> {
-    let Some(level) = recommendation.chosen() else { return Vec::new() };
-    let summary = &level.summary;
-    let latency = summary.latency_s.unwrap_or_default();
-    let rps = summary.throughput_rps;
-    let half_width = |rps: Estimate| Some(format!("± {:.2} (95 %)", (rps.upper? - rps.lower?) / 2.0));
-    let gain = words::gain(recommendation, level);
-    let gain = gain.as_ref();
-    let over = |gain: &Gain| match gain.from {
-        1 => "over sequential (1)".to_owned(),
-        level => format!("over level {level}"),
-    };
-    let beside = |name: &str, time: Option<f64>| time.map(|time| format!("{name} {}", seconds(time)));
-    let timeouts = summary.timeout_rate.map(|of_all| format!("timeouts {}", rate(of_all)));
-    let thousand = |rps: f64| seconds(1000.0 / rps);
-    let all = [
-        ("Throughput", rps.map(|rps| format!("{:.2}/s", rps.estimate)), rps.and_then(half_width)),
-        ("Speed-up", gain.map(|gain| format!("{:.1} ×", gain.factor())), gain.map(over)),
-        ("Mean latency", latency.mean.map(seconds), beside("median", latency.p50)),
-        ("P95 latency", latency.p95.map(seconds), beside("P99", latency.p99)),
-        ("Failed requests", summary.error_rate.map(rate), timeouts),
-        (
-            "1000 requests",
-            gain.map(|gain| thousand(gain.fast)),
-            gain.map(|gain| format!("instead of {}", thousand(gain.slow))),
-        ),
-    ];
-    let known = all.into_iter().filter_map(|(name, value, beside)| Some((name, value?, beside.unwrap_or_default())));
-    known.collect()
 }
 
 /// What two runs show, in a line; and for each level the throughput before, after, its change and the interval of that,
