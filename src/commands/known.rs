@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use super::ConfigFile;
-use super::decision::{decide_from, from_results_file};
+use super::decision::{decide_from, from_file};
 use crate::decide::{JudgedLevel, Recommendation};
 use crate::figures::Limits;
 use crate::prompts::{self, Prompt};
@@ -36,8 +36,7 @@ impl Known {
         };
         let file = ResultsFile::read(&path)?;
         file.check_fits(&path, &places, &now)?;
-        let (measured, _) = from_results_file(&path, &places)?;
-        let decided = decide_from(measured, &settings);
+        let decided = decide_from(from_file(&file), &settings);
         if decided.provisional || !decided.status.may_patch() {
             bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
         }

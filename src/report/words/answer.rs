@@ -1,9 +1,10 @@
-//! The answer as it is printed, a line each.
+//! The answer: in one line for a reader who has five seconds, and whole.
 
 use super::decision::reason;
-use super::notes::{advice, gain, information, note};
-use super::numbers::{number, or_unknown, rate, time};
-use crate::decide::{JudgedLevel, Recommendation};
+use super::notes::{gain, information, notes};
+use super::numbers::{number, or_unknown, rate, seconds, time};
+use crate::decide::{JudgedLevel, Recommendation, Status};
+use crate::figures::LevelSummary;
 
 /// Before the status wherever a number of the embedded simulator stands.
 pub fn simulated(is_simulated: bool) -> &'static str {
@@ -14,22 +15,23 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     let status = recommendation.status.name();
     let simulated = simulated(recommendation.simulated);
     let mut lines = match recommendation.chosen() {
-        Some(level) => choice(recommendation, level, &format!("status {status}{}", interval(recommendation))),
+        Some(level) => {
+            let interval = interval(", interval", recommendation).unwrap_or_default();
+            choice(recommendation, level, &format!("status {status}{interval}"))
+        }
         None => vec![format!("No recommendation ({simulated}{status})"), reason(recommendation)],
     };
     let simulator = "SIMULATED: this is the embedded simulator, not a server of yours";
     lines.extend(recommendation.simulated.then(|| simulator.to_owned()));
-    let notes = recommendation.notes.iter().map(note).chain(advice(recommendation));
-    lines.extend(notes.map(|note| format!("note: {note}")));
+    lines.extend(notes(recommendation).map(|note| format!("note: {note}")));
     lines
 }
 
-fn interval(recommendation: &Recommendation) -> String {
-    match recommendation.interval {
-        Some([low, high]) if low == high => format!(", interval {low}"),
-        Some([low, high]) => format!(", interval {low} to {high}"),
-        None => String::new(),
-    }
+/// Behind these words, if it is known.
+fn interval(words: &str, recommendation: &Recommendation) -> Option<String> {
+    let [low, high] = recommendation.interval?;
+    let to = if low == high { String::new() } else { format!(" to {high}") };
+    Some(format!("{words} {low}{to}"))
 }
 
 fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) -> Vec<String> {
@@ -55,4 +57,63 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
     lines.extend(gain(recommendation, level).map(|gain| gain.to_string()));
     lines.extend(information(recommendation));
     lines
+}
+
+/// What to do, for a config that holds the number `present`, and what that changes where both levels were measured.
+pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> String {
+    let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
+    let headline = match (recommendation.recommended_concurrency, present) {
+        (None, _) => "There is no number to recommend.".to_owned(),
+        (Some(pick), _) if recommendation.provisional => {
+            format!("First look: about {pick} in parallel, not confirmed.")
+        }
+        (Some(1), None) => "Send 1 request at a time.".to_owned(),
+        (Some(pick), None) => format!("Send {pick} requests in parallel."),
+        (Some(pick), Some(now)) if now == pick => format!("Keep concurrency at {pick}."),
+        (Some(pick), Some(now)) => {
+            let verb = if now < pick { "Raise" } else { "Lower" };
+            let effect = effect(recommendation, now, pick).map(|effect| format!(": {effect}"));
+            format!("{verb} concurrency from {now} to {pick}{}.", effect.unwrap_or_default())
+        }
+    };
+    format!("{simulated}{headline}")
+}
+
+/// Throughput and P95 at one level against those at another.
+fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<String> {
+    let (before, after) = (&recommendation.level(from)?.summary, &recommendation.level(to)?.summary);
+    let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0);
+    let change = 100.0 * (rps(after)? / rps(before)? - 1.0);
+    let throughput = match change.round() {
+        0.0 => "the same throughput".to_owned(),
+        more if more > 0.0 => format!("{more:.0} % more throughput"),
+        less => format!("{:.0} % less throughput", -less),
+    };
+    let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|latency| latency.p95).map(seconds);
+    let p95 = p95(before).zip(p95(after)).map(|(before, after)| format!(", P95 {after} instead of {before}"));
+    Some(throughput + &p95.unwrap_or_default())
+}
+
+/// The status in plain words, and the interval.
+pub fn how_sure(recommendation: &Recommendation) -> String {
+    let meaning = match recommendation.status {
+        Status::Ok => "The optimum lies inside the levels measured",
+        Status::NotSaturated => "Throughput still rises at the highest level: the optimum is at least this",
+        Status::LimitedByGate => "A higher level failed on errors or latency",
+        Status::AtOrBelowLowest => "The lowest level measured is enough; the optimum may be lower",
+        Status::RateLimited => "A quota (HTTP 429) is the limit, not concurrency",
+        Status::Unresolved => "The measurements do not decide",
+        Status::NoQualifyingLevel => "Every level fails",
+    };
+    let unknown = recommendation.recommended_concurrency.map(|_| "interval unknown".to_owned());
+    let interval = interval("95 % interval:", recommendation).or(unknown).map(|interval| format!(" ({interval})"));
+    format!("{meaning}{}.", interval.unwrap_or_default())
+}
+
+/// How sure the number is, or why there is none.
+pub fn because(recommendation: &Recommendation) -> String {
+    match recommendation.chosen() {
+        Some(_) => how_sure(recommendation),
+        None => reason(recommendation) + ".",
+    }
 }
