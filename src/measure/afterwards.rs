@@ -84,7 +84,7 @@ impl<'a> Afterwards<'a> {
             ending: if self.stopped().is_some() { ArrivalsEnd::Cut } else { arrived.ending },
             ..OpenLoad::default()
         };
-        Ok(load.with(&outcomes, self.settings.config.llm.request_timeout))
+        Ok(load.with(&outcomes, &self.settings.limits()))
     }
 }
 
