@@ -7,13 +7,14 @@ mod servers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::Path;
 
 use common::{Rig, plan};
 use llm_concurrency::client::RequestKind::{self, Chat, Completion, Embedding, Messages, Responses};
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::client::{BodyTemplate, Cache, Message, Prompt, RequestSettings, System};
 use llm_concurrency::figures::{self, Limits, Measurement};
-use llm_concurrency::prompts;
+use llm_concurrency::prompts::{self, DEFAULT_COUNT, DEFAULT_PATH, DEFAULT_SEED};
 use llm_concurrency::simulator::{OutputTokens, SimulatorConfig};
 use serde_json::{Map, Value, json};
 use servers::{RawServer, ok};
@@ -529,4 +530,79 @@ fn what_is_generated_is_saved_whole_and_loaded_again() {
         assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(prompts::load(&path).unwrap().len(), 3);
     }
+}
+
+// ---- the shipped file ----
+
+#[test]
+fn the_shipped_file_is_the_generated_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made.json");
+    let file = prompts::generate(DEFAULT_SEED, DEFAULT_COUNT);
+    prompts::save(&path, &file).unwrap();
+    let [made, shipped] = [&*path, Path::new(DEFAULT_PATH)].map(|path| std::fs::read(path).unwrap());
+    assert!(made == shipped, "make {DEFAULT_PATH} anew with `generate-test-data`");
+    assert_ne!(file.snippets, prompts::generate(DEFAULT_SEED + 1, DEFAULT_COUNT).snippets);
+    let languages = ["javascript", "typescript", "python", "react"];
+    let languages = languages.map(|name| file.snippets.iter().filter(|snippet| snippet.language == name).count());
+    let sizes = ["small", "medium", "large"];
+    let sizes = sizes.map(|name| file.snippets.iter().filter(|snippet| snippet.size == name).count());
+    assert_eq!((languages, sizes), ([30, 30, 20, 20], [50, 36, 14]));
+}
+
+#[test]
+fn no_two_alike_at_1000_and_all_well_formed() {
+    let snippets = prompts::generate(7, 1000).snippets;
+    assert_eq!(snippets.iter().map(|s| &s.code).collect::<BTreeSet<_>>().len(), 1000);
+    assert_eq!(snippets.iter().map(|s| &s.id).collect::<BTreeSet<_>>().len(), 1000);
+    for snippet in &snippets {
+        let (id, code) = (&snippet.id, &snippet.code);
+        let lines = match snippet.size {
+            "small" => 8..=22,
+            "medium" => 30..=60,
+            _ => 90..=180,
+        };
+        assert!(lines.contains(&code.lines().count()), "{id}\n{code}");
+        assert!(!code.contains(['«', '»', '‹', '›', '\r']) && !code.contains("===="), "{code}");
+        assert!(!code.contains("```") && code.ends_with('\n') && !code.ends_with("\n\n"), "{code}");
+        assert!(!code.contains("Revision"), "the safeguard should not be needed at this count");
+        for pair in ["()", "{}", "[]"] {
+            let of = |c: &str| code.matches(c).count();
+            assert_eq!(of(&pair[..1]), of(&pair[1..]), "{pair} in\n{code}");
+        }
+        assert!(code.lines().all(|line| line == line.trim_end()), "blanks at the end of a line:\n{code}");
+        let is_in_language = match snippet.language {
+            "javascript" => !code.contains(": string") && !code.contains("interface "),
+            "typescript" => code.contains("export ") && code.contains(": "),
+            "python" => code.contains("def ") || code.contains("class "),
+            _ => code.contains("</") && code.contains("return"),
+        };
+        assert!(is_in_language, "{id} is no {}:\n{code}", snippet.language);
+        let defined = code.lines().filter(|line| {
+            ["def ", "class ", "function ", "const "]
+                .iter()
+                .any(|word| line.trim_start_matches("export ").trim_start_matches("async ").starts_with(word))
+        });
+        let mut names = BTreeSet::new();
+        assert!(defined.map(|line| line.split(['(', ':', '=']).next()).all(|name| names.insert(name)), "{code}");
+    }
+}
+
+#[test]
+fn prompts_ask_about_the_code() {
+    let mut instructions = BTreeSet::new();
+    for snippet in prompts::generate(42, 100).snippets {
+        let prompt = snippet.prompt();
+        let (noun, fence) = match snippet.language {
+            "javascript" => ("JavaScript", "js"),
+            "typescript" => ("TypeScript", "ts"),
+            "python" => ("Python", "python"),
+            _ => ("React", "tsx"),
+        };
+        let (instruction, fenced) = prompt.split_once("\n\n").unwrap();
+        assert!(instruction.contains(&format!("this {noun} code")), "{instruction}");
+        assert_eq!(fenced, format!("```{fence}\n{}\n```", snippet.code.trim_end()));
+        instructions.insert(instruction.to_owned());
+    }
+    assert!(instructions.len() > 20, "{instructions:?}");
 }

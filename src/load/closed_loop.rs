@@ -33,7 +33,6 @@ pub const AT_ONCE: u64 = 4;
 /// How much one level measures; `warmup` and `measured` count completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopPlan {
-    /// Requests kept in flight.
     pub level: usize,
     pub warmup: usize,
     /// In all windows together.
@@ -44,7 +43,6 @@ pub struct LoopPlan {
     pub longest_wait: Duration,
     /// The level is given up after this long without a success.
     pub patience: Duration,
-    /// The level is given up after this long.
     pub time_limit: Duration,
 }
 
@@ -117,9 +115,7 @@ pub struct Window {
     pub start_s: f64,
     /// Its end: the moment of its last completion.
     pub end_s: f64,
-    /// Requests that completed in it.
     pub completed: usize,
-    /// Successes among them.
     pub succeeded: usize,
 }
 
@@ -132,7 +128,6 @@ impl Window {
 /// Why a visit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// All windows were measured in full.
     Complete,
     /// All of the warm-up failed, so each window shrank to one completion.
     Hopeless,
@@ -144,7 +139,6 @@ pub enum Ending {
     Cut,
 }
 
-/// What a visit came to.
 #[derive(Clone, Debug)]
 pub struct LoopRecord {
     pub ending: Ending,

@@ -8,7 +8,6 @@ use tokio::task::AbortHandle;
 
 use crate::figures::{ClientLoad, Distribution, histogram};
 
-/// How often the ticker wakes.
 const TICK: Duration = Duration::from_millis(20);
 /// Tokio's timer rounds up to a whole millisecond, and the wait for events below it does so once more.
 const TIMER_ROUNDING: Duration = Duration::from_millis(2);

@@ -9,7 +9,7 @@ use crate::client::{BodyTemplate, Cache, Prompt, RequestSettings, Transport};
 
 /// The requests of a run, by level and sequence number.
 pub struct Target {
-    transport: Transport,
+    pub(crate) transport: Transport,
     model: String,
     request: RequestSettings,
     bodies: Vec<Arc<BodyTemplate>>,
@@ -66,11 +66,6 @@ impl Target {
     /// `None` where requests are turns of conversations: which one comes next depends on which is answered first.
     pub fn prompt_size(&self, seq: u64) -> Option<Arc<str>> {
         self.conversations.is_empty().then(|| self.sizes[self.prompt(seq)].clone())
-    }
-
-    /// The models the server says it has; `None` if it does not say.
-    pub async fn models(&self) -> Option<Vec<String>> {
-        self.transport.models().await
     }
 
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.

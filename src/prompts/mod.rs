@@ -316,7 +316,7 @@ fn ask_about(code: &str, language: &str) -> String {
 /// [`PromptError::Write`] with the path and the system's reason.
 pub fn save(path: impl AsRef<Path>, file: &SnippetFile) -> Result<(), PromptError> {
     let path = path.as_ref();
-    let json = file.to_json().map_err(io::Error::from);
-    json.and_then(|json| files::replace(path, json.as_bytes()))
+    let json = serde_json::to_string_pretty(file).map_err(io::Error::from);
+    json.and_then(|json| files::replace(path, (json + "\n").as_bytes()))
         .map_err(|error| PromptError::Write(path.to_owned(), error))
 }

@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use super::SimulatorConfig;
 
-/// Names a sequence within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SequenceId(u64);
 
-/// A submission was refused because slots and queue are full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueFull {
     pub running: usize,
@@ -22,9 +20,7 @@ pub struct QueueFull {
 /// A token that a sequence got at the end of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token<T> {
-    /// What the sequence was submitted with.
     pub owner: T,
-    /// Whether the sequence ended with it.
     pub last: bool,
 }
 
@@ -33,7 +29,6 @@ struct Sequence<T> {
     id: SequenceId,
     owner: T,
     prompt_tokens: u32,
-    /// Tokens still to be generated.
     left: u32,
 }
 
