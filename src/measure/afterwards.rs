@@ -10,7 +10,7 @@ use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::Endpoint;
 use crate::decide::recheck::Asked;
-use crate::figures::{ArrivalsEnd, OpenLoad, Requests, Stage, Step};
+use crate::figures::{ArrivalsEnd, OpenLoad, Stage, Step};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::open_loop::Arrivals;
@@ -126,7 +126,7 @@ impl Afterwards<'_> {
         let ended = visiting.finish()?;
         self.sent += ended.sent;
         parts.extend(ended.parts.into_values());
-        let asked = parts.iter().flat_map(Requests::rows).map(|request| Asked {
+        let asked = parts.iter().flat_map(|part| &part.rows).map(|request| Asked {
             start_s: request.start_s,
             end_s: request.end_s,
             tokens: request.output_tokens(),

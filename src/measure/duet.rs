@@ -174,7 +174,7 @@ impl Server<'_> {
 /// Whether more fail than the gate allows, beyond the Wilson interval. A visit is short: permits of requests that failed on
 /// the way in may be held back to its end, so that its cohort alone would not show it.
 fn mostly_failed(requests: &Requests, limit: f64) -> Option<EarlyEnd> {
-    let all = requests.rows();
+    let all = &requests.rows;
     let failed = all.iter().filter(|request| !request.is_success()).count();
     let [low, _] = wilson(failed as u64, all.len() as u64)?;
     (low >= limit).then_some(EarlyEnd::MostlyFailed { failed, requests: all.len() })
