@@ -9,7 +9,7 @@ use llm_concurrency::figures::{Estimate, LevelSummary, SizeSummary};
 use llm_concurrency::record::{About, RunSettings};
 use llm_concurrency::report::export::{csv, json_lines, markdown};
 use llm_concurrency::report::html::{Missing, Run, page};
-use llm_concurrency::report::requests::{BINS, Curves, FEWEST, Loop, REASONS, Timeline, shares};
+use llm_concurrency::report::requests::{BINS, Curves, FEWEST, Loop, REASONS, shares};
 use llm_concurrency::report::{text, words};
 use serde_json::{Value, json};
 
@@ -249,14 +249,14 @@ fn a_distribution_is_that_of_the_successes_of_the_cohort_of_all_measurements() {
     let curves = Curves::of(&[first, second]).expect("requests");
     let curve = &curves.distributions[&2];
     assert_eq!((curve[0], curve[50], curve[curve.len() - 1]), (1.0, 2.0, 3.0));
-    assert_eq!(curves.timeline.segments.len(), 2);
+    assert_eq!(curves.segments.len(), 2);
 }
 
 #[test]
 fn the_timeline_adds_up() {
     let cut = RequestOutcome { end_s: None, latency_s: None, ..outcome(3.0, 4.0) };
     let outcomes = [outcome(0.0, 2.0), outcome(1.0, 3.5), failed(2.0, 4.0, Failure::ServerError, "no"), cut];
-    let line = Curves::of(&[measurement(2, outcomes)]).expect("requests").timeline;
+    let line = Curves::of(&[measurement(2, outcomes)]).expect("requests");
     assert_eq!(line.segments[0].end_s, 4.0);
     let sum = |bins: &[[f64; 2]]| bins.windows(2).map(|pair| (pair[1][0] - pair[0][0]) * pair[0][1]).sum::<f64>();
     // 2 + 2.5 + 2 seconds of life, and 1 of the one that was cut off.
@@ -270,7 +270,7 @@ fn the_timeline_adds_up() {
 fn measurements_follow_each_other_and_their_bins_are_bounded() {
     let measurements: Vec<_> =
         (1..=200).map(|level| measurement(level, [outcome(0.0, 1.0), outcome(0.5, level as f64)])).collect();
-    let Timeline { segments, in_flight, successes_rps, .. } = Curves::of(&measurements).expect("requests").timeline;
+    let Curves { segments, in_flight, successes_rps, .. } = Curves::of(&measurements).expect("requests");
     assert_eq!(segments.len(), 200);
     assert!(segments.windows(2).all(|pair| pair[0].end_s == pair[1].begin_s));
     assert_eq!(segments[3].window_s, Some([segments[3].begin_s + 1.0, segments[3].begin_s + 2.0]));
@@ -288,7 +288,7 @@ fn visits_lie_where_they_were_in_their_loop() {
     }
     let before = measurement(1, [outcome(0.0, 2.0)]);
     let curves = Curves::of(&[before, visits]).expect("requests");
-    let Timeline { segments, in_flight, .. } = curves.timeline;
+    let Curves { segments, in_flight, .. } = curves;
     let places: Vec<_> = segments.iter().map(|of| (of.level, of.begin_s, of.end_s, of.window_s)).collect();
     let windows = [[1.0, 2.0], [3.0, 6.0], [7.0, 11.0]].map(Some);
     assert_eq!(places, [(1, 0.0, 2.0, windows[0]), (2, 2.0, 6.0, windows[1]), (8, 6.0, 12.0, windows[2])]);
@@ -309,6 +309,6 @@ fn the_most_frequent_reasons_are_kept_with_their_levels() {
     let first = &curves.reasons[0];
     let Reason { kind, text, count } = &first.reason;
     assert_eq!((*kind, text.as_str(), *count), (Failure::ServerError, "HTTP 503", 4));
-    assert_eq!(first.levels, [5, 10]);
+    assert_eq!(first.levels, [5, 10].into());
     assert_eq!((curves.reasons.len(), curves.reasons_left_out), (REASONS, 21 - REASONS));
 }

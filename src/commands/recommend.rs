@@ -41,8 +41,6 @@ pub struct Recommend {
 }
 
 impl Recommend {
-    /// # Errors
-    /// If there is nothing to decide from, or the config cannot be patched.
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.config.config.as_deref(), Overrides::default())?;
         let places = Places::find(self.criterion_dir.as_deref());
@@ -65,8 +63,7 @@ impl Recommend {
         if !self.dry_run {
             let report = match (&self.results, &recorded.run_id) {
                 (Some(file), _) => page::name(file),
-                // A run's id begins with the time that its results file is named by.
-                (None, Some(run_id)) => page::name(Path::new(run_id.split('-').next().unwrap_or_default())),
+                (None, Some(run_id)) => page::name(Path::new(page::stamp_of_run(run_id))),
                 (None, None) => page::name(Path::new("criterion")),
             };
             let run = page::of(recommendation.clone(), &settings, recorded);

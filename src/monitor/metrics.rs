@@ -59,9 +59,6 @@ pub struct MetricsServer {
 
 impl MetricsServer {
     /// Begins to serve, on a thread of its own. Port 0 takes a free one.
-    ///
-    /// # Errors
-    /// If the address is taken, or not this machine's.
     pub fn start(address: SocketAddr, live: Arc<Live>) -> Result<Self, MetricsError> {
         let (until_dropped, dropped) = oneshot::channel::<()>();
         let start = || {

@@ -47,9 +47,6 @@ pub struct Run {
 }
 
 /// The page of one run, or of two: the earlier (or A) first.
-///
-/// # Errors
-/// If the template does not render.
 pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     let comparison = match runs {
         [a, b] => Some(compare(&a.recommendation, &b.recommendation, Objective::Requests, None)),
@@ -59,9 +56,6 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
 }
 
 /// The same of runs that have been compared.
-///
-/// # Errors
-/// If the template does not render.
 pub fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String, ReportError> {
     let title = match runs {
         [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),

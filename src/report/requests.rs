@@ -104,7 +104,7 @@ impl Loop {
 pub struct ReasonAt {
     #[serde(flatten)]
     pub reason: Reason,
-    pub levels: Vec<usize>,
+    pub levels: BTreeSet<usize>,
 }
 
 /// One measurement on the timeline.
@@ -117,23 +117,19 @@ pub struct Segment {
     pub window_s: Option<[f64; 2]>,
 }
 
-/// The measurements in their order. Seconds of load since the run's first request: the pauses between measurements are
-/// left out.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Timeline {
-    pub segments: Vec<Segment>,
-    /// Requests in flight, averaged over each bin. A bin begins at its place, and the last entry only closes the last.
-    pub in_flight: Vec<[f64; 2]>,
-    /// Successes per second that ended in each of other, wider bins.
-    pub successes_rps: Vec<[f64; 2]>,
-    pub failures_rps: Vec<[f64; 2]>,
-}
-
+/// Times are seconds of load since the run's first request: the pauses between measurements are left out. A bin begins at
+/// its place, and the last entry only closes the last.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
     /// Per level the latency, seconds, at each of [`shares`]; all measurements of a level together.
     pub distributions: BTreeMap<usize, Vec<f64>>,
-    pub timeline: Timeline,
+    /// In their order.
+    pub segments: Vec<Segment>,
+    /// Requests in flight, averaged over each bin.
+    pub in_flight: Vec<[f64; 2]>,
+    /// Per second, in each of other, wider bins.
+    pub successes_rps: Vec<[f64; 2]>,
+    pub failures_rps: Vec<[f64; 2]>,
     pub reasons: Vec<ReasonAt>,
     pub reasons_left_out: usize,
 }
@@ -158,8 +154,6 @@ impl Curves {
         if loops.iter().all(|of| of.lives.is_empty()) {
             return None;
         }
-        let (reasons, reasons_left_out) = reasons(loops);
-        let timeline = timeline(loops);
         let mut latencies: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         for Loop { measurements, lives } in loops {
             for life in lives.iter().filter(|life| life.end == End::Measured) {
@@ -167,60 +161,61 @@ impl Curves {
             }
         }
         let distributions = latencies.into_iter().filter_map(|(level, values)| Some((level, distribution(values)?)));
-        Some(Curves { distributions: distributions.collect(), timeline, reasons, reasons_left_out })
+        let (reasons, reasons_left_out) = reasons(loops);
+        let distributions = distributions.collect();
+        Some(Curves { distributions, reasons, reasons_left_out, ..Curves::timeline(loops) })
+    }
+
+    fn timeline(loops: &[Loop]) -> Self {
+        let total: f64 = loops.iter().map(Loop::length_s).sum();
+        let mut line = Curves::default();
+        let mut begin_s = 0.0;
+        for of in loops {
+            let length_s = of.length_s();
+            if length_s <= 0.0 || !length_s.is_finite() {
+                continue;
+            }
+            let share = length_s / total;
+            let rate_bins = (RATE_BINS * share).min(of.lives.len() as f64 / PER_RATE_BIN);
+            let [mut in_flight, mut successes, mut failures] =
+                [BINS * share, rate_bins, rate_bins].map(|count| Bins::new(begin_s, length_s, count));
+            for life in &of.lives {
+                let end_s = begin_s + if life.end == End::CutOff { length_s } else { life.end_s() };
+                in_flight.add_life(begin_s + f64::from(life.start_s), end_s);
+                match life.end {
+                    End::CutOff => {}
+                    End::Failed => failures.add_event(end_s),
+                    End::Measured | End::Uncounted => successes.add_event(end_s),
+                }
+            }
+            line.in_flight.extend(in_flight.values);
+            line.successes_rps.extend(successes.values);
+            line.failures_rps.extend(failures.values);
+            line.segments.extend(of.segments(begin_s, length_s));
+            begin_s += length_s;
+        }
+        for bins in [&mut line.in_flight, &mut line.successes_rps, &mut line.failures_rps] {
+            bins.push([begin_s, 0.0]);
+        }
+        line
     }
 }
 
 fn reasons(loops: &[Loop]) -> (Vec<ReasonAt>, usize) {
-    let mut all: BTreeMap<(Failure, &str), (Reason, BTreeSet<usize>)> = BTreeMap::new();
+    let mut all: BTreeMap<(Failure, &str), ReasonAt> = BTreeMap::new();
     for measurement in loops.iter().flat_map(|of| &of.measurements) {
         for ((kind, common), of_level) in measurement.reasons.groups() {
-            let new = || (Reason { count: 0, ..of_level.clone() }, BTreeSet::new());
-            let (reason, levels) = all.entry((*kind, common)).or_insert_with(new);
-            reason.count += of_level.count;
-            levels.insert(measurement.level);
+            let new = || ReasonAt { reason: Reason { count: 0, ..of_level.clone() }, levels: BTreeSet::new() };
+            let of_all = all.entry((*kind, common)).or_insert_with(new);
+            of_all.reason.count += of_level.count;
+            of_all.levels.insert(measurement.level);
         }
     }
-    let all = all.into_values().map(|(reason, levels)| ReasonAt { reason, levels: levels.into_iter().collect() });
-    let mut reasons: Vec<ReasonAt> = all.collect();
+    let mut reasons: Vec<ReasonAt> = all.into_values().collect();
     reasons.sort_by_key(|of_all| std::cmp::Reverse(of_all.reason.count));
     let left_out = reasons.len().saturating_sub(REASONS);
     reasons.truncate(REASONS);
     (reasons, left_out)
-}
-
-fn timeline(loops: &[Loop]) -> Timeline {
-    let total: f64 = loops.iter().map(Loop::length_s).sum();
-    let mut line = Timeline::default();
-    let mut begin_s = 0.0;
-    for of in loops {
-        let length_s = of.length_s();
-        if length_s <= 0.0 || !length_s.is_finite() {
-            continue;
-        }
-        let share = length_s / total;
-        let rate_bins = (RATE_BINS * share).min(of.lives.len() as f64 / PER_RATE_BIN);
-        let [mut in_flight, mut successes, mut failures] =
-            [BINS * share, rate_bins, rate_bins].map(|count| Bins::new(begin_s, length_s, count));
-        for life in &of.lives {
-            let end_s = begin_s + if life.end == End::CutOff { length_s } else { life.end_s() };
-            in_flight.add_life(begin_s + f64::from(life.start_s), end_s);
-            match life.end {
-                End::CutOff => {}
-                End::Failed => failures.add_event(end_s),
-                End::Measured | End::Uncounted => successes.add_event(end_s),
-            }
-        }
-        line.in_flight.extend(in_flight.values);
-        line.successes_rps.extend(successes.values);
-        line.failures_rps.extend(failures.values);
-        line.segments.extend(of.segments(begin_s, length_s));
-        begin_s += length_s;
-    }
-    for bins in [&mut line.in_flight, &mut line.successes_rps, &mut line.failures_rps] {
-        bins.push([begin_s, 0.0]);
-    }
-    line
 }
 
 /// Equal bins over the length of a loop: where each begins, and what is in it.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
-use super::requests::{Segment, Timeline, shares};
+use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, p95_limit_s, passing, value};
 use crate::figures::{Estimate, LevelSummary};
@@ -537,8 +537,9 @@ fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
 const NARROWEST_NAMED: f64 = 0.02;
 
 fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
-    let Some(curves) = &run.curves else { return figure.without(NO_RECORDS) };
-    let Timeline { segments, in_flight, successes_rps, failures_rps } = &curves.timeline;
+    let Some(Curves { segments, in_flight, successes_rps, failures_rps, .. }) = &run.curves else {
+        return figure.without(NO_RECORDS);
+    };
     let end = segments.last().map_or(1.0, |segment| segment.end_s);
     let outside = |&Segment { level, begin_s, end_s, window_s }: &Segment| {
         let [from, to] = window_s.unwrap_or([end_s; 2]).map(|at| at.min(end_s));

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::verify::Verified;
 use crate::decide::{JudgedLevel, Note, Policy, Recommendation, Verdict, passing};
-use crate::figures::{Estimate, LevelSummary, SizeSummary};
-use crate::report::words::{self, UNKNOWN, number, or_unknown, percent, range, rate, share, signed, time, usd};
+use crate::figures::{Estimate, SizeSummary};
+use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
 /// Where it is printed: columns of a line, and whether a terminal makes text bold.
 #[derive(Clone, Copy, Debug)]
@@ -180,18 +180,32 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
 }
 
-pub const COLUMNS: [&str; 13] =
-    ["level", "req/s", "±", "of best", "mean", "P50", "P95", "P99", "TTFT P50", "TPOT", "tok/s", "errors", "n"];
+/// Its name, and the cell of a level beside the best throughput of those that pass.
+type Column = (&'static str, fn(&JudgedLevel, Option<f64>) -> Option<String>);
 
-type Column = (&'static str, fn(&LevelSummary) -> Option<String>);
+pub const COLUMNS: [Column; 13] = [
+    ("level", |of, _| Some(of.summary.concurrency.to_string())),
+    ("req/s", |of, _| Some(number(of.throughput(), 2))),
+    ("±", |of, _| Some(number(half_width(of.summary.throughput_rps?), 2))),
+    ("of best", |of, best| Some(percent(of.throughput()? / best.filter(|_| of.verdict == Verdict::Pass)?))),
+    ("mean", |of, _| Some(time(of.summary.latency_s?.mean))),
+    ("P50", |of, _| Some(time(of.summary.latency_s?.p50))),
+    ("P95", |of, _| Some(time(of.summary.latency_s?.p95))),
+    ("P99", |of, _| Some(time(of.summary.latency_s?.p99))),
+    ("TTFT P50", |of, _| Some(time(of.summary.ttft_s?.p50))),
+    ("TPOT", |of, _| Some(format!("{:.1} ms", 1e3 * of.summary.tpot_s?.p50?))),
+    ("tok/s", |of, _| Some(number(of.summary.output_tps, 0))),
+    ("errors", |of, _| of.summary.error_rate.map(rate)),
+    ("n", |of, _| Some(of.summary.requests?.to_string())),
+];
 
 /// Columns that stand only where a level has something in them.
 const OPTIONAL: [Column; 5] = [
-    ("cached", |s| s.cached_rate.map(rate)),
-    ("goodput", |s| Some(number(Some(s.goodput.as_ref()?.rps.estimate), 2))),
-    ("±", |s| Some(number(half_width(s.goodput.as_ref()?.rps), 2))),
-    ("in SLO", |s| Some(share(s.goodput.as_ref()?.attainment.estimate))),
-    ("USD/1000", |s| Some(usd(s.usd_per_1000?.total()))),
+    ("cached", |of, _| of.summary.cached_rate.map(rate)),
+    ("goodput", |of, _| Some(number(Some(of.summary.goodput.as_ref()?.rps.estimate), 2))),
+    ("±", |of, _| Some(number(half_width(of.summary.goodput.as_ref()?.rps), 2))),
+    ("in SLO", |of, _| Some(share(of.summary.goodput.as_ref()?.attainment.estimate))),
+    ("USD/1000", |of, _| Some(usd(of.summary.usd_per_1000?.total()))),
 ];
 
 /// A level in the table, wherever that is shown. `why` is the reason of its verdict, and its failures by kind.
@@ -205,44 +219,21 @@ pub(super) struct Row {
 
 /// The names of the columns, and all levels.
 pub(super) fn rows(recommendation: &Recommendation) -> (Vec<String>, Vec<Row>) {
-    let rates = passing(&recommendation.levels).filter_map(JudgedLevel::throughput);
-    let best = rates.filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
-    let mut optional = OPTIONAL.to_vec();
-    optional.retain(|(_, cell)| recommendation.levels.iter().any(|level| cell(&level.summary).is_some()));
+    let levels = &recommendation.levels;
+    let best = passing(levels).filter_map(JudgedLevel::throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
+    let mut shown = OPTIONAL.to_vec();
+    shown.retain(|(_, cell)| levels.iter().any(|level| cell(level, best).is_some()));
+    shown.splice(..0, COLUMNS);
     let row = |level: &JudgedLevel| {
-        let optional = optional.iter().map(|(_, cell)| cell(&level.summary).unwrap_or_else(|| UNKNOWN.to_owned()));
+        let cells = shown.iter().map(|(_, cell)| cell(level, best).unwrap_or_else(|| UNKNOWN.to_owned()));
         Row {
-            cells: cells(level, best).into_iter().chain(optional).collect(),
+            cells: cells.collect(),
             verdict: words::verdict(level.verdict),
             why: why(level),
             chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
         }
     };
-    let header = COLUMNS.into_iter().chain(optional.iter().map(|column| column.0)).map(str::to_owned).collect();
-    (header, recommendation.levels.iter().map(row).collect())
-}
-
-/// Under [`COLUMNS`].
-fn cells(level: &JudgedLevel, best: Option<f64>) -> Vec<String> {
-    let summary = &level.summary;
-    let best = best.filter(|_| level.verdict == Verdict::Pass);
-    let latency = summary.latency_s.unwrap_or_default();
-    let rps = summary.throughput_rps.map(|t| t.estimate);
-    vec![
-        summary.concurrency.to_string(),
-        number(rps, 2),
-        number(summary.throughput_rps.and_then(half_width), 2),
-        or_unknown(rps.zip(best).map(|(rps, best)| rps / best), percent),
-        time(latency.mean),
-        time(latency.p50),
-        time(latency.p95),
-        time(latency.p99),
-        time(summary.ttft_s.and_then(|d| d.p50)),
-        or_unknown(summary.tpot_s.and_then(|d| d.p50), |s| format!("{:.1} ms", 1e3 * s)),
-        number(summary.output_tps, 0),
-        or_unknown(summary.error_rate, rate),
-        summary.requests.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string()),
-    ]
+    (shown.iter().map(|(name, _)| (*name).to_owned()).collect(), levels.iter().map(row).collect())
 }
 
 fn half_width(estimate: Estimate) -> Option<f64> {
