@@ -17,7 +17,6 @@ mod http;
 mod lengths;
 mod limits;
 mod log;
-mod metrics;
 mod protocol;
 
 use std::fmt;
