@@ -86,7 +86,7 @@ pub fn explain(
 ) -> Result<Explanation, SimulatorError> {
     config.validate()?;
     let need = |met, needs| {
-        if met { Ok(()) } else { Err(SimulatorError::Explain { needs }) }
+        if met { Ok(()) } else { Err(SimulatorError::Explain(needs)) }
     };
     need(!prompts.is_empty(), "at least one prompt")?;
     need(requests > 0, "at least one request")?;
