@@ -251,10 +251,6 @@ impl Chart {
         path
     }
 
-    fn dots(&self, points: &[[f64; 2]]) -> String {
-        points.iter().map(|&at| self.point(at)).map(|[x, y]| format!("M{x} {y}h0")).collect()
-    }
-
     /// Stretches to any width; lines and text keep their size.
     fn svg(&self) -> String {
         let stretched =
@@ -281,11 +277,8 @@ impl Chart {
             svg += &format!("{}{}", line(false, y, "grid", ""), text("end", [0.0, y], [-8.0, 4.0], "", name));
         }
         let longest = across.iter().map(|(_, name)| width_of(name)).fold(0.0, f64::max);
-        let widths: Vec<_> = across.iter().map(|(place, _)| (*place, longest)).collect();
-        for ((place, name), fits) in across.iter().zip(fit(&widths, self.pixels())) {
-            svg += &fits
-                .map_or_else(String::new, |spare| text(&format!("mid {spare}"), [*place, 1.0], [0.0, 18.0], "", name));
-        }
+        let across = across.iter().map(|(place, name)| ([*place, 1.0], longest, name.as_str()));
+        svg += &self.labels("mid", [0.0, 18.0], across.collect());
         svg += &line(false, 1.0, "axis", "");
         svg += &text("mid", [0.5, 1.0], [0.0, 38.0], "", &self.x.label);
         svg + &text("", [0.0, 0.0], [-58.0, -10.0], "", &self.y.label)
@@ -304,12 +297,20 @@ impl Chart {
         if points.is_empty() && series.band.is_empty() {
             return String::new();
         }
-        let lined = |class: &str| format!("<path class=\"{class}\" d=\"{}\"/>", self.path(points.iter().copied()));
-        let dotted = |class: &str| format!("<path class=\"{class}\" d=\"{}\"/>", self.dots(points));
+        let path = |class: &str, d: String| format!("<path class=\"{class}\" d=\"{d}\"/>");
+        let lined = |class| path(class, self.path(points.iter().copied()));
+        let dotted =
+            |class| path(class, points.iter().map(|&at| self.point(at)).map(|[x, y]| format!("M{x} {y}h0")).collect());
         let bar = |&[x, low, high]: &[f64; 3]| {
             let ([left, top], [right, bottom]) = (self.point([x - 0.32, high]), self.point([x + 0.32, low]));
-            format!("<path class=\"bar\" d=\"M{left} {top}H{right}V{bottom}H{left}Z\"/>")
+            path("bar", format!("M{left} {top}H{right}V{bottom}H{left}Z"))
         };
+        let band = || {
+            let lower = series.band.iter().map(|&[x, low, _]| [x, low]);
+            let upper = series.band.iter().rev().map(|&[x, _, high]| [x, high]);
+            path("band", self.path(lower.chain(upper)) + "Z")
+        };
+        let band = if series.style == Style::Bars || series.band.is_empty() { String::new() } else { band() };
         let drawn = match series.style {
             Style::Points => lined("line") + &dotted("point"),
             Style::Dashed => lined("line dashed") + &dotted("point"),
@@ -318,24 +319,15 @@ impl Chart {
             Style::Steps => {
                 let ends = points.iter().skip(1).chain(points.last()).map(|point| point[0]);
                 let steps = points.iter().zip(ends).flat_map(|(&[x, y], end)| [[x, y], [end, y]]);
-                format!("<path class=\"line thin\" d=\"{}\"/>", self.path(steps))
+                path("line thin", self.path(steps))
             }
             Style::Bars => series.band.iter().map(bar).collect(),
             Style::Dots => dotted("dot"),
             Style::Crosses => String::new(),
         };
-        let band = if series.style == Style::Bars || series.band.is_empty() {
-            String::new()
-        } else {
-            let lower = series.band.iter().map(|&[x, low, _]| [x, low]);
-            let upper = series.band.iter().rev().map(|&[x, _, high]| [x, high]);
-            format!("<path class=\"band\" d=\"{}Z\"/>", self.path(lower.chain(upper)))
-        };
-        let hidden = if series.hidden { " class=\"hidden\"" } else { "" };
         let (tone, alpha) = (series.tone, 1.0 - series.faint);
-        format!(
-            "<g{hidden} data-series=\"{at}\" style=\"color:var(--tone-{tone});opacity:{alpha:.2}\">{band}{drawn}</g>"
-        )
+        let style = format!(" style=\"color:var(--tone-{tone});opacity:{alpha:.2}\"");
+        group(at, series, &style, &(band + &drawn))
     }
 
     /// Outside of the stretched part, which would make them flat.
@@ -369,26 +361,28 @@ impl Chart {
     }
 
     fn zone_names(&self) -> String {
-        let named: Vec<&Zone> = self.zones.iter().filter(|zone| !zone.name.is_empty()).collect();
-        let place = |zone: &Zone| self.x.place(zone.from).max(0.0);
-        let mut widths: Vec<_> = named.iter().map(|zone| (place(zone), width_of(&zone.name))).collect();
-        // The end of the axis, which the last name may not cross.
-        widths.push((1.0, 0.0));
-        let name = |(zone, fits): (&&Zone, Option<&str>)| {
-            Some(text(&format!("halo {}", fits?), [place(zone), 0.0], [5.0, 10.0], "", &zone.name))
-        };
-        named.iter().zip(fit(&widths, self.pixels())).filter_map(name).collect()
+        let named = self.zones.iter().filter(|zone| !zone.name.is_empty());
+        let place = |zone: &Zone| [self.x.place(zone.from).max(0.0), 0.0];
+        let names = named.map(|zone| (place(zone), width_of(&zone.name), zone.name.as_str()));
+        // At last the end of the axis, which no name may cross.
+        self.labels("halo", [5.0, 10.0], names.chain([([1.0, 0.0], 0.0, "")]).collect())
     }
 
     fn named_points(&self) -> String {
-        let places: Vec<_> = self.names.iter().map(|(at, name)| (self.place(*at), name)).collect();
-        let widths: Vec<_> = places.iter().map(|(place, name)| (place[0], width_of(name))).collect();
-        let name = |((place, name), fits): (&([f64; 2], &String), Option<&str>)| {
-            Some(text(&format!("halo {}", fits?), *place, [7.0, -7.0], "", name))
-        };
-        let svg: String = places.iter().zip(fit(&widths, self.pixels())).filter_map(name).collect();
-        let ring = self.ring.map(|at| self.place(at).map(percent));
+        let names = self.names.iter().map(|(at, name)| (self.place(*at), width_of(name), name.as_str()));
+        let svg = self.labels("halo", [7.0, -7.0], names.collect());
+        let ring = self.ring.map(|at| self.written_place(at));
         svg + &ring.map_or_else(String::new, |[x, y]| format!("<circle class=\"pick\" cx=\"{x}\" cy=\"{y}\" r=\"8\"/>"))
+    }
+
+    /// Those for which there is room along the x axis, each with its place, the pixels that it takes, and its text.
+    fn labels(&self, class: &str, moved: [f64; 2], labels: Vec<([f64; 2], f64, &str)>) -> String {
+        let widths: Vec<_> = labels.iter().map(|(place, width, _)| (place[0], *width)).collect();
+        let fits = labels.iter().zip(fit(&widths, self.pixels())).filter(|((.., name), _)| !name.is_empty());
+        let label = |((place, _, name), fits): (&([f64; 2], f64, &str), Option<&str>)| {
+            Some(text(&format!("{class} {}", fits?), *place, moved, "", name))
+        };
+        fits.filter_map(label).collect()
     }
 
     /// Shares of the plot, as an attribute has them.
@@ -402,13 +396,12 @@ impl Chart {
         let mut ends: Vec<_> = labelled.filter_map(|(at, s)| Some((self.place(*s.points.last()?), at, s))).collect();
         ends.sort_by(|a, b| a.0[1].total_cmp(&b.0[1]));
         let (mut free, mut svg) = (f64::NEG_INFINITY, String::new());
-        for (place, at, Series { label, tone, hidden, .. }) in ends {
+        for (place, at, series) in ends {
             let own = place[1] * LOWEST;
-            let moved = if *hidden { own } else { own.max(free) };
-            free = if *hidden { free } else { moved + TEXT };
-            let hidden = if *hidden { " class=\"hidden\"" } else { "" };
-            let label = text("halo", place, [8.0, moved - own + 4.0], tone, label);
-            svg += &format!("<g{hidden} data-series=\"{at}\">{label}</g>");
+            let moved = if series.hidden { own } else { own.max(free) };
+            free = if series.hidden { free } else { moved + TEXT };
+            let label = text("halo", place, [8.0, moved - own + 4.0], series.tone, &series.label);
+            svg += &group(at, series, "", &label);
         }
         svg
     }
@@ -417,8 +410,7 @@ impl Chart {
 /// What the template makes the picture, its key and the read-out of.
 impl Serialize for Chart {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let written =
-            |value: &Option<f64>| value.map_or_else(|| words::UNKNOWN.to_owned(), |value| self.y.write(value));
+        let written = |value: &Option<f64>| words::or_unknown(*value, |value| self.y.write(value));
         let series = self.series.iter().map(|series| {
             json!({
                 "name": series.name,
@@ -455,10 +447,19 @@ fn percent(share: f64) -> String {
     format!("{:.2}%", share * 100.0)
 }
 
+/// What the reader shows or hides with the series.
+fn group(at: usize, series: &Series, style: &str, parts: &str) -> String {
+    let hidden = if series.hidden { " class=\"hidden\"" } else { "" };
+    format!("<g{hidden} data-series=\"{at}\"{style}>{parts}</g>")
+}
+
+fn tinted(property: &str, tone: &str) -> String {
+    if tone.is_empty() { String::new() } else { format!(" style=\"{property}:var(--tone-{tone})\"") }
+}
+
 /// Across the whole plot at a share of it.
 fn line(upright: bool, share: f64, class: &str, tone: &str) -> String {
-    let at = percent(share);
-    let style = if tone.is_empty() { String::new() } else { format!(" style=\"stroke:var(--tone-{tone})\"") };
+    let (at, style) = (percent(share), tinted("stroke", tone));
     match upright {
         true => format!("<line class=\"{class}\"{style} x1=\"{at}\" x2=\"{at}\" y2=\"100%\"/>"),
         false => format!("<line class=\"{class}\"{style} x2=\"100%\" y1=\"{at}\" y2=\"{at}\"/>"),
@@ -467,8 +468,7 @@ fn line(upright: bool, share: f64, class: &str, tone: &str) -> String {
 
 /// At shares of the plot, moved by pixels.
 fn text(class: &str, [x, y]: [f64; 2], [dx, dy]: [f64; 2], tone: &str, text: &str) -> String {
-    let style = if tone.is_empty() { String::new() } else { format!(" style=\"fill:var(--tone-{tone})\"") };
-    let (x, y, class) = (percent(x), percent(y), class.trim_end());
+    let (x, y, class, style) = (percent(x), percent(y), class.trim_end(), tinted("fill", tone));
     format!(
         "<text class=\"{class}\"{style} x=\"{x}\" y=\"{y}\" dx=\"{dx:.0}\" dy=\"{dy:.0}\">{}</text>",
         HtmlEscape(text)
