@@ -26,7 +26,7 @@ pub(super) struct Source {
 pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Basis, Source)> {
     let identity = Identity::of(settings, &prompts::of_run(settings)?);
     let simulated = settings.endpoint == Endpoint::Simulator;
-    let measured = Basis { simulated, ..load_measured(places, &identity, settings.limits())? };
+    let measured = Basis { simulated, ..load_measured(places, &identity, settings.limits(), None)? };
     let mut source = Source { recorded: Recorded::default(), report: page::name(Path::new("criterion")) };
     if let Some(newest) = &measured.newest {
         // A run's id begins with the time that its results file is named by.
@@ -101,7 +101,7 @@ pub(super) fn conclude(
     let manifest = &swept.run.manifest;
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
     let measured = if args.is_filtered() {
-        load_measured(places, &manifest.identity, settings.limits())?
+        load_measured(places, &manifest.identity, settings.limits(), Some(&swept.run))?
     } else {
         Basis { quick: settings.quick, ..own(swept, settings) }
     };

@@ -54,7 +54,7 @@ impl Known {
 }
 
 fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
-    let newest = load_measured(places, now, Limits::default())?
+    let newest = load_measured(places, now, Limits::default(), None)?
         .newest
         .context("no run is on disk any more: name its results file")?;
     let files = std::fs::read_dir(&places.results).into_iter().flatten().flatten().map(|entry| entry.path());
