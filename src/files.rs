@@ -5,7 +5,7 @@ use std::io::{self, Error, ErrorKind, Read};
 use std::path::Path;
 
 #[cfg(feature = "suite")]
-pub use writing::{TEMPORARY, replace, temporary_in, temporary_with};
+pub use writing::{TEMPORARY, append_to, replace, temporary_with};
 
 /// What a config file is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
 
 #[cfg(feature = "suite")]
 mod writing {
-    use std::fs;
+    use std::fs::{self, File};
     use std::io::{self, Write as _};
     use std::path::Path;
 
@@ -86,16 +86,14 @@ mod writing {
         Ok(())
     }
 
-    /// A temporary file that holds these bytes, on disk.
-    pub fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-        let mut file = temporary_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_data()?;
-        Ok(file)
+    /// Opens a file to add to its end, and makes it, and its folder, where they are missing.
+    pub fn append_to(path: &Path) -> io::Result<File> {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        File::options().create(true).append(true).open(path)
     }
 
-    /// A temporary file with the mode of an ordinary one (tempfile's own default is 0600).
-    pub fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+    /// A temporary file that holds these bytes, on disk, with the mode of an ordinary one (tempfile's own default is 0600).
+    pub fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMPORARY);
         #[cfg(unix)]
@@ -103,9 +101,11 @@ mod writing {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o644));
         }
-        let file = builder.tempfile_in(folder)?;
+        let mut file = builder.tempfile_in(folder)?;
         // Where files cannot be locked, nobody will take it for one that was left behind either.
         let _ = file.as_file().try_lock();
+        file.write_all(bytes)?;
+        file.as_file().sync_data()?;
         Ok(file)
     }
 }

@@ -572,7 +572,7 @@ fn a_quick_run_in_an_empty_folder() {
     let page = fs::read_to_string(&results[1]).unwrap();
     assert!(page.contains("id=\"chart-run0-timeline-in-flight\"") && page.contains("id=\"chart-run0-distribution\""));
     // Nobody asked the server.
-    assert!(!page.contains("chart-queueing") && file["levels"][0].get("server").is_none());
+    assert!(!page.contains("chart-queueing") && file["levels"][0]["server"].is_null());
 
     // What is on disk is decided from again, and the same snippets in a file are the same target.
     let again = folder.recommend(&["--verbose"]);

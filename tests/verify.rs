@@ -12,7 +12,9 @@ mod virtual_server;
 use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Phase, Reply, RequestOutcome};
-use llm_concurrency::figures::{ArrivalsEnd, OpenLoad};
+use llm_concurrency::decide::verify::{NotCarried, not_carried};
+use llm_concurrency::decide::{Gate, Policy};
+use llm_concurrency::figures::{ArrivalsEnd, Distribution, Limits, OpenLoad, Slo};
 use llm_concurrency::load::open_loop::{self, Arrivals, Arrived};
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
@@ -190,7 +192,9 @@ fn a_late_arrival_counts_from_when_it_was_due() {
         Reply::default()
     };
     virtual_server::virtual_time().block_on(open_loop::run(&plan, stop, send, |outcome| outcomes.push(outcome)));
-    let load = OpenLoad::default().with(&outcomes, 30.0);
+    let slo = Slo { latency: Some(0.5), ..Slo::default() };
+    let limits = Limits { request_timeout_s: 30.0, slo: Some(slo), ..Limits::default() };
+    let load = OpenLoad::default().with(&outcomes, &limits);
     assert_eq!((load.requests, load.failed), (199, 0), "the first as many as there are permits do not count");
     let standing = outcomes[50].start_s..outcomes[50].start_s + 1.0;
     let meanwhile = outcomes.iter().filter(|outcome| outcome.seq > 50 && standing.contains(&outcome.due_s.unwrap()));
@@ -200,6 +204,14 @@ fn a_late_arrival_counts_from_when_it_was_due() {
     let mean = mean / meanwhile.count() as f64;
     assert!((0.4..0.7).contains(&mean), "{mean}");
     assert!(load.latency_s.unwrap().max > Some(0.9));
+    let soon = |outcome: &&RequestOutcome| outcome.end_s.unwrap() - outcome.due_s.unwrap() <= 0.5;
+    let soon = outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured).filter(soon).count();
+    assert!((100..180).contains(&soon), "{soon}");
+    assert_eq!(load.within_slo, Some(soon as u64));
+    let policy = |attainment| Policy { slo: Some(Slo { attainment, ..slo }), ..Policy::default() };
+    let share = soon as f64 / 199.0;
+    assert_eq!(not_carried(&load, &policy(0.99)), Some(NotCarried::Slo(share, 0.99)));
+    assert_eq!(not_carried(&load, &policy(share)), None);
     assert!(outcomes.iter().all(|outcome| outcome.phase == Phase::Measured || outcome.seq == 0));
 }
 
@@ -320,4 +332,25 @@ fn interrupted_it_leaves_the_file_as_it_was_and_accounts_for_all() {
     assert_eq!(known.results(), before);
     known::wait_until("the server to see that the client left", || server.log().len() >= known.lines().len());
     assert_accounts(&known, &server);
+}
+
+#[test]
+fn each_limit_is_held_against_its_own_time() {
+    let p95 = |seconds| Some(Distribution { p95: Some(seconds), p99: Some(2.0 * seconds), ..Distribution::default() });
+    let (latency_s, ttft_s, tpot_s) = (p95(4.0), p95(0.4), p95(0.04));
+    let load = OpenLoad { requests: 100, latency_s, ttft_s, tpot_s, ..OpenLoad::default() };
+    type Set = fn(&mut Policy) -> &mut Option<f64>;
+    let limits: [(Set, Gate, f64); 4] = [
+        (|policy| &mut policy.max_p95_seconds, Gate::P95, 4.0),
+        (|policy| &mut policy.max_p99_seconds, Gate::P99, 8.0),
+        (|policy| &mut policy.max_ttft_p95_seconds, Gate::TtftP95, 0.4),
+        (|policy| &mut policy.max_tpot_p95_seconds, Gate::TpotP95, 0.04),
+    ];
+    for (limit, gate, is) in limits {
+        let mut policy = Policy::default();
+        *limit(&mut policy) = Some(is);
+        assert_eq!(not_carried(&load, &policy), None, "{gate:?}");
+        *limit(&mut policy) = Some(0.9 * is);
+        assert_eq!(not_carried(&load, &policy), Some(NotCarried::Limit(gate, 0.9 * is, Some(is))));
+    }
 }

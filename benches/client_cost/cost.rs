@@ -119,7 +119,7 @@ fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
     cost_us(kind.requests(), || {
         let runtime = runtime();
         let (_go_on, stop) = tokio::sync::watch::channel(false);
-        let sidecar = SidecarWriter::create(folder.path().join("level.jsonl")).expect("a sidecar");
+        let sidecar = SidecarWriter::open(folder.path().join("level.jsonl")).expect("a sidecar");
         let counts = Arc::new(Live::default()).begin(level, 0, plan.tickets());
         let mut monitor = LevelMonitor::new(counts.clone(), false);
         monitor.show();

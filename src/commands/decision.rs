@@ -8,7 +8,7 @@ use super::page::Recorded;
 use super::{page, print, screen};
 use crate::client::Endpoint;
 use crate::decide::{Note, Recommendation, recommend_after};
-use crate::load::self_check::cpu_of_this_process;
+use crate::load::self_check::{Cpu, cpu_time};
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
 use crate::prompts;
@@ -126,7 +126,7 @@ pub(super) fn decide_swept(mut measured: Basis, swept: &Swept, settings: &Settin
 
 fn where_written(swept: &Swept, places: &Places) -> String {
     let own_s = (swept.began.elapsed().as_secs_f64() - swept.load_s).max(0.0);
-    let cpu = cpu_of_this_process().map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
+    let cpu = cpu_time(Cpu::OfProcess).map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
     format!(
         "{:.1} s of load, {own_s:.1} s around it{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)\n  {} (for node-exporter)",
         swept.load_s,

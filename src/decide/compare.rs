@@ -13,12 +13,12 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::decide::{
-    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, half_width, measurements,
-    open_outages, passing, value,
+    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, measurements,
+    open_outages, passing, standard_error, value,
 };
+use crate::figures::student_t;
 
 /// What is compared with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,16 +39,6 @@ pub enum Moved {
     NotShown,
 }
 
-impl Moved {
-    pub(super) fn by(interval: [f64; 2]) -> Self {
-        match interval {
-            [low, _] if low > 0.0 => Moved::Faster,
-            [_, high] if high < 0.0 => Moved::Slower,
-            _ => Moved::NotShown,
-        }
-    }
-}
-
 /// A throughput then and now, and the level that each was measured at.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Change {
@@ -62,8 +52,23 @@ pub struct Change {
     pub moved: Moved,
 }
 
+impl Change {
+    /// `noise` is half the interval of the logarithm of their ratio.
+    pub(super) fn of(levels: [usize; 2], [before, now]: [f64; 2], noise: f64) -> Self {
+        let ratio = now / before;
+        let interval = [-noise, noise].map(|noise| ratio * noise.exp() - 1.0);
+        let moved = match interval {
+            [low, _] if low > 0.0 => Moved::Faster,
+            [_, high] if high < 0.0 => Moved::Slower,
+            _ => Moved::NotShown,
+        };
+        let [concurrency_before, concurrency_now] = levels;
+        Change { concurrency_before, concurrency_now, before, now, change: ratio - 1.0, interval, moved }
+    }
+}
+
 /// All that moved between a baseline and now.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Comparison {
     /// What it is compared with, in words.
     pub title: String,
@@ -75,7 +80,6 @@ pub struct Comparison {
     /// The level that the baseline recommends, in both runs.
     pub recommended: Option<Change>,
     /// All levels together, from the lowest to the highest, by the mean of the logarithms; where both were measured in turns.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub overall: Option<Change>,
     /// Always empty without a threshold.
     pub regressions: Vec<Regression>,
@@ -120,8 +124,6 @@ const CONFIDENCE: f64 = 0.99;
 /// as well as from ten measurements: 95 % of their standard deviations lie in that range.
 const USUAL_SPREAD: f64 = 0.06;
 const USUAL_FREEDOM: f64 = 10.0;
-/// Half of a 95 % interval by its standard error.
-const Z: f64 = 1.96;
 
 /// With `threshold` (a fraction), a throughput that is really lower, and by more than that, is a regression; so is a
 /// recommended level of the baseline that fails a gate now, and a recommendation where no level qualifies any more.
@@ -137,15 +139,11 @@ pub fn compare(
     let best = |decided| best(decided, objective);
     let usable = before.levels.iter().filter(|level| level.verdict != Verdict::NotUsed);
     let mut comparison = Comparison {
-        title: String::new(),
-        against: Against::Baseline,
         unit: objective.unit(),
         levels: usable.filter_map(in_both).collect(),
         best: best(before).zip(best(now)).and_then(|(old, new)| noise.change(old, new, objective, 1)),
         recommended: before.chosen().and_then(in_both),
-        overall: None,
-        regressions: Vec::new(),
-        doubts: Vec::new(),
+        ..Comparison::default()
     };
     if let Some(threshold) = threshold {
         comparison.judge(before, now, threshold);
@@ -186,21 +184,16 @@ impl Noise {
     /// Of a level's throughput, all its measurements pooled. What they differ among themselves holds the noise within
     /// each, so that the larger of the two is the whole.
     fn variance_of(&self, level: &JudgedLevel) -> f64 {
-        let within = half_width(&level.summary).unwrap_or_default() / Z;
+        let within = standard_error(&level.summary);
         (self.variance / measurements(&level.summary).len().max(1) as f64).max(within.powi(2))
     }
 
     /// Of a level that may have been taken for its luck among this many.
     fn change(&self, old: &JudgedLevel, new: &JudgedLevel, objective: Objective, chances: usize) -> Option<Change> {
         let (before, now) = (value(&old.summary, objective)?, value(&new.summary, objective)?);
-        let ratio = now / before;
-        let t =
-            StudentsT::new(0.0, 1.0, self.freedom).ok()?.inverse_cdf(1.0 - (1.0 - CONFIDENCE) / 2.0 / chances as f64);
+        let t = student_t(self.freedom, 1.0 - (1.0 - CONFIDENCE) / 2.0 / chances as f64)?;
         let noise = t * (self.variance_of(old) + self.variance_of(new)).sqrt();
-        let interval = [-noise, noise].map(|noise| ratio * noise.exp() - 1.0);
-        let moved = Moved::by(interval);
-        let (concurrency_before, concurrency_now) = (concurrency(old), concurrency(new));
-        Some(Change { concurrency_before, concurrency_now, before, now, change: ratio - 1.0, interval, moved })
+        Some(Change::of([old, new].map(concurrency), [before, now], noise))
     }
 }
 
@@ -250,154 +243,5 @@ impl Baseline {
         let passes = pick.is_some_and(|pick| passing(&now.levels).any(|level| concurrency(level) == pick));
         suspects.extend(pick.filter(|_| !passes));
         suspects
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::decide::{DriftCheck, Policy, recommend};
-    use crate::figures::{BLOCKS, Distribution, Estimate, LevelSummary, Outage};
-
-    /// A level that was measured as often as there are factors, each by so much faster, and errors.
-    fn measured(level: usize, rps: f64, errors: f64, factors: &[f64]) -> LevelSummary {
-        let rps = rps * factors.iter().sum::<f64>() / factors.len() as f64;
-        LevelSummary {
-            concurrency: level,
-            requests: Some(1000),
-            succeeded: Some((1000.0 * (1.0 - errors)) as u64),
-            throughput_rps: Some(Estimate { estimate: rps, lower: Some(rps * 0.97), upper: Some(rps * 1.03) }),
-            blocks_rps: factors.iter().flat_map(|factor| [rps * factor; BLOCKS]).collect(),
-            latency_s: Some(Distribution { mean: Some(1.0), p95: Some(1.0), ..Distribution::default() }),
-            ..LevelSummary::default()
-        }
-    }
-
-    const BEFORE: [(usize, f64); 4] = [(1, 5.0), (10, 45.0), (20, 80.0), (40, 81.0)];
-    /// Four measurements that differ by some 3 %.
-    const ROUNDS: [f64; 4] = [0.97, 1.03, 1.0, 1.0];
-
-    /// The lowest level once, the others in four rounds.
-    fn levels(factor: f64) -> Vec<LevelSummary> {
-        let rounds = |level: usize| if level == 1 { &ROUNDS[3..] } else { &ROUNDS[..] };
-        BEFORE.iter().map(|&(level, rps)| measured(level, rps * factor, 0.0, rounds(level))).collect()
-    }
-
-    fn decided(levels: &[LevelSummary]) -> Recommendation {
-        recommend(levels, &Policy::default())
-    }
-
-    fn against(now: &[LevelSummary]) -> Comparison {
-        compare(&decided(&levels(1.0)), &decided(now), Objective::Requests, Some(0.10))
-    }
-
-    #[test]
-    fn a_fall_counts_when_it_is_real_and_beyond_the_threshold() {
-        let same = against(&levels(1.0));
-        assert!(same.regressions.is_empty() && same.doubts.is_empty());
-        assert!(same.levels.iter().all(|change| change.moved == Moved::NotShown && change.change == 0.0));
-        assert_eq!(same.best.map(|best| (best.concurrency_before, best.now)), Some((40, 81.0)));
-        let slower = against(&levels(0.85));
-        let [Regression::Best(best), Regression::Recommended(recommended)] = slower.regressions.as_slice() else {
-            panic!("{:?}", slower.regressions)
-        };
-        assert_eq!((best.concurrency_now, recommended.concurrency_now), (40, 20));
-        assert!((recommended.change + 0.15).abs() < 1e-9);
-        // Real, but not beyond the threshold.
-        let slightly = against(&levels(0.91));
-        assert!(slightly.regressions.is_empty() && slightly.best.is_some_and(|c| c.moved == Moved::Slower));
-        assert!(against(&levels(1.3)).best.is_some_and(|c| c.moved == Moved::Faster));
-        // Without a threshold nothing is one.
-        let unasked = compare(&decided(&levels(1.0)), &decided(&levels(0.5)), Objective::Requests, None);
-        assert!(unasked.regressions.is_empty() && unasked.doubts.is_empty());
-        // Levels that decide nothing inform only.
-        let mut now = levels(1.0);
-        (now[0], now[1]) = (measured(1, 5.0 * 0.6, 0.0, &ROUNDS), measured(10, 45.0 * 0.6, 0.0, &ROUNDS));
-        let found = against(&now);
-        assert!(found.regressions.is_empty() && found.doubts.is_empty(), "{found:?}");
-        assert_eq!(found.levels[1].moved, Moved::Slower);
-    }
-
-    /// Each measurement is known to 3 %, but one of each is not enough to tell 15 % from what servers differ anyway.
-    #[test]
-    fn one_measurement_of_each_does_not_show_what_equal_servers_differ() {
-        let once = |factor: f64| -> Vec<_> {
-            BEFORE.iter().map(|&(level, rps)| measured(level, rps * factor, 0.0, &[1.0])).collect()
-        };
-        let found = |factor| compare(&decided(&once(1.0)), &decided(&once(factor)), Objective::Requests, Some(0.10));
-        assert!(found(0.85).regressions.is_empty());
-        assert_eq!(found(0.7).regressions.len(), 2);
-    }
-
-    /// Four measurements of three levels in each run: 3 degrees of freedom a level and run, 18 + 10 with the usual ones.
-    /// `scipy.stats.t.ppf(.995, 28)` is 2.7633, and `scipy.stats.t.ppf(1 - .005 / 4, 28)`, since any of four levels might have
-    /// been the recommended one, 3.3214.
-    #[test]
-    fn the_interval_is_that_of_the_ratio_with_the_noise_between_measurements() {
-        let noise = Noise::of([&decided(&levels(1.0)), &decided(&levels(0.9))]);
-        assert_eq!(noise.freedom, 28.0);
-        let squares: f64 = {
-            let logs = ROUNDS.map(f64::ln);
-            let mean = logs.iter().sum::<f64>() / 4.0;
-            6.0 * logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>()
-        };
-        let spread = ((10.0 * 0.06_f64.powi(2) + squares) / 28.0).sqrt();
-        assert!((noise.variance.sqrt() / spread - 1.0).abs() < 1e-9);
-        let found = against(&levels(0.9));
-        for (t, change) in [(2.7633, found.best), (3.3214, found.recommended)] {
-            let [low, high] = change.expect("in both").interval;
-            let half = t * spread * (2.0_f64 / 4.0).sqrt();
-            assert!((low - (0.9 * (-half).exp() - 1.0)).abs() < 1e-4 && (high - (0.9 * half.exp() - 1.0)).abs() < 1e-4);
-        }
-    }
-
-    #[test]
-    fn what_clearly_fails_is_a_regression_and_what_may_be_chance_a_doubt() {
-        let at_20 = |level| [&levels(1.0)[..2], &[level], &levels(1.0)[3..]].concat();
-        let broken: Vec<_> = BEFORE.iter().map(|&(level, rps)| measured(level, rps, 0.5, &ROUNDS)).collect();
-        let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
-        let gone = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
-        let undecided = Recommendation {
-            status: Status::Unresolved,
-            recommended_concurrency: None,
-            drift: DriftCheck::Found,
-            ..decided(&levels(1.0))
-        };
-        for (now, regressions, doubts) in [
-            (decided(&at_20(measured(20, 80.0, 0.2, &ROUNDS))), &["fails"][..], &[][..]),
-            (decided(&at_20(measured(20, 80.0 * 1.17, 0.055, &ROUNDS))), &[], &["gate"]),
-            (decided(&at_20(gone)), &[], &["outage"]),
-            (decided(&broken), &["fails", "nothing_qualifies"], &[]),
-            (undecided, &[], &["undecided"]),
-        ] {
-            let found = compare(&decided(&levels(1.0)), &now, Objective::Requests, Some(0.10));
-            let json = serde_json::json!(found);
-            let kinds = |list: &str| -> Vec<_> {
-                let found = json[list].as_array().expect("a list").iter();
-                found.map(|found| (found["kind"].clone(), found["concurrency"].clone())).collect()
-            };
-            let expected = |kinds: &[&str]| -> Vec<_> { kinds.iter().map(|&kind| (kind.into(), 20.into())).collect() };
-            assert_eq!((kinds("regressions"), kinds("doubts")), (expected(regressions), expected(doubts)), "{json:#}");
-        }
-        // Nor do levels decide that are not there.
-        let elsewhere = decided(&[measured(7, 1.0, 0.5, &ROUNDS), measured(8, 1.0, 0.5, &ROUNDS)]);
-        let found = compare(&elsewhere, &decided(&levels(1.0)), Objective::Requests, Some(0.10));
-        assert_eq!(found.doubts, [Doubt::NothingInCommon]);
-    }
-
-    #[test]
-    fn what_fell_or_fails_is_measured_once_more() {
-        let suspects = |now: &[LevelSummary], threshold| {
-            let baseline = Baseline { decided: decided(&levels(1.0)), threshold };
-            baseline.suspects(&decided(now), Objective::Requests).into_iter().collect::<Vec<_>>()
-        };
-        assert_eq!(suspects(&levels(0.95), Some(0.10)), [0; 0]);
-        assert_eq!(suspects(&levels(0.85), Some(0.10)), [20, 40]);
-        assert_eq!(suspects(&levels(0.85), None), [0; 0]);
-        let mut now = levels(1.0);
-        now[2] = measured(20, 80.0, 0.055, &ROUNDS);
-        assert_eq!(suspects(&now, Some(0.10)), [20]);
-        now.remove(2);
-        assert_eq!(suspects(&now, Some(0.10)), [20], "it was not measured");
     }
 }

@@ -7,10 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use statrs::distribution::{ContinuousCDF, StudentsT};
-
-use super::compare::{Against, Change, Comparison, Moved};
+use super::compare::{Against, Change, Comparison};
 use super::{Objective, Recommendation, deviations};
+use crate::figures::student_t;
 
 /// The throughputs of both servers in one turn at a level.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,15 +45,12 @@ pub fn side_by_side(pairs: &[Pair], decided: [&Recommendation; 2], objective: Ob
         _ => None,
     };
     Comparison {
-        title: String::new(),
         against: Against::OtherServer,
         unit: objective.unit(),
         levels: by_level.iter().filter_map(|(&level, turns)| of_level([level, level], turns, of_all)).collect(),
-        best: None,
         recommended: chosen,
         overall: overall(&by_level, of_all),
-        regressions: Vec::new(),
-        doubts: Vec::new(),
+        ..Comparison::default()
     }
 }
 
@@ -85,61 +81,6 @@ fn overall(by_level: &BTreeMap<usize, Turns>, (squares, freedom): (f64, f64)) ->
 }
 
 /// `variance` is that of the difference of the logarithms.
-fn change([from, to]: [usize; 2], logarithms: [f64; 2], variance: f64, freedom: f64) -> Option<Change> {
-    let noise = StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(0.975) * variance.sqrt();
-    let [before, now] = logarithms.map(f64::exp);
-    let interval = [-noise, noise].map(|noise| now / before * noise.exp() - 1.0);
-    let (change, moved) = (now / before - 1.0, Moved::by(interval));
-    Some(Change { concurrency_before: from, concurrency_now: to, before, now, change, interval, moved })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pairs(level: usize, throughputs: &[[f64; 2]]) -> impl Iterator<Item = Pair> {
-        throughputs.iter().zip(0..).map(move |(&throughput, turn)| Pair { level, turn, throughput })
-    }
-
-    fn picking(level: usize) -> Recommendation {
-        Recommendation { recommended_concurrency: Some(level), ..super::super::recommend(&[], &Default::default()) }
-    }
-
-    #[test]
-    fn what_disturbs_both_goes_out() {
-        // Speeds of 1 to 4, and B faster by 9, 10, 10 and 11 %.
-        let disturbed = [[1.0, 1.09], [2.0, 2.2], [4.0, 4.4], [3.0, 3.33]];
-        let both = [&picking(4), &picking(4)];
-        let found = side_by_side(&pairs(4, &disturbed).collect::<Vec<_>>(), both, Objective::Requests);
-        let level = found.levels[0];
-        // By hand: logarithms 0.08618, 0.09531, 0.09531, 0.10436; mean 0.09529, s = 0.00742; with ten degrees of freedom from
-        // all levels, here the same, t(13) = 2.1604: 0.09529 +- 2.1604 x 0.00742 / 2.
-        assert!((level.change - 0.09998).abs() < 1e-4, "{level:?}");
-        assert!((level.interval[0] - 0.09120).abs() < 2e-4 && (level.interval[1] - 0.10883).abs() < 2e-4, "{level:?}");
-        assert_eq!((level.moved, found.recommended), (Moved::Faster, Some(level)));
-        // All levels together are this one, with t(3) = 3.1824.
-        let overall = found.overall.expect("a level");
-        assert!(
-            (overall.interval[0] - 0.08703).abs() < 2e-4 && (overall.interval[1] - 0.11308).abs() < 2e-4,
-            "{overall:?}"
-        );
-    }
-
-    #[test]
-    fn optima_at_different_levels_are_compared_turn_by_turn() {
-        let all: Vec<Pair> =
-            pairs(2, &[[2.0, 1.0], [2.2, 1.1]]).chain(pairs(4, &[[1.0, 3.0], [1.0, 3.4], [1.0, 3.2]])).collect();
-        let found =
-            side_by_side(&all, [&picking(2), &picking(4)], Objective::Requests).recommended.expect("both have two");
-        assert_eq!((found.concurrency_before, found.concurrency_now), (2, 4));
-        assert!((found.now / found.before - (1.5 * 3.4_f64 / 2.2).sqrt()).abs() < 1e-9, "{found:?}");
-    }
-
-    #[test]
-    fn what_was_not_measured_twice_is_not_compared() {
-        let all: Vec<Pair> =
-            pairs(2, &[[2.0, 1.0]]).chain(pairs(4, &[[1.0, 0.0], [1.0, f64::NAN], [1.0, 1.0]])).collect();
-        let found = side_by_side(&all, [&picking(2), &picking(2)], Objective::Requests);
-        assert_eq!((found.levels, found.recommended), (vec![], None));
-    }
+fn change(levels: [usize; 2], logarithms: [f64; 2], variance: f64, freedom: f64) -> Option<Change> {
+    Some(Change::of(levels, logarithms.map(f64::exp), student_t(freedom, 0.975)? * variance.sqrt()))
 }

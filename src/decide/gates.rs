@@ -1,7 +1,7 @@
 //! The gates: each level by itself, but for the two limits that other levels set.
 
 use super::causes::{Cause, Limit};
-use super::{Gate, JudgedLevel, Objective, Policy, Verdict, measurements, median, passing, size};
+use super::{Gate, JudgedLevel, OF_VERDICT, Objective, Policy, Verdict, measurements, median, passing, size};
 use crate::client::outcome::Failure;
 use crate::figures::{Distribution, Estimate, LevelState, LevelSummary, Outage, Reach, wilson};
 
@@ -47,9 +47,7 @@ fn fail(level: &mut JudgedLevel, gate: Gate, cause: Cause, uncertain: bool) {
 
 fn judge_errors(mut summary: LevelSummary, policy: &Policy, usable: (u64, u64)) -> JudgedLevel {
     // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
-    for ours in ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"] {
-        summary.unknown.remove(ours);
-    }
+    summary.unknown.retain(|key, _| !OF_VERDICT.contains(&key.as_str()));
     // What was counted by other limits says nothing of these.
     summary.goodput = summary.goodput.filter(|of| policy.slo.is_some_and(|slo| slo.limits() == of.slo.limits()));
     summary.outage = summary.outage.or_else(|| outage_by_failures(&summary, policy));

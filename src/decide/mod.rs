@@ -181,7 +181,6 @@ impl Gate {
 pub struct JudgedLevel {
     pub verdict: Verdict,
     /// The gate it fails.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
     /// Empty for a plain pass.
     #[serde(default)]
@@ -195,6 +194,9 @@ pub struct JudgedLevel {
     #[serde(flatten)]
     pub summary: LevelSummary,
 }
+
+/// What a file has of a judged level beside its figures: these fields, and the causes in words.
+pub(crate) const OF_VERDICT: [&str; 6] = ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"];
 
 impl JudgedLevel {
     pub fn throughput(&self) -> Option<f64> {
@@ -227,7 +229,6 @@ pub struct Recommendation {
     #[serde(rename = "cause")]
     pub reason: Reason,
     /// The best level, where this client was the limit there: the server may do more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_bound_at: Option<usize>,
     #[serde(default)]
     pub drift: DriftCheck,
@@ -237,7 +238,7 @@ pub struct Recommendation {
     pub levels: Vec<JudgedLevel>,
     /// The fitted Universal Scalability Law; information only.
     #[serde(default)]
-    pub usl: Option<UslInfo>,
+    pub usl: Option<Usl>,
     /// The passing level with the most throughput per second of latency; information only.
     #[serde(default)]
     pub low_latency_alternative: Option<usize>,
@@ -278,14 +279,6 @@ impl Recommendation {
         }
         serde_json::from_value(value).ok()
     }
-}
-
-/// The USL curve as reported, and where it peaks; null if it does not.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct UslInfo {
-    #[serde(flatten)]
-    pub curve: Usl,
-    pub peak: Option<f64>,
 }
 
 /// What a race over the levels came to, by the policy of its run.
@@ -336,8 +329,7 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
     if drift == DriftCheck::NotChecked && pick.is_some() && decision.interval.is_some_and(|[low, high]| low < high) {
         notes.push(Note::DriftNotChecked);
     }
-    let (usl, usl_note) = fit_usl(&judged);
-    notes.extend(usl_note);
+    let usl = fit_usl(&judged).map_err(|note| notes.push(note)).ok();
     Recommendation {
         status: decision.status,
         recommended_concurrency: pick.map(|level| level.summary.concurrency),
@@ -363,6 +355,11 @@ pub fn measurements(summary: &LevelSummary) -> Vec<f64> {
     summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
 }
 
+/// Of a level's throughput by its 95 % interval, relative; 0 without one.
+fn standard_error(summary: &LevelSummary) -> f64 {
+    half_width(summary).unwrap_or_default() / 1.96
+}
+
 /// Squared deviations from the mean of each group, added up, and their degrees of freedom.
 fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
     groups.filter(|group| group.len() > 1).fold((0.0, 0.0), |(squares, freedom), group| {
@@ -382,13 +379,10 @@ fn size(level: usize, (fixed, times): (u64, u64)) -> u64 {
     fixed.max(times.saturating_mul(level as u64))
 }
 
-fn fit_usl(levels: &[JudgedLevel]) -> (Option<UslInfo>, Option<Note>) {
+fn fit_usl(levels: &[JudgedLevel]) -> Result<Usl, Note> {
     let points: Vec<(f64, f64)> =
         passing(levels).filter_map(|level| Some((level.summary.concurrency as f64, level.throughput()?))).collect();
-    match usl::fit(&points) {
-        Ok(curve) => (Some(UslInfo { curve, peak: curve.peak() }), None),
-        Err(error) => (None, Some(Note::NoCurve { why: error.to_string() })),
-    }
+    usl::fit(&points).map_err(|error| Note::NoCurve { why: error.to_string() })
 }
 
 fn low_latency_alternative(levels: &[JudgedLevel]) -> Option<usize> {

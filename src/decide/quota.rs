@@ -4,7 +4,6 @@ use super::causes::{Passed, QuotaReached};
 use super::gates::error_rate;
 use super::{JudgedLevel, Policy, Verdict, passing};
 use crate::client::outcome::{Failure, Period, RateLimit};
-use crate::figures::LevelSummary;
 
 /// A quota is the limit if 429s are most of the failures of the levels that fail on errors.
 pub(super) fn reached(levels: &[JudgedLevel], policy: &Policy) -> Option<QuotaReached> {
@@ -32,17 +31,14 @@ fn passed(level: &JudgedLevel, levels: &[JudgedLevel]) -> Option<Passed> {
     let summary = &level.summary;
     let limited = summary.failures.contains_key(Failure::RateLimited.name());
     let rps = summary.throughput_rps?.estimate;
+    let tokens = summary.mean_output_tokens.map(|tokens| tokens + summary.mean_input_tokens.unwrap_or_default());
     (limited && rps > 0.0).then(|| Passed {
         level: summary.concurrency,
         rps,
-        tokens_per_minute: tokens(summary).map(|tokens| 60.0 * rps * tokens),
+        tokens_per_minute: tokens.map(|tokens| 60.0 * rps * tokens),
         with_prompts: summary.mean_input_tokens.is_some(),
         enough: enough_for(rps, levels),
     })
-}
-
-fn tokens(summary: &LevelSummary) -> Option<f64> {
-    Some(summary.mean_output_tokens? + summary.mean_input_tokens.unwrap_or_default())
 }
 
 /// How many in parallel that rate takes: rate x latency (Little's law), the latency being that of the lowest level that

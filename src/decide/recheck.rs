@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
-use super::{JudgedLevel, Policy, half_width, passing};
+use super::{JudgedLevel, Policy, passing, standard_error};
 use crate::figures::wilson;
 
 /// Standard deviation of the logarithm of a server's speed, from one night or run to the next.
@@ -67,13 +67,6 @@ pub enum Holds {
     CannotTell,
 }
 
-/// A change against the run as a share, with its 95 % interval.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Moved {
-    pub change: f64,
-    pub interval: [f64; 2],
-}
-
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rechecked {
     pub verdict: Holds,
@@ -81,7 +74,8 @@ pub struct Rechecked {
     pub nights: usize,
     /// Tonight, at the number.
     pub error_rate: f64,
-    pub speed: Option<Moved>,
+    /// The change against the run as a share, with its 95 % interval.
+    pub speed: Option<(f64, [f64; 2])>,
     /// The throughput at the number over that at the level below, and at the level above over that at the number; and
     /// what the run had.
     pub below: Option<(usize, f64, f64)>,
@@ -101,9 +95,8 @@ pub fn levels(number: usize, run: &[JudgedLevel]) -> Vec<usize> {
 /// the straight line and that lies what is not known.
 fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
     let rate = |of: &JudgedLevel| {
-        let relative = half_width(&of.summary).unwrap_or_default() / 1.96;
         let rate = if tokens { of.summary.output_tps } else { of.throughput() };
-        let variance = relative.max(AT_BEST).powi(2);
+        let variance = standard_error(&of.summary).max(AT_BEST).powi(2);
         Some(Rate { log: rate.filter(|&rate| rate > 0.0)?.ln(), variance })
     };
     let at = |of: &JudgedLevel| of.summary.concurrency;
@@ -121,8 +114,8 @@ fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
 }
 
 /// The requests of a level, each with the share of its life inside the level's windows, and how long these are.
+#[derive(Default)]
 struct Seen {
-    level: usize,
     seconds: f64,
     requests: Vec<(f64, Asked)>,
 }
@@ -139,7 +132,7 @@ impl Seen {
 pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
     let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
     for &(level, [from, to]) in windows {
-        let of = seen.entry(level).or_insert(Seen { level, seconds: 0.0, requests: Vec::new() });
+        let of = seen.entry(level).or_default();
         of.seconds += to - from;
         for request in requests {
             let inside = request.end_s.min(to) - request.start_s.max(from);
@@ -148,19 +141,19 @@ pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
             }
         }
     }
-    let seen: Vec<Seen> = seen.into_values().collect();
+    let (levels, seen): (Vec<usize>, Vec<Seen>) = seen.into_iter().unzip();
     let has_tokens = |(_, request): &(f64, Asked)| request.failed || request.tokens.is_some();
     let all_have = seen.iter().flat_map(|of| &of.requests).all(has_tokens);
     let rps = rates(&seen, |_| 1.0);
     let tps = rates(&seen, |request| f64::from(request.tokens.unwrap_or_default()));
-    let look = |of: &Seen, rps, tps: Option<Rate>| Look {
-        level: of.level,
-        requests: of.requests.len() as u64,
-        failed: of.requests.iter().filter(|(_, request)| request.failed).count() as u64,
-        rps,
-        tps: tps.filter(|_| all_have),
+    let look = |(at, level): (usize, usize)| Look {
+        level,
+        requests: seen[at].requests.len() as u64,
+        failed: seen[at].requests.iter().filter(|(_, request)| request.failed).count() as u64,
+        rps: rps[at],
+        tps: tps[at].filter(|_| all_have),
     };
-    seen.iter().zip(rps).zip(tps).map(|((of, rps), tps)| look(of, rps, tps)).collect()
+    levels.into_iter().enumerate().map(look).collect()
 }
 
 /// Work a second by level. What requests differ by beside their work is pooled over the levels: the residuals of a ratio
@@ -211,10 +204,10 @@ impl Series {
             })
     }
 
-    fn moved(&self) -> Moved {
+    fn moved(&self) -> (f64, [f64; 2]) {
         let (change, deviation) = self.change(self.nights.len());
         let at = |sigmas: f64| (change + sigmas * deviation).exp() - 1.0;
-        Moved { change: at(0.0), interval: [at(-1.96), at(1.96)] }
+        (at(0.0), [-1.96, 1.96].map(at))
     }
 }
 
@@ -305,13 +298,8 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
     let is_the_load = below.as_ref().map(|gain| failures(gain.level));
     let is_the_load = is_the_load.is_some_and(|(failed, of)| (failed as f64) < policy.max_error_rate * of as f64);
     let verdict = match () {
-        () if fails => {
-            if is_the_load {
-                Holds::TooHigh
-            } else {
-                Holds::CannotTell
-            }
-        }
+        () if fails && is_the_load => Holds::TooHigh,
+        () if fails => Holds::CannotTell,
         () if nights.is_empty() || speed.nights.len() < nights.len() => Holds::CannotTell,
         () if gone.is_some_and(|gain| slower || gain.series.shows(-1.0, OF_GAIN)) => Holds::TooHigh,
         () if risen.is_some_and(|gain| gain.series.shows(1.0, OF_GAIN)) => Holds::TooLow,

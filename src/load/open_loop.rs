@@ -59,16 +59,12 @@ pub struct Arrived {
 
 /// Lets them arrive, and all of them come to their end. A queue that clearly grows ends it: what still waits then is
 /// never sent. Setting `stop` to true gives up what is in flight as well.
-pub async fn run<S, F>(
+pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     plan: &Arrivals,
     mut stop: watch::Receiver<bool>,
-    mut send: S,
+    mut send: impl FnMut(u64) -> F,
     mut ended: impl FnMut(RequestOutcome),
-) -> Arrived
-where
-    S: FnMut(u64) -> F,
-    F: Future<Output = Reply> + Send + 'static,
-{
+) -> Arrived {
     let began = Instant::now();
     let mut due: VecDeque<Instant> = plan.due_s().into_iter().map(|at| began + Duration::from_secs_f64(at)).collect();
     let permits = Arc::new(Semaphore::new(plan.permits));

@@ -59,15 +59,13 @@ pub struct Recorded {
 }
 
 impl<O: Observer> Recorder<O> {
-    pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O, visits: Option<Visits>) -> Self {
+    /// `room` is for the requests of the first visit. Memory goes back to the system where the thread frees it that took it.
+    pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O, visits: Option<Visits>, room: Requests) -> Self {
         Recorder {
             target,
             next,
             began: Instant::now(),
-            parts: BTreeMap::from([(
-                visits.as_ref().map_or(0, |of| of.first),
-                Requests::with_room_for(plan.tickets()),
-            )]),
+            parts: BTreeMap::from([(visits.as_ref().map_or(0, |of| of.first), room)]),
             visits,
             visit: 0,
             gaps_us: histogram(3),

@@ -10,7 +10,7 @@ use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::Endpoint;
 use crate::decide::recheck::Asked;
-use crate::figures::{ArrivalsEnd, OpenLoad, Requests, Stage, Step};
+use crate::figures::{ArrivalsEnd, OpenLoad, Stage, Step};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::open_loop::Arrivals;
@@ -33,10 +33,8 @@ pub struct Afterwards<'a> {
 }
 
 impl<'a> Afterwards<'a> {
-    /// Says what may be sent, unless not even the `first` requests fit into the budget, and sends two prompts.
-    ///
-    /// # Errors
-    /// If there is no room, or the endpoint does not answer.
+    /// Says what may be sent, and sends two prompts. An error if not even the `first` requests fit into the budget, or if the
+    /// endpoint does not answer.
     pub fn begin(
         settings: &'a Settings,
         prompts: &[Prompt],
@@ -75,9 +73,6 @@ impl<'a> Afterwards<'a> {
     }
 
     /// Lets requests arrive at a rate, the `round`-th of this run, from 1.
-    ///
-    /// # Errors
-    /// If they cannot be recorded.
     pub fn arrivals(&mut self, plan: Arrivals, round: u32) -> Result<OpenLoad, SweepError> {
         let (arrived, outcomes) = self.load.arrivals(plan, round, &self.run)?;
         self.sent += outcomes.len() as u64;
@@ -89,7 +84,7 @@ impl<'a> Afterwards<'a> {
             ending: if self.stopped().is_some() { ArrivalsEnd::Cut } else { arrived.ending },
             ..OpenLoad::default()
         };
-        Ok(load.with(&outcomes, self.settings.config.llm.request_timeout))
+        Ok(load.with(&outcomes, &self.settings.limits()))
     }
 }
 
@@ -114,9 +109,6 @@ pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
 
 impl Afterwards<'_> {
     /// Makes these visits, unless it is stopped.
-    ///
-    /// # Errors
-    /// If they cannot be made or recorded.
     pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
         let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
         let step = Step { level: first.level, stage: Stage::Visit, round: 1 };
@@ -134,7 +126,7 @@ impl Afterwards<'_> {
         let ended = visiting.finish()?;
         self.sent += ended.sent;
         parts.extend(ended.parts.into_values());
-        let asked = parts.iter().flat_map(Requests::rows).map(|request| Asked {
+        let asked = parts.iter().flat_map(|part| &part.rows).map(|request| Asked {
             start_s: request.start_s,
             end_s: request.end_s,
             tokens: request.output_tokens(),

@@ -55,9 +55,6 @@ struct Server<'a> {
 }
 
 /// Visits each level of both servers in turns. All of it is on disk as it ends.
-///
-/// # Errors
-/// As a sweep: if it cannot begin, if one of the endpoints does not answer at all, or if a file cannot be written.
 pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError> {
     let prompts = prompts::of_run(settings[0])?;
     let plan = Plan::empty(settings[0], &prompts);
@@ -177,7 +174,7 @@ impl Server<'_> {
 /// Whether more fail than the gate allows, beyond the Wilson interval. A visit is short: permits of requests that failed on
 /// the way in may be held back to its end, so that its cohort alone would not show it.
 fn mostly_failed(requests: &Requests, limit: f64) -> Option<EarlyEnd> {
-    let all = requests.rows();
+    let all = &requests.rows;
     let failed = all.iter().filter(|request| !request.is_success()).count();
     let [low, _] = wilson(failed as u64, all.len() as u64)?;
     (low >= limit).then_some(EarlyEnd::MostlyFailed { failed, requests: all.len() })

@@ -14,7 +14,7 @@ use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
 use crate::figures::reasons::EarlyEnd;
-use crate::figures::{Stage, Step};
+use crate::figures::{Requests, Stage, Step};
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
 use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
@@ -23,7 +23,7 @@ use crate::load::server_load::ServerWatch;
 use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
-use crate::record::{Run, SidecarWriter, criterion_id};
+use crate::record::{ResultsError, Run, SidecarWriter, criterion_id, sidecar_name};
 use crate::report::words::{count, seconds};
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
@@ -51,7 +51,8 @@ pub(super) struct InProgress {
     warmed_up: bool,
     visited: mpsc::Receiver<Recorded>,
     visits: u64,
-    ended: mpsc::Receiver<(Recorded, SidecarWriter)>,
+    /// Once the sidecar is on disk.
+    ended: mpsc::Receiver<Result<Recorded, ResultsError>>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
     begun: mpsc::Receiver<Arc<Counts>>,
@@ -160,7 +161,7 @@ impl InProgress {
     pub fn finish(mut self) -> Result<Recorded, SweepError> {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
-        let (mut end, sidecar) = self.ended.recv().map_err(|_| ended_early())?;
+        let mut end = self.ended.recv().map_err(|_| ended_early())??;
         let Planned { step, plan, .. } = self.planned;
         if step.stage == Stage::Visit {
             drop(self.monitor);
@@ -174,7 +175,6 @@ impl InProgress {
             end.measurement.criterion_id = criterion_id(step);
             end.measurement.sample_ns = self.handed;
         }
-        sidecar.finish()?;
         Ok(end)
     }
 }
@@ -282,7 +282,7 @@ impl Load {
         let (orders, next) = tokio::sync::mpsc::channel(1);
         let step = planned.step;
         let outlets = Outlets {
-            sidecar: run.sidecar(step)?,
+            sidecar: run.sidecar(&sidecar_name(step))?,
             live: self.live.clone(),
             first: step.round,
             counts: Vec::new(),
@@ -290,9 +290,10 @@ impl Load {
             windows: to_criterion,
         };
         let visits = (step.stage == Stage::Visit).then_some(Visits { first: step.round, to });
+        let room = Requests::with_room_for(planned.plan.tickets());
         self.send(move || async move {
-            let (recorded, outlets) = measure(planned, stop, target, outlets, next, visits).await;
-            let _ = done.send((recorded, outlets.sidecar));
+            let (recorded, outlets) = measure(planned, stop, target, outlets, next, visits, room).await;
+            let _ = done.send(outlets.sidecar.finish().map(|()| recorded));
         })?;
         Ok(InProgress {
             planned,
@@ -318,8 +319,9 @@ impl Load {
         round: u32,
         run: &Run,
     ) -> Result<(Arrived, Vec<RequestOutcome>), SweepError> {
-        let (target, stop, sidecar) = (self.target.clone(), self.stopper.subscribe(), run.arrivals_sidecar(round)?);
-        let (arrived, outcomes, sidecar) = self.ask(move || async move {
+        let (target, stop) = (self.target.clone(), self.stopper.subscribe());
+        let sidecar = run.sidecar(&format!("arrivals-{round}.jsonl"))?;
+        let ended = self.ask(move || async move {
             let (mut outcomes, mut sidecar) = (Vec::with_capacity(plan.count), sidecar);
             let send = |seq| target.send_in_round(round, plan.permits, seq);
             let ended = |mut outcome: RequestOutcome| {
@@ -328,10 +330,9 @@ impl Load {
                 outcomes.push(outcome);
             };
             let arrived = open_loop::run(&plan, stop, send, ended).await;
-            (arrived, outcomes, sidecar)
+            sidecar.finish().map(|()| (arrived, outcomes))
         })?;
-        sidecar.finish()?;
-        Ok((arrived, outcomes))
+        Ok(ended?)
     }
 
     fn send<F: Future<Output = ()> + 'static>(
@@ -357,22 +358,22 @@ impl Load {
     /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
     pub fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
         let (target, mut stop) = (self.target.clone(), self.stopper.subscribe());
-        let (prompts, mut sidecar) = (prompts.to_vec(), run.preflight_sidecar()?);
-        let (preflight, sidecar) = self.ask(move || async move {
+        let (prompts, mut sidecar) = (prompts.to_vec(), run.sidecar("preflight.jsonl")?);
+        let preflight = self.ask(move || async move {
             let mut sent = 0;
             let record = |outcome| {
                 sent += 1;
                 sidecar.push(outcome);
             };
-            let asked = async { (preflight::preflight(&target, &prompts, record).await, target.models().await) };
+            let asked =
+                async { (preflight::preflight(&target, &prompts, record).await, target.transport.models().await) };
             let (probes, models) = tokio::select! {
                 answered = asked => answered,
                 _ = stop.wait_for(|&stop| stop) => Default::default(),
             };
-            (Preflight { probes, models, sent }, sidecar)
+            sidecar.finish().map(|()| Preflight { probes, models, sent })
         })?;
-        sidecar.finish()?;
-        Ok(preflight)
+        Ok(preflight?)
     }
 
     /// One request, for test mode.
@@ -415,6 +416,7 @@ async fn measure(
     outlets: Outlets,
     mut orders: tokio::sync::mpsc::Receiver<LoopPlan>,
     visits: Option<Visits>,
+    room: Requests,
 ) -> (Recorded, Outlets) {
     if visits.is_none() {
         orders.close();
@@ -426,7 +428,7 @@ async fn measure(
             _ = stop.wait_for(|&stop| stop) => {}
         }
     }
-    let mut recorder = Recorder::start(&plan, target.clone(), outlets, visits);
+    let mut recorder = Recorder::start(&plan, target.clone(), outlets, visits, room);
     let send = |ticket: Ticket| target.send_in_round(step.round + ticket.visit, ticket.level, ticket.seq);
     let record = closed_loop::visits(&plan, orders, stop, send, &mut recorder).await;
     recorder.finish(step, record)

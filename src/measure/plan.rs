@@ -58,14 +58,11 @@ impl Plan {
         match benchmark.levels {
             Levels::List(_) => {
                 plan.configured = benchmark.levels();
-                if !settings.quick {
-                    plan.list(settings, |_| true);
-                }
                 // One level says nothing of the others.
-                plan.race = Some(plan.configured.clone()).filter(|levels| levels.len() > 1).unwrap_or_default();
-                if settings.quick && plan.race.is_empty() {
+                if !settings.quick || plan.configured.len() < 2 {
                     plan.list(settings, |_| true);
                 }
+                plan.race = Some(plan.configured.clone()).filter(|levels| levels.len() > 1).unwrap_or_default();
             }
             Levels::Auto => {
                 plan.auto = Some((benchmark.min_concurrency, benchmark.max_concurrency));
@@ -102,14 +99,14 @@ impl Plan {
     }
 
     fn list(&mut self, settings: &Settings, selects: impl Fn(usize) -> bool) {
-        let mut selected = self.configured.clone().into_iter().filter(|&level| selects(level));
-        while let Some(level) = selected.next() {
+        let selected: Vec<usize> = self.configured.iter().copied().filter(|&level| selects(level)).collect();
+        for (at, &level) in selected.iter().enumerate() {
             let further = level_plan(settings, level);
             if let Some(key) = self.no_room(settings, preflight::AT_MOST + self.of_levels(), &further) {
-                let left_out: Vec<usize> = std::iter::once(level).chain(selected).collect();
+                let left_out = selected[at..].to_vec();
                 self.configured.retain(|level| !left_out.contains(level));
                 self.over_budget = Some((left_out, key));
-                break;
+                return;
             }
             self.levels.push(further);
         }
@@ -298,123 +295,5 @@ pub fn rules(settings: &Settings) -> Rules {
     match benchmark.levels {
         Levels::Auto => Rules::auto(policy),
         Levels::List(_) => Rules::list(policy, Some(benchmark.total_requests).filter(|_| !settings.quick)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::client::Env;
-    use crate::settings::{Config, Overrides};
-
-    fn settings(yaml: &str) -> Settings {
-        let config = Config::parse(yaml, Path::new("config.yaml")).expect("valid");
-        Settings::resolve("config.yaml".into(), config, &Env::of([]), Overrides::default()).expect("valid")
-    }
-
-    fn plan(yaml: &str) -> Plan {
-        let prompt = Prompt::from("x".repeat(250).as_str());
-        Plan::whole(&settings(yaml), &[prompt])
-    }
-
-    fn levels(plan: &Plan) -> Vec<usize> {
-        plan.levels.iter().map(|plan| plan.level).collect()
-    }
-
-    #[test]
-    fn a_level_takes_at_least_ten_times_itself() {
-        let plan = plan("llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10, 11, 50]}");
-        let measured: Vec<_> = plan.levels.iter().map(|plan| plan.measured).collect();
-        assert_eq!(measured, [100, 100, 110, 500]);
-        assert_eq!(plan.of_levels(), (5 + 100 + 1) + (10 + 100 + 10) + (11 + 110 + 11) + (50 + 500 + 50));
-    }
-
-    #[test]
-    fn a_conversation_costs_what_its_last_turn_does() {
-        let prompt = Prompt { later: vec!["y".repeat(250), "z".repeat(250)], ..Prompt::from("x".repeat(250).as_str()) };
-        assert_eq!(mean_input_tokens(&[prompt], 64), 750.0 / CHARACTERS_PER_TOKEN + 128.0);
-    }
-
-    #[test]
-    fn each_budget_leaves_out_the_levels_it_has_no_room_for() {
-        // The preflight sends at most 4 requests of 64 tokens, level 1 another 106, level 10 another 120.
-        for (budget, key, expected) in [
-            ("max_requests: 230", None, vec![1, 10]),
-            ("max_requests: 229", Some("max_requests"), vec![1]),
-            ("max_output_tokens: 14720", None, vec![1, 10]),
-            ("max_output_tokens: 14719", Some("max_output_tokens"), vec![1]),
-            ("max_cost_usd: 0.0148, usd_per_million_output: 1", None, vec![1, 10]),
-            // 230 prompts of 100 tokens at 1 USD per million are 0.0230 USD more.
-            (
-                "max_cost_usd: 0.0300, usd_per_million_output: 1, usd_per_million_input: 1",
-                Some("max_cost_usd"),
-                vec![1],
-            ),
-            ("max_requests: 10", Some("max_requests"), vec![]),
-        ] {
-            let plan =
-                plan(&format!("llm: {{endpoint: simulator}}\nbenchmark: {{levels: [1, 10], budget: {{{budget}}}}}"));
-            assert_eq!(levels(&plan), expected, "{budget}");
-            assert_eq!(plan.over_budget.as_ref().map(|over| over.1), key, "{budget}");
-            assert_eq!(plan.configured, expected, "{budget}");
-        }
-    }
-
-    #[test]
-    fn the_description_names_what_is_sent_and_what_is_not() {
-        let yaml = "llm: {endpoint: 'http://user:secret@host/v1?key=secret', model: m}\nbenchmark: {levels: [1, 10], budget: {max_requests: 110, usd_per_million_output: 10}}";
-        let text = plan(yaml).describe(&settings(yaml));
-        for part in [
-            "levels 1 against http://host/v1, model m",
-            "at most 110 requests of",
-            "7040 in all",
-            "0.07 USD",
-            "Level 10 was not measured",
-            "max_requests",
-        ] {
-            assert!(text.contains(part), "{part} is not in {text}");
-        }
-        assert!(!text.contains("secret"), "{text}");
-    }
-
-    /// A list, the same in a hurry, and `auto`.
-    #[test]
-    fn the_race_chooses_among_the_levels_and_its_most_is_said() {
-        let yaml = "llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10]}";
-        let listed = plan(yaml);
-        assert_eq!((levels(&listed), listed.race.clone()), (vec![1, 10], vec![1, 10]));
-        let text = listed.describe(&settings(yaml));
-        assert!(text.contains("probably about 450 requests, at most 4790 requests of"), "{text}");
-        assert!(text.contains("each level in full, then short visits"), "{text}");
-        let mut quick = settings(yaml);
-        quick.quick = true;
-        let plan_of = |settings: &Settings| Plan::whole(settings, &[]);
-        assert_eq!((levels(&plan_of(&quick)), plan_of(&quick).race), (vec![], vec![1, 10]));
-        let auto = "llm: {endpoint: simulator}\nbenchmark: {levels: auto, max_concurrency: 8}";
-        let text = plan(auto).describe(&settings(auto));
-        assert!(text.contains("levels auto, from 1 to at most 8, against"), "{text}");
-        assert_eq!(plan(auto).race, [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(plan(auto).configured, [0; 0]);
-        // A filter names levels that are known beforehand, and one level has nothing to race with.
-        let filtered = Plan::new(&settings(auto), &[], |level| level == 4);
-        assert_eq!((levels(&filtered), filtered.configured, filtered.race), (vec![4], vec![1, 2, 4, 8], vec![]));
-        assert!(plan("llm: {endpoint: simulator}\nbenchmark: {levels: [5]}").race.is_empty());
-        let poor = plan(&auto.replace("max_concurrency: 8", "budget: {max_requests: 10}"));
-        assert_eq!((poor.highest(), poor.over_budget), (None, Some((vec![1], "max_requests"))));
-    }
-
-    #[test]
-    fn a_visit_that_could_pass_the_budget_is_not_begun() {
-        let budget = "llm: {endpoint: simulator}\nbenchmark: {levels: [1, 10], budget: {max_requests: 400}}";
-        let listed = plan(budget);
-        let text = listed.describe(&settings(budget));
-        assert!(text.contains("at most 400 requests of"), "{text}");
-        assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
-        // 20 completions of level 10 and what is in flight: after 370 they still fit.
-        let further = visit_plan(&settings(budget), rules(&settings(budget)).visit_to(10));
-        assert_eq!(listed.no_room(&settings(budget), 370, &further), None);
-        assert_eq!(listed.no_room(&settings(budget), 371, &further), Some("max_requests"));
     }
 }

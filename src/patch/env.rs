@@ -8,7 +8,7 @@ use serde_yaml::{Mapping, Value};
 use super::error::{PatchError, Reason};
 use super::format::{Edit, Invalid};
 use super::request::{Key, Request};
-use super::text::{BYTE_ORDER_MARK, line_break, line_end, number, position, skip_blanks};
+use super::text::{BYTE_ORDER_MARK, line_break, line_end, position, skip_blanks};
 
 pub(super) fn key(Key { dotted, .. }: Key) -> Result<Key, PatchError> {
     let name = if dotted.contains('.') { dotted.replace(['.', '-'], "_").to_uppercase() } else { dotted.clone() };
@@ -53,7 +53,7 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     let at = |offset| Some(position(text, offset));
     parse(text).map_err(|invalid| request.invalid(invalid))?;
     if let Some((lone, _)) = text.match_indices('\r').find(|(at, _)| !text[at + 1..].starts_with('\n')) {
-        return Err(request.refuse(at(lone), Reason::Unclear, request.by_hand()));
+        return Err(request.refuse(at(lone), Reason::Unclear));
     }
     let variables = variables(text);
     let mut ours = variables.iter().filter(|variable| variable.name == name);
@@ -64,18 +64,17 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     };
     if let Some(second) = ours.next() {
         let reason = Reason::Duplicate { name: name.to_owned(), first_line: position(text, variable.start).0 };
-        return Err(request.refuse(at(second.start), reason, format!("keep one of the two, and {}", hint())));
+        return Err(request.refuse_with(at(second.start), reason, format!("keep one of the two, and {}", hint())));
     }
-    let refuse = |reason| request.refuse(at(variable.value.start), reason, hint());
+    let refuse = |reason| request.refuse_with(at(variable.value.start), reason, hint());
     let raw = &text[variable.value.clone()];
     let inner = ['"', '\''].iter().find_map(|quote| raw.strip_prefix(*quote)?.strip_suffix(*quote));
-    let (quoted, quotes) = (inner.is_some(), usize::from(inner.is_some()));
-    let previous = number(inner.unwrap_or(raw), quoted).map_err(refuse)?;
-    if let Some(user) = uses(text, name) {
-        return Err(request.refuse(at(user), Reason::Used(name.to_owned()), hint()));
+    let (read, quoted) = (inner.unwrap_or(raw), inner.is_some());
+    let edit = Edit::replace(text, variable.value.clone(), read, quoted, variable.line).map_err(refuse)?;
+    match uses(text, name) {
+        Some(user) => Err(request.refuse_with(at(user), Reason::Used(name.to_owned()), hint())),
+        None => Ok(edit),
     }
-    let range = variable.value.start + quotes..variable.value.end - quotes;
-    Ok(Edit { range, shown: variable.line, lead: String::new(), tail: "", previous, quoted })
 }
 
 /// Where another value refers to this variable. Errs on the safe side: comments count too.
@@ -91,7 +90,7 @@ fn uses(text: &str, name: &str) -> Option<usize> {
 /// After the last variable, exported if that one is.
 fn add(request: &Request, text: &str, last: Option<&Variable<'_>>) -> Result<Edit, PatchError> {
     let Some(last) = last else {
-        return Err(request.refuse(None, Reason::Empty, request.by_hand()));
+        return Err(request.refuse(None, Reason::Empty));
     };
     let end = line_end(text, last.value.end);
     let prefix = &text[last.line..last.start];

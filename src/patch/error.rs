@@ -102,3 +102,24 @@ pub enum Reason {
     #[error("a check of the result failed: {0}")]
     Guard(String),
 }
+
+impl Reason {
+    /// What goes before the line to write by hand, where nothing closer is known.
+    pub(super) fn remedy(&self) -> &'static str {
+        match self {
+            Reason::Missing => "check the path, or make the file and ",
+            Reason::Directory | Reason::NotAFile | Reason::TooLarge => "give the path of a configuration file; in it, ",
+            Reason::NotUtf8 => "save the file as UTF-8, or ",
+            Reason::Invalid { .. } => "fix the file and run the command again, or ",
+            Reason::Documents => "in the document that is meant, ",
+            Reason::Tab => "indent with spaces, and ",
+            Reason::Placeholder(_) => "change the template, or ",
+            Reason::OddLineBreak => "remove the character, or ",
+            Reason::ReadOnly => "make the file writable and run the command again, or ",
+            Reason::FolderReadOnly(_) => "make the folder writable and run the command again, or ",
+            Reason::Mounted => "mount its folder instead, or outside of the container ",
+            Reason::Guard(_) => "this should not happen, please report it; until then ",
+            _ => "",
+        }
+    }
+}

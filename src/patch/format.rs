@@ -6,6 +6,7 @@ use serde_yaml::Value;
 
 use super::error::{PatchError, Position, Reason};
 use super::request::{Key, Request};
+use super::text::number;
 use super::{env, json, toml, yaml};
 
 pub(super) use crate::files::Format;
@@ -30,6 +31,24 @@ pub(super) struct Edit {
 }
 
 impl Edit {
+    /// Replaces the number at `span`, that of the value with its quotes if it has any, which a parser `read` as this text.
+    /// The source must spell it as it reads: no escapes, no folded lines, no triple quotes.
+    pub(super) fn replace(
+        text: &str,
+        span: Range<usize>,
+        read: &str,
+        quoted: bool,
+        shown: usize,
+    ) -> Result<Self, Reason> {
+        let previous = number(read, quoted)?;
+        let quotes = usize::from(quoted);
+        let range = span.start + quotes..span.end.saturating_sub(quotes);
+        match text.get(range.clone()) {
+            Some(spelt) if spelt == read => Ok(Self { range, shown, lead: String::new(), tail: "", previous, quoted }),
+            _ => Err(Reason::Unclear),
+        }
+    }
+
     pub(super) fn insert(at: usize, lead: String) -> Self {
         Self { range: at..at, shown: at, lead, tail: "", previous: None, quoted: false }
     }
@@ -96,7 +115,6 @@ impl Format {
 
 impl Request {
     pub(super) fn invalid(&self, Invalid { at, why }: Invalid) -> PatchError {
-        let hint = self.hint("fix the file and run the command again, or");
-        self.refuse(at, Reason::Invalid { format: self.format.name(), why }, hint)
+        self.refuse(at, Reason::Invalid { format: self.format.name(), why })
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
 
 pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     if text.trim_start_matches(BYTE_ORDER_MARK).trim().is_empty() {
-        return Err(request.refuse(None, Reason::Empty, request.by_hand()));
+        return Err(request.refuse(None, Reason::Empty));
     }
     // Refuses a key that stands twice, too.
     parse(text).map_err(|invalid| request.invalid(invalid))?;

@@ -10,16 +10,6 @@
 //! several hard links is refused, and extended attributes and ACLs are not carried over.
 //!
 //! A new format is a file that finds one scalar and parses the whole, and an arm in `format`.
-//!
-//! ```no_run
-//! # use std::path::Path;
-//! use llm_concurrency::patch;
-//!
-//! let patch = patch::plan(Path::new("config.yaml"), "llm.max_concurrent_requests", 20)?;
-//! eprint!("{}", patch.diff());
-//! patch.apply()?;
-//! # Ok::<(), patch::PatchError>(())
-//! ```
 
 mod env;
 mod error;
@@ -54,12 +44,8 @@ pub struct Patch {
 /// Works out how to set `key` (names joined by dots) to `value` in the file at `path`, without writing anything.
 ///
 /// An existing whole number is replaced, inside its quotes if it has any; `null` or nothing gets the value; a
-/// missing key is added to its parent mapping as one line.
-///
-/// # Errors
-///
-/// [`PatchError`] when the file cannot be read or understood, when the parent is missing, or when the change would
-/// be a guess.
+/// missing key is added to its parent mapping as one line. Refuses where the parent is missing, or the change would be a
+/// guess.
 pub fn plan(path: &Path, key: &str, value: u64) -> Result<Patch, PatchError> {
     let request = Request::new(path, key, value)?;
     let target = request.resolve()?;
@@ -71,12 +57,12 @@ pub fn plan(path: &Path, key: &str, value: u64) -> Result<Patch, PatchError> {
     let patch = Patch { request, target, edit, before, after };
     match patch.check_result(&patch.after) {
         Ok(()) => Ok(patch),
-        Err(why) => Err(patch.odd_line_break().unwrap_or_else(|| patch.guard(why))),
+        Err(why) => Err(patch.odd_line_break().unwrap_or_else(|| patch.request.refuse(None, Reason::Guard(why)))),
     }
 }
 
 impl Patch {
-    /// The path as it was given; a symbolic link is not followed here.
+    /// As it was given: a symbolic link is not followed.
     pub fn path(&self) -> &Path {
         &self.request.path
     }
@@ -90,7 +76,7 @@ impl Patch {
         self.edit.previous
     }
 
-    /// Whether the file already says so, and [`Patch::apply`] has nothing to write.
+    /// Whether the file already says so.
     pub fn is_noop(&self) -> bool {
         self.before == self.after
     }
@@ -140,13 +126,7 @@ impl Patch {
     /// The one known cause for parsers to disagree: characters that end a line in YAML 1.1 but not in 1.2.
     fn odd_line_break(&self) -> Option<PatchError> {
         let at = self.before.find(['\u{85}', '\u{2028}', '\u{2029}'])?;
-        let hint = self.request.hint("remove the character, or");
-        Some(self.request.refuse(Some(position(&self.before, at)), Reason::OddLineBreak, hint))
-    }
-
-    fn guard(&self, why: String) -> PatchError {
-        let hint = self.request.hint("this should not happen, please report it; until then");
-        self.request.refuse(None, Reason::Guard(why), hint)
+        Some(self.request.refuse(Some(position(&self.before, at)), Reason::OddLineBreak))
     }
 }
 

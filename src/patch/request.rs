@@ -30,19 +30,16 @@ impl Request {
     /// The file that is to be replaced: a link leads to it and stays.
     pub(super) fn resolve(&self) -> Result<PathBuf, PatchError> {
         fs::canonicalize(&self.path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                self.refuse(None, Reason::Missing, self.hint("check the path, or make the file and"))
-            }
+            ErrorKind::NotFound => self.refuse(None, Reason::Missing),
             _ => self.io("find the file", error),
         })
     }
 
     pub(super) fn read(&self, target: &Path) -> Result<Vec<u8>, PatchError> {
-        let wrong_file = |reason| self.refuse(None, reason, self.hint("give the path of a configuration file; in it,"));
         files::read(target, MAX_BYTES).map_err(|error| match error.kind() {
-            ErrorKind::IsADirectory => wrong_file(Reason::Directory),
-            ErrorKind::InvalidInput => wrong_file(Reason::NotAFile),
-            ErrorKind::FileTooLarge => wrong_file(Reason::TooLarge),
+            ErrorKind::IsADirectory => self.refuse(None, Reason::Directory),
+            ErrorKind::InvalidInput => self.refuse(None, Reason::NotAFile),
+            ErrorKind::FileTooLarge => self.refuse(None, Reason::TooLarge),
             _ => self.io("read the file", error),
         })
     }
@@ -56,26 +53,22 @@ impl Request {
         String::from_utf8(bytes).map_err(|error| {
             let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let valid = String::from_utf8_lossy(valid);
-            let hint = self.hint("save the file as UTF-8, or");
-            self.refuse(Some(position(&valid, valid.len())), Reason::NotUtf8, hint)
+            self.refuse(Some(position(&valid, valid.len())), Reason::NotUtf8)
         })
     }
 
-    pub(super) fn refuse(&self, at: Option<Position>, reason: Reason, hint: String) -> PatchError {
+    pub(super) fn refuse(&self, at: Option<Position>, reason: Reason) -> PatchError {
+        let hint = format!("{}set it by hand:\n\n{}", reason.remedy(), self.format.lines(&self.key, self.value));
+        self.refuse_with(at, reason, hint)
+    }
+
+    pub(super) fn refuse_with(&self, at: Option<Position>, reason: Reason, hint: String) -> PatchError {
         let reason = Box::new(reason);
         PatchError::Refused { path: self.path.clone(), at, key: self.key.dotted.clone(), reason, hint }
     }
 
     pub(super) fn io(&self, doing: &'static str, source: io::Error) -> PatchError {
         PatchError::Io { path: self.path.clone(), key: self.key.dotted.clone(), doing, source }
-    }
-
-    pub(super) fn by_hand(&self) -> String {
-        format!("set it by hand:\n\n{}", self.format.lines(&self.key, self.value))
-    }
-
-    pub(super) fn hint(&self, remedy: &str) -> String {
-        format!("{remedy} {}", self.by_hand())
     }
 }
 

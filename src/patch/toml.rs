@@ -8,7 +8,7 @@ use toml_edit::{Document, Item, TableLike};
 use super::error::{PatchError, Reason};
 use super::format::{Edit, Invalid};
 use super::request::{Key, Request};
-use super::text::{BYTE_ORDER_MARK, line_break, line_end, line_start, number, position};
+use super::text::{BYTE_ORDER_MARK, line_break, line_end, line_start, position};
 
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     toml_edit::de::from_str(text).map_err(|error| Invalid {
@@ -34,14 +34,14 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
         request.invalid(Invalid { at: error.span().map(|s| position(text, s.start)), why: error.message().to_owned() })
     })?;
     if document.as_table().is_empty() {
-        return Err(request.refuse(None, Reason::Empty, request.by_hand()));
+        return Err(request.refuse(None, Reason::Empty));
     }
     let mut item = document.as_item();
     let mut table: &dyn TableLike = document.as_table();
     for (depth, name) in key.parents.iter().enumerate() {
         let no_parent = || {
             let parent = key.parents[..=depth].join(".");
-            request.refuse(None, Reason::NoParent(parent), request.by_hand())
+            request.refuse(None, Reason::NoParent(parent))
         };
         let (written, next) = table.get_key_value(name).ok_or_else(no_parent)?;
         item = next;
@@ -49,7 +49,7 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
             let at = written.span().map(|span| position(text, span.start));
             let found = if item.is_value() && !item.is_array() { "a single value" } else { "a list" };
             let reason = Reason::NotAMapping { what: key.parent_name(depth + 1), found };
-            request.refuse(at, reason, request.by_hand())
+            request.refuse(at, reason)
         })?;
     }
     match table.get_key_value(&key.last) {
@@ -63,7 +63,7 @@ fn replace(request: &Request, text: &str, key: Range<usize>, item: &Item) -> Res
     let refuse = |reason| {
         let line = position(text, key.start).0;
         let hint = format!("change it by hand on line {line} to:\n\n{} = {}", &text[key.clone()], request.value);
-        request.refuse(Some(position(text, span.start)), reason, hint)
+        request.refuse_with(Some(position(text, span.start)), reason, hint)
     };
     let raw = text.get(span.clone()).unwrap_or_default();
     let (read, quoted) = match item.as_value() {
@@ -73,25 +73,18 @@ fn replace(request: &Request, text: &str, key: Range<usize>, item: &Item) -> Res
         None | Some(toml_edit::Value::InlineTable(_)) => return Err(refuse(Reason::Collection("a mapping"))),
         Some(_) => (raw, false),
     };
-    let previous = number(read, quoted).map_err(refuse)?;
-    let quotes = usize::from(quoted);
-    let range = span.start + quotes..span.end - quotes;
-    // No escapes, and not three quotes.
-    if text.get(range.clone()) != Some(read) {
-        return Err(refuse(Reason::Unclear));
-    }
     let line = &text[line_start(text, key.start)..key.start];
     // The names before it too where the key is dotted, if the line begins with it.
     let own_line = !line.contains(['{', ',', '=']);
     let blanks = line.len() - line.trim_end_matches([' ', '\t']).len();
     let shown = key.start - if own_line { line.len() } else { blanks };
-    Ok(Edit { range, shown, lead: String::new(), tail: "", previous, quoted })
+    Edit::replace(text, span.clone(), read, quoted, shown).map_err(refuse)
 }
 
 /// After the last value of the table, in the manner of that one.
 fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Result<Edit, PatchError> {
     let name = bare(&request.key.last);
-    let unclear = |at| Err(request.refuse(Some(position(text, at)), Reason::Unclear, request.by_hand()));
+    let unclear = |at| Err(request.refuse(Some(position(text, at)), Reason::Unclear));
     let here = item.span().unwrap_or_default();
     let last = table.iter().filter(|(_, item)| item.is_value()).filter_map(|(name, item)| {
         // The values of a dotted key are no values of this table.
@@ -133,7 +126,7 @@ fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Res
         _ if table.is_dotted() => unclear(here.start),
         Some(table) if table.is_implicit() => {
             let parent = request.key.parents.join(".");
-            Err(request.refuse(None, Reason::NoParent(parent), request.by_hand()))
+            Err(request.refuse(None, Reason::NoParent(parent)))
         }
         _ => line_after(here.end, "", format!("{name} = ")),
     }

@@ -11,22 +11,22 @@ use super::Patch;
 use super::error::{PatchError, Reason};
 
 impl Patch {
-    /// Whether [`Patch::apply`] may write, as far as can be told without writing.
-    ///
-    /// A file or folder without any write bit is taken as read-only even for root: its owner said so.
-    ///
-    /// # Errors
-    ///
-    /// [`PatchError`] for a read-only file or folder, or a file with several names.
+    /// Whether [`Patch::apply`] may write, as far as can be told without writing. A file or folder without any write bit is
+    /// taken as read-only even for root: its owner said so.
     pub fn check_writable(&self) -> Result<(), PatchError> {
         let metadata = self.metadata()?;
         if metadata.permissions().readonly() {
-            return Err(self.read_only());
+            return Err(self.refuse(Reason::ReadOnly));
         }
         // Opened and closed, never written: the rename asks only for rights on the folder, so that it would
         // replace even a file which this user may not write.
         if let Err(error) = OpenOptions::new().write(true).open(&self.target) {
-            return Err(if is_denied(&error) { self.read_only() } else { self.io("open the file for writing", error) });
+            let is_denied = is_denied(&error);
+            return Err(if is_denied {
+                self.refuse(Reason::ReadOnly)
+            } else {
+                self.io("open the file for writing", error)
+            });
         }
         let folder = fs::metadata(self.folder()).map_err(|e| self.io("look at its folder", e))?;
         if folder.permissions().readonly() {
@@ -37,13 +37,8 @@ impl Patch {
 
     /// Writes the change: to a new file beside the old one, which is synced, read again, compared, and renamed.
     ///
-    /// At any moment the path names either the whole old file or the whole new one. Nothing is written when
-    /// [`Patch::is_noop`].
-    ///
-    /// # Errors
-    ///
-    /// [`Reason::Changed`] when the file is no longer the one that was planned for; others when it cannot be
-    /// written. The old file is then still in place, and no other file is left behind.
+    /// At any moment the path names either the whole old file or the whole new one. After an error the old file is still
+    /// in place, and no other file is left behind.
     pub fn apply(&self) -> Result<(), PatchError> {
         self.check_unchanged()?;
         if self.is_noop() {
@@ -82,10 +77,7 @@ impl Patch {
 
     fn commit(&self, staged: NamedTempFile) -> Result<(), PatchError> {
         staged.persist(&self.target).map_err(|failed| match failed.error.kind() {
-            ErrorKind::ResourceBusy => {
-                let hint = self.request.hint("mount its folder instead, or outside of the container");
-                self.request.refuse(None, Reason::Mounted, hint)
-            }
+            ErrorKind::ResourceBusy => self.refuse(Reason::Mounted),
             _ => self.io("put the new file in its place", failed.error),
         })?;
         // Only a power cut in the next seconds could tell the difference, and it would leave one whole file or the
@@ -106,7 +98,7 @@ impl Patch {
         if written == self.after.as_bytes() {
             Ok(())
         } else {
-            Err(self.guard("the new file does not hold what was written".to_owned()))
+            Err(self.refuse(Reason::Guard("the new file does not hold what was written".to_owned())))
         }
     }
 
@@ -115,7 +107,7 @@ impl Patch {
         if target == self.target && self.request.read(&target)? == self.before.as_bytes() {
             return Ok(());
         }
-        Err(self.request.refuse(None, Reason::Changed, "run the command again".to_owned()))
+        Err(self.request.refuse_with(None, Reason::Changed, "run the command again".to_owned()))
     }
 
     #[cfg(unix)]
@@ -123,7 +115,7 @@ impl Patch {
         use std::os::unix::fs::MetadataExt;
         match metadata.nlink() {
             0 | 1 => Ok(()),
-            links => Err(self.request.refuse(None, Reason::HardLinked(links), self.request.by_hand())),
+            links => Err(self.refuse(Reason::HardLinked(links))),
         }
     }
 
@@ -144,7 +136,7 @@ impl Patch {
         }
         // Naming only what differs: a user may give a file to another of their groups, but not to themselves.
         fchown(staged, (new.uid() != uid).then_some(uid), (new.gid() != gid).then_some(gid))
-            .map_err(|_| self.request.refuse(None, Reason::Owner { uid, gid }, self.request.by_hand()))
+            .map_err(|_| self.refuse(Reason::Owner { uid, gid }))
     }
 
     #[cfg(not(unix))]
@@ -160,14 +152,12 @@ impl Patch {
         self.target.parent().unwrap_or(Path::new("."))
     }
 
-    fn read_only(&self) -> PatchError {
-        let hint = self.request.hint("make the file writable and run the command again, or");
-        self.request.refuse(None, Reason::ReadOnly, hint)
+    fn folder_read_only(&self) -> PatchError {
+        self.refuse(Reason::FolderReadOnly(self.folder().to_owned()))
     }
 
-    fn folder_read_only(&self) -> PatchError {
-        let hint = self.request.hint("make the folder writable and run the command again, or");
-        self.request.refuse(None, Reason::FolderReadOnly(self.folder().to_owned()), hint)
+    fn refuse(&self, reason: Reason) -> PatchError {
+        self.request.refuse(None, reason)
     }
 
     fn io(&self, doing: &'static str, source: io::Error) -> PatchError {

@@ -10,9 +10,7 @@ use super::error::{PatchError, Reason};
 use super::format::{Edit, Format, Invalid};
 use super::json;
 use super::request::{Key, Request};
-use super::text::{
-    BYTE_ORDER_MARK, is_null, is_placeholder, line_break, line_end, line_start, number, position, skip_blanks,
-};
+use super::text::{BYTE_ORDER_MARK, is_null, is_placeholder, line_break, line_end, line_start, position, skip_blanks};
 
 /// Values in the file, counting those of an alias each time it is used: an alias bomb ends here, in linear time.
 const MAX_VALUES: u64 = 1_000_000;
@@ -77,6 +75,16 @@ impl Node {
         matches!(self.kind, Kind::Mapping { flow: true })
     }
 
+    /// Why what is written here may count elsewhere, or otherwise than it reads.
+    fn is_shared(&self, what: String) -> Option<Reason> {
+        match self.kind {
+            Kind::Alias => Some(Reason::Alias(what)),
+            _ if self.anchored => Some(Reason::Anchor(what)),
+            _ if self.tagged => Some(Reason::Tagged(what)),
+            _ => None,
+        }
+    }
+
     fn describe(&self) -> &'static str {
         match &self.kind {
             Kind::Scalar { text, style: ScalarStyle::Plain } if is_null(text) => "empty",
@@ -124,8 +132,8 @@ impl<'a> Document<'a> {
         // `key: {{ name }}` without quotes is valid YAML, a mapping with a mapping as its key, but never meant so.
         match document.nodes.iter().find(|node| node.is_flow() && text[node.span.start..].starts_with("{{")) {
             Some(node) => {
-                let reason = Reason::Placeholder("`{{ … }}`".to_owned());
-                Err(document.refuse(node.span.start, reason, request.hint("change the template, or")))
+                let at = Some(position(text, node.span.start));
+                Err(request.refuse(at, Reason::Placeholder("`{{ … }}`".to_owned())))
             }
             None => Ok(document),
         }
@@ -137,9 +145,7 @@ impl<'a> Document<'a> {
         match event {
             Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(..) if self.nodes.is_empty() => Ok(()),
-            Event::DocumentStart(..) => {
-                Err(self.refuse(span.start, Reason::Documents, self.request.hint("in the document that is meant,")))
-            }
+            Event::DocumentStart(..) => Err(self.refuse(span.start, Reason::Documents)),
             Event::Scalar(text, style, anchor, tag) => {
                 let kind = Kind::Scalar { text: text.into_owned(), style };
                 self.add_node(kind, span, anchor, tag.is_some())?;
@@ -166,7 +172,7 @@ impl<'a> Document<'a> {
                 }
                 self.close()
             }
-            _ => Err(self.refuse(span.start, Reason::Unclear, self.request.by_hand())),
+            _ => Err(self.refuse(span.start, Reason::Unclear)),
         }
     }
 
@@ -195,7 +201,7 @@ impl<'a> Document<'a> {
     }
 
     fn too_many_values(&self) -> PatchError {
-        self.request.refuse(None, Reason::TooManyValues(MAX_VALUES), self.request.by_hand())
+        self.request.refuse(None, Reason::TooManyValues(MAX_VALUES))
     }
 
     fn scan_error(&self, error: &ScanError) -> PatchError {
@@ -203,12 +209,13 @@ impl<'a> Document<'a> {
         let start = line_start(self.text, at);
         let line = &self.text[start..line_end(self.text, at)];
         if line[..skip_blanks(line, 0)].contains('\t') {
-            return self.refuse(start, Reason::Tab, self.request.hint("indent with spaces, and"));
+            return self.refuse(start, Reason::Tab);
         }
         let (at, why) = (Some(position(self.text, at)), error.info().to_owned());
         if is_placeholder(line) {
-            let hint = self.request.hint("the line has a placeholder: change the template, or");
-            return self.request.refuse(at, Reason::Invalid { format: "YAML", why }, hint);
+            let by_hand = lines(self.key(), 0, "", self.request.value);
+            let hint = format!("the line has a placeholder: change the template, or set it by hand:\n\n{by_hand}");
+            return self.request.refuse_with(at, Reason::Invalid { format: "YAML", why }, hint);
         }
         self.request.invalid(Invalid { at, why })
     }
@@ -217,7 +224,7 @@ impl<'a> Document<'a> {
 
     fn find(&self) -> Result<Edit, PatchError> {
         let root = self.nodes.first().filter(|root| root.describe() != "empty" || root.anchored || root.tagged);
-        let root = root.ok_or_else(|| self.request.refuse(None, Reason::Empty, self.request.by_hand()))?;
+        let root = root.ok_or_else(|| self.request.refuse(None, Reason::Empty))?;
         let mut mapping = self.mapping(root, 0)?;
         let mut parent = None;
         for name in &self.key().parents {
@@ -236,28 +243,25 @@ impl<'a> Document<'a> {
     fn mapping<'d>(&'d self, node: &'d Node, depth: usize) -> Result<Mapping<'d>, PatchError> {
         let mut mapping = Mapping { node, depth, entries: Vec::with_capacity(node.children.len() / 2) };
         let what = self.key().parent_name(depth);
-        let reason = match &node.kind {
-            Kind::Alias => Some(Reason::Alias(what)),
-            _ if node.anchored => Some(Reason::Anchor(what)),
-            _ if node.tagged => Some(Reason::Tagged(what)),
+        let reason = node.is_shared(what.clone()).or_else(|| match &node.kind {
             Kind::Scalar { text, .. } if is_placeholder(text) => Some(Reason::Placeholder(what)),
             Kind::Mapping { .. } => None,
             _ => Some(Reason::NotAMapping { what, found: node.describe() }),
-        };
+        });
         if let Some(reason) = reason {
-            return Err(self.refuse(node.span.start, reason, self.under(&mapping)));
+            return Err(self.refuse_with(node.span.start, reason, self.under(&mapping)));
         }
         let mut seen: HashMap<&str, usize> = HashMap::new();
         for pair in node.children.chunks_exact(2) {
             let (key, value) = (&self.nodes[pair[0]], &self.nodes[pair[1]]);
             let (Kind::Scalar { text, style }, false) = (&key.kind, key.has_no_text()) else {
-                return Err(self.refuse(key.span.start, Reason::ComplexKey, self.under(&mapping)));
+                return Err(self.refuse_with(key.span.start, Reason::ComplexKey, self.under(&mapping)));
             };
             if let Some(first) = seen.insert(text, key.span.start) {
                 let first_line = position(self.text, first).0;
                 let reason = Reason::Duplicate { name: text.clone(), first_line };
                 let hint = format!("keep one of the two, and {}", self.under(&mapping));
-                return Err(self.refuse(key.span.start, reason, hint));
+                return Err(self.refuse_with(key.span.start, reason, hint));
             }
             mapping.entries.push(Entry { name: text, style: *style, key, value });
         }
@@ -274,24 +278,21 @@ impl<'a> Document<'a> {
         };
         let hint = format!("add by hand, {place}:\n\n{}", self.lines_under(mapping));
         let parent = self.key().parents[..=mapping.depth].join(".");
-        self.request.refuse(None, Reason::NoParent(parent), hint)
+        self.request.refuse_with(None, Reason::NoParent(parent), hint)
     }
 
     /// A merge matters only where the key is missing: one that is written out wins over it.
     fn merge_of(&self, mapping: &Mapping<'_>) -> Option<PatchError> {
         let merge = mapping.get("<<").filter(|entry| entry.style == ScalarStyle::Plain)?;
         let reason = Reason::Merge(self.key().parent_name(mapping.depth));
-        Some(self.refuse(merge.key.span.start, reason, self.under(mapping)))
+        Some(self.refuse_with(merge.key.span.start, reason, self.under(mapping)))
     }
 
     /// The key must be written the usual way: `name:` in one line, and in a block as the first thing on its line.
     fn check_key(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<(), PatchError> {
-        let refuse = |reason| Err(self.refuse(entry.key.span.start, reason, self.request.by_hand()));
-        if entry.key.anchored {
-            return refuse(Reason::Anchor(format!("the key `{}`", entry.name)));
-        }
-        if entry.key.tagged {
-            return refuse(Reason::Tagged(format!("the key `{}`", entry.name)));
+        let refuse = |reason| Err(self.refuse(entry.key.span.start, reason));
+        if let Some(reason) = entry.key.is_shared(format!("the key `{}`", entry.name)) {
+            return refuse(reason);
         }
         if mapping.node.is_flow() {
             if self.has_question_mark(mapping, entry) {
@@ -352,38 +353,28 @@ impl<'a> Document<'a> {
     fn replace(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<Edit, PatchError> {
         self.check_key(mapping, entry)?;
         let value = entry.value;
-        let its_value = "its value".to_owned();
-        let refuse = |reason| self.refuse(value.span.start, reason, self.line_by_hand(mapping, entry));
-        if value.anchored {
-            return Err(refuse(Reason::Anchor(its_value)));
-        }
-        if value.tagged {
-            return Err(refuse(Reason::Tagged(its_value)));
+        let refuse = |reason| self.refuse_with(value.span.start, reason, self.line_by_hand(mapping, entry));
+        if let Some(reason) = value.is_shared("its value".to_owned()) {
+            return Err(refuse(reason));
         }
         let (text, style) = match &value.kind {
             Kind::Scalar { style: ScalarStyle::Literal | ScalarStyle::Folded, .. } => {
                 return Err(refuse(Reason::BlockScalar));
             }
             Kind::Scalar { text, style } => (text, *style),
-            Kind::Alias => return Err(refuse(Reason::Alias(its_value))),
-            Kind::Mapping { .. } | Kind::Sequence { .. } => return Err(refuse(Reason::Collection(value.describe()))),
+            _ => return Err(refuse(Reason::Collection(value.describe()))),
         };
         let quoted = style != ScalarStyle::Plain;
         if !quoted && value.has_no_text() {
             return self.fill(mapping, entry);
         }
-        let previous = number(text, quoted).map_err(refuse)?;
-        let quotes = usize::from(quoted);
-        let range = value.span.start + quotes..value.span.end.saturating_sub(quotes);
-        // The source must spell the value as it reads: no escapes, no folded lines.
-        if self.text.get(range.clone()) != Some(text.as_str()) {
-            return Err(refuse(Reason::Unclear));
-        }
+        let edit =
+            Edit::replace(self.text, value.span.clone(), text, quoted, self.shown_from(entry)).map_err(refuse)?;
         let before = self.before_on_line(value);
         if before.trim_start().is_empty() && before.contains('\t') && !mapping.node.is_flow() {
             return Err(refuse(Reason::Tab));
         }
-        Ok(Edit { range, shown: self.shown_from(entry), lead: String::new(), tail: "", previous, quoted })
+        Ok(edit)
     }
 
     /// `key:` with nothing after it: the value goes right behind the colon, before any blanks and comment.
@@ -394,7 +385,7 @@ impl<'a> Document<'a> {
         };
         match self.colon(entry).map(|colon| colon + 1).filter(|at| ends(*at)) {
             Some(at) => Ok(Edit { shown: self.shown_from(entry), ..Edit::insert(at, " ".to_owned()) }),
-            None => Err(self.refuse(entry.key.span.start, Reason::Unclear, self.line_by_hand(mapping, entry))),
+            None => Err(self.refuse_with(entry.key.span.start, Reason::Unclear, self.line_by_hand(mapping, entry))),
         }
     }
 
@@ -420,7 +411,7 @@ impl<'a> Document<'a> {
         if let Some(edit) = last {
             return Ok(edit);
         }
-        let refuse = |node: &Node, reason| Err(self.refuse(node.span.start, reason, self.under(mapping)));
+        let refuse = |node: &Node, reason| Err(self.refuse_with(node.span.start, reason, self.under(mapping)));
         let Some(first) = mapping.entries.first() else { return refuse(mapping.node, Reason::Unclear) };
         let Some(indentation) = self.indentation(first.key) else {
             return refuse(first.key, self.why_not_indented(first.key));
@@ -450,7 +441,7 @@ impl<'a> Document<'a> {
 
     /// After the last member, in the manner of that member.
     fn add_in_braces(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
-        let unclear = |node: &Node| Err(self.refuse(node.span.start, Reason::Unclear, self.under(mapping)));
+        let unclear = |node: &Node| Err(self.refuse_with(node.span.start, Reason::Unclear, self.under(mapping)));
         let braces = self.text.get(mapping.node.span.clone()).unwrap_or_default();
         let Some(inside) = braces.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
             return unclear(mapping.node);
@@ -488,8 +479,12 @@ impl<'a> Document<'a> {
         &self.request.key
     }
 
-    fn refuse(&self, offset: usize, reason: Reason, hint: String) -> PatchError {
-        self.request.refuse(Some(position(self.text, offset)), reason, hint)
+    fn refuse(&self, offset: usize, reason: Reason) -> PatchError {
+        self.request.refuse(Some(position(self.text, offset)), reason)
+    }
+
+    fn refuse_with(&self, offset: usize, reason: Reason, hint: String) -> PatchError {
+        self.request.refuse_with(Some(position(self.text, offset)), reason, hint)
     }
 
     /// For a problem with a mapping: what to write in it, in its own manner.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{MOST_OF_JSON, Places, ResultsError, read_json};
 use crate::figures::{Estimate, Measurement, Stage, Step};
@@ -44,52 +45,22 @@ struct CriterionSample {
     times: Vec<f64>,
 }
 
-#[derive(Deserialize)]
-struct CriterionEstimates {
-    mean: CriterionMean,
-}
-
-#[derive(Deserialize)]
-struct CriterionMean {
-    point_estimate: f64,
-    confidence_interval: CriterionInterval,
-}
-
-#[derive(Deserialize)]
-struct CriterionInterval {
-    lower_bound: f64,
-    upper_bound: f64,
-}
-
-impl CriterionMean {
-    /// Nanoseconds per wave of `level` successes, as successes per second.
-    fn throughput(&self, level: usize) -> Estimate {
-        let per_second = |ns: f64| level as f64 * 1e9 / ns;
-        let interval = &self.confidence_interval;
-        Estimate {
-            estimate: per_second(self.point_estimate),
-            lower: Some(per_second(interval.upper_bound)),
-            upper: Some(per_second(interval.lower_bound)),
-        }
+/// Criterion's mean time per wave and the bounds of its interval, nanoseconds.
+pub(super) fn mean_ns(places: &Places, step: Step) -> Result<[f64; 3], ResultsError> {
+    let (path, what) = (criterion_file(places, step, "estimates.json"), "Criterion estimates file");
+    let file: Value = read_json(&path, MOST_OF_JSON, what)?;
+    let (mean, interval) = (&file["mean"], &file["mean"]["confidence_interval"]);
+    match [&mean["point_estimate"], &interval["lower_bound"], &interval["upper_bound"]].map(Value::as_f64) {
+        [Some(mean), Some(low), Some(high)] => Ok([mean, low, high]),
+        _ => Err(ResultsError::Format { path, what, message: "it has no mean with an interval".to_owned() }),
     }
 }
 
-/// Criterion's mean time per wave.
-fn mean(places: &Places, step: Step) -> Result<CriterionMean, ResultsError> {
-    let file: CriterionEstimates =
-        read_json(&criterion_file(places, step, "estimates.json"), MOST_OF_JSON, "Criterion estimates file")?;
-    Ok(file.mean)
-}
-
-/// The same in nanoseconds.
-pub(super) fn wave_ns(places: &Places, step: Step) -> Option<f64> {
-    Some(mean(places, step).ok()?.point_estimate)
-}
-
-/// Successes per second by Criterion's estimates of a level's first measurement.
+/// Successes per second by Criterion's estimates of a level's first measurement: a wave is `level` of them.
 pub(super) fn throughput(places: &Places, level: usize) -> Result<Estimate, ResultsError> {
-    let first = Step { level, stage: Stage::Sweep, round: 0 };
-    Ok(mean(places, first)?.throughput(level))
+    let waves = mean_ns(places, Step { level, stage: Stage::Sweep, round: 0 })?;
+    let [estimate, upper, lower] = waves.map(|ns| level as f64 * 1e9 / ns);
+    Ok(Estimate { estimate, lower: Some(lower), upper: Some(upper) })
 }
 
 /// The levels that Criterion has estimates of.

@@ -54,28 +54,27 @@ pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
-    let mut files = Files { places, limits, read: BTreeMap::new() };
+    let mut read = BTreeMap::new();
     for &level in &newest.about.settings.levels {
-        match newest_records(places, &same, level) {
-            Some((manifest, records)) => {
-                let summary = match files.summary_of(manifest, &records) {
-                    Ok(summary) => {
-                        notes.extend(cross_check(places, &summary, &records));
-                        used.extend(records);
-                        summary
-                    }
-                    Err(error) => {
-                        notes.push(Note::NoRecordOf { level, error: error.to_string() });
-                        estimate_only(places, level)?
-                    }
-                };
-                measured.levels.push(summary);
-                measured.quick |= manifest.about.settings.quick;
-                measured.unlisted_model |= manifest.about.settings.model_is_listed == Some(false);
-                runs.push(&manifest.run_id);
+        let Some((manifest, records)) = newest_records(places, &same, level) else {
+            left_out.push(level);
+            continue;
+        };
+        let folder = places.runs.join(manifest.run_id.as_str());
+        measured.levels.push(match summary_of(&folder, manifest, &records, limits, &mut read) {
+            Ok(summary) => {
+                notes.extend(cross_check(places, &summary, &records));
+                used.extend(records);
+                summary
             }
-            None => left_out.push(level),
-        }
+            Err(error) => {
+                notes.push(Note::NoRecordOf { level, error: error.to_string() });
+                estimate_only(places, level)?
+            }
+        });
+        measured.quick |= manifest.about.settings.quick;
+        measured.unlisted_model |= manifest.about.settings.model_is_listed == Some(false);
+        runs.push(&manifest.run_id);
     }
     runs.sort_unstable();
     runs.dedup();
@@ -151,20 +150,22 @@ fn newest_records<'a>(
     })
 }
 
-/// The sidecars of runs. That of all visits is read once.
-struct Files<'a> {
-    places: &'a Places,
+/// The figures of a level's measurements, all of one run. A sidecar of visits is that of all levels, and is read once.
+fn summary_of(
+    folder: &Path,
+    manifest: &Manifest,
+    records: &[&Measurement],
     limits: Limits,
-    read: BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
-}
-
-impl Files<'_> {
-    fn read(&mut self, folder: &Path, record: &Measurement, warmup: usize) -> Result<Requests, ResultsError> {
+    read: &mut BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
+) -> Result<LevelSummary, ResultsError> {
+    let warmup = manifest.about.settings.warmup_requests.unwrap_or_default();
+    let mut requests = Vec::new();
+    for record in records {
         let path = folder.join(sidecar_name(record.step()));
         let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
         // With those of the warm-up and those that were in flight at the end.
         let expected = completed + (warmup.max(record.concurrency) + record.concurrency) as u64;
-        let file = match self.read.entry(path) {
+        let file = match read.entry(path) {
             Entry::Occupied(read) => read.into_mut(),
             Entry::Vacant(file) => {
                 let requests = read_requests(file.key(), expected)?;
@@ -173,30 +174,27 @@ impl Files<'_> {
         };
         let visit = if record.stage == Stage::Visit { record.round } else { 0 };
         // A measurement is asked for once.
-        Ok(file.remove(&visit).unwrap_or_default())
+        requests.push(file.remove(&visit).unwrap_or_default());
     }
-
-    /// The figures of a level's measurements, all of one run.
-    fn summary_of(&mut self, manifest: &Manifest, records: &[&Measurement]) -> Result<LevelSummary, ResultsError> {
-        let folder = self.places.runs.join(manifest.run_id.as_str());
-        let warmup = manifest.about.settings.warmup_requests.unwrap_or_default();
-        let requests: Vec<_> =
-            records.iter().map(|record| self.read(&folder, record, warmup)).collect::<Result<_, _>>()?;
-        let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
-        Ok(figures::summarize(&measured, manifest.limits(self.limits)))
-    }
+    let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
+    Ok(figures::summarize(&measured, manifest.limits(limits)))
 }
+
+/// Criterion's figure and ours should be closer than this.
+const CROSS_CHECK: f64 = 0.05;
 
 /// Where Criterion's figure and ours differ.
 fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&Measurement]) -> Option<Note> {
-    if of_level.iter().any(|record| record.stage == Stage::Visit) {
-        // It counts what ended in a visit, of whatever began before; ours what began in it.
+    // Criterion knows of no measurement that is set aside, and counts what ended in a visit, of whatever began before.
+    let is_visited = of_level.iter().any(|record| record.stage == Stage::Visit);
+    if is_visited || summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
         return None;
     }
-    let waves: Vec<f64> =
-        of_level.iter().map(|record| estimates::wave_ns(places, record.step())).collect::<Option<_>>()?;
-    let (criterion, records) = figures::cross_check(summary, &waves)?;
-    Some(Note::CriterionDiffers { level: summary.concurrency, criterion, records })
+    let waves = of_level.iter().map(|record| estimates::mean_ns(places, record.step()).ok().map(|[mean, ..]| mean));
+    let mean_ns = waves.sum::<Option<f64>>()? / of_level.len() as f64;
+    let (level, records) = (summary.concurrency, summary.throughput_rps?.estimate);
+    let criterion = level as f64 * 1e9 / mean_ns;
+    ((criterion / records - 1.0).abs() > CROSS_CHECK).then_some(Note::CriterionDiffers { level, criterion, records })
 }
 
 /// Without its sidecar a level has Criterion's throughput, and nothing to check it with.

@@ -23,7 +23,7 @@ pub use nights::Night;
 pub use places::Places;
 pub use results::{ResultsFile, SCHEMA};
 pub use run::{About, Environment, Manifest, RequestsFile, Run, RunId, RunSettings};
-pub use sidecar::{SidecarWriter, read_sidecar};
+pub use sidecar::{SidecarWriter, read_sidecar, sidecar_name};
 
 use crate::client::redact;
 use crate::files;
@@ -84,12 +84,11 @@ pub fn to_json(value: &impl Serialize) -> Vec<u8> {
 fn read_json<T: DeserializeOwned>(path: &Path, most: u64, what: &'static str) -> Result<T, ResultsError> {
     let text =
         files::read_to_string(path, most).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
-    let broken = |error: serde_json::Error| ResultsError::Format {
-        path: path.to_owned(),
-        what,
-        message: redact::one_line(&error.to_string()),
-    };
-    // Only the text itself tells the line of a mistake; only the values can be rid of what would act on a terminal.
-    serde_json::from_str::<T>(&text).map_err(broken)?;
-    serde_json::from_str(&text).and_then(|value| serde_json::from_value(redact::value_in_lines(value))).map_err(broken)
+    // The values, rid of what would act on a terminal.
+    let read = serde_json::from_str(&text).and_then(|value| serde_json::from_value(redact::value_in_lines(value)));
+    read.map_err(|error| {
+        // Only the text itself tells the line of a mistake.
+        let error = serde_json::from_str::<T>(&text).err().unwrap_or(error);
+        ResultsError::Format { path: path.to_owned(), what, message: redact::one_line(&error.to_string()) }
+    })
 }

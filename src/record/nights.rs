@@ -1,8 +1,7 @@
 //! `recheck.jsonl`: one line for each recheck, so that nights add up.
 
-use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,9 +30,6 @@ impl Night {
     }
 
     /// The earlier nights of the same number, oldest first.
-    ///
-    /// # Errors
-    /// If the file is there and cannot be read, or a line is none of ours.
     pub fn earlier(&self, places: &Places) -> Result<Vec<Night>, ResultsError> {
         let path = Night::path(places);
         if !path.exists() {
@@ -47,24 +43,20 @@ impl Night {
             message: format!("line {line}: {error}"),
         };
         let nights = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-        let nights = nights.map(|(at, line)| serde_json::from_str(line).map_err(|error| wrong(at, error)));
-        let nights: Vec<Night> = nights.collect::<Result<_, _>>()?;
-        let key = |of: &Night| (of.fingerprint.clone(), of.concurrency, of.run_id.clone());
-        Ok(nights.into_iter().filter(|night| key(night) == key(self)).collect())
+        let nights = nights.map(|(at, line)| serde_json::from_str::<Night>(line).map_err(|error| wrong(at, error)));
+        let of_number = |night: &Night| {
+            (&night.fingerprint, night.concurrency, &night.run_id)
+                == (&self.fingerprint, self.concurrency, &self.run_id)
+        };
+        nights.filter(|night| night.as_ref().map_or(true, of_number)).collect()
     }
 
-    /// Adds it at the end.
-    ///
-    /// # Errors
-    /// If it cannot be written.
+    /// Adds it at the end, in one piece, so that a line is there or is not.
     pub fn save(&self, places: &Places) -> Result<PathBuf, ResultsError> {
         let path = Night::path(places);
         let mut line = serde_json::to_vec(self).expect("our own types have only string keys");
         line.push(b'\n');
-        let file = std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")));
-        let file = file.and_then(|()| File::options().create(true).append(true).open(&path));
-        // In one piece, so that a line is there or is not.
-        let written = file.and_then(|mut file| file.write_all(&line));
+        let written = files::append_to(&path).and_then(|mut file| file.write_all(&line));
         written.map_err(|cause| ResultsError::Write { path: path.clone(), cause })?;
         Ok(path)
     }

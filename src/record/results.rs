@@ -1,7 +1,7 @@
 //! Results files: what a run came to, for people and programs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use super::{
     write_atomic,
 };
 use crate::decide::verify::Verified;
-use crate::decide::{JudgedLevel, Raced, Recommendation};
+use crate::decide::{OF_VERDICT, Raced, Recommendation};
 use crate::figures::LevelSummary;
 
 /// The schema of results files.
@@ -30,10 +30,8 @@ pub struct ResultsFile {
     /// As decided in the end, without the figures of the levels.
     pub recommendation: Option<Value>,
     /// What the race came to.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub raced: Option<Raced>,
     /// What traffic the number carries, as `verify` found it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
     /// Keys this version does not know.
     #[serde(flatten)]
@@ -96,30 +94,23 @@ impl ResultsFile {
             *level = whole;
         }
         let recorded = Recommendation::recorded(value)?;
-        let judged = |summary: &LevelSummary| {
-            recorded.levels.iter().any(|level: &JudgedLevel| level.summary.concurrency == summary.concurrency)
-        };
-        self.levels.iter().all(judged).then_some(recorded)
+        let is_judged =
+            |of: &LevelSummary| recorded.levels.iter().any(|level| level.summary.concurrency == of.concurrency);
+        self.levels.iter().all(is_judged).then_some(recorded)
     }
 
-    /// Whether what is measured now would be comparable.
-    ///
-    /// # Errors
-    /// If not, with what differs. Where the run's own record is gone, the file knows most of it, but not the prompts.
+    /// An error, with what differs, if what is measured now would not be comparable. Where the run's own record is gone,
+    /// the file knows most of it, but not the prompts.
     pub fn check_fits(&self, path: &Path, places: &Places, now: &Identity) -> Result<(), ResultsError> {
         if self.about.fingerprint.as_deref() == Some(&now.fingerprint()) {
             return Ok(());
         }
-        let folder = self.run_id.as_ref().map(|run_id| places.runs.join(run_id.as_str()));
-        let recorded = folder.and_then(|folder| Manifest::read(&folder.join("run.json")).ok());
-        let then = recorded.map_or_else(|| Identity::as_told(&self.about, now), |manifest| manifest.identity);
+        let then = self.manifest(places).map(|(_, manifest)| manifest.identity);
+        let then = then.unwrap_or_else(|| Identity::as_told(&self.about, now));
         Err(ResultsError::OtherThanMeasured { path: path.to_owned(), differences: then.differences(now) })
     }
 
     /// Puts the section `verified` into a results file, and leaves the rest as it is.
-    ///
-    /// # Errors
-    /// If the file cannot be read or written.
     pub fn write_verified(path: &Path, verified: &Verified) -> Result<(), ResultsError> {
         let mut file: Value = read_json(path, MOST_OF_JSON, "results file")?;
         file["verified"] = json!(verified);
@@ -128,21 +119,20 @@ impl ResultsFile {
 
     /// The records of the run's requests, if its folder is still there.
     pub fn requests(&self, places: &Places) -> Vec<RequestsFile> {
-        let Some(run_id) = &self.run_id else { return Vec::new() };
-        let folder = places.runs.join(run_id.as_str());
-        Manifest::read(&folder.join("run.json")).map(|manifest| manifest.requests(&folder)).unwrap_or_default()
+        self.manifest(places).map(|(folder, manifest)| manifest.requests(&folder)).unwrap_or_default()
+    }
+
+    fn manifest(&self, places: &Places) -> Option<(PathBuf, Manifest)> {
+        let folder = places.runs.join(self.run_id.as_ref()?.as_str());
+        let manifest = Manifest::read(&folder.join("run.json")).ok()?;
+        Some((folder, manifest))
     }
 }
 
 /// The figures stand beside it already.
 fn without_figures(mut recommendation: Value) -> Value {
     for level in recommendation["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-        level.retain(|key, _| {
-            matches!(
-                key.as_str(),
-                "concurrency" | "verdict" | "gate" | "causes" | "why" | "error_rate_interval" | "uncertain"
-            )
-        });
+        level.retain(|key, _| key == "concurrency" || OF_VERDICT.contains(&key.as_str()));
     }
     recommendation
 }

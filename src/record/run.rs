@@ -12,7 +12,7 @@ use super::sidecar::{SidecarWriter, sidecar_name};
 use super::{Identity, Places, ResultsError, ResultsFile, read_json, to_json, write_atomic};
 use crate::client::{RequestSettings, SIMULATOR};
 use crate::decide::{Policy, Raced};
-use crate::figures::{LevelSummary, Limits, Measurement, Stage, Step, null_as_default};
+use crate::figures::{LevelSummary, Limits, Measurement, Stage, null_as_default};
 use crate::files;
 
 /// Of up to a hundred measurements, each with a histogram.
@@ -136,7 +136,6 @@ pub struct Manifest {
     /// Those that ended, in the order in which they were made.
     pub levels: Vec<Measurement>,
     /// What the race came to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raced: Option<Raced>,
 }
 
@@ -236,20 +235,9 @@ impl Run {
         &self.folder
     }
 
-    /// Opens the sidecar of a measurement; that of visits is one for all of them.
-    pub fn sidecar(&self, step: Step) -> Result<SidecarWriter, ResultsError> {
-        let path = self.folder.join(sidecar_name(step));
-        if step.stage == Stage::Visit { SidecarWriter::append(path) } else { SidecarWriter::create(path) }
-    }
-
-    /// Opens the record of what is sent before the first measurement.
-    pub fn preflight_sidecar(&self) -> Result<SidecarWriter, ResultsError> {
-        SidecarWriter::create(self.folder.join("preflight.jsonl"))
-    }
-
-    /// Opens the record of what arrived by itself, the `round`-th time.
-    pub fn arrivals_sidecar(&self, round: u32) -> Result<SidecarWriter, ResultsError> {
-        SidecarWriter::create(self.folder.join(format!("arrivals-{round}.jsonl")))
+    /// Opens a record of requests in its folder: that of a measurement by [`sidecar_name`](super::sidecar_name).
+    pub fn sidecar(&self, name: &str) -> Result<SidecarWriter, ResultsError> {
+        SidecarWriter::open(self.folder.join(name))
     }
 
     /// A measurement has ended, is in the manifest, and its sidecar is in place: records the figures of its level.

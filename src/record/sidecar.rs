@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use tempfile::NamedTempFile;
-
 use super::ResultsError;
 use crate::client::outcome::RequestOutcome;
 use crate::figures::{Requests, Stage, Step};
@@ -19,7 +17,7 @@ const MOST_OF_SIDECAR: u64 = 4 << 30;
 /// A line of a sidecar has a few hundred bytes.
 const LONGEST_LINE: u64 = 1 << 20;
 
-pub(super) fn sidecar_name(step: Step) -> String {
+pub fn sidecar_name(step: Step) -> String {
     let level = step.level;
     match step.stage {
         Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
@@ -81,36 +79,12 @@ const BATCH: usize = 256;
 const WAITING_BATCHES: usize = 256;
 
 impl SidecarWriter {
-    /// Writes to `path`, under another name until all is there.
-    pub fn create(path: PathBuf) -> Result<Self, ResultsError> {
-        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
-        let file = std::fs::create_dir_all(&folder).and_then(|()| files::temporary_in(&folder));
-        let target = path.clone();
-        SidecarWriter::start(path, file, move |file: NamedTempFile| {
-            file.as_file().sync_data()?;
-            file.persist(&target).map(drop).map_err(|error| error.error)
-        })
-    }
-
     /// Adds to `path`, line by line, so that what was written stays if the program is killed.
-    pub fn append(path: PathBuf) -> Result<Self, ResultsError> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let file = std::fs::create_dir_all(folder).and_then(|()| File::options().create(true).append(true).open(&path));
-        SidecarWriter::start(path, file, |file: File| file.sync_data())
-    }
-
-    fn start<W: Write + Send + 'static>(
-        path: PathBuf,
-        file: io::Result<W>,
-        end: impl FnOnce(W) -> io::Result<()> + Send + 'static,
-    ) -> Result<Self, ResultsError> {
+    pub fn open(path: PathBuf) -> Result<Self, ResultsError> {
         let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
-        let mut file = file.map_err(failed)?;
+        let file = files::append_to(&path).map_err(failed)?;
         let (batches, incoming) = mpsc::sync_channel(WAITING_BATCHES);
-        let write = move || {
-            write_lines(&mut file, &incoming)?;
-            end(file)
-        };
+        let write = move || write_lines(file, &incoming);
         let thread = std::thread::Builder::new().name("sidecar".to_owned()).spawn(write).map_err(failed)?;
         Ok(SidecarWriter { batch: Vec::with_capacity(BATCH), batches, thread, path })
     }
@@ -130,7 +104,7 @@ impl SidecarWriter {
         let _ = self.batches.send(batch);
     }
 
-    /// Waits until all is on disk under its name.
+    /// Waits until all is on disk.
     pub fn finish(self) -> Result<(), ResultsError> {
         let SidecarWriter { batch, batches, thread, path } = self;
         let _ = batches.send(batch);
@@ -140,7 +114,7 @@ impl SidecarWriter {
     }
 }
 
-fn write_lines(file: &mut impl Write, batches: &mpsc::Receiver<Vec<RequestOutcome>>) -> io::Result<()> {
+fn write_lines(mut file: File, batches: &mpsc::Receiver<Vec<RequestOutcome>>) -> io::Result<()> {
     let mut lines = Vec::new();
     for batch in batches {
         lines.clear();
@@ -150,5 +124,5 @@ fn write_lines(file: &mut impl Write, batches: &mpsc::Receiver<Vec<RequestOutcom
         }
         file.write_all(&lines)?;
     }
-    Ok(())
+    file.sync_data()
 }

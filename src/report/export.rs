@@ -110,7 +110,7 @@ fn card(run: &Run) -> String {
         cells.push(format!("{chosen}{verdict} {}", plain(&why)).trim().to_owned());
         table += &line(cells);
     }
-    let notes: String = words::notes(recommendation).map(|note| format!("- {}\n", plain(&note))).collect();
+    let notes: String = words::notes(recommendation).1.iter().map(|note| format!("- {}\n", plain(note))).collect();
     let notes = if notes.is_empty() { notes } else { format!("\n{notes}") };
     format!(
         "### {label}{}\n\n{}\n\n{of}\n\n{table}{notes}",

@@ -90,7 +90,9 @@ fn answer(run: &Run) -> Value {
     let pick = recommendation.recommended_concurrency;
     let provisional = "Provisional: it is shown, but not written into the config without --allow-provisional.";
     let provisional = (recommendation.provisional && pick.is_some()).then(|| provisional.to_owned());
-    let notes = provisional.into_iter().chain(words::information(recommendation)).chain(words::notes(recommendation));
+    let (doubts, mut notes) = words::notes(recommendation);
+    notes.splice(doubts..doubts, words::information(recommendation));
+    notes.splice(..0, provisional);
     let (columns, rows) = text::rows(recommendation);
     let chosen = recommendation.chosen();
     let sizes = chosen.into_iter().flat_map(|level| &level.summary.by_size);
@@ -112,7 +114,7 @@ fn answer(run: &Run) -> Value {
         reason => words::reason(recommendation),
         chosen => Serde(chosen),
         gain => Serde(chosen.and_then(|level| words::gain(recommendation, level))),
-        notes => notes.collect::<Vec<_>>(),
+        notes,
         columns,
         rows => Serde(rows),
         sizes => Serde(sizes.map(|part| (&part.size, text::size_row(part))).collect::<Vec<_>>()),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::verify::Verified;
-use crate::decide::{JudgedLevel, Note, Policy, Recommendation, Verdict, passing};
+use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, passing};
 use crate::figures::{Estimate, SizeSummary};
 use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
@@ -38,10 +38,7 @@ pub fn brief(recommendation: &Recommendation, present: Option<usize>, screen: Sc
         lines.extend(levels(recommendation, &shown, width, true).lines().map(str::to_owned));
     }
     let left_out = all.len() - shown.len();
-    let is_minor = |note: &&Note| !matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::Quick);
-    let mut notes: Vec<&Note> = recommendation.notes.iter().collect();
-    notes.sort_by_key(is_minor);
-    let mut notes = notes.into_iter().map(words::note).chain(words::advice(recommendation)).peekable();
+    let mut notes = words::notes(recommendation).1.into_iter().peekable();
     while let Some(note) = notes.peek() {
         let note = wrapped(&format!("note: {note}"), width);
         if lines.len() + note.len() + 1 > LINES - AROUND {

@@ -8,7 +8,6 @@
 
 mod answering;
 mod config;
-mod connection;
 mod driver;
 #[doc(hidden)]
 pub mod engine;

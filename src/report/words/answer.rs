@@ -23,7 +23,7 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     };
     let simulator = "SIMULATED: this is the embedded simulator, not a server of yours";
     lines.extend(recommendation.simulated.then(|| simulator.to_owned()));
-    lines.extend(notes(recommendation).map(|note| format!("note: {note}")));
+    lines.extend(notes(recommendation).1.into_iter().map(|note| format!("note: {note}")));
     lines
 }
 
@@ -79,19 +79,31 @@ pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> Stri
     format!("{simulated}{headline}")
 }
 
-/// Throughput and P95 at one level against those at another.
+/// Throughput and P95 at one level against those at another; about, where one was not measured.
 fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<String> {
-    let (before, after) = (&recommendation.level(from)?.summary, &recommendation.level(to)?.summary);
-    let rps = |summary: &LevelSummary| summary.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0);
-    let change = 100.0 * (rps(after)? / rps(before)? - 1.0);
-    let throughput = match change.round() {
+    let rps =
+        |level| between(recommendation, level, |of| of.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0));
+    let p95 = |level| between(recommendation, level, |of| of.latency_s?.p95);
+    let about = |level| if recommendation.level(level).is_some() { "" } else { "about " };
+    let change = (100.0 * (rps(to)? / rps(from)? - 1.0)).round();
+    let more = if change < 0.0 { "less" } else { "more" };
+    let throughput = match change {
         0.0 => "the same throughput".to_owned(),
-        more if more > 0.0 => format!("{more:.0} % more throughput"),
-        less => format!("{:.0} % less throughput", -less),
+        _ => format!("{}{:.0} % {more} throughput", about(from), change.abs()),
     };
-    let p95 = |summary: &LevelSummary| summary.latency_s.and_then(|latency| latency.p95).map(seconds);
-    let p95 = p95(before).zip(p95(after)).map(|(before, after)| format!(", P95 {after} instead of {before}"));
+    let p95 = p95(from).zip(p95(to));
+    let p95 =
+        p95.map(|(before, after)| format!(", P95 {} instead of {}{}", seconds(after), about(from), seconds(before)));
     Some(throughput + &p95.unwrap_or_default())
+}
+
+/// A figure at a level, or on the line between the levels on either side of it.
+fn between(recommendation: &Recommendation, level: usize, of: impl Fn(&LevelSummary) -> Option<f64>) -> Option<f64> {
+    let mut known = recommendation.levels.iter().filter_map(|at| Some((at.summary.concurrency, of(&at.summary)?)));
+    let (low, below) = known.clone().rfind(|&(at, _)| at <= level)?;
+    let (high, above) = known.find(|&(at, _)| at >= level)?;
+    let share = (level - low) as f64 / (high - low).max(1) as f64;
+    Some(below + share * (above - below))
 }
 
 /// The status in plain words, and the interval.

@@ -154,7 +154,7 @@ pub(super) fn why(reason: &Reason) -> String {
         Reason::ByVisits { objective, tolerance } => {
             let (what, tolerance) = (maximised(*objective), percent(*tolerance));
             format!(
-                "By all visits together the smallest level that is surely within about {tolerance} of the best {what}"
+                "The smallest level that keeps within about {tolerance} of the best {what}, by all measurements together"
             )
         }
         Reason::NotDecided { interval } => {

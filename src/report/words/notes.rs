@@ -10,9 +10,12 @@ use crate::decide::causes::ClientLimit;
 use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
 use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
 
-/// All that is worth knowing beside the answer.
-pub fn notes(recommendation: &Recommendation) -> impl Iterator<Item = String> {
-    recommendation.notes.iter().map(note).chain(advice(recommendation))
+/// All that is worth knowing beside the answer; first what casts doubt on it, and how many that are.
+pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
+    let casts_doubt = |note: &&Note| matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::Quick);
+    let (doubts, others): (Vec<&Note>, Vec<&Note>) = recommendation.notes.iter().partition(casts_doubt);
+    let words = doubts.iter().chain(&others).map(|it| note(it)).chain(advice(recommendation));
+    (doubts.len(), words.collect())
 }
 
 pub fn note(note: &Note) -> String {
@@ -163,7 +166,7 @@ pub fn information(recommendation: &Recommendation) -> Vec<String> {
     });
     let curve = recommendation.usl.map(|usl| {
         let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
-        format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.curve.r_squared)
+        format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.r_squared)
     });
     let goodput = recommendation.chosen().and_then(|level| level.summary.goodput.as_ref()).map(goodput);
     goodput.into_iter().chain(cost(recommendation)).chain(alternative).chain(curve).collect()

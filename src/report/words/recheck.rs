@@ -16,9 +16,8 @@ pub fn rechecked(number: usize, found: &Rechecked) -> Vec<String> {
         Holds::CannotTell => format!("cannot tell whether {number} still holds; nights add up, so ask again"),
     };
     let mut lines = vec![verdict];
-    lines.extend(found.speed.map(|speed| {
-        let interval = range(speed.interval, signed);
-        format!("Speed against the run: {} ({interval}, {nights})", signed(speed.change))
+    lines.extend(found.speed.map(|(change, interval)| {
+        format!("Speed against the run: {} ({}, {nights})", signed(change), range(interval, signed))
     }));
     lines.extend(found.below.map(|(level, now, then)| {
         format!("Throughput at {number} over {level}: {} (then {})", signed(now), signed(then))

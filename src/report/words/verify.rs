@@ -48,6 +48,9 @@ pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<S
         Some(NotCarried::Errors(error_rate)) => {
             format!("error rate {} is not below {}", rate(error_rate), percent(policy.max_error_rate))
         }
+        Some(NotCarried::Slo(share, least)) => {
+            format!("{} of the requests keep within policy.slo, waiting included, not {}", rate(share), percent(least))
+        }
         Some(NotCarried::Limit(gate, limit, is)) => {
             let waiting = if gate == Gate::TpotP95 { "" } else { ", waiting included" };
             format!("{} {} is above {}{waiting}", name(gate), or_unknown(is, seconds), seconds(limit))
