@@ -49,10 +49,6 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command.
-    ///
-    /// # Errors
-    /// Whatever went wrong, with what to do about it.
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Run(command) => command.run(),

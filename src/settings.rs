@@ -271,36 +271,6 @@ impl Overrides {
     fn name_endpoint(&self) -> bool {
         self.0.iter().any(|argument| argument.starts_with("--llm-endpoint="))
     }
-
-    /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
-    fn from_env(env: &Env) -> Result<Self, ConfigError> {
-        let options = options();
-        let variable = |arg: &Arg| arg.get_env().and_then(OsStr::to_str).map(str::to_owned);
-        let variables: Vec<String> = options.get_arguments().filter_map(variable).collect();
-        let ours: Vec<&str> = CLIENT_VARIABLES.into_iter().chain(variables.iter().map(String::as_str)).collect();
-        if let Some(name) = env.0.keys().find(|name| name.starts_with(BENCH) && !ours.contains(&name.as_str())) {
-            let names: Vec<&str> = variables.iter().filter_map(|name| name.strip_prefix(BENCH)).collect();
-            return Err(invalid(name, format!("no such variable; after {BENCH} comes one of {}", names.join(", "))));
-        }
-        env.refuse_near_misses(&ours)?;
-        let mut given = Vec::new();
-        for arg in options.get_arguments() {
-            let (Some(flag), Some(name)) = (arg.get_long(), variable(arg)) else { continue };
-            let Some(value) = env.get(&name).map(str::trim) else { continue };
-            let argument = match (arg.get_action(), value) {
-                (ArgAction::SetTrue, "1" | "true" | "yes" | "on") => format!("--{flag}"),
-                (ArgAction::SetTrue, "0" | "false" | "no" | "off") => continue,
-                (ArgAction::SetTrue, _) => return Err(invalid(name, format!("`{value}` is neither 1 nor 0"))),
-                _ => format!("--{flag}={value}"),
-            };
-            matches(std::slice::from_ref(&argument)).map_err(|error| {
-                let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                invalid(name, reason)
-            })?;
-            given.push(argument);
-        }
-        Ok(Overrides(given))
-    }
 }
 
 /// All that flags and variables may set.
@@ -429,8 +399,9 @@ impl Settings {
             path,
             config,
         };
-        settings.set(&Overrides::from_env(env)?, "LLM_ENDPOINT")?;
-        settings.set(&flags, "--llm-endpoint")?;
+        settings.set_from_env(env)?;
+        // The command line has read all others.
+        settings.set(&flags.0, "--llm-endpoint")?;
         let Settings { path, config, endpoint, .. } = &mut settings;
         *endpoint = config.llm.endpoint(path)?.clone();
         if *endpoint == Endpoint::Simulator {
@@ -445,9 +416,37 @@ impl Settings {
         Ok(settings)
     }
 
-    fn set(&mut self, overrides: &Overrides, endpoint: &str) -> Result<(), ConfigError> {
-        let wrong = |error: clap::Error| invalid("flags", error.to_string());
-        let matches = matches(&overrides.0).map_err(wrong)?;
+    /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
+    fn set_from_env(&mut self, env: &Env) -> Result<(), ConfigError> {
+        let options = options();
+        let variable = |arg| Some((Arg::get_env(arg)?.to_str()?, arg.get_long()?, arg.get_action()));
+        let variables: Vec<_> = options.get_arguments().filter_map(variable).collect();
+        let ours: Vec<&str> = CLIENT_VARIABLES.into_iter().chain(variables.iter().map(|(name, ..)| *name)).collect();
+        if let Some(name) = env.0.keys().find(|name| name.starts_with(BENCH) && !ours.contains(&name.as_str())) {
+            let names: Vec<&str> = variables.iter().filter_map(|(name, ..)| name.strip_prefix(BENCH)).collect();
+            return Err(invalid(name, format!("no such variable; after {BENCH} comes one of {}", names.join(", "))));
+        }
+        env.refuse_near_misses(&ours)?;
+        for (name, flag, action) in variables {
+            let Some(value) = env.get(name).map(str::trim) else { continue };
+            let argument = match (action, value) {
+                (ArgAction::SetTrue, "1" | "true" | "yes" | "on") => format!("--{flag}"),
+                (ArgAction::SetTrue, "0" | "false" | "no" | "off") => continue,
+                (ArgAction::SetTrue, _) => return Err(invalid(name, format!("`{value}` is neither 1 nor 0"))),
+                _ => format!("--{flag}={value}"),
+            };
+            self.set(&[argument], name)?;
+        }
+        Ok(())
+    }
+
+    /// Errors have the name `named`.
+    fn set(&mut self, args: &[String], named: &str) -> Result<(), ConfigError> {
+        let wrong = |error: clap::Error| {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            invalid(named, reason)
+        };
+        let matches = matches(args).map_err(wrong)?;
         // Levels named for this run are meant: no bound from a less specific place leaves them out.
         if let Some(Levels::List(levels)) = matches.get_one("levels") {
             let benchmark = &mut self.config.benchmark;
@@ -457,7 +456,7 @@ impl Settings {
         self.update_from_arg_matches(&matches).map_err(wrong)?;
         let (llm, target) = (&mut self.config.llm, std::mem::take(&mut self.target));
         if let Some(url) = target.llm_endpoint {
-            llm.endpoint = Some(url.parse().map_err(|message: String| invalid(endpoint, message))?);
+            llm.endpoint = Some(url.parse().map_err(|message: String| invalid(named, message))?);
         }
         llm.model = target.llm_model.unwrap_or(std::mem::take(&mut llm.model));
         Ok(())
@@ -495,7 +494,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.llm.check()?;
         self.benchmark.check()?;
-        let Policy { max_error_rate, tolerance, .. } = self.policy;
+        let Policy { max_error_rate, tolerance, objective, .. } = self.policy;
         let slo = self.policy.slo.unwrap_or_default();
         for (key, value) in
             [("max_error_rate", max_error_rate), ("tolerance", tolerance), ("slo.attainment", slo.attainment)]
@@ -512,16 +511,17 @@ impl Config {
         let request = &self.benchmark.request;
         let streams = request.stream && request.kind != RequestKind::Embedding;
         for (key, limit, needs_stream) in gates.into_iter().chain(of_slo) {
-            if limit.is_some_and(|seconds| !(seconds.is_finite() && seconds > 0.0)) {
+            let Some(seconds) = limit else { continue };
+            if !(seconds.is_finite() && seconds > 0.0) {
                 return Err(invalid(key, "must be a positive number of seconds"));
             }
-            if limit.is_some() && needs_stream && !streams {
+            if needs_stream && !streams {
                 let message =
                     "needs answers that are streamed: set benchmark.request.stream: true (embeddings never are)";
                 return Err(invalid(key, message));
             }
         }
-        let asks = self.policy.slo.is_some() || self.policy.objective == Objective::Goodput;
+        let asks = self.policy.slo.is_some() || objective == Objective::Goodput;
         if asks && slo.limits().iter().all(|(_, limit)| limit.is_none()) {
             return Err(invalid("policy.slo", "needs at least one limit in seconds: ttft, tpot or latency"));
         }
@@ -546,53 +546,38 @@ impl Benchmark {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |key: &str, message: &str| Err(invalid(format!("benchmark.{key}"), message));
-        let &Benchmark { min_concurrency, max_concurrency, total_requests, warmup_requests, .. } = self;
-
-        if min_concurrency == 0 {
-            return wrong("min_concurrency", "level 0 would send nothing; levels start at 1");
-        }
-        if min_concurrency > max_concurrency {
-            let message = format!("{min_concurrency} is above max_concurrency {max_concurrency}");
-            return wrong("min_concurrency", &message);
-        }
-        for (key, value) in [
-            ("max_concurrency", max_concurrency),
-            ("total_requests", total_requests),
-            ("warmup_requests", warmup_requests),
-        ] {
-            if value > MOST {
-                return wrong(key, &format!("must be at most {MOST}"));
-            }
-        }
-        if total_requests == 0 {
-            return wrong("total_requests", "must be at least 1; 100 is a good start");
-        }
-        if self.request.max_tokens == 0 {
-            return wrong("request.max_tokens", "must be at least 1");
-        }
+        let &Benchmark { min_concurrency: min, max_concurrency: max, total_requests, warmup_requests, .. } = self;
+        let Budget { max_minutes, max_cost_usd, usd_per_million_input, usd_per_million_output, usd_per_hour, .. } =
+            self.budget;
         self.request.check()?;
-        if self.levels().is_empty() {
-            let message =
-                format!("none lies between min_concurrency {min_concurrency} and max_concurrency {max_concurrency}");
-            return wrong("levels", &message);
+        let most = format!("must be at most {MOST}");
+        let is_negative = |value: Option<f64>| value.is_some_and(|v| !(v.is_finite() && v >= 0.0));
+        let not_negative = "must be a number and not negative";
+        let is_priceless = max_cost_usd.is_some() && usd_per_million_output.is_none();
+        let priceless = "needs a price: set budget.usd_per_million_output (and usd_per_million_input)";
+        let wrong: [(&str, bool, &str); 14] = [
+            ("min_concurrency", min == 0, "level 0 would send nothing; levels start at 1"),
+            ("min_concurrency", min > max, &format!("{min} is above max_concurrency {max}")),
+            ("max_concurrency", max > MOST, &most),
+            ("total_requests", total_requests > MOST, &most),
+            ("warmup_requests", warmup_requests > MOST, &most),
+            ("total_requests", total_requests == 0, "must be at least 1; 100 is a good start"),
+            ("request.max_tokens", self.request.max_tokens == 0, "must be at least 1"),
+            (
+                "levels",
+                self.levels().is_empty(),
+                &format!("none lies between min_concurrency {min} and max_concurrency {max}"),
+            ),
+            ("budget.max_minutes", is_negative(max_minutes), not_negative),
+            ("budget.max_cost_usd", is_negative(max_cost_usd), not_negative),
+            ("budget.usd_per_million_input", is_negative(usd_per_million_input), not_negative),
+            ("budget.usd_per_million_output", is_negative(usd_per_million_output), not_negative),
+            ("budget.usd_per_hour", is_negative(usd_per_hour), not_negative),
+            ("budget.max_cost_usd", is_priceless, priceless),
+        ];
+        match wrong.into_iter().find(|(_, is_wrong, _)| *is_wrong) {
+            Some((key, _, message)) => Err(invalid(format!("benchmark.{key}"), message)),
+            None => Ok(()),
         }
-        let budget = &self.budget;
-        for (key, value) in [
-            ("max_minutes", budget.max_minutes),
-            ("max_cost_usd", budget.max_cost_usd),
-            ("usd_per_million_input", budget.usd_per_million_input),
-            ("usd_per_million_output", budget.usd_per_million_output),
-            ("usd_per_hour", budget.usd_per_hour),
-        ] {
-            if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
-                return wrong(&format!("budget.{key}"), "must be a number and not negative");
-            }
-        }
-        if budget.max_cost_usd.is_some() && budget.usd_per_million_output.is_none() {
-            let message = "needs a price: set budget.usd_per_million_output (and usd_per_million_input)";
-            return wrong("budget.max_cost_usd", message);
-        }
-        Ok(())
     }
 }

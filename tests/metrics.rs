@@ -12,7 +12,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use llm_concurrency::monitor::MetricsServer;
+use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
+use llm_concurrency::decide::{Policy, recommend};
+use llm_concurrency::figures::{Distribution, Estimate, LevelSummary, ServerLoad};
+use llm_concurrency::monitor::{LevelMonitor, Live, MetricsServer, textfile};
 use serde_json::Value;
 
 const CONFIG: &str = "llm: {endpoint: simulator, model: m}\nbenchmark: {seed: 7}\n\
@@ -145,10 +148,128 @@ impl Idle {
     }
 }
 
+/// A request of the measured phase.
+fn outcome(latency_s: f64, failure: Option<Failure>) -> RequestOutcome {
+    let phase = Phase::Measured;
+    RequestOutcome { phase, end_s: Some(latency_s), latency_s: Some(latency_s), failure, ..RequestOutcome::default() }
+}
+
+/// Level 2 twice, the second time in a confirm round that is still running.
+fn live() -> Arc<Live> {
+    let live = Arc::new(Live::default());
+    let first = live.begin(2, 0, 30);
+    first.issued(Phase::Measured);
+    first.ended(&RequestOutcome { ttft_s: Some(0.04), output_tokens: Some(9), ..outcome(0.4, None) });
+    drop(LevelMonitor::new(first, true));
+    let again = live.begin(2, 1, 30);
+    (0..3).for_each(|_| again.issued(Phase::Measured));
+    again.ended(&outcome(4.0, None));
+    again.ended(&outcome(4.0, Some(Failure::Timeout)));
+    live
+}
+
+fn serve(live: &Arc<Live>) -> (MetricsServer, String) {
+    let server = MetricsServer::start("127.0.0.1:0".parse().unwrap(), live.clone()).unwrap();
+    let address = server.address().to_string();
+    (server, address)
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text";
+
+#[track_caller]
+fn assert_has(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.lines().any(|one| one == *line), "no {line} in\n{text}");
+    }
+}
+
+#[test]
+fn the_measurements_of_a_level_are_counted_together() {
+    let live = live();
+    let (_server, address) = serve(&live);
+    let lines = [
+        "# TYPE llm_concurrency_requests counter",
+        r#"llm_concurrency_requests_total{level="2",phase="measured",outcome="Success"} 2"#,
+        r#"llm_concurrency_requests_total{level="2",phase="measured",outcome="Timeout"} 1"#,
+        r#"llm_concurrency_requests_total{level="2",phase="warmup",outcome="Timeout"} 0"#,
+        r#"llm_concurrency_requests_in_flight{level="2",phase="measured"} 1"#,
+        r#"llm_concurrency_output_tokens_total{level="2",phase="measured"} 9"#,
+        "# UNIT llm_concurrency_latency_seconds seconds",
+        r#"llm_concurrency_latency_seconds_sum{level="2",phase="measured"} 4.4"#,
+        r#"llm_concurrency_latency_seconds_bucket{le="0.3",level="2",phase="measured"} 0"#,
+        r#"llm_concurrency_latency_seconds_bucket{le="0.5",level="2",phase="measured"} 1"#,
+        r#"llm_concurrency_latency_seconds_bucket{le="+Inf",level="2",phase="measured"} 2"#,
+        r#"llm_concurrency_time_to_first_token_seconds_count{level="2",phase="measured"} 1"#,
+        "llm_concurrency_level 2",
+        "llm_concurrency_requests_left 28",
+        "# EOF",
+    ];
+    assert_has(&get(&address, OPENMETRICS).1, &lines);
+    // The plain format names a counter as its samples.
+    let plain = get(&address, "*/*").1;
+    assert_has(&plain, &["# TYPE llm_concurrency_requests_total counter"]);
+    assert!(plain.contains("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
+    assert!(!plain.contains("# EOF") && !plain.contains("# UNIT"));
+    drop(LevelMonitor::new(live.begin(3, 0, 30), true));
+    let between = ["llm_concurrency_level 0", "llm_concurrency_requests_left 0"];
+    assert_has(&get(&address, OPENMETRICS).1, &between);
+}
+
+#[test]
+fn the_dashboard_names_nothing_else() {
+    let full = LevelSummary {
+        concurrency: 2,
+        throughput_rps: Some(Estimate { estimate: 5.0, lower: None, upper: None }),
+        latency_s: Some(Distribution { p95: Some(0.25), ..Distribution::default() }),
+        server: Some(ServerLoad { running: Some(1.0), waiting: Some(1.0), ..ServerLoad::default() }),
+        ..LevelSummary::default()
+    };
+    let ended = recommend(&[LevelSummary { concurrency: 1, ..full.clone() }, full], &Policy::default());
+    let (_server, address) = serve(&live());
+    let text = get(&address, OPENMETRICS).1 + &textfile(&ended, "a", "b", 1.5e9);
+    let words = DASHBOARD.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names: Vec<&str> = words.filter(|word| word.starts_with("llm_concurrency_")).collect();
+    assert!(names.len() > 10);
+    for name in names {
+        let serves = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        assert!(text.lines().any(serves), "{name}");
+    }
+}
+
+#[test]
+fn a_taken_address_is_an_error_that_names_it() {
+    let (server, address) = serve(&Arc::default());
+    let again = MetricsServer::start(server.address(), Arc::default()).expect_err("it is taken").to_string();
+    let begins = format!("cannot serve metrics on {address}: ");
+    assert!(again.starts_with(&begins) && again.contains("--metrics-addr"), "{again}");
+}
+
+#[test]
+fn the_textfile_holds_what_is_known() {
+    let level = |concurrency, rps| LevelSummary {
+        concurrency,
+        requests: Some(1000),
+        error_rate: Some(0.0),
+        throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
+        latency_s: Some(Distribution { p95: Some(0.25), ..Distribution::default() }),
+        ..LevelSummary::default()
+    };
+    let recommendation = recommend(&[level(1, 5.0), level(4, 16.5)], &Policy::default());
+    let text = textfile(&recommendation, "a", "b", 1.5e9);
+    let lines = [
+        "# TYPE llm_concurrency_final_throughput_requests_per_second gauge",
+        r#"llm_concurrency_final_throughput_requests_per_second{model="a",run="b",level="4"} 16.5"#,
+        r#"llm_concurrency_final_latency_seconds{model="a",run="b",level="1",percentile="95"} 0.25"#,
+        r#"llm_concurrency_final_recommended_level{model="a",run="b"} 4.0"#,
+        r#"llm_concurrency_final_timestamp_seconds{model="a",run="b"} 1500000000.0"#,
+    ];
+    assert_has(&text, &lines);
+    assert!(!text.contains("percentile=\"99\"") && !text.contains("first_token_seconds{"), "{text}");
+}
+
 #[test]
 fn few_idle_scrapers_are_held_and_none_of_them_for_long() {
-    let server = MetricsServer::start("127.0.0.1:0".parse().unwrap(), Arc::default()).unwrap();
-    let address = server.address().to_string();
+    let (_server, address) = serve(&Arc::default());
     let idle = Idle::open(100, &address);
     for most in [16, 0] {
         let start = Instant::now();

@@ -309,28 +309,96 @@ fn ssl_cert_file_is_honoured() {
 
 // ---- quotas ----
 
-/// One 429 of a server whose token quota is used up while its request quota is not.
-#[test]
-fn a_429_tells_which_quota_and_how_long_to_wait() {
-    let text = "Rate limit reached for m on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000.";
-    let body = serde_json::json!({"error": {"message": text, "type": "tokens"}}).to_string();
-    let head = "429 X\r\nx-ratelimit-limit-requests: 100000\r\nx-ratelimit-remaining-requests: 99999\r\n\
-                x-ratelimit-limit-tokens: 30000\r\nx-ratelimit-reset-tokens: 2s\r\n\
-                date: Sun, 06 Nov 1994 08:49:37 GMT\r\nretry-after: Sun, 06 Nov 1994 08:49:57 GMT";
-    let answer = ok("application/json", &body).replacen("200 OK", head, 1);
+/// A 429 with these headers.
+fn limited(headers: &[(&str, &str)], body: &str) -> Reply {
+    let head: String = headers.iter().map(|(name, value)| format!("\r\n{name}: {value}")).collect();
+    let answer = ok("application/json", body).replacen("200 OK", &format!("429 X{head}"), 1);
     let server = RawServer::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok());
-    let reply = servers::send_once(&server.base_url(), &Llm::default(), &whole());
-    assert_eq!(failure(&reply), (Some(Failure::RateLimited), format!("HTTP 429: {text}")));
-    assert_eq!(reply.retry_after, Some(Duration::from_secs(20)));
-    let expected = RateLimit {
-        limit_requests: Some(100_000),
-        remaining_requests: Some(99_999),
-        limit_tokens: Some(30_000),
-        reset_tokens_s: Some(2.0),
-        exceeded: Some(Quota { counts: Counted::Tokens, limit: Some(30_000), per: Some(Period::Minute) }),
-        ..RateLimit::default()
-    };
-    assert_eq!(reply.rate_limit, Some(expected));
+    servers::send_once(&server.base_url(), &Llm::default(), &whole())
+}
+
+#[test]
+fn a_quota_is_read_from_the_headers_as_openai_and_anthropic_name_and_write_them() {
+    assert_eq!(limited(&[], "").rate_limit, None);
+    let given = [
+        ("x-ratelimit-limit-requests", "60"),
+        ("x-ratelimit-remaining-requests", "10"),
+        ("x-ratelimit-reset-requests", "6m1.5s"),
+        ("x-ratelimit-limit-tokens", "150000"),
+        ("x-ratelimit-remaining-tokens", "0"),
+        ("x-ratelimit-reset-tokens", "6ms"),
+    ];
+    let limit = serde_json::json!({
+        "limit_requests": 60, "remaining_requests": 10, "reset_s": 361.5,
+        "limit_tokens": 150_000, "remaining_tokens": 0, "reset_tokens_s": 0.006,
+        "exceeded": {"counts": "tokens", "limit": null, "per": null},
+    });
+    assert_eq!(limited(&given, "").rate_limit, Some(serde_json::from_value(limit).unwrap()));
+    let anthropic = [("anthropic-ratelimit-requests-limit", "49"), ("anthropic-ratelimit-tokens-limit", "40000")];
+    let limit = RateLimit { limit_requests: Some(49), limit_tokens: Some(40_000), ..RateLimit::default() };
+    assert_eq!(limited(&anthropic, "").rate_limit, Some(limit));
+    for (text, seconds) in
+        [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("soon", None), ("5 s", None)]
+    {
+        let limit = limited(&[("x-ratelimit-reset-requests", text)], "").rate_limit;
+        assert_eq!(limit.and_then(|limit| limit.reset_s), seconds, "{text}");
+    }
+}
+
+/// The texts are those of OpenAI, Azure, Anthropic, Groq and LiteLLM.
+#[test]
+fn which_quota_a_429_is_for_is_read_from_its_body_and_else_from_what_is_left() {
+    let quota = |counts, limit, per| Some(Quota { counts, limit, per });
+    let (requests, tokens) = (Counted::Requests, Counted::Tokens);
+    let exceeded = |headers: &[(&str, &str)], body: &str| limited(headers, body).rate_limit.and_then(|it| it.exceeded);
+    let tpm = "Rate limit reached for gpt-4 in organization org-x on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000. Please try again in 2s.";
+    let rpd = "Rate limit reached for gpt-4 in organization org-x on requests per day (RPD): Limit 200, Used 200, Requested 1.";
+    let anthropic = "This would exceed your organization's rate limit of 30,000 input tokens per minute";
+    let azure = "Requests to the ChatCompletions_Create Operation have exceeded token rate limit of your tier";
+    for (kind, message, expected) in [
+        ("tokens", tpm, quota(tokens, Some(30_000), Some(Period::Minute))),
+        ("requests", rpd, quota(requests, Some(200), Some(Period::Day))),
+        ("tokens", "slow down", quota(tokens, None, None)),
+        ("rate_limit_error", anthropic, quota(tokens, Some(30_000), Some(Period::Minute))),
+        ("429", azure, quota(tokens, None, None)),
+        ("", "Requests rate limit exceeded", quota(requests, None, None)),
+        ("", "Crossed TPM / RPM limit", None),
+        ("", "too many requests; try again in 3 s", None),
+    ] {
+        let body = serde_json::json!({"error": {"message": message, "type": kind}}).to_string();
+        assert_eq!(exceeded(&[], &body), expected, "{body}");
+    }
+    let [of_requests, of_tokens] = ["x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"];
+    for (left, counts) in [
+        (&[(of_requests, "0"), (of_tokens, "5")][..], Some(requests)),
+        (&[(of_requests, "99999"), (of_tokens, "120")], Some(tokens)),
+        (&[(of_tokens, "0")], Some(tokens)),
+        (&[(of_requests, "7")], None),
+        (&[(of_requests, "0"), (of_tokens, "0")], None),
+    ] {
+        assert_eq!(exceeded(left, ""), counts.and_then(|counts| quota(counts, None, None)), "{left:?}");
+    }
+}
+
+#[test]
+fn a_wait_is_asked_for_in_milliseconds_seconds_or_as_a_date() {
+    let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+    for (headers, seconds) in [
+        (&[("retry-after-ms", "1500"), ("retry-after", "2")][..], Some(1.5)),
+        (&[("retry-after", "2")], Some(2.0)),
+        (&[("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT"), date], Some(20.0)),
+        // Over by the server's clock, and by ours.
+        (&[("retry-after", "Sun, 06 Nov 1994 08:49:07 GMT"), date], Some(0.0)),
+        (&[("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT")], Some(0.0)),
+        (&[("retry-after", "-2")], None),
+        (&[("retry-after", "soon"), date], None),
+        (&[date], None),
+    ] {
+        assert_eq!(limited(headers, "").retry_after, seconds.map(Duration::from_secs_f64), "{headers:?}");
+    }
+    let later = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(600));
+    let wait = limited(&[("retry-after", &later)], "").retry_after.unwrap();
+    assert!((500..=600).contains(&wait.as_secs()), "{wait:?}");
 }
 
 // ---- counts and answers without content ----

@@ -7,13 +7,14 @@ mod servers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::Path;
 
 use common::{Rig, plan};
 use llm_concurrency::client::RequestKind::{self, Chat, Completion, Embedding, Messages, Responses};
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::client::{BodyTemplate, Cache, Message, Prompt, RequestSettings, System};
 use llm_concurrency::figures::{self, Limits, Measurement};
-use llm_concurrency::prompts;
+use llm_concurrency::prompts::{self, DEFAULT_COUNT, DEFAULT_PATH, DEFAULT_SEED};
 use llm_concurrency::simulator::{OutputTokens, SimulatorConfig};
 use serde_json::{Map, Value, json};
 use servers::{RawServer, ok};
@@ -434,4 +435,174 @@ fn a_bad_line_is_named() {
         let error = load_named("p.jsonl", &format!("\"a\"\n\n{line}\n")).unwrap_err();
         assert!(error.contains("/p.jsonl:3: no prompt: ") && error.contains(what), "{error}");
     }
+}
+
+#[test]
+fn own_files_of_every_shape() {
+    // Two bytes a character: it is characters that count.
+    let [small, medium, last_medium, large] = [799, 800, 2999, 3000].map(|length| "é".repeat(length));
+    let sizes = json!([small, medium, last_medium, large]).to_string();
+    let mixed = r#"[{"prompt": "a"}, {"text": "b", "id": 7}, {"content": "c", "id": "x", "size": "huge"},
+        {"text": null, "content": "d"}]"#;
+    for (text, expected) in [
+        ("\u{feff}[\"one\", \"two\"]", &[("prompt-0001", "small", "one"), ("prompt-0002", "small", "two")][..]),
+        (
+            mixed,
+            &[("prompt-0001", "small", "a"), ("7", "small", "b"), ("x", "huge", "c"), ("prompt-0004", "small", "d")],
+        ),
+        (r#"{"prompts": ["a"]}"#, &[("prompt-0001", "small", "a")]),
+        (r#"{"snippets": [{"text": "b"}], "note": 1}"#, &[("prompt-0001", "small", "b")]),
+        (
+            &sizes,
+            &[
+                ("prompt-0001", "small", &small),
+                ("prompt-0002", "medium", &medium),
+                ("prompt-0003", "medium", &last_medium),
+                ("prompt-0004", "large", &large),
+            ],
+        ),
+    ] {
+        let prompts = load_named("p.json", text).unwrap();
+        let read: Vec<_> = prompts.iter().map(|p| (p.id.as_str(), p.size.as_str(), p.text.as_str())).collect();
+        assert_eq!(read, expected);
+    }
+}
+
+#[test]
+fn code_of_other_origin_gets_an_instruction() {
+    for (entry, noun, fenced) in [
+        (r#"{"code": "fn main() {}\n", "language": "rust"}"#, " rust code", "```rust\nfn main() {}\n```"),
+        (r#"{"code": "x = 1"}"#, " this code", "```\nx = 1\n```"),
+        (r#"{"code": "y = 2", "language": "python"}"#, " Python code", "```python\ny = 2\n```"),
+    ] {
+        let text = load_named("p.json", &format!("[{entry}]")).unwrap().remove(0).text;
+        assert!(text.contains(noun) && text.ends_with(fenced), "{text}");
+    }
+}
+
+#[test]
+fn each_mistake_has_its_own_message() {
+    for (text, part) in [
+        (" \n", "/p.json is empty"),
+        ("[]", "/p.json has an empty list"),
+        (r#"{"snippets": []}"#, "has an empty list"),
+        ("[\"a\",\n  oops]", "is not valid JSON: expected value at line 2 column 3"),
+        ("[\"a\"", "is not valid JSON: EOF while parsing a list at line 1 column 4"),
+        ("3", "holds a number, not a list of prompts"),
+        (r#"{"items": []}"#, "holds an object without `snippets` and `prompts`, not a list"),
+        (r#"{"prompts": "a"}"#, "holds a string as `prompts`, not a list"),
+        (r#"["a", {"id": "x"}]"#, "has no text in entry 1 (counted from 0): it has none of those keys"),
+        (r#"["a", "b", "  "]"#, "has no text in entry 2 (counted from 0): it is blank"),
+        ("[5]", "has no text in entry 0 (counted from 0): it is a number"),
+        (r#"[{"prompt": ["a"]}]"#, "entry 0 (counted from 0): its `prompt` is an array"),
+        (r#"[{"code": ""}]"#, "entry 0 (counted from 0): its `code` is blank"),
+    ] {
+        let message = load_named("p.json", text).unwrap_err();
+        assert!(message.contains(part) && message.contains("/p.json"), "{message}");
+    }
+    let folder = prompts::load(".").unwrap_err().to_string();
+    assert!(folder.starts_with("cannot read the test data file .: "), "{folder}");
+}
+
+#[test]
+fn what_is_generated_is_saved_whole_and_loaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a/b/test_snippets.json");
+    let file = prompts::generate(1, 20);
+    prompts::save(&path, &prompts::generate(2, 30)).unwrap();
+    prompts::save(&path, &file).unwrap();
+    let in_folder = |folder: &std::path::Path| std::fs::read_dir(folder).unwrap().count();
+    assert_eq!(in_folder(path.parent().unwrap()), 1, "a temporary file was left");
+    let loaded: Vec<_> = prompts::load(&path).unwrap().into_iter().map(|p| (p.id, p.size, p.text)).collect();
+    let made = file.snippets.iter().map(|s| (s.id.clone(), s.size.to_owned(), s.prompt()));
+    assert_eq!(loaded, made.collect::<Vec<_>>());
+
+    let error = prompts::save(folder.path().join("a"), &file).unwrap_err();
+    assert!(error.to_string().contains("/a: choose a path"), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+    assert_eq!(in_folder(folder.path()), 1, "a temporary file was left");
+
+    #[cfg(unix)]
+    {
+        let link = folder.path().join("link.json");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        prompts::save(&link, &prompts::generate(1, 3)).unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(prompts::load(&path).unwrap().len(), 3);
+    }
+}
+
+// ---- the shipped file ----
+
+#[test]
+fn the_shipped_file_is_the_generated_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made.json");
+    let file = prompts::generate(DEFAULT_SEED, DEFAULT_COUNT);
+    prompts::save(&path, &file).unwrap();
+    let [made, shipped] = [&*path, Path::new(DEFAULT_PATH)].map(|path| std::fs::read(path).unwrap());
+    assert!(made == shipped, "make {DEFAULT_PATH} anew with `generate-test-data`");
+    assert_ne!(file.snippets, prompts::generate(DEFAULT_SEED + 1, DEFAULT_COUNT).snippets);
+    let languages = ["javascript", "typescript", "python", "react"];
+    let languages = languages.map(|name| file.snippets.iter().filter(|snippet| snippet.language == name).count());
+    let sizes = ["small", "medium", "large"];
+    let sizes = sizes.map(|name| file.snippets.iter().filter(|snippet| snippet.size == name).count());
+    assert_eq!((languages, sizes), ([30, 30, 20, 20], [50, 36, 14]));
+}
+
+#[test]
+fn no_two_alike_at_1000_and_all_well_formed() {
+    let snippets = prompts::generate(7, 1000).snippets;
+    assert_eq!(snippets.iter().map(|s| &s.code).collect::<BTreeSet<_>>().len(), 1000);
+    assert_eq!(snippets.iter().map(|s| &s.id).collect::<BTreeSet<_>>().len(), 1000);
+    for snippet in &snippets {
+        let (id, code) = (&snippet.id, &snippet.code);
+        let lines = match snippet.size {
+            "small" => 8..=22,
+            "medium" => 30..=60,
+            _ => 90..=180,
+        };
+        assert!(lines.contains(&code.lines().count()), "{id}\n{code}");
+        assert!(!code.contains(['«', '»', '‹', '›', '\r']) && !code.contains("===="), "{code}");
+        assert!(!code.contains("```") && code.ends_with('\n') && !code.ends_with("\n\n"), "{code}");
+        assert!(!code.contains("Revision"), "the safeguard should not be needed at this count");
+        for pair in ["()", "{}", "[]"] {
+            let of = |c: &str| code.matches(c).count();
+            assert_eq!(of(&pair[..1]), of(&pair[1..]), "{pair} in\n{code}");
+        }
+        assert!(code.lines().all(|line| line == line.trim_end()), "blanks at the end of a line:\n{code}");
+        let is_in_language = match snippet.language {
+            "javascript" => !code.contains(": string") && !code.contains("interface "),
+            "typescript" => code.contains("export ") && code.contains(": "),
+            "python" => code.contains("def ") || code.contains("class "),
+            _ => code.contains("</") && code.contains("return"),
+        };
+        assert!(is_in_language, "{id} is no {}:\n{code}", snippet.language);
+        let defined = code.lines().filter(|line| {
+            ["def ", "class ", "function ", "const "]
+                .iter()
+                .any(|word| line.trim_start_matches("export ").trim_start_matches("async ").starts_with(word))
+        });
+        let mut names = BTreeSet::new();
+        assert!(defined.map(|line| line.split(['(', ':', '=']).next()).all(|name| names.insert(name)), "{code}");
+    }
+}
+
+#[test]
+fn prompts_ask_about_the_code() {
+    let mut instructions = BTreeSet::new();
+    for snippet in prompts::generate(42, 100).snippets {
+        let prompt = snippet.prompt();
+        let (noun, fence) = match snippet.language {
+            "javascript" => ("JavaScript", "js"),
+            "typescript" => ("TypeScript", "ts"),
+            "python" => ("Python", "python"),
+            _ => ("React", "tsx"),
+        };
+        let (instruction, fenced) = prompt.split_once("\n\n").unwrap();
+        assert!(instruction.contains(&format!("this {noun} code")), "{instruction}");
+        assert_eq!(fenced, format!("```{fence}\n{}\n```", snippet.code.trim_end()));
+        instructions.insert(instruction.to_owned());
+    }
+    assert!(instructions.len() > 20, "{instructions:?}");
 }

@@ -5,10 +5,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use llm_concurrency::simulator::engine::{Engine, SequenceId};
 use llm_concurrency::simulator::{
-    ExplainedLevel, Explanation, Fault, FaultRate, Faults, OutputTokens, RequestEnd, RequestRecord, Simulator,
-    SimulatorConfig, explain,
+    ExplainedLevel, Explanation, Fault, FaultRate, Faults, OutputTokens, PrefixCache, RequestEnd, RequestRecord,
+    Simulator, SimulatorConfig, explain,
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// A step so long that no token comes while a test runs.
@@ -226,6 +228,33 @@ fn embeddings_have_a_vector_for_each_input() {
     let record = only_record(&server);
     assert_eq!((record.prompt_tokens, record.output_tokens), (2, 0));
     assert_eq!(post(&server, "/v1/embeddings", &json!({"model": "m", "input": 5})).status, 400);
+}
+
+#[test]
+fn requests_are_read_in_every_form() {
+    let server = start(config(4, 1000, 0.1, 64));
+    let parts = json!([{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]);
+    let said = |role: &str, content: Value| json!({"role": role, "content": content});
+    let system = said("system", json!("Be brief."));
+    let messages = json!([system, said("assistant", Value::Null), said("user", parts)]);
+    let [completions, responses, anthropic] = ["/v1/completions", "/v1/responses", "/v1/messages"];
+    for (path, body, read) in [
+        (CHAT, json!({"messages": messages, "max_tokens": 9, "temperature": 0}), (4, 9)),
+        (completions, json!({"prompt": "Why?", "max_completion_tokens": 9}), (1, 9)),
+        (completions, json!({"prompt": ["Why?"]}), (1, 64)),
+        (responses, json!({"instructions": "Be brief.", "input": "Why?", "max_output_tokens": 9}), (4, 9)),
+        (responses, json!({"input": messages}), (4, 64)),
+        (anthropic, json!({"system": "Be brief.", "messages": [said("user", json!("Why?"))], "max_tokens": 9}), (4, 9)),
+    ] {
+        let mut body = body;
+        body["model"] = json!("m");
+        let answer = post(&server, path, &body).json();
+        let record = server.log().pop().unwrap();
+        assert_eq!((record.prompt_tokens, record.output_tokens), read, "{path} {body}: {answer}");
+        // Sentences are spaced.
+        let text = answer.pointer("/choices/0/text").and_then(Value::as_str).unwrap_or_default();
+        assert_eq!(text.matches(". The function").count(), usize::from(path == completions && read.1 == 64), "{text}");
+    }
 }
 
 #[test]
@@ -508,34 +537,128 @@ fn a_prompt_seen_before_is_cached_but_for_its_end() {
 }
 
 #[test]
-fn metrics_are_the_log_in_prometheus_text() {
-    let mut config = config(2, 0, 1.0, 5);
-    config.faults.error_500 = 0.5;
-    let server = start(config);
-    for _ in 0..20 {
-        post_chat(&server, false).body();
-    }
-    ask(&server, "POST", CHAT, "{").json();
-    let log = server.log();
-    let of = |end| log.iter().filter(|r| r.outcome == end).count() as u64;
-    assert!(of(RequestEnd::Faulted) > 0 && of(RequestEnd::Completed) > 0);
-    let faulty = log.iter().filter(|r| r.fault.is_some()).count() as u64;
-    let cases = [
-        ("requests_total{outcome=\"completed\"}", of(RequestEnd::Completed)),
-        ("requests_total{outcome=\"faulted\"}", of(RequestEnd::Faulted)),
-        ("requests_total{outcome=\"bad_request\"}", 1),
-        ("faults_total{fault=\"error_500\"}", faulty),
-        ("generation_tokens_total", 5 * of(RequestEnd::Completed)),
-        ("num_requests_running", 0),
+fn leading_blocks_are_cached_and_nothing_after_a_difference() {
+    let mut cache = PrefixCache::default();
+    let block = |c: &str| c.repeat(256);
+    let prompt = format!("{}{}tail", block("a"), block("ü"));
+    assert_eq!(cache.look_up(&prompt), 0);
+    assert_eq!(cache.look_up(&prompt), 128);
+    let other = format!("{}{}{}", block("a"), block("c"), block("ü"));
+    assert_eq!(cache.look_up(&other), 64);
+    // The second block is known, but not at the start.
+    assert_eq!(cache.look_up(&format!("x{prompt}")), 0);
+    // Less than a block is not cached, and the last character never is: something must be computed.
+    assert_eq!(cache.look_up(&block("a")), 0);
+}
+
+// ---- the engine ----
+
+#[derive(Clone, Debug)]
+enum Action {
+    Submit(u32),
+    Cancel(usize),
+    Step,
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![
+        3 => (1u32..8).prop_map(Action::Submit),
+        1 => (0usize..64).prop_map(Action::Cancel),
+        4 => Just(Action::Step),
     ];
-    for (name, value) in cases {
-        assert_eq!(metric(&server, &format!("simulator_{name}")), value, "{name}");
+    proptest::collection::vec(action, 0..300)
+}
+
+proptest! {
+    /// Every accepted sequence either gets exactly its tokens, first come first served and the last one marked,
+    /// or was cancelled; slots and capacity are never exceeded; nothing is left at the end.
+    #[test]
+    fn sequences_are_conserved(slots in 1usize..5, queue_limit in 0usize..5, actions in actions()) {
+        let mut engine = Engine::new(&SimulatorConfig { slots, queue_limit, ..SimulatorConfig::default() });
+        // Of each, in order of submission, how many tokens are still to come.
+        let mut all: Vec<(SequenceId, u32)> = Vec::new();
+        // Enough steps at the end to serve whatever is left.
+        for action in actions.into_iter().chain(std::iter::repeat_n(Action::Step, 100)) {
+            let inside: Vec<usize> = (0..all.len()).filter(|&owner| all[owner].1 > 0).collect();
+            prop_assert!(inside.len() <= slots + queue_limit);
+            match action {
+                Action::Submit(left) => match engine.submit(all.len(), 1, left) {
+                    Ok(id) => all.push((id, left)),
+                    Err(full) => {
+                        prop_assert_eq!(inside.len(), slots + queue_limit);
+                        prop_assert_eq!(full.running + full.waiting, inside.len());
+                    }
+                },
+                Action::Cancel(which) => if let Some((id, left)) = all.get_mut(which) {
+                    prop_assert_eq!(engine.cancel(*id), *left > 0);
+                    *left = 0;
+                }
+                Action::Step => {
+                    prop_assert_eq!(engine.begin_step().is_some(), !inside.is_empty());
+                    let mut tokens = Vec::new();
+                    engine.end_step(&mut tokens);
+                    let owners: Vec<usize> = tokens.iter().map(|token| token.owner).collect();
+                    prop_assert_eq!(&owners[..], &inside[..inside.len().min(slots)]);
+                    for token in tokens {
+                        let (_, left) = &mut all[token.owner];
+                        *left -= 1;
+                        prop_assert_eq!(token.last, *left == 0);
+                    }
+                }
+            }
+        }
+        prop_assert!(engine.is_idle());
     }
-    // Every sample stands under the help and the type of its family.
-    let text = String::from_utf8(ask(&server, "GET", "/metrics", "").body().0).unwrap();
-    for comment in ["# TYPE ", "# HELP "] {
-        assert_eq!(text.lines().filter(|line| line.starts_with(comment)).count(), 7);
-    }
+}
+
+// ---- the lengths of answers ----
+
+fn of(output_tokens: OutputTokens, seed: u64) -> SimulatorConfig {
+    SimulatorConfig { output_tokens, seed, ..SimulatorConfig::default() }
+}
+
+fn draws(output_tokens: OutputTokens, count: usize) -> Vec<f64> {
+    let config = of(output_tokens, 7);
+    let tokens = |i| f64::from(config.answer_length(&format!("fn task_{i}() {{}}"), None).tokens);
+    let mut drawn: Vec<f64> = (0..count).map(tokens).collect();
+    drawn.sort_by(f64::total_cmp);
+    drawn
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn lengths_have_the_distribution_that_was_set() {
+    let (median, sigma) = (200.0_f64, 0.5_f64);
+    let drawn = draws(OutputTokens::LogNormal { median, sigma }, 40_000);
+    let expected_mean = median * (sigma * sigma / 2.0).exp();
+    assert!((drawn[20_000] / median - 1.0).abs() < 0.02);
+    assert!((mean(&drawn) / expected_mean - 1.0).abs() < 0.02);
+    // One standard deviation above the median lie 15.87 %.
+    let above = drawn.iter().filter(|&&x| x > median * sigma.exp()).count();
+    assert!((above as f64 / 40_000.0 - 0.1587).abs() < 0.01);
+    // However short the median, no answer is empty.
+    assert!(draws(OutputTokens::LogNormal { median: 1.0, sigma: 3.0 }, 1000)[0] >= 1.0);
+
+    let drawn = draws(OutputTokens::Uniform { min: 3, max: 12 }, 20_000);
+    assert_eq!((drawn[0], drawn[19_999]), (3.0, 12.0));
+    assert!((mean(&drawn) - 7.5).abs() < 0.1);
+}
+
+#[test]
+fn a_length_depends_on_the_seed_and_the_last_256_characters() {
+    let config = |seed| of(OutputTokens::Uniform { min: 1, max: 1000 }, seed);
+    let all = |seed| std::array::from_fn::<_, 50, _>(|i| config(seed).answer_length(&format!("task {i}"), None).tokens);
+    assert_eq!(all(42), all(42));
+    assert_ne!(all(42), all(43));
+    // Two bytes per character: the limit is in characters.
+    let task = "ä".repeat(256);
+    let length = |prompt: &str| config(42).answer_length(prompt, None);
+    assert_eq!(length(&task), length(&format!("[run 7, request 12] {task}")));
+    assert_ne!(length(&task), length(&format!("{task}!")));
+    assert_eq!(length(""), length(""));
 }
 
 // ---- settings ----
@@ -653,7 +776,7 @@ fn fixed_lengths_give_the_throughput_of_the_formula() {
         // A request alone takes the same time each time.
         if level.level == 1 {
             let expected_s = (f64::from(LENGTH) * 3.25 + 0.2) / 1000.0;
-            let latencies = [level.latency_mean_s, level.latency_p50_s, level.latency_p95_s];
+            let latencies = [level.latency_mean_s, level.latency_p95_s];
             assert!(latencies.iter().all(|latency_s| (latency_s - expected_s).abs() < 1e-6));
         }
     }
@@ -676,7 +799,7 @@ fn the_defaults_have_their_knee_at_20_and_are_full_below_50() {
     let curve = || explain(&SimulatorConfig::default(), &levels, &prompts, 64, 5_000).unwrap();
     let explanation = curve();
     assert_eq!(explanation, curve());
-    assert_eq!(explanation.optimum, Some(20));
+    assert_eq!(explanation.optimum(), Some(20));
     let best = explanation.levels[..10].iter().map(|level| level.throughput_rps).fold(0.0, f64::max);
     let of_best = |at: usize| explanation.levels[at].throughput_rps / best;
     assert!(of_best(4) < 0.9, "level 15: {}", of_best(4));
@@ -693,24 +816,22 @@ fn the_table_is_aligned_and_ends_with_the_optimum() {
         throughput_rps,
         output_tps: 48.0 * throughput_rps,
         latency_mean_s: 0.25,
-        latency_p50_s: 0.2,
         latency_p95_s: 0.5,
         error_rate,
     };
     let mut explanation = Explanation {
-        levels: vec![level(1, 5.5, 0.0), level(20, 66.53, 0.0), level(50, 66.9, 0.1)],
-        optimum: Some(20),
+        levels: vec![level(30, 66.53, 0.0), level(20, 64.0, 0.0), level(10, 63.0, 0.0), level(50, 100.0, 0.05)],
     };
     assert_eq!(
         explanation.to_string(),
         " level     req/s  of best out tokens/s   mean s    P95 s   errors
-     1      5.50    0.083          264    0.250    0.500    0.0 %
-    20     66.53    1.000         3193    0.250    0.500    0.0 %
-    50     66.90    1.006         3211    0.250    0.500   10.0 %
+    30     66.53    1.000         3193    0.250    0.500    0.0 %
+    20     64.00    0.962         3072    0.250    0.500    0.0 %
+    10     63.00    0.947         3024    0.250    0.500    0.0 %
+    50    100.00    1.503         4800    0.250    0.500    5.0 %
 optimum: 20 (the smallest level with at least 95 % of the best throughput, 66.53 req/s, and errors below 5 %)"
     );
-    explanation.levels.drain(..2);
-    explanation.optimum = None;
+    explanation.levels.drain(..3);
     let text = explanation.to_string();
     assert!(text.ends_with("optimum: none (every level has errors of 5 % or more)"), "{text}");
 }

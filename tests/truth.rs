@@ -55,7 +55,7 @@ fn levels_around_the_slots_are_measured_as_they_are_and_the_best_is_recommended(
         }
         let summaries: Vec<_> = round.into_iter().map(|measured| measured.summary).collect();
         let decided = recommend(&summaries, &Policy::default());
-        assert_eq!(decided.recommended_concurrency, truth.optimum, "{:?}", decided.reason);
+        assert_eq!(decided.recommended_concurrency, truth.optimum(), "{:?}", decided.reason);
         assert_eq!(decided.status, Status::Ok);
         assert!(!decided.provisional);
     }

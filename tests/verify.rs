@@ -14,7 +14,7 @@ use std::time::Duration;
 use llm_concurrency::client::outcome::{Phase, Reply, RequestOutcome};
 use llm_concurrency::decide::verify::{NotCarried, not_carried};
 use llm_concurrency::decide::{Gate, Policy};
-use llm_concurrency::figures::{ArrivalsEnd, Distribution, OpenLoad};
+use llm_concurrency::figures::{ArrivalsEnd, Distribution, Limits, OpenLoad, Slo};
 use llm_concurrency::load::open_loop::{self, Arrivals, Arrived};
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
@@ -97,7 +97,10 @@ fn exponential_service_waits_as_erlang_c_has_it() {
     for c in [4, 20] {
         for (at, utilisation) in UTILISATIONS.into_iter().enumerate() {
             let (arrived, outcomes) = let_arrive(c, utilisation, ARRIVALS, at as u64, exponential);
-            assert_eq!((arrived.ending, arrived.arrived, outcomes.len()), (ArrivalsEnd::Complete, ARRIVALS, ARRIVALS));
+            assert_eq!(
+                (arrived.ending, arrived.late_s.len(), outcomes.len()),
+                (ArrivalsEnd::Complete, ARRIVALS, ARRIVALS)
+            );
             let waits = waits(&outcomes);
             let chance = erlang_c(c, utilisation * c as f64);
             let mean = chance / (c as f64 * (1.0 - utilisation));
@@ -169,9 +172,9 @@ fn an_overload_is_called_one_and_cut_short() {
         for (utilisation, most) in [(1.2, 20_000), (1.5, 1_000), (3.0, 200)] {
             let (arrived, outcomes) = let_arrive(c, utilisation, 20_000, 3, exponential);
             assert_eq!(arrived.ending, ArrivalsEnd::Overloaded, "{c} at {utilisation}");
-            println!("c {c} at {utilisation}: {} arrived, {} sent", arrived.arrived, outcomes.len());
-            assert!(arrived.arrived < most, "{} arrived", arrived.arrived);
-            assert!(outcomes.len() + arrived.backlog <= arrived.arrived + c, "what waited was not sent");
+            println!("c {c} at {utilisation}: {} arrived, {} sent", arrived.late_s.len(), outcomes.len());
+            assert!(arrived.late_s.len() < most, "{} arrived", arrived.late_s.len());
+            assert!(outcomes.len() + arrived.backlog <= arrived.late_s.len() + c, "what waited was not sent");
             assert!(outcomes.iter().all(|outcome| outcome.end_s.is_some()), "what was sent came to its end");
         }
     }
@@ -192,7 +195,9 @@ fn a_late_arrival_counts_from_when_it_was_due() {
         Reply::default()
     };
     virtual_server::virtual_time().block_on(open_loop::run(&plan, stop, send, |outcome| outcomes.push(outcome)));
-    let load = OpenLoad::default().with(&outcomes, 30.0);
+    let slo = Slo { latency: Some(0.5), ..Slo::default() };
+    let limits = Limits { request_timeout_s: 30.0, slo: Some(slo), ..Limits::default() };
+    let load = OpenLoad::default().with(&outcomes, &limits);
     assert_eq!((load.requests, load.failed), (199, 0), "the first as many as there are permits do not count");
     let standing = outcomes[50].start_s..outcomes[50].start_s + 1.0;
     let meanwhile = outcomes.iter().filter(|outcome| outcome.seq > 50 && standing.contains(&outcome.due_s.unwrap()));
@@ -202,6 +207,14 @@ fn a_late_arrival_counts_from_when_it_was_due() {
     let mean = mean / meanwhile.count() as f64;
     assert!((0.4..0.7).contains(&mean), "{mean}");
     assert!(load.latency_s.unwrap().max > Some(0.9));
+    let soon = |outcome: &&RequestOutcome| outcome.end_s.unwrap() - outcome.due_s.unwrap() <= 0.5;
+    let soon = outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured).filter(soon).count();
+    assert!((100..180).contains(&soon), "{soon}");
+    assert_eq!(load.within_slo, Some(soon as u64));
+    let policy = |attainment| Policy { slo: Some(Slo { attainment, ..slo }), ..Policy::default() };
+    let share = soon as f64 / 199.0;
+    assert_eq!(not_carried(&load, &policy(0.99)), Some(NotCarried::Slo(share, 0.99)));
+    assert_eq!(not_carried(&load, &policy(share)), None);
     assert!(outcomes.iter().all(|outcome| outcome.phase == Phase::Measured || outcome.seq == 0));
 }
 
@@ -233,7 +246,7 @@ fn schedule_error_at_500_a_second() {
     let arrived = runtime.block_on(open_loop::run(&plan, stop, send, drop));
     let at = |share: f64| 1e3 * arrived.late_s[((arrived.late_s.len() - 1) as f64 * share) as usize];
     println!("late by {:.2} ms (median), {:.2} ms (P99), {:.2} ms (most)", at(0.5), at(0.99), at(1.0));
-    assert_eq!(arrived.arrived, 5_000);
+    assert_eq!(arrived.late_s.len(), 5_000);
 }
 
 // ---- the command ----

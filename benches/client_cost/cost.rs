@@ -120,7 +120,7 @@ fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
         let runtime = runtime();
         let (_go_on, stop) = tokio::sync::watch::channel(false);
         let sidecar = SidecarWriter::open(folder.path().join("level.jsonl")).expect("a sidecar");
-        let counts = Live::default().begin(level, 0, plan.tickets());
+        let counts = Arc::new(Live::default()).begin(level, 0, plan.tickets());
         let mut monitor = LevelMonitor::new(counts.clone(), false);
         monitor.show();
         let mut records = Records { sidecar, counts };

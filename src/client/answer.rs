@@ -32,7 +32,7 @@ const MOST_GAPS: usize = 16 << 10;
 const AFTER_DONE: Duration = Duration::from_millis(50);
 
 /// An answer, while it is read and thereafter.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub reply: Reply,
     /// Where it is to be kept.
     pub text: Option<String>,
@@ -59,36 +59,26 @@ impl Answer {
     }
 
     /// Reads what follows the head of a good answer.
-    pub async fn read(
-        &mut self,
-        response: &mut Response,
-        idle: Option<f64>,
-        large_answers: &Semaphore,
-    ) -> Result<(), Failed> {
+    pub async fn read(&mut self, response: &mut Response, idle: Option<f64>, places: &Semaphore) -> Result<(), Failed> {
         let is_stream = is_event_stream(response.headers());
         // They would keep the buffer that they were read into from being used again: 8 KiB for each stream.
         *response.headers_mut() = HeaderMap::new();
         *response.extensions_mut() = hyper::http::Extensions::new();
-        let mut room = Room { places: large_answers, place: None };
+        let incoming = Incoming { response, idle, places, place: None };
         if is_stream {
-            self.read_stream(response, idle, &mut room).await?;
+            self.read_stream(incoming).await?;
         } else {
-            self.read_whole(response, idle, &mut room).await?;
+            self.read_whole(incoming).await?;
         }
         self.conclude()
     }
 
-    async fn read_stream(
-        &mut self,
-        response: &mut Response,
-        idle: Option<f64>,
-        room: &mut Room<'_>,
-    ) -> Result<(), Failed> {
+    async fn read_stream(&mut self, mut incoming: Incoming<'_>) -> Result<(), Failed> {
         let mut parser = SseParser::new(LONGEST_LINE);
         let mut bytes = 0;
         let too_long = |error: LineTooLong| Failed::malformed(error.to_string());
         while !self.done && self.failed.is_none() {
-            let chunk = self.next_chunk(response, idle).await?;
+            let chunk = incoming.chunk(&mut self.reply.cut).await?;
             let now = Instant::now();
             let Some(chunk) = chunk else {
                 parser.finish(|data| self.event(data, now)).map_err(too_long)?;
@@ -97,11 +87,11 @@ impl Answer {
             bytes += chunk.len();
             check_size(bytes, LONGEST_STREAM)?;
             parser.feed(&chunk, |data| self.event(data, now)).map_err(too_long)?;
-            room.hold(parser.held()).await;
+            incoming.hold(parser.held()).await;
         }
         if self.done {
             // Reading to the very end gives the connection back to the pool.
-            let _ = timeout(AFTER_DONE, async { while let Ok(Some(_)) = response.chunk().await {} }).await;
+            let _ = timeout(AFTER_DONE, async { while let Ok(Some(_)) = incoming.response.chunk().await {} }).await;
         } else if self.finish_reason.is_none() && self.failed.is_none() {
             self.reply.cut = true;
             return Err(Failed::malformed(format!("the stream ended without {}", self.wire.end)));
@@ -109,26 +99,15 @@ impl Answer {
         Ok(())
     }
 
-    async fn read_whole(
-        &mut self,
-        response: &mut Response,
-        idle: Option<f64>,
-        room: &mut Room<'_>,
-    ) -> Result<(), Failed> {
+    async fn read_whole(&mut self, mut incoming: Incoming<'_>) -> Result<(), Failed> {
         let mut whole = Vec::new();
-        while let Some(chunk) = self.next_chunk(response, idle).await? {
+        while let Some(chunk) = incoming.chunk(&mut self.reply.cut).await? {
             check_size(whole.len() + chunk.len(), LONGEST_BODY)?;
             whole.extend_from_slice(&chunk);
-            room.hold(whole.len()).await;
+            incoming.hold(whole.len()).await;
         }
         self.take(&whole);
         Ok(())
-    }
-
-    async fn next_chunk(&mut self, response: &mut Response, idle: Option<f64>) -> Result<Option<Bytes>, Failed> {
-        let chunk = within(idle, "nothing more in mid-answer", "llm.idle_timeout", response.chunk()).await?;
-        self.reply.cut = chunk.is_err();
-        chunk.map_err(|error| Failed::malformed(format!("the answer was cut short: {}", chain(&error))))
     }
 
     /// One event of a stream, which arrived at `now`.
@@ -166,9 +145,7 @@ impl Answer {
         if let Some(text) = &mut self.text {
             text.push_str(&chunk.text);
         }
-        if let Some(reason) = chunk.finish_reason {
-            self.finish_reason = Some(reason.into_owned());
-        }
+        self.finish_reason = chunk.finish_reason.or(self.finish_reason.take());
         if let Some(usage) = chunk.usage {
             self.reply.tokens = self.reply.tokens.updated(counts(usage));
         }
@@ -205,12 +182,22 @@ impl Answer {
     }
 }
 
-struct Room<'a> {
+/// What follows the head, while it comes in.
+struct Incoming<'a> {
+    response: &'a mut Response,
+    idle: Option<f64>,
+    /// Where few answers at a time may hold more than [`SMALL_ANSWER`].
     places: &'a Semaphore,
     place: Option<SemaphorePermit<'a>>,
 }
 
-impl Room<'_> {
+impl Incoming<'_> {
+    async fn chunk(&mut self, cut: &mut bool) -> Result<Option<Bytes>, Failed> {
+        let chunk = within(self.idle, "nothing more in mid-answer", "llm.idle_timeout", self.response.chunk()).await?;
+        *cut = chunk.is_err();
+        chunk.map_err(|error| Failed::malformed(format!("the answer was cut short: {}", chain(&error))))
+    }
+
     /// This answer holds so many bytes: reads on only where it may. It may then grow to its limit, so that no two wait
     /// for each other.
     async fn hold(&mut self, bytes: usize) {

@@ -18,7 +18,7 @@ pub struct Headers {
     values: BTreeMap<String, String>,
     /// The values of the variables, which are secrets by themselves.
     from_env: Vec<String>,
-    /// One that cannot be sent, and why; without a name all of them.
+    /// The key of one that cannot be sent, or of all of them, and why.
     wrong: Option<(String, String)>,
 }
 
@@ -47,23 +47,17 @@ impl Headers {
             match filled(value, env, &mut self.from_env) {
                 Ok(filled) => *value = filled,
                 Err(reason) => {
-                    self.wrong.get_or_insert((name.clone(), reason));
+                    self.wrong.get_or_insert((format!("llm.headers.{name}"), reason));
                 }
             }
         }
     }
 
     fn parsed(&self) -> Result<HeaderMap, ConfigError> {
-        if let Some((_, reason)) = self.wrong.as_ref().filter(|(name, _)| name.is_empty()) {
-            return Err(invalid("llm.headers", reason));
-        }
         let mut headers = HeaderMap::new();
         for (written, value) in &self.values {
             let name = header_name("llm.headers", written)?;
             let place = format!("llm.headers.{written}");
-            if let Some((_, reason)) = self.wrong.as_ref().filter(|(wrong, _)| wrong == written) {
-                return Err(invalid(place, reason));
-            }
             let mut value = HeaderValue::from_str(value.trim())
                 .map_err(|_| invalid(&place, "its value holds characters that an HTTP header cannot carry"))?;
             value.set_sensitive(true);
@@ -71,7 +65,11 @@ impl Headers {
                 return Err(invalid(place, "is there twice, in capitals and small letters; remove one"));
             }
         }
-        Ok(headers)
+        // Last: what is no name is never repeated.
+        match &self.wrong {
+            Some((key, reason)) => Err(invalid(key, reason)),
+            None => Ok(headers),
+        }
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &str> {
@@ -176,7 +174,7 @@ impl<'de> Deserialize<'de> for Headers {
         };
         // Another program's key, perhaps: an error only when something is to be sent. What is wrong is not repeated.
         let expected = "expected names with a text each, such as {X-Team: \"${TEAM}\"}";
-        let wrong = Some((String::new(), expected.to_owned()));
+        let wrong = Some(("llm.headers".to_owned(), expected.to_owned()));
         Ok(headers.unwrap_or(Headers { wrong, ..Headers::default() }))
     }
 }

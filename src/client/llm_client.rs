@@ -197,7 +197,7 @@ impl LlmClient {
         loop {
             // Nobody closes the semaphore, so there is always a permit in the end.
             let permit = inner.permits.acquire().await;
-            let answer = inner.transport.send_for_text(body.clone()).await;
+            let answer = inner.transport.exchange(|| body.clone(), true).await;
             drop(permit);
             attempts += 1;
             let Some(failed) = answer.reply.failure else {

@@ -45,9 +45,7 @@ pub struct Reply {
     /// Chunks with content.
     pub chunks: u32,
     pub tokens: TokenCounts,
-    /// `None` for a success.
     pub failure: Option<Failed>,
-    /// How long the server asked to wait.
     pub retry_after: Option<Duration>,
     pub rate_limit: Option<RateLimit>,
     /// How often the request was sent again because a reused connection had died unseen.

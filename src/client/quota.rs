@@ -65,18 +65,6 @@ pub enum Period {
     Day,
 }
 
-impl Period {
-    /// Behind an amount.
-    pub fn words(self) -> &'static str {
-        match self {
-            Period::Second => " a second",
-            Period::Minute => " a minute",
-            Period::Hour => " an hour",
-            Period::Day => " a day",
-        }
-    }
-}
-
 /// How long to wait: `retry-after-ms`, as OpenAI has it beside the other, or `Retry-After` in seconds or as a date.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
@@ -179,97 +167,4 @@ fn written_duration(text: &str) -> Option<f64> {
         rest = next;
     }
     (!text.is_empty()).then_some(seconds)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
-    }
-
-    #[test]
-    fn a_quota_is_read_from_the_headers_as_openai_names_and_writes_them() {
-        assert_eq!(rate_limit(&headers(&[("content-type", "text/plain")])), None);
-        let given = headers(&[
-            ("x-ratelimit-limit-requests", "60"),
-            ("x-ratelimit-remaining-requests", "0"),
-            ("x-ratelimit-reset-requests", "6m1.5s"),
-            ("x-ratelimit-limit-tokens", "150000"),
-            ("x-ratelimit-remaining-tokens", "149984"),
-            ("x-ratelimit-reset-tokens", "6ms"),
-        ]);
-        let limit = json!({
-            "limit_requests": 60, "remaining_requests": 0, "reset_s": 361.5,
-            "limit_tokens": 150_000, "remaining_tokens": 149_984, "reset_tokens_s": 0.006,
-        });
-        assert_eq!(rate_limit(&given), Some(serde_json::from_value(limit).unwrap()));
-        let anthropic =
-            [("anthropic-ratelimit-requests-remaining", "49"), ("anthropic-ratelimit-tokens-limit", "40000")];
-        let limit = RateLimit { remaining_requests: Some(49), limit_tokens: Some(40_000), ..RateLimit::default() };
-        assert_eq!(rate_limit(&headers(&anthropic)), Some(limit));
-        for (text, seconds) in
-            [("20ms", Some(0.02)), ("17", Some(17.0)), ("1h", Some(3600.0)), ("", None), ("soon", None), ("5 s", None)]
-        {
-            assert_eq!(written_duration(text), seconds, "{text}");
-        }
-    }
-
-    /// The texts are those of OpenAI, Azure, Anthropic, Groq and LiteLLM.
-    #[test]
-    fn which_quota_a_429_is_for_is_read_from_its_body_and_else_from_what_is_left() {
-        let quota = |counts, limit, per| Some(Quota { counts, limit, per });
-        let (requests, tokens) = (Counted::Requests, Counted::Tokens);
-        let tpm = "Rate limit reached for gpt-4 in organization org-x on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000. Please try again in 2s.";
-        let rpd = "Rate limit reached for gpt-4 in organization org-x on requests per day (RPD): Limit 200, Used 200, Requested 1.";
-        let anthropic = "This would exceed your organization's rate limit of 30,000 input tokens per minute";
-        let azure = "Requests to the ChatCompletions_Create Operation have exceeded token rate limit of your tier";
-        for (kind, message, expected) in [
-            ("tokens", tpm, quota(tokens, Some(30_000), Some(Period::Minute))),
-            ("requests", rpd, quota(requests, Some(200), Some(Period::Day))),
-            ("tokens", "slow down", quota(tokens, None, None)),
-            ("rate_limit_error", anthropic, quota(tokens, Some(30_000), Some(Period::Minute))),
-            ("429", azure, quota(tokens, None, None)),
-            ("", "Requests rate limit exceeded", quota(requests, None, None)),
-            ("", "Crossed TPM / RPM limit", None),
-            ("", "too many requests; try again in 3 s", None),
-        ] {
-            let body = json!({"error": {"message": message, "type": kind}}).to_string();
-            assert_eq!(exceeded(body.as_bytes(), RateLimit::default()), expected, "{body}");
-        }
-        for (remaining_requests, remaining_tokens, counts) in [
-            (Some(0), Some(5), Some(requests)),
-            (Some(99_999), Some(120), Some(tokens)),
-            (None, Some(0), Some(tokens)),
-            (Some(7), None, None),
-            (Some(0), Some(0), None),
-        ] {
-            let left = RateLimit { remaining_requests, remaining_tokens, ..RateLimit::default() };
-            assert_eq!(exceeded(b"", left), counts.and_then(|counts| quota(counts, None, None)), "{left:?}");
-        }
-    }
-
-    #[test]
-    fn a_wait_is_asked_for_in_milliseconds_seconds_or_as_a_date() {
-        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
-        for (pairs, seconds) in [
-            (vec![("retry-after-ms", "1500"), ("retry-after", "2")], Some(1.5)),
-            (vec![("retry-after", "2")], Some(2.0)),
-            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT"), date], Some(20.0)),
-            // Over by the server's clock, and by ours.
-            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:07 GMT"), date], Some(0.0)),
-            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:57 GMT")], Some(0.0)),
-            (vec![("retry-after", "-2")], None),
-            (vec![("retry-after", "soon"), date], None),
-            (vec![date], None),
-        ] {
-            assert_eq!(retry_after(&headers(&pairs)), seconds.map(Duration::from_secs_f64), "{pairs:?}");
-        }
-        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
-        let wait = retry_after(&headers(&[("retry-after", &later)])).unwrap();
-        assert!((500..=600).contains(&wait.as_secs()), "{wait:?}");
-    }
 }

@@ -110,24 +110,7 @@ impl Transport {
 
     /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
     pub async fn send(&self, body: Bytes) -> Reply {
-        self.send_made(|| body.clone()).await
-    }
-
-    /// The same with a body that is made when it is sent, and again if it has to be sent again: nobody keeps it
-    /// until the answer comes.
-    pub async fn send_made(&self, body: impl Fn() -> Bytes) -> Reply {
-        self.exchange(&body, false).await.reply
-    }
-
-    /// The same, and the text of the answer.
-    #[cfg(feature = "suite")]
-    pub(crate) async fn send_made_for_text(&self, body: impl Fn() -> Bytes) -> (Reply, String) {
-        let answer = self.exchange(&body, true).await;
-        (answer.reply, answer.text.unwrap_or_default())
-    }
-
-    pub(super) async fn send_for_text(&self, body: Bytes) -> Answer {
-        self.exchange(&|| body.clone(), true).await
+        self.exchange(|| body.clone(), false).await.reply
     }
 
     /// The models the server says it has (`GET /models`); `None` if it does not say.
@@ -168,13 +151,15 @@ impl Transport {
         redacted(self.inner.request.url())
     }
 
-    async fn exchange(&self, body: &impl Fn() -> Bytes, keep_text: bool) -> Answer {
+    /// The same with a body that is made when it is sent, and again if it has to be sent again: nobody keeps it
+    /// until the answer comes.
+    pub(crate) async fn exchange(&self, body: impl Fn() -> Bytes, keep_text: bool) -> Answer {
         let inner = &self.inner;
         let mut answer = Answer::new(inner.wire, keep_text);
         let done = {
             // Boxed: a future that is handed on is copied each time.
             let attempt = Box::pin(async {
-                let mut response = self.attempt(body, &mut answer).await?;
+                let mut response = self.attempt(&body, &mut answer).await?;
                 self.read(&mut response, &mut answer).await
             });
             within(Some(inner.llm.request_timeout), "no whole answer", "llm.request_timeout", attempt).await

@@ -61,7 +61,7 @@ impl AgainstArgs {
             let run = page::without_config(decided, settings.config.policy.clone(), Recorded::of(side));
             html::Run { label: label.to_owned(), ..run }
         });
-        let html = html::page_of_duet(&runs, &comparison);
+        let html = html::page_with(&runs, Some(&comparison));
         eprintln!("{}", page::write(&in_results(format!("concurrency_against_{stamp}.html")), html));
         let interrupted = a.stopped == Some(Stop::Interrupted);
         Ok(if interrupted { ExitCode::from(sweep::INTERRUPTED) } else { ExitCode::SUCCESS })

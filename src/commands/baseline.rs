@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::decision::{decide_from, from_results_file};
+use super::decision::{decide_from, from_file};
 use crate::decide::Recommendation;
 use crate::decide::compare::{Baseline, Comparison, compare};
-use crate::record::Places;
+use crate::record::ResultsFile;
 use crate::report::words;
 use crate::settings::Settings;
 
@@ -34,9 +34,9 @@ pub(super) struct Against {
 }
 
 impl BaselineArgs {
-    pub(super) fn read(&self, places: &Places, settings: &Settings) -> Result<Option<Against>> {
+    pub(super) fn read(&self, settings: &Settings) -> Result<Option<Against>> {
         let Some(file) = &self.baseline else { return Ok(None) };
-        let (measured, _) = from_results_file(file, places)?;
+        let measured = from_file(&ResultsFile::read(file)?);
         let title = words::baseline(&file.display().to_string(), measured.simulated, &measured.notes);
         let threshold = self.fail_on_regression.map(|percent| percent / 100.0);
         Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))

@@ -48,11 +48,8 @@ impl Check {
             listed(&settings, models.as_deref(), probes.first()),
         ))?;
         for probe in &probes {
-            if probe.is_refused() {
-                bail!("{}", words::refused_prompt(probe, &settings));
-            }
-            if let Some(failed) = &probe.reply.failure {
-                bail!("{}", words::endpoint_problem(failed, &settings));
+            if let Some(problem) = words::problem(probe, &settings) {
+                bail!("{problem}");
             }
             print(answer(probe))?;
         }

@@ -1,6 +1,5 @@
 //! From what was measured to the recommendation, and where it goes.
 
-use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Result;
@@ -9,7 +8,7 @@ use super::page::Recorded;
 use super::{page, print, screen};
 use crate::client::Endpoint;
 use crate::decide::{Note, Recommendation, recommend_after};
-use crate::load::self_check::cpu_of_this_process;
+use crate::load::self_check::{Cpu, cpu_time};
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
 use crate::prompts;
@@ -17,46 +16,29 @@ use crate::record::{Basis, Identity, Places, ResultsFile, load_measured, write_a
 use crate::report::{html, text, words};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
-/// What the report shows beside the decision, and its file's name.
-pub(super) struct Source {
-    pub(super) recorded: Recorded,
-    pub(super) report: String,
-}
-
-pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Basis, Source)> {
+pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Basis, Recorded)> {
     let identity = Identity::of(settings, &prompts::of_run(settings)?);
     let simulated = settings.endpoint == Endpoint::Simulator;
     let measured = Basis { simulated, ..load_measured(places, &identity, settings.limits(), None)? };
-    let mut source = Source { recorded: Recorded::default(), report: page::name(Path::new("criterion")) };
-    if let Some(newest) = &measured.newest {
-        // A run's id begins with the time that its results file is named by.
-        source.report = page::name(Path::new(newest.run_id.split('-').next().unwrap_or_default()));
-        source.recorded.run_id = Some(newest.run_id.clone());
-        source.recorded.about = newest.about.clone();
-    }
-    source.recorded.requests = measured.requests.clone();
-    Ok((measured, source))
+    let (run_id, about) = measured.newest.as_ref().map(|run| (run.run_id.clone(), run.about.clone())).unzip();
+    let (about, requests) = (about.unwrap_or_default(), measured.requests.clone());
+    Ok((measured, Recorded { run_id, about, requests, verified: None }))
 }
 
-pub(super) fn from_results_file(path: &Path, places: &Places) -> Result<(Basis, Source)> {
-    let file = ResultsFile::read(path)?;
-    let requests = file.requests(places);
-    let ResultsFile { run_id, about, levels, raced, verified, .. } = file;
+pub(super) fn from_file(ResultsFile { about, levels, raced, .. }: &ResultsFile) -> Basis {
     let simulated = about.simulated();
     let model = if simulated { Some(SIMULATED_MODEL.to_owned()) } else { about.model.clone() };
     let (endpoint, started_at) = (about.endpoint.clone(), about.started_at.clone());
     let is_described = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
-    let raced = raced.zip(about.settings.policy.clone());
-    let measured = Basis {
-        levels,
-        raced,
+    Basis {
+        levels: levels.clone(),
+        raced: raced.zip(about.settings.policy.clone()),
         notes: is_described.then_some(Note::Source { endpoint, model, started_at }).into_iter().collect(),
         quick: about.settings.quick,
         simulated,
         unlisted_model: about.settings.model_is_listed == Some(false),
         ..Basis::default()
-    };
-    Ok((measured, Source { recorded: Recorded { run_id, about, requests, verified }, report: page::name(path) }))
+    }
 }
 
 pub(super) fn decide_from(mut measured: Basis, settings: &Settings) -> Recommendation {
@@ -144,7 +126,7 @@ pub(super) fn decide_swept(mut measured: Basis, swept: &Swept, settings: &Settin
 
 fn where_written(swept: &Swept, places: &Places) -> String {
     let own_s = (swept.began.elapsed().as_secs_f64() - swept.load_s).max(0.0);
-    let cpu = cpu_of_this_process().map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
+    let cpu = cpu_time(Cpu::OfProcess).map(|cpu| format!(", {:.1} s of processor time in all", cpu.as_secs_f64()));
     format!(
         "{:.1} s of load, {own_s:.1} s around it{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)\n  {} (for node-exporter)",
         swept.load_s,

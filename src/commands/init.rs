@@ -35,8 +35,8 @@ impl Init {
         let settings = Settings::without_file(path.clone(), self.target.given)?;
         let prompts: Vec<_> = prompts::of_run(&settings)?.into_iter().take(1).collect();
         let Asked { model, probes, .. } = ask(&settings, &prompts, |listed| chosen_model(&settings, listed))?;
-        if let Some(failed) = probes.iter().find_map(|probe| probe.reply.failure.as_ref()) {
-            bail!("{}", words::endpoint_problem(failed, &settings));
+        if let Some(problem) = probes.iter().find_map(|probe| words::problem(probe, &settings)) {
+            bail!("{problem}");
         }
         // The file may have come to be in the meantime.
         let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);

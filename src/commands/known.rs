@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::ConfigFile;
-use super::decision::{decide_from, from_results_file};
+use super::decision::{decide_from, from_file};
+use super::{ConfigFile, page};
 use crate::decide::{JudgedLevel, Recommendation};
 use crate::figures::Limits;
 use crate::prompts::{self, Prompt};
@@ -36,8 +36,7 @@ impl Known {
         };
         let file = ResultsFile::read(&path)?;
         file.check_fits(&path, &places, &now)?;
-        let (measured, _) = from_results_file(&path, &places)?;
-        let decided = decide_from(measured, &settings);
+        let decided = decide_from(from_file(&file), &settings);
         if decided.provisional || !decided.status.may_patch() {
             bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
         }
@@ -57,12 +56,9 @@ fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
     let newest = load_measured(places, now, Limits::default(), None)?
         .newest
         .context("no run is on disk any more: name its results file")?;
-    let files = std::fs::read_dir(&places.results).into_iter().flatten().flatten().map(|entry| entry.path());
-    let of_run = |path: &PathBuf| {
-        path.extension().is_some_and(|extension| extension == "json")
-            && ResultsFile::read(path).is_ok_and(|file| file.run_id.as_ref() == Some(&newest.run_id))
-    };
-    let missing =
-        || format!("the results file of the latest run ({}) is not in {}", *newest.run_id, places.results.display());
-    files.into_iter().find(of_run).with_context(missing)
+    let path = places.results.join(format!("concurrency_results_{}.json", page::stamp_of_run(&newest.run_id)));
+    if !path.exists() {
+        bail!("the results file of the latest run ({}) is not in {}", *newest.run_id, places.results.display());
+    }
+    Ok(path)
 }

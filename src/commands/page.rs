@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::decide::verify::Verified;
 use crate::decide::{Policy, Recommendation};
 use crate::measure::sweep::Swept;
-use crate::record::{About, RequestsFile, RunId, read_sidecar, write_atomic};
+use crate::record::{About, Places, RequestsFile, ResultsFile, RunId, read_sidecar, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
 use crate::report::requests::{Curves, Loop};
 use crate::settings::{SIMULATED_MODEL, Settings};
@@ -28,6 +28,11 @@ impl Recorded {
             requests: manifest.requests(swept.run.folder()),
             verified: None,
         }
+    }
+
+    pub(super) fn in_file(file: ResultsFile, places: &Places) -> Self {
+        let requests = file.requests(places);
+        Recorded { requests, run_id: file.run_id, about: file.about, verified: file.verified }
     }
 }
 
@@ -75,6 +80,11 @@ fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
         }
     }
     (Curves::of(&loops), missing)
+}
+
+/// A run's id begins with the time that its results file is named by.
+pub(super) fn stamp_of_run(run_id: &RunId) -> &str {
+    run_id.split('-').next().unwrap_or_default()
 }
 
 /// `concurrency_results_X.json` to `X`.

@@ -1,6 +1,6 @@
 //! `recommend`, the bin and the subcommand: decides from what is on disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,10 +8,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::baseline::BaselineArgs;
-use super::decision::{decide_from, from_criterion, from_results_file, printed};
+use super::decision::{decide_from, from_criterion, from_file, printed};
+use super::page::Recorded;
 use super::write::WriteArgs;
 use super::{ConfigFile, Verbose, page, print};
-use crate::record::Places;
+use crate::record::{Places, ResultsFile};
 use crate::report::{html, text, words};
 use crate::settings::{Overrides, Settings};
 
@@ -40,17 +41,18 @@ pub struct Recommend {
 }
 
 impl Recommend {
-    /// # Errors
-    /// If there is nothing to decide from, or the config cannot be patched.
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.config.config.as_deref(), Overrides::default())?;
         let places = Places::find(self.criterion_dir.as_deref());
-        let (measured, source) = match &self.results {
-            Some(file) => from_results_file(file, &places)?,
+        let (measured, recorded) = match &self.results {
+            Some(file) => {
+                let file = ResultsFile::read(file)?;
+                (from_file(&file), Recorded::in_file(file, &places))
+            }
             None => from_criterion(&settings, &places)?,
         };
         let recommendation = decide_from(measured, &settings);
-        let against = self.baseline.read(&places, &settings)?;
+        let against = self.baseline.read(&settings)?;
         let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
         if !self.json {
             print(printed(&recommendation, &settings, self.verbose.verbose))?;
@@ -59,8 +61,13 @@ impl Recommend {
             }
         }
         if !self.dry_run {
-            let run = page::of(recommendation.clone(), &settings, source.recorded);
-            eprintln!("{}", page::write(&places.results.join(source.report), html::page(&[run])));
+            let report = match (&self.results, &recorded.run_id) {
+                (Some(file), _) => page::name(file),
+                (None, Some(run_id)) => page::name(Path::new(page::stamp_of_run(run_id))),
+                (None, None) => page::name(Path::new("criterion")),
+            };
+            let run = page::of(recommendation.clone(), &settings, recorded);
+            eprintln!("{}", page::write(&places.results.join(report), html::page(&[run])));
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;
         if self.json {

@@ -75,9 +75,7 @@ pub(super) fn run_of(file: ResultsFile, places: &Places) -> html::Run {
     let policy = recorded_policy.unwrap_or_default();
     let recommendation = recorded.unwrap_or_else(|| recommend(&file.levels, &policy));
     let recommendation = Recommendation { simulated: file.about.simulated(), ..recommendation };
-    let requests = file.requests(places);
-    let recorded = Recorded { requests, run_id: file.run_id, about: file.about, verified: file.verified };
-    let mut run = page::without_config(recommendation, policy, recorded);
+    let mut run = page::without_config(recommendation, policy, Recorded::in_file(file, places));
     run.missing.extend(missing.into_iter().flatten());
     run
 }

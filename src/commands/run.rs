@@ -40,7 +40,7 @@ impl Run {
         if self.write.update_config {
             self.write.check_possible(&settings)?;
         }
-        let against = self.baseline.read(&places, &settings)?;
+        let against = self.baseline.read(&settings)?;
         let swept = sweep::run(&settings, &args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
         let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
         if swept.stopped == Some(Stop::Interrupted) {

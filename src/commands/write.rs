@@ -62,37 +62,39 @@ impl WriteArgs {
         settings: &Settings,
         dry_run: bool,
     ) -> Result<(Written, ExitCode)> {
-        let (path, key) = (&settings.path, &self.config_key);
-        let is_asked = self.update_config || dry_run;
-        let left = |text| Written { previous: previous(path, key), patched: false, text };
-        if let Some((code, why)) = self.reason_against(recommendation, comparison, settings) {
-            if code == NOTHING_TO_WRITE && !matches!(why, WhyNot::MaybeRegression) && !self.update_config {
-                let why = words::why_not(&why, path);
-                let told = format!("Nothing that may be written (exit code {NOTHING_TO_WRITE}): {why}");
-                eprint!("{}", text::fitted(&told, terminal_width()));
+        let (path, is_asked) = (&settings.path, self.update_config || dry_run);
+        let previous = patch::plan(path, &self.config_key, 1).ok().and_then(|patch| patch.previous());
+        let mut written = Written { previous, ..Written::default() };
+        let Some((code, why)) = self.reason_against(recommendation, comparison, settings) else {
+            if let Some(level) = recommendation.recommended_concurrency.filter(|_| is_asked) {
+                (written.patched, written.text) = self.apply(recommendation.status, level, path, dry_run)?;
             }
-            let text = if is_asked { words::left_as_it_was(path, &why) } else { String::new() };
-            return Ok((left(text), ExitCode::from(code)));
-        }
-        let written = match recommendation.recommended_concurrency.filter(|_| is_asked) {
-            Some(level) => self.apply(recommendation.status, level, path, dry_run)?,
-            None => left(String::new()),
+            return Ok((written, ExitCode::SUCCESS));
         };
-        Ok((written, ExitCode::SUCCESS))
+        if code == NOTHING_TO_WRITE && !matches!(why, WhyNot::MaybeRegression) && !self.update_config {
+            let why = words::why_not(&why, path);
+            let told = format!("Nothing that may be written (exit code {NOTHING_TO_WRITE}): {why}");
+            eprint!("{}", text::fitted(&told, terminal_width()));
+        }
+        if is_asked {
+            written.text = words::left_as_it_was(path, &why);
+        }
+        Ok((written, ExitCode::from(code)))
     }
 
-    fn apply(&self, status: Status, level: usize, path: &Path, dry_run: bool) -> Result<Written> {
+    /// Whether it was written, and what to print.
+    fn apply(&self, status: Status, level: usize, path: &Path, dry_run: bool) -> Result<(bool, String)> {
         let key = &self.config_key;
         let patch = self.patch(path, level as u64)?;
-        let previous = patch.previous();
         if patch.is_noop() {
-            return Ok(Written { previous, patched: false, text: words::already_written(path, key, level) });
+            return Ok((false, words::already_written(path, key, level)));
         }
         if dry_run {
-            return Ok(Written { previous, patched: false, text: patch.diff() });
+            return Ok((false, patch.diff()));
         }
+        let text = words::written(path, key, level, patch.previous(), status);
         patch.apply()?;
-        Ok(Written { previous, patched: true, text: words::written(path, key, level, previous, status) })
+        Ok((true, text))
     }
 
     /// Why the result may not be written, and the exit code for it.
@@ -131,8 +133,4 @@ impl WriteArgs {
             .with_context(|| format!("--config-key {key} would make a file that cannot be read"))?;
         Ok(patch)
     }
-}
-
-fn previous(path: &Path, key: &str) -> Option<u64> {
-    patch::plan(path, key, 1).ok()?.previous()
 }

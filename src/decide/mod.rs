@@ -242,9 +242,12 @@ pub struct Recommendation {
 }
 
 impl Recommendation {
+    pub fn level(&self, concurrency: usize) -> Option<&JudgedLevel> {
+        self.levels.iter().find(|level| level.summary.concurrency == concurrency)
+    }
+
     pub fn chosen(&self) -> Option<&JudgedLevel> {
-        let pick = self.recommended_concurrency?;
-        self.levels.iter().find(|level| level.summary.concurrency == pick)
+        self.level(self.recommended_concurrency?)
     }
 
     /// As a results file records it: as data, and beside that in words, which stand for data that this version does not

@@ -32,6 +32,8 @@ pub enum NotCarried {
     Errors(f64),
     /// A limit of the policy, and what was there instead; unknown counts as failed.
     Limit(Gate, f64, Option<f64>),
+    /// The share of the requests within `policy.slo`, and what it should be.
+    Slo(f64, f64),
 }
 
 pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
@@ -42,7 +44,12 @@ pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
         ArrivalsEnd::Complete if error_rate >= policy.max_error_rate => return Some(NotCarried::Errors(error_rate)),
         ArrivalsEnd::Complete => {}
     }
-    policy.limits().into_iter().find_map(|(gate, limit)| {
+    let slo = policy.slo.and_then(|slo| {
+        let share = load.within_slo.unwrap_or_default() as f64 / load.requests.max(1) as f64;
+        (share < slo.attainment).then_some(NotCarried::Slo(share, slo.attainment))
+    });
+    let mut limits = policy.limits().into_iter();
+    let limit = limits.find_map(|(gate, limit)| {
         let limit = limit?;
         let is = match gate {
             Gate::TtftP95 => load.ttft_s.and_then(|it| it.p95),
@@ -51,7 +58,8 @@ pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
             _ => load.latency_s.and_then(|it| it.p95),
         };
         is.is_none_or(|is| is > limit).then_some(NotCarried::Limit(gate, limit, is))
-    })
+    });
+    limit.or(slo)
 }
 
 impl Verified {

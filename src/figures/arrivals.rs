@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::quantiles::{Distribution, micros};
+use super::{Limits, Slo};
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub struct OpenLoad {
     pub ttft_s: Option<Distribution>,
     /// Per output token after the first, for which no wait counts.
     pub tpot_s: Option<Distribution>,
+    /// Requests that met `policy.slo`, if there is one, the wait included in TTFT and latency.
+    pub within_slo: Option<u64>,
     /// The share of all arrivals that had a permit when the last one came.
     pub kept_up: f64,
     /// How late this client was with them.
@@ -41,7 +44,7 @@ pub struct OpenLoad {
 
 impl OpenLoad {
     /// Adds the figures of the requests.
-    pub fn with(self, outcomes: &[RequestOutcome], request_timeout_s: f64) -> Self {
+    pub fn with(self, outcomes: &[RequestOutcome], limits: &Limits) -> Self {
         let cohort = || outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured && outcome.end_s.is_some());
         let distribution = |time: &dyn Fn(&RequestOutcome) -> Option<f64>| {
             Distribution::of(outcomes.len(), cohort().filter_map(time).map(micros)).0
@@ -49,15 +52,21 @@ impl OpenLoad {
         let wait = |outcome: &RequestOutcome| outcome.start_s - outcome.due_s.unwrap_or(outcome.start_s);
         let latency = |outcome: &RequestOutcome| match outcome.failure {
             None => outcome.latency_s,
-            Some(Failure::Timeout) => Some(request_timeout_s),
+            Some(Failure::Timeout) => Some(limits.request_timeout_s),
             Some(_) => None,
         };
+        let ttft = |outcome: &RequestOutcome| Some(wait(outcome) + outcome.ttft_s.filter(|_| outcome.is_success())?);
+        let waited = |outcome: &RequestOutcome| Some(wait(outcome) + latency(outcome)?);
+        let is_within = |slo: &Slo, of: &RequestOutcome| {
+            of.is_success() && slo.is_met([ttft(of), of.tpot_s(), waited(of)], of.output_tokens)
+        };
         OpenLoad {
+            within_slo: limits.slo.map(|slo| cohort().filter(|outcome| is_within(&slo, outcome)).count() as u64),
             requests: cohort().count() as u64,
             failed: cohort().filter(|outcome| !outcome.is_success()).count() as u64,
             wait_s: distribution(&|outcome| Some(wait(outcome))),
-            latency_s: distribution(&|outcome| Some(wait(outcome) + latency(outcome)?)),
-            ttft_s: distribution(&|outcome| Some(wait(outcome) + outcome.ttft_s.filter(|_| outcome.is_success())?)),
+            latency_s: distribution(&waited),
+            ttft_s: distribution(&ttft),
             tpot_s: distribution(&|outcome| outcome.tpot_s().filter(|_| outcome.is_success())),
             ..self
         }

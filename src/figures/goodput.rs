@@ -29,16 +29,19 @@ impl Slo {
         [("ttft", self.ttft), ("tpot", self.tpot), ("latency", self.latency)]
     }
 
-    /// A time that is unknown meets no limit; but an answer of one token has no time between tokens.
     pub(crate) fn is_met_by(&self, request: &Request) -> bool {
-        let within = |limit: Option<f64>, time: Option<u32>| {
-            limit.is_none_or(|limit| time.is_some_and(|time| seconds(time) <= limit))
+        let times = [request.ttft.get(), request.tpot.get(), Some(request.held_us())];
+        request.is_success() && self.is_met(times.map(|time| time.map(seconds)), request.output_tokens())
+    }
+
+    /// By TTFT, TPOT and latency. A time that is unknown meets no limit; but an answer of one token has no time between
+    /// tokens.
+    pub(crate) fn is_met(&self, times_s: [Option<f64>; 3], tokens: Option<u32>) -> bool {
+        let within = |((name, limit), time): ((&str, Option<f64>), Option<f64>)| {
+            let excused = name == "tpot" && tokens.is_some_and(|tokens| tokens <= 1);
+            excused || limit.is_none_or(|limit| time.is_some_and(|time| time <= limit))
         };
-        let one_token = request.output_tokens().is_some_and(|tokens| tokens <= 1);
-        request.is_success()
-            && within(self.ttft, request.ttft.get())
-            && (one_token || within(self.tpot, request.tpot.get()))
-            && within(self.latency, Some(request.held_us()))
+        self.limits().into_iter().zip(times_s).all(within)
     }
 }
 

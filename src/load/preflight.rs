@@ -30,12 +30,8 @@ pub struct Probe {
 impl Probe {
     /// Whether the server does not want this request, however often and however slowly it is sent.
     pub fn is_refused(&self) -> bool {
-        is_refused(&self.reply)
+        self.reply.failure.as_ref().is_some_and(|failed| failed.kind == Failure::ClientError)
     }
-}
-
-fn is_refused(reply: &Reply) -> bool {
-    reply.failure.as_ref().is_some_and(|failed| failed.kind == Failure::ClientError)
 }
 
 /// Sends a typical and the longest of `prompts`, and a refused one again, since a single refusal may be chance. Stops at
@@ -45,23 +41,22 @@ pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnM
     let mut probes: Vec<Probe> = Vec::new();
     let mut seq = 0;
     for (which, at) in chosen(prompts) {
-        let mut reply = Reply::default();
-        let mut latency_s = 0.0;
-        for _ in 0..2 {
+        let mut tries = 0;
+        let probe = loop {
             let start = Instant::now();
-            reply = target.send_before(at, seq).await;
-            latency_s = start.elapsed().as_secs_f64();
+            let reply = target.send_before(at, seq).await;
+            let latency_s = start.elapsed().as_secs_f64();
             let start_s = (start - began).as_secs_f64();
             let ticket = Ticket { seq, phase: Phase::Warmup, level: 0, visit: 0 };
             record(closed_loop::record(ticket, None, start_s, Some(start_s + latency_s), &reply));
-            seq += 1;
-            if !is_refused(&reply) {
-                break;
+            (seq, tries) = (seq + 1, tries + 1);
+            let (id, characters) = (prompts[at].id.clone(), prompts[at].characters());
+            let probe = Probe { which, id, characters, latency_s, reply };
+            if tries == 2 || !probe.is_refused() {
+                break probe;
             }
-        }
-        let prompt = &prompts[at];
-        let characters = prompt.characters();
-        probes.push(Probe { which, id: prompt.id.clone(), characters, latency_s, reply });
+        };
+        probes.push(probe);
         if probes.last().is_some_and(Probe::is_refused) {
             break;
         }

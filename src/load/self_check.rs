@@ -4,11 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 use crate::figures::{ClientLoad, Distribution, histogram};
 
-/// How often the ticker wakes.
 const TICK: Duration = Duration::from_millis(20);
 /// Tokio's timer rounds up to a whole millisecond, and the wait for events below it does so once more.
 const TIMER_ROUNDING: Duration = Duration::from_millis(2);
@@ -16,40 +15,27 @@ const TIMER_ROUNDING: Duration = Duration::from_millis(2);
 /// Watches the thread it was started on, which must be the one that makes the load, while its runtime runs.
 #[derive(Debug)]
 pub struct SelfCheck {
-    /// The end of the warm-up.
-    from: Option<Reading>,
+    /// The end of the warm-up, and the CPU time by then.
+    from: Option<(Instant, Option<Duration>)>,
     /// The end of the last window so far.
-    to: Option<Reading>,
-    lags_us: Arc<Mutex<Lags>>,
-    ticker: AbortHandle,
-}
-
-/// In microseconds. It does not grow with their number.
-type Lags = Histogram<u64>;
-
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    at: Instant,
-    cpu: Option<Duration>,
-}
-
-impl Reading {
-    fn now() -> Self {
-        Reading { at: Instant::now(), cpu: cpu_of_this_thread() }
-    }
+    to: Option<(Instant, Option<Duration>)>,
+    /// In microseconds. It does not grow with their number.
+    lags_us: Arc<Mutex<Histogram<u64>>>,
+    /// Ends when it is dropped.
+    _ticker: JoinSet<()>,
 }
 
 impl SelfCheck {
     /// Begins to watch. Call it inside the load thread's runtime.
     pub fn start() -> Self {
         let lags_us = Arc::new(Mutex::new(histogram(3)));
-        let ticker = tokio::spawn(tick(lags_us.clone())).abort_handle();
-        SelfCheck { from: None, to: None, lags_us, ticker }
+        let ticker = JoinSet::from_iter([tick(lags_us.clone())]);
+        SelfCheck { from: None, to: None, lags_us, _ticker: ticker }
     }
 
     /// The warm-up or a window ended. Call it on the load thread.
     pub fn window_ended(&mut self) {
-        let now = Reading::now();
+        let now = (Instant::now(), cpu_time(Cpu::OfThread));
         if self.from.is_none() {
             self.from = Some(now);
             self.lags_us.lock().unwrap_or_else(PoisonError::into_inner).reset();
@@ -65,25 +51,17 @@ impl SelfCheck {
         let bins: Vec<_> =
             lags.iter_recorded().map(|bin| (in_seconds(bin.value_iterated_to()), bin.count_at_value())).collect();
         ClientLoad {
-            cpu: self.from.zip(self.to).and_then(|(from, to)| cpu_share(from, to)),
+            cpu: self.from.zip(self.to).and_then(|((from, cpu_before), (to, cpu))| {
+                let wall = to.duration_since(from).as_secs_f64();
+                let cpu = cpu?.saturating_sub(cpu_before?).as_secs_f64();
+                (wall > 0.0).then(|| cpu / wall)
+            }),
             timer_lag_p95_s: Distribution::of_binned(&bins).and_then(|lags| lags.p95),
         }
     }
 }
 
-impl Drop for SelfCheck {
-    fn drop(&mut self) {
-        self.ticker.abort();
-    }
-}
-
-fn cpu_share(from: Reading, to: Reading) -> Option<f64> {
-    let wall = to.at.duration_since(from.at).as_secs_f64();
-    let cpu = to.cpu?.saturating_sub(from.cpu?).as_secs_f64();
-    (wall > 0.0).then(|| cpu / wall)
-}
-
-async fn tick(lags_us: Arc<Mutex<Lags>>) {
+async fn tick(lags_us: Arc<Mutex<Histogram<u64>>>) {
     loop {
         let due = Instant::now() + TICK;
         tokio::time::sleep_until(due.into()).await;
@@ -93,27 +71,27 @@ async fn tick(lags_us: Arc<Mutex<Lags>>) {
     }
 }
 
-/// CPU time of the calling thread, user and system; `None` where the system does not tell.
-fn cpu_of_this_thread() -> Option<Duration> {
-    #[cfg(unix)]
-    return Some(cpu_by(rustix::time::ClockId::ThreadCPUTime));
-    #[cfg(not(unix))]
-    None
+#[derive(Clone, Copy)]
+pub enum Cpu {
+    OfThread,
+    OfProcess,
 }
 
-/// CPU time of this process so far, user and system; `None` where the system does not tell.
-pub fn cpu_of_this_process() -> Option<Duration> {
+/// CPU time of the calling thread or of this process so far, user and system; `None` where the system does not tell.
+#[cfg_attr(not(unix), expect(unused_variables))]
+pub fn cpu_time(of: Cpu) -> Option<Duration> {
     #[cfg(unix)]
-    return Some(cpu_by(rustix::time::ClockId::ProcessCPUTime));
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let clock = match of {
+            Cpu::OfThread => ClockId::ThreadCPUTime,
+            Cpu::OfProcess => ClockId::ProcessCPUTime,
+        };
+        // Such a clock starts at 0.
+        Duration::try_from(clock_gettime(clock)).ok()
+    }
     #[cfg(not(unix))]
     None
-}
-
-#[cfg(unix)]
-fn cpu_by(clock: rustix::time::ClockId) -> Duration {
-    let time = rustix::time::clock_gettime(clock);
-    // Such a clock starts at 0.
-    Duration::try_from(time).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -146,12 +124,5 @@ mod tests {
             let idle = watch(|| std::thread::sleep(Duration::from_millis(30)));
             assert!(busy.cpu.unwrap() > 5.0 * idle.cpu.unwrap(), "{busy:?} {idle:?}");
         }
-    }
-
-    #[test]
-    fn without_a_window_nothing_is_known_of_the_cpu() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let seen = runtime.block_on(async { SelfCheck::start().result() });
-        assert_eq!(seen, ClientLoad::default());
     }
 }

@@ -9,7 +9,7 @@ use crate::client::{BodyTemplate, Cache, Prompt, RequestSettings, Transport};
 
 /// The requests of a run, by level and sequence number.
 pub struct Target {
-    transport: Transport,
+    pub(crate) transport: Transport,
     model: String,
     request: RequestSettings,
     bodies: Vec<Arc<BodyTemplate>>,
@@ -68,11 +68,6 @@ impl Target {
         self.conversations.is_empty().then(|| self.sizes[self.prompt(seq)].clone())
     }
 
-    /// The models the server says it has; `None` if it does not say.
-    pub async fn models(&self) -> Option<Vec<String>> {
-        self.transport.models().await
-    }
-
     /// Sends the request with this sequence number. The same prompts come in the same order at every level.
     pub fn send(&self, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         self.send_in_round(0, level, seq)
@@ -110,15 +105,14 @@ impl Target {
     fn send_turn(&self, (body, mark, conversation): Turn) -> impl Future<Output = Reply> + Send + 'static {
         let (transport, open) = (self.transport.clone(), self.open.clone());
         async move {
-            let Some(conversation) = conversation else { return transport.send_made(|| body.fill(&mark)).await };
-            let (reply, answer) = transport.send_made_for_text(|| body.fill(&mark)).await;
+            let answer = transport.exchange(|| body.fill(&mark), conversation.is_some()).await;
             // After a failure there is nothing to go on from.
-            if reply.failure.is_none()
-                && let Some(next) = conversation.answered(answer)
+            if answer.reply.failure.is_none()
+                && let Some(next) = conversation.and_then(|so_far| so_far.answered(answer.text.unwrap_or_default()))
             {
                 open.lock().unwrap_or_else(PoisonError::into_inner).answered.push((next, mark));
             }
-            reply
+            answer.reply
         }
     }
 
@@ -131,10 +125,15 @@ impl Target {
 }
 
 /// Short, and always of the same length: over run, round, level and sequence.
+/// Six digits, as each token of it costs prefill: tokenizers take digits one to three at a time, and letters among them
+/// apart. Within a level no two are equal for a million requests; those of other levels and runs begin elsewhere.
 fn unique_mark(salt: &str, round: u32, level: usize, seq: u64) -> String {
-    let numbers = [u64::from(round), level as u64, seq].map(u64::to_le_bytes);
-    // Each digit costs prefill: 40 bits tell a million requests from each other but for a few.
-    format!("{:010x} ", fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())) >> 24)
+    const MARKS: u64 = 1_000_000;
+    // Near the golden section, and without a factor in common: neighbours in time share no beginning.
+    const STRIDE: u64 = 618_033;
+    let numbers = [u64::from(round), level as u64].map(u64::to_le_bytes);
+    let start = fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())) % MARKS;
+    format!("{:06} ", (start + seq % MARKS * STRIDE) % MARKS)
 }
 
 #[cfg(test)]
@@ -150,7 +149,7 @@ mod tests {
             for (round, level) in [(0, 1), (0, 2), (0, 50), (1, 2), (2, 50)] {
                 for seq in 0..1000 {
                     let mark = unique_mark(salt, round, level, seq);
-                    assert_eq!(mark.len(), 11);
+                    assert_eq!(mark.len(), 7);
                     assert!(seen.insert(mark), "{salt} {round} {level} {seq}");
                 }
             }

@@ -56,12 +56,9 @@ impl<'a> Afterwards<'a> {
             Load::start(settings, Mode::Measure, prompts, &run, Arc::new(Live::default()), Stopper::on_signals()?)?;
         eprint!("{}", plan.describe_requests(settings, what, all));
         let probes = load.preflight(prompts, &run)?;
-        if let Some(probe) = probes.probes.iter().find(|probe| probe.is_refused()) {
-            return Err(SweepError::Endpoint(words::refused_prompt(probe, settings)));
-        }
-        // One that nothing answers would be taken for a slow one.
-        if let Some(failed) = probes.probes.iter().find_map(|probe| probe.reply.failure.as_ref()) {
-            return Err(SweepError::Endpoint(words::endpoint_problem(failed, settings)));
+        // A server that does not answer would be taken for a slow one.
+        if let Some(problem) = probes.probes.iter().find_map(|probe| words::problem(probe, settings)) {
+            return Err(SweepError::Endpoint(problem));
         }
         Ok(Afterwards { settings, plan, load, run, sent: probes.sent, _stdio: stdio })
     }
@@ -82,12 +79,12 @@ impl<'a> Afterwards<'a> {
         let late = arrived.late_s.len().saturating_sub(1) as f64 * 0.99;
         let load = OpenLoad {
             rate_rps: plan.rate_rps,
-            kept_up: 1.0 - arrived.backlog as f64 / arrived.arrived.max(1) as f64,
+            kept_up: 1.0 - arrived.backlog as f64 / arrived.late_s.len().max(1) as f64,
             late_p99_s: arrived.late_s.get(late as usize).copied(),
             ending: if self.stopped().is_some() { ArrivalsEnd::Cut } else { arrived.ending },
             ..OpenLoad::default()
         };
-        Ok(load.with(&outcomes, self.settings.config.llm.request_timeout))
+        Ok(load.with(&outcomes, &self.settings.limits()))
     }
 }
 

@@ -365,7 +365,8 @@ impl Load {
                 sent += 1;
                 sidecar.push(outcome);
             };
-            let asked = async { (preflight::preflight(&target, &prompts, record).await, target.models().await) };
+            let asked =
+                async { (preflight::preflight(&target, &prompts, record).await, target.transport.models().await) };
             let (probes, models) = tokio::select! {
                 answered = asked => answered,
                 _ = stop.wait_for(|&stop| stop) => Default::default(),

@@ -184,8 +184,9 @@ pub(super) fn preflight(
         eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
     }
     run.manifest.about.settings.model_is_listed = is_listed;
-    match probes.probes.iter().find(|probe| probe.is_refused()) {
-        Some(probe) => Err(SweepError::Endpoint(words::refused_prompt(probe, settings))),
+    // One that fails otherwise may be chance; the sweep will show it.
+    match probes.probes.iter().filter(|probe| probe.is_refused()).find_map(|probe| words::problem(probe, settings)) {
+        Some(problem) => Err(SweepError::Endpoint(problem)),
         None => Ok(probes.sent),
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::Live;
 use crate::client::outcome::Failure;
-use crate::decide::{Recommendation, Verdict};
+use crate::decide::{JudgedLevel, Recommendation, Verdict};
 use crate::figures::Distribution;
 
 const PREFIX: &str = "llm_concurrency";
@@ -59,9 +59,6 @@ pub struct MetricsServer {
 
 impl MetricsServer {
     /// Begins to serve, on a thread of its own. Port 0 takes a free one.
-    ///
-    /// # Errors
-    /// If the address is taken, or not this machine's.
     pub fn start(address: SocketAddr, live: Arc<Live>) -> Result<Self, MetricsError> {
         let (until_dropped, dropped) = oneshot::channel::<()>();
         let start = || {
@@ -172,39 +169,40 @@ impl Default for Series {
     }
 }
 
+type Common = (Cow<'static, str>, Cow<'static, str>);
+
 /// The labels of every series of a run.
 pub(super) fn of_run(model: &str, run: &str) -> impl Iterator<Item = Common> {
     [("model", model), ("run", run)].map(|(name, value)| (name.into(), value.to_owned().into())).into_iter()
 }
 
-type Common = (Cow<'static, str>, Cow<'static, str>);
-
 impl Series {
     pub(super) fn new(common: impl Iterator<Item = Common>) -> Self {
         let mut registry = Registry::with_prefix_and_labels(PREFIX, common);
-        let ended = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
-        let tokens = "Output tokens of the successes, as the server reported them";
-        let level = "Requests that the current measurement keeps in flight; 0 between measurements";
-        let left = "Requests that the current measurement may still end";
-        let throughput = "Successes per second of a level's newest measurement so far; it stays when that has ended";
-        let latency = "From sending a request to its last byte, of the successes";
-        let ttft = "From sending a request to its first token, of the successes; only when streaming";
-        let tpot = "Per output token after the first, of the successes; only when streaming";
-        let mut histograms = |name: &str, help: &str| {
+        let mut times = |name: &str, help: &str| {
             let family = Histograms::new_with_constructor(|| Histogram::new(BOUNDS_S));
             registry.register_with_unit(name, help, Unit::Seconds, family.clone());
             family
         };
+        let latency = times("latency", "From sending a request to its last byte, of the successes");
+        let ttft = "From sending a request to its first token, of the successes; only when streaming";
+        let ttft = times("time_to_first_token", ttft);
+        let tpot = "Per output token after the first, of the successes; only when streaming";
+        let tpot = times("time_per_output_token", tpot);
+        let requests = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
+        let tokens = "Output tokens of the successes, as the server reported them";
+        let throughput = "Successes per second of a level's newest measurement so far; it stays when that has ended";
+        let level = "Requests that the current measurement keeps in flight; 0 between measurements";
         Series {
-            latency: histograms("latency", latency),
-            ttft: histograms("time_to_first_token", ttft),
-            tpot: histograms("time_per_output_token", tpot),
-            requests: add(&mut registry, "requests", ended),
+            latency,
+            ttft,
+            tpot,
+            requests: add(&mut registry, "requests", requests),
             in_flight: add(&mut registry, "requests_in_flight", "Requests that are in flight"),
             output_tokens: add(&mut registry, "output_tokens", tokens),
             throughput: add(&mut registry, "throughput", throughput),
             level: add(&mut registry, "level", level),
-            left: add(&mut registry, "requests_left", left),
+            left: add(&mut registry, "requests_left", "Requests that the current measurement may still end"),
             registry,
         }
     }
@@ -212,15 +210,7 @@ impl Series {
     pub(super) fn throughput_of(&self, level: usize) -> FloatGauge {
         self.throughput.get_or_create_owned(&vec![("level", level.to_string())])
     }
-}
 
-fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
-    let metric = M::default();
-    registry.register(name, help, metric.clone());
-    metric
-}
-
-impl Series {
     pub(super) fn of(&self, level: usize) -> [PhaseSeries; 2] {
         ["warmup", "measured"].map(|phase| {
             let labels = vec![("level", level.to_string()), ("phase", phase.to_owned())];
@@ -243,6 +233,12 @@ impl Series {
     }
 }
 
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 /// The series of one phase of a level.
 #[derive(Debug)]
 pub(super) struct PhaseSeries {
@@ -262,173 +258,69 @@ pub(super) struct PhaseSeries {
 pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
 type Figures = Family<Labels, FloatGauge>;
 
+type OfLevel<T> = (&'static str, &'static str, fn(&JudgedLevel) -> T);
+
+const FIGURES: [OfLevel<Option<f64>>; 7] = [
+    ("requests", "Requests that the figures of a level are taken over", |of| Some(of.summary.requests? as f64)),
+    ("throughput_requests_per_second", "Successful requests per second of a level", |of| {
+        Some(of.summary.throughput_rps?.estimate)
+    }),
+    ("output_tokens_per_second", "Output tokens per second of a level", |of| of.summary.output_tps),
+    ("error_ratio", "Share of a level's requests that failed", |of| of.summary.error_rate),
+    ("level_passes", "Whether a level passes all gates", |of| {
+        (of.verdict != Verdict::NotUsed).then_some(f64::from(of.verdict == Verdict::Pass))
+    }),
+    (
+        "server_requests_running",
+        "Requests running at the server on average, by its own metrics (--server-metrics)",
+        |of| of.summary.server?.running,
+    ),
+    (
+        "server_requests_waiting",
+        "Requests waiting at the server on average, by its own metrics (--server-metrics)",
+        |of| of.summary.server?.waiting,
+    ),
+];
+
+const TIMES: [OfLevel<Option<Distribution>>; 3] = [
+    ("latency_seconds", "Percentiles of a level's latency", |of| of.summary.latency_s),
+    ("time_to_first_token_seconds", "Percentiles of a level's time to first token", |of| of.summary.ttft_s),
+    ("time_per_output_token_seconds", "Percentiles of a level's time per output token", |of| of.summary.tpot_s),
+];
+
 /// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
 pub fn textfile(recommendation: &Recommendation, model: &str, run: &str, ended_s: f64) -> String {
     let mut registry = Registry::with_prefix_and_labels(PREFIX, of_run(model, run));
-    let mut family = |name: &str, help: &str| add::<Figures>(&mut registry, name, help);
-    let requests = family("final_requests", "Requests that the figures of a level are taken over");
-    let throughput = family("final_throughput_requests_per_second", "Successful requests per second of a level");
-    let tokens = family("final_output_tokens_per_second", "Output tokens per second of a level");
-    let errors = family("final_error_ratio", "Share of a level's requests that failed");
-    let passes = family("final_level_passes", "Whether a level passes all gates");
-    let latency = family("final_latency_seconds", "Percentiles of a level's latency");
-    let ttft = family("final_time_to_first_token_seconds", "Percentiles of a level's time to first token");
-    let tpot = family("final_time_per_output_token_seconds", "Percentiles of a level's time per output token");
-    let [running, waiting] = ["running", "waiting"].map(|what| {
-        let help = format!("Requests {what} at the server on average, by its own metrics (--server-metrics)");
-        family(&format!("final_server_requests_{what}"), &help)
-    });
-    let recommended = family("final_recommended_level", "The recommended number of requests in parallel");
-    let simulated = family("final_simulated", "1 where the embedded simulator was measured, and no server");
-    let ended = family("final_timestamp_seconds", "When the run ended, seconds since 1970");
-    for level in &recommendation.levels {
-        let summary = &level.summary;
-        let labels = vec![("level", summary.concurrency.to_string())];
-        let set = |family: &Figures, value: Option<f64>| set(family, &labels, value);
-        set(&requests, summary.requests.map(|n| n as f64));
-        set(&throughput, summary.throughput_rps.map(|rps| rps.estimate));
-        set(&tokens, summary.output_tps);
-        set(&errors, summary.error_rate);
-        set(&passes, (level.verdict != Verdict::NotUsed).then_some(f64::from(level.verdict == Verdict::Pass)));
-        set(&running, summary.server.and_then(|server| server.running));
-        set(&waiting, summary.server.and_then(|server| server.waiting));
-        for (family, times) in [(&latency, summary.latency_s), (&ttft, summary.ttft_s), (&tpot, summary.tpot_s)] {
-            let Distribution { p50, p90, p95, p99, .. } = times.unwrap_or_default();
+    let mut family = |name: &str, help: &str| add::<Figures>(&mut registry, &format!("final_{name}"), help);
+    let labelled = |level: &JudgedLevel| vec![("level", level.summary.concurrency.to_string())];
+    for (name, help, figure) in FIGURES {
+        let family = family(name, help);
+        recommendation.levels.iter().for_each(|level| set(&family, labelled(level), figure(level)));
+    }
+    for (name, help, times) in TIMES {
+        let family = family(name, help);
+        for level in &recommendation.levels {
+            let Distribution { p50, p90, p95, p99, .. } = times(level).unwrap_or_default();
             for (percentile, value) in [("50", p50), ("90", p90), ("95", p95), ("99", p99)] {
-                let labels = [labels.as_slice(), &[("percentile", percentile.to_owned())]].concat();
-                self::set(family, &labels, value);
+                let percentile = ("percentile", percentile.to_owned());
+                set(&family, labelled(level).into_iter().chain([percentile]).collect(), value);
             }
         }
     }
-    set(&recommended, &Vec::new(), recommendation.recommended_concurrency.map(|level| level as f64));
-    set(&simulated, &Vec::new(), Some(f64::from(recommendation.simulated)));
-    set(&ended, &Vec::new(), Some(ended_s));
+    let recommended = recommendation.recommended_concurrency.map(|level| level as f64);
+    let simulated = Some(f64::from(recommendation.simulated));
+    for (name, help, value) in [
+        ("recommended_level", "The recommended number of requests in parallel", recommended),
+        ("simulated", "1 where the embedded simulator was measured, and no server", simulated),
+        ("timestamp_seconds", "When the run ended, seconds since 1970", Some(ended_s)),
+    ] {
+        set(&family(name, help), Vec::new(), value);
+    }
     plain(&openmetrics(&registry))
 }
 
-fn set(family: &Figures, labels: &Labels, value: Option<f64>) {
+fn set(family: &Figures, labels: Labels, value: Option<f64>) {
     if let Some(value) = value {
-        family.get_or_create(labels).set(value);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::outcome::tests::outcome;
-    use crate::client::outcome::{Phase, RequestOutcome};
-    use crate::decide::{Policy, recommend};
-    use crate::figures::{Estimate, LevelSummary, ServerLoad};
-
-    /// Level 2 twice, the second time in a confirm round that is still running.
-    fn live() -> Arc<Live> {
-        let live = Arc::new(Live::default());
-        let first = live.begin(2, 0, 30);
-        first.issued(Phase::Measured);
-        first.ended(&RequestOutcome { ttft_s: Some(0.04), output_tokens: Some(9), ..outcome(0.0, 0.4) });
-        first.over();
-        let again = live.begin(2, 1, 30);
-        (0..3).for_each(|_| again.issued(Phase::Measured));
-        again.ended(&outcome(0.0, 4.0));
-        again.ended(&RequestOutcome { failure: Some(Failure::Timeout), ..outcome(0.0, 4.0) });
-        live
-    }
-
-    fn assert_has(text: &str, lines: &[&str]) {
-        for line in lines {
-            assert!(text.lines().any(|one| one == *line), "no {line} in\n{text}");
-        }
-    }
-
-    #[test]
-    fn the_measurements_of_a_level_are_counted_together() {
-        let live = live();
-        let text = openmetrics(&live.series.registry);
-        assert_has(
-            &text,
-            &[
-                "# TYPE llm_concurrency_requests counter",
-                r#"llm_concurrency_requests_total{level="2",phase="measured",outcome="Success"} 2"#,
-                r#"llm_concurrency_requests_total{level="2",phase="measured",outcome="Timeout"} 1"#,
-                r#"llm_concurrency_requests_total{level="2",phase="warmup",outcome="Timeout"} 0"#,
-                r#"llm_concurrency_requests_in_flight{level="2",phase="measured"} 1"#,
-                r#"llm_concurrency_output_tokens_total{level="2",phase="measured"} 9"#,
-                "# UNIT llm_concurrency_latency_seconds seconds",
-                r#"llm_concurrency_latency_seconds_sum{level="2",phase="measured"} 4.4"#,
-                r#"llm_concurrency_latency_seconds_bucket{le="0.3",level="2",phase="measured"} 0"#,
-                r#"llm_concurrency_latency_seconds_bucket{le="0.5",level="2",phase="measured"} 1"#,
-                r#"llm_concurrency_latency_seconds_bucket{le="+Inf",level="2",phase="measured"} 2"#,
-                r#"llm_concurrency_time_to_first_token_seconds_count{level="2",phase="measured"} 1"#,
-                "llm_concurrency_level 2",
-                "llm_concurrency_requests_left 28",
-                "# EOF",
-            ],
-        );
-        live.begin(3, 0, 30).over();
-        assert_has(
-            &openmetrics(&live.series.registry),
-            &["llm_concurrency_level 0", "llm_concurrency_requests_left 0"],
-        );
-        // The plain format names a counter as its samples.
-        let text = plain(&text);
-        assert_has(&text, &["# TYPE llm_concurrency_requests_total counter"]);
-        assert!(text.contains("# HELP llm_concurrency_requests_total Requests that have ended, by level"));
-        assert!(!text.contains("# EOF") && !text.contains("# UNIT"));
-    }
-
-    #[test]
-    fn the_dashboard_names_nothing_else() {
-        let full = LevelSummary {
-            concurrency: 2,
-            throughput_rps: Some(Estimate { estimate: 5.0, lower: None, upper: None }),
-            latency_s: Some(Distribution { p95: Some(0.25), ..Distribution::default() }),
-            server: Some(ServerLoad { running: Some(1.0), waiting: Some(1.0), ..ServerLoad::default() }),
-            ..LevelSummary::default()
-        };
-        let ended = recommend(&[LevelSummary { concurrency: 1, ..full.clone() }, full], &Policy::default());
-        let text = openmetrics(&live().series.registry) + &textfile(&ended, "a", "b", 1.5e9);
-        let dashboard = include_str!("../../docs/grafana-dashboard.json");
-        let names: Vec<&str> = dashboard
-            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-            .filter(|word| word.starts_with(&format!("{PREFIX}_")))
-            .collect();
-        assert!(names.len() > 10);
-        for name in names {
-            let serves = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-            assert!(text.lines().any(serves), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_taken_address_is_an_error_that_names_it() {
-        let server = MetricsServer::start(([127, 0, 0, 1], 0).into(), Arc::default()).expect("a free port");
-        let again = MetricsServer::start(server.address(), Arc::default()).expect_err("it is taken").to_string();
-        let begins = format!("cannot serve metrics on {}: ", server.address());
-        assert!(again.starts_with(&begins) && again.contains("--metrics-addr"), "{again}");
-    }
-
-    #[test]
-    fn the_textfile_holds_what_is_known() {
-        let level = |concurrency, rps| LevelSummary {
-            concurrency,
-            requests: Some(1000),
-            error_rate: Some(0.0),
-            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
-            latency_s: Some(Distribution { p95: Some(0.25), ..Distribution::default() }),
-            ..LevelSummary::default()
-        };
-        let recommendation = recommend(&[level(1, 5.0), level(4, 16.5)], &Policy::default());
-        let text = textfile(&recommendation, "a", "b", 1.5e9);
-        assert_has(
-            &text,
-            &[
-                "# TYPE llm_concurrency_final_throughput_requests_per_second gauge",
-                r#"llm_concurrency_final_throughput_requests_per_second{model="a",run="b",level="4"} 16.5"#,
-                r#"llm_concurrency_final_latency_seconds{model="a",run="b",level="1",percentile="95"} 0.25"#,
-                r#"llm_concurrency_final_recommended_level{model="a",run="b"} 4.0"#,
-                r#"llm_concurrency_final_timestamp_seconds{model="a",run="b"} 1500000000.0"#,
-            ],
-        );
-        assert!(!text.contains("percentile=\"99\"") && !text.contains("first_token_seconds{"), "{text}");
+        family.get_or_create(&labels).set(value);
     }
 }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
-use prometheus_client::metrics::gauge::Gauge;
 
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
 use crate::figures::{LevelSummary, histogram};
@@ -23,7 +22,7 @@ pub use view::{LevelMonitor, terminal_width};
 #[derive(Debug, Default)]
 pub struct Live {
     series: Series,
-    course: Arc<Mutex<Course>>,
+    course: Mutex<Course>,
 }
 
 /// The run so far, for the view.
@@ -44,7 +43,7 @@ struct Course {
 impl Live {
     /// Its series carry the model and the run.
     pub fn of(model: &str, run: &str) -> Self {
-        Live { series: Series::new(metrics::of_run(model, run)), course: Arc::default() }
+        Live { series: Series::new(metrics::of_run(model, run)), ..Live::default() }
     }
 
     fn course(&self) -> MutexGuard<'_, Course> {
@@ -71,40 +70,35 @@ impl Live {
     }
 
     /// A measurement of `level` begins, a visit from 1 or else 0, that will send at most `planned` requests.
-    pub fn begin(&self, level: usize, visit: u32, planned: u64) -> Arc<Counts> {
-        let [warmup, measured] = self.series.of(level);
-        let current = [self.series.level.clone(), self.series.left.clone()];
-        current[0].set(level as i64);
-        current[1].set(planned.try_into().unwrap_or(i64::MAX));
+    pub fn begin(self: &Arc<Self>, level: usize, visit: u32, planned: u64) -> Arc<Counts> {
+        self.series.level.set(level as i64);
+        self.series.left.set(planned.try_into().unwrap_or(i64::MAX));
         if visit > 0 {
             self.course().visiting_since.get_or_insert_with(Instant::now);
         }
-        let (course, throughput) = (self.course.clone(), self.series.throughput_of(level));
-        let tally = Mutex::new(Tally::new());
-        Arc::new(Counts { level, visit, planned, warmup, measured, throughput, current, course, tally })
+        let [warmup, measured] = self.series.of(level);
+        let (live, throughput, tally) = (self.clone(), self.series.throughput_of(level), Mutex::new(Tally::new()));
+        Arc::new(Counts { live, level, visit, planned, warmup, measured, throughput, tally })
     }
 }
 
 /// Counts of one measurement, and the series of its level, to which they are added.
 #[derive(Debug)]
 pub struct Counts {
+    live: Arc<Live>,
     level: usize,
     visit: u32,
     planned: u64,
     warmup: PhaseSeries,
     measured: PhaseSeries,
     throughput: FloatGauge,
-    course: Arc<Mutex<Course>>,
-    /// The current level, and the requests it may still end.
-    current: [Gauge; 2],
     tally: Mutex<Tally>,
 }
 
 #[derive(Clone, Debug)]
 struct Tally {
-    is_warmup: bool,
     /// When the first request of the measured phase was sent, and the successes since then.
-    since: Instant,
+    measuring_since: Option<Instant>,
     measured: u64,
     issued: u64,
     ended: u64,
@@ -122,8 +116,7 @@ impl Tally {
     fn new() -> Self {
         let (latency, ttft) = (histogram(2), histogram(2));
         Tally {
-            is_warmup: true,
-            since: Instant::now(),
+            measuring_since: None,
             measured: 0,
             issued: 0,
             ended: 0,
@@ -152,8 +145,8 @@ impl Counts {
         self.series(phase).in_flight.inc();
         let mut tally = self.tally();
         tally.issued += 1;
-        if phase == Phase::Measured && tally.is_warmup {
-            (tally.is_warmup, tally.since) = (false, Instant::now());
+        if phase == Phase::Measured && tally.measuring_since.is_none() {
+            tally.measuring_since = Some(Instant::now());
             tally.latency.reset();
             tally.ttft.reset();
         }
@@ -163,7 +156,7 @@ impl Counts {
     pub fn ended(&self, outcome: &RequestOutcome) {
         let series = self.series(outcome.phase);
         series.in_flight.dec();
-        self.current[1].dec();
+        self.live.series.left.dec();
         let tally = &mut *self.tally();
         tally.ended += 1;
         match (outcome.failure, outcome.latency_s) {
@@ -181,16 +174,13 @@ impl Counts {
                 series.output_tokens.inc_by(outcome.output_tokens.unwrap_or(0).into());
                 series.succeeded.inc();
                 tally.succeeded += 1;
-                if !tally.is_warmup {
+                if let Some(since) = tally.measuring_since {
                     tally.measured += 1;
-                    self.throughput.set(tally.measured as f64 / tally.since.elapsed().as_secs_f64().max(1e-3));
+                    self.throughput.set(tally.measured as f64 / since.elapsed().as_secs_f64().max(1e-3));
                 }
-                let is_shown = tally.is_warmup || outcome.phase == Phase::Measured;
-                let times = [
-                    (&series.latency, &mut tally.latency, Some(latency)),
-                    (&series.ttft, &mut tally.ttft, outcome.ttft_s),
-                ];
-                for (served, shown, time) in times {
+                let is_shown = tally.measuring_since.is_none() || outcome.phase == Phase::Measured;
+                let latency = (&series.latency, &mut tally.latency, Some(latency));
+                for (served, shown, time) in [latency, (&series.ttft, &mut tally.ttft, outcome.ttft_s)] {
                     let Some(time) = time else { continue };
                     served.observe(time);
                     if is_shown {
@@ -202,9 +192,8 @@ impl Counts {
     }
 
     fn over(&self) {
-        let [level, left] = &self.current;
-        level.set(0);
-        left.set(0);
+        self.live.series.level.set(0);
+        self.live.series.left.set(0);
     }
 
     pub fn held(&self, permits: usize) {
@@ -223,7 +212,7 @@ mod tests {
 
     /// A level of 50 with 10 requests of warm-up, and 100 measured of which 90 have ended.
     pub(super) fn counts() -> Arc<Counts> {
-        let counts = Live::default().begin(50, 0, 160);
+        let counts = Arc::new(Live::default()).begin(50, 0, 160);
         for _ in 0..10 {
             counts.issued(Phase::Warmup);
             counts.ended(&RequestOutcome { phase: Phase::Warmup, ..outcome(0.0, 9.0) });
@@ -242,7 +231,7 @@ mod tests {
     #[test]
     fn every_request_is_counted_once() {
         let tally = counts().tally().clone();
-        assert_eq!((tally.issued, tally.ended, tally.succeeded, tally.is_warmup), (110, 100, 90, false));
+        assert_eq!((tally.issued, tally.ended, tally.succeeded, tally.measuring_since.is_some()), (110, 100, 90, true));
         assert_eq!(tally.failed, [0, 3, 0, 0, 6, 0, 0]);
         // Without the nine seconds of the warm-up.
         assert!(tally.latency.len() == 80 && tally.latency.max() < 610_000);

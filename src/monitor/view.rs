@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -56,11 +56,7 @@ impl LevelMonitor {
         let (hidden, counts) = (Arc::new(AtomicBool::new(false)), self.counts.clone());
         let until = hidden.clone();
         let show = move || {
-            if std::io::stderr().is_terminal() {
-                show_bar(&counts, &mut view, &until);
-            } else {
-                show_lines(&counts, &mut view, &until);
-            }
+            view.show(&counts, &until);
             view
         };
         // Without the thread the run is merely silent.
@@ -98,32 +94,6 @@ pub fn terminal_width() -> usize {
     Term::stderr().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns))
 }
 
-fn show_bar(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
-    bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    while !hidden.load(Relaxed) {
-        let tally = counts.tally().clone();
-        view.note(&tally, Instant::now());
-        let course = counts.course.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        bar.set_message(view.on_terminal(&tally, &course, terminal_width()));
-        bar.tick();
-        std::thread::park_timeout(REFRESH);
-    }
-    bar.finish_and_clear();
-}
-
-fn show_lines(counts: &Counts, view: &mut View, hidden: &AtomicBool) {
-    while !hidden.load(Relaxed) {
-        std::thread::park_timeout(REFRESH);
-        let (tally, now) = (counts.tally().clone(), Instant::now());
-        view.note(&tally, now);
-        if now - view.last_line >= LINE_EVERY {
-            eprintln!("{}", view.in_a_line(&tally));
-            view.last_line = now;
-        }
-    }
-}
-
 #[derive(Debug)]
 struct View {
     level: usize,
@@ -143,6 +113,27 @@ impl View {
         View { level: counts.level, name, planned: counts.planned, last_line: now, recent }
     }
 
+    fn show(&mut self, counts: &Counts, hidden: &AtomicBool) {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+            bar.with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()))
+        });
+        while !hidden.load(Relaxed) {
+            let (tally, now) = (counts.tally().clone(), Instant::now());
+            self.note(&tally, now);
+            if let Some(bar) = &bar {
+                let course = counts.live.course().clone();
+                bar.set_message(self.on_terminal(&tally, &course, terminal_width()));
+                bar.tick();
+            } else if now - self.last_line >= LINE_EVERY {
+                eprintln!("{}", self.in_a_line(&tally));
+                self.last_line = now;
+            }
+            std::thread::park_timeout(REFRESH);
+        }
+        bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+
     fn note(&mut self, tally: &Tally, now: Instant) {
         self.recent.push_back((now, tally.ended, tally.succeeded));
         while self.recent.len() > 2 && now - self.recent[0].0 > RECENT {
@@ -157,13 +148,6 @@ impl View {
         let took = (to - from).as_secs_f64();
         (took > 0.0 && ended > ended_then)
             .then(|| ((ended - ended_then) as f64 / took, (succeeded - succeeded_then) as f64 / took))
-    }
-
-    /// How much is left: requests, at most, and the time for them.
-    fn left(&self, tally: &Tally) -> [String; 2] {
-        let left = self.planned.saturating_sub(tally.ended);
-        let eta = self.rates().map_or_else(|| "-".to_owned(), |(rate, _)| whole_seconds(left as f64 / rate));
-        [format!("{left} left"), format!("ETA {eta}")]
     }
 
     fn now(&self, tally: &Tally) -> Vec<String> {
@@ -192,7 +176,7 @@ impl View {
             cut(&format!("{here}{level:>5}  {bar:<cells$} {rps:>7.1}/s{p95}"), width)
         };
         let mut lines: Vec<String> = levels.iter().skip(skipped).take(ROWS).map(row).collect();
-        let phase = if tally.is_warmup { "warm-up" } else { "measuring" };
+        let phase = if tally.measuring_since.is_none() { "warm-up" } else { "measuring" };
         let doing = format!("{}: {phase}, {} of {}", self.name, tally.ended, self.planned);
         lines.push(packed(std::iter::once(doing).chain(self.now(tally)), width));
         lines.push(packed(self.progress(tally, course), width));
@@ -228,9 +212,11 @@ impl View {
     }
 
     fn in_a_line(&self, tally: &Tally) -> String {
-        let phase = if tally.is_warmup { " warm-up" } else { "" };
-        let parts: Vec<String> = self.left(tally).into_iter().chain(self.now(tally)).collect();
-        format!("{}{phase}: {} done, {}", self.name, tally.ended, parts.join(", "))
+        let phase = if tally.measuring_since.is_none() { " warm-up" } else { "" };
+        let left = self.planned.saturating_sub(tally.ended);
+        let eta = self.rates().map_or_else(|| "-".to_owned(), |(rate, _)| whole_seconds(left as f64 / rate));
+        let (name, done, now) = (&self.name, tally.ended, self.now(tally).join(", "));
+        format!("{name}{phase}: {done} done, {left} left, ETA {eta}, {now}")
     }
 
     fn at_end(&self, tally: &Tally, load_s: f64) -> String {
@@ -304,7 +290,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_a_level() {
-        let counts_of_warmup = Live::default().begin(2, 3, 30);
+        let counts_of_warmup = Arc::new(Live::default()).begin(2, 3, 30);
         counts_of_warmup.issued(Phase::Warmup);
         let (warming, tally) = view(&counts_of_warmup);
         assert_eq!(

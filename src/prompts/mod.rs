@@ -164,20 +164,20 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
 }
 
 fn list(whole: Value) -> Result<Vec<Value>, String> {
-    let shape = |found: &str| {
-        let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
-        format!("holds {found}, not a list of prompts: {expected}")
-    };
-    let list = match whole {
-        Value::Array(list) => list,
+    let found = match whole {
+        Value::Array(list) if list.is_empty() => {
+            return Err("has an empty list: at least one prompt is needed".to_owned());
+        }
+        Value::Array(list) => return Ok(list),
         Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
-            Some((_, Value::Array(list))) => list,
-            Some((key, other)) => return Err(shape(&format!("{} as `{key}`", kind(&other)))),
-            None => return Err(shape("an object without `snippets` and `prompts`")),
+            Some((_, inner @ Value::Array(_))) => return list(inner),
+            Some((key, other)) => format!("{} as `{key}`", kind(&other)),
+            None => "an object without `snippets` and `prompts`".to_owned(),
         },
-        other => return Err(shape(kind(&other))),
+        other => kind(&other).to_owned(),
     };
-    if list.is_empty() { Err("has an empty list: at least one prompt is needed".to_owned()) } else { Ok(list) }
+    let expected = "it must be an array, or an object with an array as `snippets` or `prompts`";
+    Err(format!("holds {found}, not a list of prompts: {expected}"))
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -316,132 +316,7 @@ fn ask_about(code: &str, language: &str) -> String {
 /// [`PromptError::Write`] with the path and the system's reason.
 pub fn save(path: impl AsRef<Path>, file: &SnippetFile) -> Result<(), PromptError> {
     let path = path.as_ref();
-    let json = file.to_json().map_err(io::Error::from);
-    json.and_then(|json| files::replace(path, json.as_bytes()))
+    let json = serde_json::to_string_pretty(file).map_err(io::Error::from);
+    json.and_then(|json| files::replace(path, (json + "\n").as_bytes()))
         .map_err(|error| PromptError::Write(path.to_owned(), error))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn load_text(text: &str) -> Result<Vec<Prompt>, PromptError> {
-        parse(text, Path::new("my/prompts.json"))
-    }
-
-    #[test]
-    fn files_that_cannot_be_read() {
-        assert_eq!(
-            load("test-data/none.json").unwrap_err().to_string(),
-            "Test data file not found: test-data/none.json. Leave `benchmark.request.prompts` out of config.yaml to use the \
-             built-in prompts, name your own file in it, or make this one with `llm-concurrency generate-test-data`."
-        );
-        let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(load(folder.path()), Err(PromptError::Read { .. })));
-    }
-
-    #[test]
-    fn own_files_of_every_shape() {
-        let (small, large) = ("é".repeat(799), "é".repeat(3000));
-        // Two bytes a character: it is characters that count.
-        let [medium, last_medium] = [800, 2999].map(|length| "é".repeat(length));
-        let sizes = format!(r#"["{small}", "{medium}", "{last_medium}", "{large}"]"#);
-        type Fields<'a> = &'a [(&'a str, &'a str, &'a str)];
-        let cases: [(&str, Fields<'_>); 5] = [
-            ("\u{feff}[\"one\", \"two\"]", &[("prompt-0001", "small", "one"), ("prompt-0002", "small", "two")]),
-            (
-                r#"[{"prompt": "a"}, {"text": "b", "id": 7}, {"content": "c", "id": "x", "size": "huge"}, {"text": null, "content": "d"}]"#,
-                &[
-                    ("prompt-0001", "small", "a"),
-                    ("7", "small", "b"),
-                    ("x", "huge", "c"),
-                    ("prompt-0004", "small", "d"),
-                ],
-            ),
-            (r#"{"prompts": ["a"]}"#, &[("prompt-0001", "small", "a")]),
-            (r#"{"snippets": [{"text": "b"}], "note": 1}"#, &[("prompt-0001", "small", "b")]),
-            (
-                &sizes,
-                &[
-                    ("prompt-0001", "small", &small),
-                    ("prompt-0002", "medium", &medium),
-                    ("prompt-0003", "medium", &last_medium),
-                    ("prompt-0004", "large", &large),
-                ],
-            ),
-        ];
-        for (text, expected) in cases {
-            let prompts = load_text(text).unwrap();
-            let read: Vec<_> = prompts.iter().map(|p| (p.id.as_str(), p.size.as_str(), p.text.as_str())).collect();
-            assert_eq!(read, expected);
-        }
-    }
-
-    #[test]
-    fn code_of_other_origin_gets_an_instruction() {
-        for (entry, noun, fenced) in [
-            (r#"{"code": "fn main() {}\n", "language": "rust"}"#, " rust code", "```rust\nfn main() {}\n```"),
-            (r#"{"code": "x = 1"}"#, " this code", "```\nx = 1\n```"),
-            (r#"{"code": "y = 2", "language": "python"}"#, " Python code", "```python\ny = 2\n```"),
-        ] {
-            let text = &load_text(&format!("[{entry}]")).unwrap()[0].text;
-            assert!(text.contains(noun) && text.ends_with(fenced), "{text}");
-        }
-    }
-
-    #[test]
-    fn each_mistake_has_its_own_message() {
-        let cases = [
-            (" \n", "my/prompts.json is empty"),
-            ("[]", "my/prompts.json has an empty list"),
-            (r#"{"snippets": []}"#, "has an empty list"),
-            ("[\"a\",\n  oops]", "is not valid JSON: expected value at line 2 column 3"),
-            ("[\"a\"", "is not valid JSON: EOF while parsing a list at line 1 column 4"),
-            ("3", "holds a number, not a list of prompts"),
-            (r#"{"items": []}"#, "holds an object without `snippets` and `prompts`, not a list"),
-            (r#"{"prompts": "a"}"#, "holds a string as `prompts`, not a list"),
-            (r#"["a", {"id": "x"}]"#, "has no text in entry 1 (counted from 0): it has none of those keys"),
-            (r#"["a", "b", "  "]"#, "has no text in entry 2 (counted from 0): it is blank"),
-            (r#"[5]"#, "has no text in entry 0 (counted from 0): it is a number"),
-            (r#"[{"prompt": ["a"]}]"#, "entry 0 (counted from 0): its `prompt` is an array"),
-            (r#"[{"code": ""}]"#, "entry 0 (counted from 0): its `code` is blank"),
-        ];
-        for (text, part) in cases {
-            let message = load_text(text).unwrap_err().to_string();
-            assert!(message.contains(part) && message.contains("my/prompts.json"), "{message}");
-        }
-    }
-
-    #[test]
-    fn saved_and_loaded() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b/test_snippets.json");
-        let file = generate(1, 20);
-        save(&path, &generate(2, 30)).unwrap();
-        save(&path, &file).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), file.to_json().unwrap());
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
-        let loaded: Vec<_> = load(&path).unwrap().into_iter().map(|p| (p.id, p.size, p.text)).collect();
-        let made = file.snippets.iter().map(|s| (s.id.clone(), s.size.to_owned(), s.prompt()));
-        assert_eq!(loaded, made.collect::<Vec<_>>());
-
-        let error = save(folder.path().join("a"), &file).unwrap_err();
-        assert!(error.to_string().contains("/a: choose a path"), "{error}");
-        assert!(std::error::Error::source(&error).is_some());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_symbolic_link_stays_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let (real, link) = (folder.path().join("real.json"), folder.path().join("link.json"));
-        fs::write(&real, "old").unwrap();
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        save(&link, &generate(1, 3)).unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(load(&real).unwrap().len(), 3);
-    }
 }

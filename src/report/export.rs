@@ -98,29 +98,24 @@ pub fn markdown(runs: &[Run]) -> String {
 fn card(run: &Run) -> String {
     let recommendation = &run.recommendation;
     let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
-    let because = match recommendation.chosen() {
-        Some(_) => words::how_sure(recommendation),
-        None => words::reason(recommendation) + ".",
-    };
     let of = [&run.about.model, &run.about.endpoint, &run.about.started_at].into_iter().flatten();
     let of = of.map(|text| plain(text)).collect::<Vec<_>>().join(", ");
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let mut cells = text::cells(recommendation).into_iter();
-    let header: Vec<String> = cells.next().unwrap_or_default().into_iter().chain(["verdict".to_owned()]).collect();
+    let (mut header, rows) = text::rows(recommendation);
+    header.push("verdict".to_owned());
     let columns = "--:|".repeat(header.len() - 1);
     let mut table = line(header) + &format!("|{columns}---|\n");
-    for (level, cells) in recommendation.levels.iter().zip(cells) {
-        let why = format!("{} {}", words::verdict(level.verdict), plain(&text::why(level)));
-        let verdict = if is_recommended(run, level) { format!("**recommended** {why}") } else { why };
-        table += &line(cells.into_iter().chain([verdict.trim().to_owned()]).collect());
+    for text::Row { mut cells, verdict, why, chosen } in rows {
+        let chosen = if chosen { "**recommended** " } else { "" };
+        cells.push(format!("{chosen}{verdict} {}", plain(&why)).trim().to_owned());
+        table += &line(cells);
     }
-    let notes = recommendation.notes.iter().map(words::note).chain(words::advice(recommendation));
-    let notes: String = notes.map(|note| format!("- {}\n", plain(&note))).collect();
+    let notes: String = words::notes(recommendation).1.iter().map(|note| format!("- {}\n", plain(note))).collect();
     let notes = if notes.is_empty() { notes } else { format!("\n{notes}") };
     format!(
         "### {label}{}\n\n{}\n\n{of}\n\n{table}{notes}",
         words::headline(recommendation, run.present),
-        plain(&because)
+        plain(&words::because(recommendation))
     )
 }
 
@@ -132,64 +127,4 @@ fn plain(text: &str) -> String {
         c => c.to_string(),
     };
     text.chars().map(escaped).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::decide::{Policy, recommend};
-    use crate::figures::Estimate;
-    use crate::record::About;
-
-    fn run() -> Run {
-        let level = |concurrency, rps| LevelSummary {
-            concurrency,
-            throughput_rps: Some(Estimate { estimate: rps, lower: None, upper: None }),
-            ..LevelSummary::default()
-        };
-        let policy = Policy::default();
-        Run {
-            label: String::new(),
-            recommendation: recommend(&[level(1, 5.5), level(8, 40.0)], &policy),
-            policy,
-            run_id: None,
-            about: About { model: Some("a \"b\",\nc".to_owned()), ..About::default() },
-            curves: None,
-            verified: None,
-            missing: Vec::new(),
-            present: None,
-        }
-    }
-
-    #[test]
-    fn csv_has_a_field_for_each_column_and_unknown_is_empty() {
-        let model = "\"a \"\"b\"\",\nc\"";
-        let text = csv(&[run()]).replace(model, "MODEL");
-        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
-        assert_eq!(lines.iter().map(Vec::len).collect::<Vec<_>>(), [6 + COLUMNS.len(); 3], "{text}");
-        assert_eq!(lines[2][..6], ["", "MODEL", "8", "pass", "", "true"]);
-        let at = lines[0].iter().position(|name| *name == "throughput_rps").expect("a column");
-        assert_eq!(lines[1][at..at + 2], ["5.5", ""]);
-    }
-
-    #[test]
-    fn json_lines_are_one_object_a_level() {
-        let text = json_lines(&[run(), run()]);
-        let values: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert_eq!(values.len(), 4);
-        assert_eq!((&values[3]["concurrency"], &values[3]["recommended"]), (&json!(8), &json!(true)));
-        assert_eq!((&values[0]["throughput_rps"]["estimate"], &values[0]["error_rate"]), (&json!(5.5), &Value::Null));
-    }
-
-    #[test]
-    fn markdown_has_a_row_a_level_and_no_markup_of_others() {
-        let text = markdown(&[Run { present: Some(1), ..run() }]);
-        assert!(text.starts_with("### First look: about 8 in parallel, not confirmed.\n\n"), "{text}");
-        assert!(text.contains("a \"b\",  c") || text.contains("a \"b\", c"), "{text}");
-        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
-        let bars = |row: &str| row.matches('|').count();
-        assert!(rows.len() == 4 && rows.iter().all(|row| bars(row) == text::COLUMNS.len() + 2), "{text}");
-        assert!(rows[3].contains("| **recommended** pass |"), "{text}");
-        assert_eq!(plain("<b>|@x"), "\\<b\\>\\|\\@x");
-    }
 }

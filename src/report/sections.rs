@@ -7,24 +7,26 @@ use serde_json::{Value, json};
 
 use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
-use super::requests::{Segment, Timeline, shares};
+use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
-use crate::decide::{JudgedLevel, Objective, Policy, Status, Verdict, gate_times, judge, p95_limit_s, passing, value};
-use crate::figures::LevelSummary;
-use crate::report::words::{percent, rate, seconds};
+use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, p95_limit_s, passing, value};
+use crate::figures::{Estimate, LevelSummary};
+use crate::report::words::{percent, rate, seconds, usd};
 
 /// One subject: charts below each other that belong together, or why there are none.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Figure {
     pub title: String,
     pub caption: String,
     pub charts: Vec<Chart>,
     pub absent: String,
+    /// What the page's script chooses a level by, as JSON.
+    pub limits: String,
 }
 
 impl Figure {
     fn new(title: impl Into<String>, caption: impl Into<String>, charts: Vec<Chart>) -> Self {
-        Figure { title: title.into(), caption: caption.into(), charts, absent: String::new() }
+        Figure { title: title.into(), caption: caption.into(), charts, ..Figure::default() }
     }
 
     fn without(self, why: &str) -> Self {
@@ -37,7 +39,6 @@ const DISTRIBUTIONS: usize = 6;
 const CURVE_POINTS: u32 = 80;
 /// A limit further above the data than this is mentioned, not drawn.
 const LIMIT_IN_SIGHT: f64 = 1.6;
-const TIMES: (&str, Unit) = ("time", Unit::Seconds);
 
 /// By the ids of the page's sections.
 pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
@@ -50,16 +51,10 @@ pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
         });
         figures.collect()
     };
-    let times = |id, title: &str, measures: &[Measure], absent: &str| match by_level(
-        runs,
-        id,
-        &format!("{title} over the concurrency level"),
-        false,
-        TIMES,
-        measures,
-    ) {
-        Some(chart) => Figure::new(title, "", vec![chart]),
-        None => Figure::new(title, "", Vec::new()).without(absent),
+    let times = |id, title: &str, measures: &[Measure], absent: &str| {
+        let chart = by_level(runs, id, title, false, ("time", Unit::Seconds), measures);
+        let absent = if chart.is_none() { absent } else { "" };
+        Figure::new(title, "", Vec::from_iter(chart)).without(absent)
     };
     let no_ttft = "No times to first token: they need streaming (benchmark.request.stream).";
     let no_tpot = "No times per output token: they need streaming, and a server that reports token counts.";
@@ -70,7 +65,7 @@ pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
     ];
     BTreeMap::from([
         ("throughput", throughput.into_iter().flatten().collect()),
-        ("tradeoff", Tradeoff::of(runs).map(|tradeoff| tradeoff.figure).into_iter().collect()),
+        ("tradeoff", tradeoff(runs).into_iter().collect()),
         ("tokens", tokens),
         ("failures", on_one_scale(each("Failed requests by level and kind", "failures", failures))),
         ("distribution", on_one_scale(each("Latency by share of requests", "distribution", distribution))),
@@ -102,69 +97,50 @@ fn named(run: &Run, runs: &[Run], what: &str) -> String {
 
 // ---- over the levels ----
 
-struct Measure {
-    name: &'static str,
-    /// Alone on the page; two runs have a tone each.
-    tone: &'static str,
-    style: Style,
-    of: fn(&LevelSummary) -> Option<f64>,
-    band: fn(&LevelSummary) -> Option<[f64; 2]>,
-}
-
-const fn measure(
-    name: &'static str,
-    tone: &'static str,
-    style: Style,
-    of: fn(&LevelSummary) -> Option<f64>,
-) -> Measure {
-    Measure { name, tone, style, of, band: |_| None }
-}
+/// Name, tone (alone on the page; two runs have a tone each), style and figure; with its ends, if it has an interval.
+type Measure = (&'static str, &'static str, Style, fn(&LevelSummary) -> Option<Estimate>);
 
 const THROUGHPUT: [Measure; 2] = [
-    Measure {
-        band: |s| s.throughput_rps.and_then(|t| Some([t.lower?, t.upper?])),
-        ..measure("requests/s", "accent", Style::Points, |s| Some(s.throughput_rps?.estimate))
-    },
-    Measure {
-        band: |s| s.goodput.as_ref().and_then(|of| Some([of.rps.lower?, of.rps.upper?])),
-        ..measure("within policy.slo", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps.estimate))
-    },
+    ("requests/s", "accent", Style::Points, |s| s.throughput_rps),
+    ("within policy.slo", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps)),
 ];
 /// P99 only where there is one run.
 const LATENCY: [Measure; 3] = [
-    measure("P50", "ink", Style::Dashed, |s| s.latency_s?.p50),
-    measure("P95", "accent", Style::Points, |s| s.latency_s?.p95),
-    measure("P99", "ink", Style::Dashed, |s| s.latency_s?.p99),
+    ("P50", "ink", Style::Dashed, |s| exact(s.latency_s?.p50)),
+    ("P95", "accent", Style::Points, |s| exact(s.latency_s?.p95)),
+    ("P99", "ink", Style::Dashed, |s| exact(s.latency_s?.p99)),
 ];
 const TTFT: [Measure; 2] = [
-    measure("P50", "ink", Style::Dashed, |s| s.ttft_s?.p50),
-    measure("P95", "accent", Style::Points, |s| s.ttft_s?.p95),
+    ("P50", "ink", Style::Dashed, |s| exact(s.ttft_s?.p50)),
+    ("P95", "accent", Style::Points, |s| exact(s.ttft_s?.p95)),
 ];
 const TPOT: [Measure; 2] = [
-    measure("P50", "ink", Style::Dashed, |s| s.tpot_s?.p50),
-    measure("P95", "accent", Style::Points, |s| s.tpot_s?.p95),
+    ("P50", "ink", Style::Dashed, |s| exact(s.tpot_s?.p50)),
+    ("P95", "accent", Style::Points, |s| exact(s.tpot_s?.p95)),
 ];
-const TOKENS: [Measure; 1] = [measure("tokens/s", "accent", Style::Points, |s| s.output_tps)];
+const TOKENS: [Measure; 1] = [("tokens/s", "accent", Style::Points, |s| exact(s.output_tps))];
 const QUEUE: [Measure; 2] = [
-    measure("running", "ink", Style::Dashed, |s| s.server?.running),
-    measure("waiting", "accent", Style::Points, |s| s.server?.waiting),
+    ("running", "ink", Style::Dashed, |s| exact(s.server?.running)),
+    ("waiting", "accent", Style::Points, |s| exact(s.server?.waiting)),
 ];
 
-fn levels(runs: &[Run]) -> Vec<f64> {
-    let all: BTreeSet<usize> =
-        runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect();
-    all.into_iter().map(|level| level as f64).collect()
+fn exact(value: Option<f64>) -> Option<Estimate> {
+    Some(Estimate { estimate: value?, lower: None, upper: None })
 }
 
-fn level(run: &Run, concurrency: f64) -> Option<&JudgedLevel> {
-    run.recommendation.levels.iter().find(|level| level.summary.concurrency as f64 == concurrency)
+fn levels(runs: &[Run]) -> Vec<f64> {
+    all_levels(runs).into_iter().map(|level| level as f64).collect()
+}
+
+pub(super) fn all_levels(runs: &[Run]) -> BTreeSet<usize> {
+    runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect()
 }
 
 /// Lines over the levels, from zero on an axis of that name and unit; `None` where nothing is known.
 fn by_level(
     runs: &[Run],
     id: &str,
-    label: &str,
+    what: &str,
     wide: bool,
     (axis, unit): (&str, Unit),
     measures: &[Measure],
@@ -172,10 +148,10 @@ fn by_level(
     let stops = levels(runs);
     let mut series = Vec::new();
     for (at, run) in runs.iter().enumerate() {
-        for Measure { name, tone: alone, style, of, band } in measures.iter().take(if runs.len() == 1 { 3 } else { 2 })
-        {
-            let values = stops.iter().map(|&x| of(&level(run, x)?.summary)).collect();
-            let ends = |&x: &f64| band(&level(run, x)?.summary).map(|[low, high]| [x, low, high]);
+        for (name, alone, style, of) in measures.iter().take(if runs.len() == 1 { 3 } else { 2 }) {
+            let figure = |&x: &f64| of(&run.recommendation.level(x as usize)?.summary);
+            let ends = |x: &f64| figure(x).and_then(|of| Some([*x, of.lower?, of.upper?]));
+            let values = stops.iter().map(|x| Some(figure(x)?.estimate)).collect();
             let tone = if runs.len() == 1 { alone } else { tone(runs, at) };
             let name = named(run, runs, name);
             let label = if wide { name.clone() } else { String::new() };
@@ -187,14 +163,13 @@ fn by_level(
     if series.is_empty() {
         return None;
     }
-    let ends = |series: &Series| series.points.iter().map(|p| p[1]).chain(series.band.iter().map(|b| b[2])).collect();
-    let drawn = series.iter().flat_map(|series| -> Vec<f64> { ends(series) });
+    let tops = series.iter().flat_map(|of| of.points.iter().map(|p| p[1]).chain(of.band.iter().map(|b| b[2])));
     Some(Chart {
         id: id.to_owned(),
-        label: label.to_owned(),
+        label: format!("{what} over the concurrency level"),
         wide,
         x: Axis::of_levels(&stops),
-        y: Axis::from_zero(axis, unit, drawn),
+        y: Axis::from_zero(axis, unit, tops),
         marks: marks(runs, wide),
         sync: "levels".to_owned(),
         stops,
@@ -241,9 +216,8 @@ fn zones(runs: &[Run], x: &Axis) -> Vec<Zone> {
 
 fn throughput_and_latency(runs: &[Run]) -> Figure {
     const TITLE: &str = "Throughput and latency by level";
-    let label = "Throughput in requests per second over the concurrency level";
-    let axis = ("successful requests per second", Unit::Number);
-    let Some(mut throughput) = by_level(runs, "throughput", label, true, axis, &THROUGHPUT) else {
+    let (what, axis) = ("Throughput in requests per second", ("successful requests per second", Unit::Number));
+    let Some(mut throughput) = by_level(runs, "throughput", what, true, axis, &THROUGHPUT) else {
         return Figure::new(TITLE, "", Vec::new()).without("No level has a throughput.");
     };
     let mut caption = String::from("Line: successful requests per second.");
@@ -265,14 +239,7 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
         caption += " Shaded: where only waiting grows, and where a level fails a limit.";
     }
     let mut charts = vec![throughput];
-    match by_level(
-        runs,
-        "latency",
-        "Latency percentiles over the concurrency level",
-        true,
-        ("latency", Unit::Seconds),
-        &LATENCY,
-    ) {
+    match by_level(runs, "latency", "Latency percentiles", true, ("latency", Unit::Seconds), &LATENCY) {
         None => caption += " No latencies: the file holds none.",
         Some(mut latency) => {
             caption += " Below: the latency of the successful requests that began inside the measured window.";
@@ -352,116 +319,117 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
     if !runs.iter().any(|run| run.policy.objective == Objective::OutputTokens) {
         return None;
     }
-    let label = "Output tokens per second over the concurrency level";
-    let chart = by_level(runs, "tokens", label, true, ("output tokens per second", Unit::Number), &TOKENS)?;
+    let axis = ("output tokens per second", Unit::Number);
+    let chart = by_level(runs, "tokens", "Output tokens per second", true, axis, &TOKENS)?;
     Some(Figure::new("Output tokens per second, all requests together", "", vec![chart]))
 }
 
 /// The load by the server's own metrics.
 fn queueing(runs: &[Run]) -> Option<Figure> {
-    let label = "Requests that run and wait at the server, over the concurrency level";
-    let chart = by_level(runs, "queueing", label, true, ("requests", Unit::Number), &QUEUE)?;
+    let what = "Requests that run and wait at the server,";
+    let chart = by_level(runs, "queueing", what, true, ("requests", Unit::Number), &QUEUE)?;
     let fullest = |run: &Run| {
         let shares = run.recommendation.levels.iter().filter_map(|level| level.summary.server?.kv_cache);
         Some(named(run, runs, &percent(shares.reduce(f64::max)?)))
     };
     let fullest: Vec<String> = runs.iter().filter_map(fullest).collect();
-    let cache = if fullest.is_empty() {
-        String::new()
-    } else {
-        format!(" KV cache in use where it was fullest: {}.", fullest.join(", "))
-    };
-    let caption = format!(
-        "Means over the measured window, by the server's own /metrics. Where waiting begins, more requests in parallel only queue.{cache}"
-    );
+    let mut caption =
+        "Means over the measured window, by the server's own /metrics. Where waiting begins, more requests in \
+                       parallel only queue."
+            .to_owned();
+    if !fullest.is_empty() {
+        caption += &format!(" KV cache in use where it was fullest: {}.", fullest.join(", "));
+    }
     Some(Figure::new("Running and waiting at the server", caption, vec![chart]))
 }
 
 // ---- what each gets, and what all get together ----
 
 /// One run's levels by what they are chosen for, and limits to try on them.
-pub struct Tradeoff {
-    figure: Figure,
-    /// What the page's script chooses by.
-    pub limits: Value,
-}
-
-impl Tradeoff {
-    pub fn of(runs: &[Run]) -> Option<Self> {
-        let [Run { recommendation, policy, .. }] = runs else { return None };
-        let summaries: Vec<LevelSummary> = recommendation.levels.iter().map(|level| level.summary.clone()).collect();
-        // Without limits on times but for that on P99. After a race few requests are enough.
-        let raced =
-            recommendation.levels.iter().any(|l| l.verdict != Verdict::NotUsed && l.summary.requests < Some(30));
-        let unlimited = Policy { max_p95_seconds: Some(f64::MAX), max_ttft_p95_seconds: None, ..policy.clone() };
-        let judged = judge(&summaries, &unlimited, raced);
-        let finite = |at: &[f64; 2]| at.iter().all(|value| value.is_finite());
-        let placed: Vec<(&LevelSummary, [f64; 2])> =
-            summaries.iter().filter_map(|s| Some((s, tokens_of(s).filter(finite)?))).collect();
-        if placed.len() < 2 {
-            return None;
-        }
-        let chosen = recommendation.recommended_concurrency;
-        let points = placed.iter().map(|(_, at)| *at).collect();
-        let mut stops = placed.clone();
-        stops.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
-        let values = |of: fn(&(&LevelSummary, [f64; 2])) -> f64| stops.iter().map(|stop| Some(of(stop))).collect();
-        let series = |name: &str, values| Series { name: name.to_owned(), tone: "accent", values, ..Series::default() };
-        let chart = Chart {
-            id: "tradeoff".to_owned(),
-            label: "Output tokens per second of all together over those of each, by level".to_owned(),
-            wide: true,
-            x: Axis {
-                label: "tokens per second for each: 1 over the median TPOT".to_owned(),
-                ..Axis::from_zero("", Unit::Number, placed.iter().map(|(_, at)| at[0]))
-            },
-            y: Axis::from_zero("tokens per second, all together", Unit::Number, placed.iter().map(|(_, at)| at[1])),
-            stops: stops.iter().map(|stop| stop.1[0]).collect(),
-            series: vec![
-                Series { points, ..series("tokens/s, all together", values(|(_, at)| at[1])) },
-                series("level", values(|(summary, _)| summary.concurrency as f64)),
-            ],
-            names: placed.iter().map(|(summary, at)| (*at, summary.concurrency.to_string())).collect(),
-            ring: placed
-                .iter()
-                .find(|(summary, _)| Some(summary.concurrency) == chosen)
-                .or(placed.first())
-                .map(|p| p.1),
-            ..Chart::default()
-        };
-        let level = |(summary, at): &(&LevelSummary, [f64; 2])| {
-            let judged = judged.iter().find(|level| level.summary.concurrency == summary.concurrency)?;
-            let value = value(summary, policy.objective).filter(|_| judged.verdict == Verdict::Pass)?;
-            let [p95, ttft] = gate_times(summary);
-            let times =
-                [("P95", p95), ("TTFT P95", ttft)].map(|(name, time)| time.map(|s| format!(", {name} {}", seconds(s))));
-            let told = format!(
-                "Level {}: {value:.2} {}{}",
-                summary.concurrency,
-                policy.objective.unit(),
-                times.into_iter().flatten().collect::<String>()
-            );
-            Some(json!({"level": summary.concurrency, "value": value, "p95": p95, "ttft": ttft,
-                "place": chart.written_place(*at), "told": told}))
-        };
-        let levels: Vec<Value> = placed.iter().filter_map(level).collect();
-        let times = |at: usize| summaries.iter().filter_map(move |summary| gate_times(summary)[at]);
-        let limits = json!({
-            "levels": levels,
-            "tolerance": policy.tolerance,
-            "chosen": chosen,
-            "p95": ends(times(0), p95_limit_s(&recommendation.levels, policy)),
-            "ttft": ends(times(1), policy.max_ttft_p95_seconds),
-        });
-        let caption = "The numbers are levels; the ring is the chosen one. The limits below choose by these figures alone: \
-                       recommend also asks whether they are sure.";
-        Some(Tradeoff { figure: Figure::new("All together, and each", caption, vec![chart]), limits })
+fn tradeoff(runs: &[Run]) -> Option<Figure> {
+    let [Run { recommendation, policy, .. }] = runs else { return None };
+    let summaries: Vec<LevelSummary> = recommendation.levels.iter().map(|level| level.summary.clone()).collect();
+    // Without limits on times but for that on P99. After a race few requests are enough.
+    let raced = recommendation.levels.iter().any(|l| l.verdict != Verdict::NotUsed && l.summary.requests < Some(30));
+    let unlimited = Policy { max_p95_seconds: Some(f64::MAX), max_ttft_p95_seconds: None, ..policy.clone() };
+    let judged = judge(&summaries, &unlimited, raced);
+    let finite = |at: &[f64; 2]| at.iter().all(|value| value.is_finite());
+    let placed: Vec<(&LevelSummary, [f64; 2])> =
+        summaries.iter().filter_map(|s| Some((s, tokens_of(s).filter(finite)?))).collect();
+    if placed.len() < 2 {
+        return None;
     }
+    let chosen = recommendation.recommended_concurrency;
+    let is_chosen = |(of, _): &&(&LevelSummary, [f64; 2])| Some(of.concurrency) == chosen;
+    let passes = |level| recommendation.level(level).is_some_and(|level| level.verdict == Verdict::Pass);
+    let name = |(of, at): &(&LevelSummary, [f64; 2])| {
+        let fails = if passes(of.concurrency) { "" } else { " (fails)" };
+        (*at, format!("{}{fails}", of.concurrency))
+    };
+    let mut stops = placed.clone();
+    stops.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
+    let values = |of: fn(&(&LevelSummary, [f64; 2])) -> f64| stops.iter().map(|stop| Some(of(stop))).collect();
+    let series = |name: &str, values| Series { name: name.to_owned(), tone: "accent", values, ..Series::default() };
+    let chart = Chart {
+        id: "tradeoff".to_owned(),
+        label: "Output tokens per second of all requests together over those of each, by level".to_owned(),
+        wide: true,
+        x: Axis::from_zero(
+            "tokens per second for each request: mean answer over mean latency",
+            Unit::Number,
+            placed.iter().map(|(_, at)| at[0]),
+        ),
+        y: Axis::from_zero(
+            "tokens per second, all requests together",
+            Unit::Number,
+            placed.iter().map(|(_, at)| at[1]),
+        ),
+        stops: stops.iter().map(|stop| stop.1[0]).collect(),
+        series: vec![
+            Series {
+                points: placed.iter().map(|(_, at)| *at).collect(),
+                ..series("tokens/s, all together", values(|(_, at)| at[1]))
+            },
+            series("level", values(|(summary, _)| summary.concurrency as f64)),
+        ],
+        // The chosen one first, as labels give way to those before them.
+        names: placed.iter().filter(is_chosen).chain(placed.iter().filter(|of| !is_chosen(of))).map(name).collect(),
+        ring: placed.iter().find(is_chosen).or(placed.first()).map(|p| p.1),
+        ..Chart::default()
+    };
+    let level = |(summary, at): &(&LevelSummary, [f64; 2])| {
+        let level = summary.concurrency;
+        let judged = judged.iter().find(|judged| judged.summary.concurrency == level)?;
+        let value = value(summary, policy.objective).filter(|_| judged.verdict == Verdict::Pass)?;
+        let [p95, ttft] = gate_times(summary);
+        let mut told = format!("Level {level}: {value:.2} {}", policy.objective.unit());
+        for (name, time) in [("P95", p95), ("TTFT P95", ttft)] {
+            told += &time.map(|s| format!(", {name} {}", seconds(s))).unwrap_or_default();
+        }
+        let cost = summary.usd_per_1000.map(|cost| format!(", {} USD per 1000 requests", usd(cost.total())));
+        told += &cost.unwrap_or_default();
+        let place = chart.written_place(*at);
+        Some(json!({"level": level, "value": value, "p95": p95, "ttft": ttft, "place": place, "told": told}))
+    };
+    let times = |at: usize| summaries.iter().filter_map(move |summary| gate_times(summary)[at]);
+    let limits = json!({
+        "levels": placed.iter().filter_map(level).collect::<Vec<_>>(),
+        "tolerance": policy.tolerance,
+        "chosen": chosen,
+        "p95": ends(times(0), p95_limit_s(&recommendation.levels, policy)),
+        "ttft": ends(times(1), policy.max_ttft_p95_seconds),
+    });
+    let caption = "The numbers are levels; the ring is the chosen one. The sliders choose by these figures alone, and do not ask \
+                   how sure they are.";
+    Some(Figure {
+        limits: limits.to_string(),
+        ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
+    })
 }
 
-/// Output tokens per second: for each once its first token is there, and all together.
+/// Output tokens per second: as each request sees them, all waiting included, and all together.
 fn tokens_of(summary: &LevelSummary) -> Option<[f64; 2]> {
-    Some([1.0 / summary.tpot_s?.p50?, summary.output_tps?])
+    Some([summary.mean_output_tokens? / summary.latency_s?.mean?, summary.output_tps?])
 }
 
 /// The least and the largest of a time, and the limit in force.
@@ -583,8 +551,9 @@ fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
 const NARROWEST_NAMED: f64 = 0.02;
 
 fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
-    let Some(curves) = &run.curves else { return figure.without(NO_RECORDS) };
-    let Timeline { segments, in_flight, successes_rps, failures_rps } = &curves.timeline;
+    let Some(Curves { segments, in_flight, successes_rps, failures_rps, .. }) = &run.curves else {
+        return figure.without(NO_RECORDS);
+    };
     let end = segments.last().map_or(1.0, |segment| segment.end_s);
     let outside = |&Segment { level, begin_s, end_s, window_s }: &Segment| {
         let [from, to] = window_s.unwrap_or([end_s; 2]).map(|at| at.min(end_s));

@@ -53,7 +53,7 @@ impl Answering {
     /// What the engine makes, as it comes or in one piece, with what goes wrong in the midst of it.
     pub(super) async fn generated(self, fault: Option<Fault>, faults: &Faults) -> Response {
         let pause = Duration::from_secs_f64(faults.stall_s);
-        if self.answer.request.stream { self.streamed(fault, pause) } else { self.whole(fault, pause).await }
+        if self.answer.stream { self.streamed(fault, pause) } else { self.whole(fault, pause).await }
     }
 
     fn streamed(self, fault: Option<Fault>, pause: Duration) -> Response {
@@ -106,17 +106,14 @@ impl Answering {
     pub(super) fn empty(mut self) -> Response {
         self.answer.length = OutputLength { tokens: 0, cut: false };
         let Answering { kind, answer, .. } = &self;
-        let body = if self.answer.request.stream {
-            kind.opening(answer) + &kind.closing(answer)
-        } else {
-            kind.whole(answer, "")
-        };
+        let body =
+            if self.answer.stream { kind.opening(answer) + &kind.closing(answer) } else { kind.whole(answer, "") };
         self.at_once(RequestEnd::Faulted, body)
     }
 
     /// An answer of `mib` MiB. A client that leaves before its end is logged as such.
     pub(super) fn huge(self, mib: u32) -> Response {
-        let start: &[u8] = if self.answer.request.stream {
+        let start: &[u8] = if self.answer.stream {
             br#"data: {"choices":[{"index":0,"delta":{"content":""#
         } else {
             br#"{"choices":[{"index":0,"message":{"role":"assistant","content":""#
@@ -129,13 +126,13 @@ impl Answering {
 
     fn at_once(mut self, end: RequestEnd, body: impl Into<Body>) -> Response {
         self.open.finish(OK, end);
-        with_headers(self.answer.request.stream, body.into())
+        with_headers(self.answer.stream, body.into())
     }
 
     /// Answers step by step. That the client is gone drops the steps and so cancels the request.
     fn respond(mut self, steps: impl Iterator<Item = Step> + Send + 'static) -> Response {
         self.open.record.status = OK;
-        let stream = self.answer.request.stream;
+        let stream = self.answer.stream;
         // Made once: thousands of tokens a second must leave the processor to the client. No word needs an escape.
         let event = self.kind.token(&self.answer, "@");
         let pieces = stream::unfold((self, steps, event), |(mut answering, mut steps, event)| async move {

@@ -36,15 +36,20 @@ impl Shared {
 /// The thread that steps the engine. Dropping it ends the thread.
 pub(super) struct Driver {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Joined,
+}
+
+/// A thread that is waited for when it is dropped.
+pub(super) struct Joined(pub(super) Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // A panic of the thread has been printed already.
+        let _ = self.0.take().map(JoinHandle::join);
+    }
 }
 
 impl Driver {
-    /// Starts the thread of an idle engine.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's reason for not starting a thread.
     pub(super) fn start(config: &SimulatorConfig) -> io::Result<Self> {
         let state = Mutex::new(State { engine: Engine::new(config), stopping: false });
         let shared = Arc::new(Shared { state, work: Condvar::new(), stop: Condvar::new() });
@@ -52,14 +57,9 @@ impl Driver {
             let shared = Arc::clone(&shared);
             move || run(&shared)
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, _thread: Joined(Some(thread)) })
     }
 
-    /// Submits a request.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueFull`], at once.
     pub(super) fn submit(&self, prompt_tokens: u32, output_tokens: u32) -> Result<Generation, QueueFull> {
         let (sender, tokens) = unbounded_channel();
         let id = self.shared.lock().engine.submit(sender, prompt_tokens, output_tokens)?;
@@ -78,10 +78,6 @@ impl Drop for Driver {
         self.shared.lock().stopping = true;
         self.shared.work.notify_all();
         self.shared.stop.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed already.
-            let _ = thread.join();
-        }
     }
 }
 

@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use super::SimulatorConfig;
 
-/// Names a sequence within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SequenceId(u64);
 
-/// A submission was refused because slots and queue are full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueFull {
     pub running: usize,
@@ -22,9 +20,7 @@ pub struct QueueFull {
 /// A token that a sequence got at the end of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token<T> {
-    /// What the sequence was submitted with.
     pub owner: T,
-    /// Whether the sequence ended with it.
     pub last: bool,
 }
 
@@ -33,7 +29,6 @@ struct Sequence<T> {
     id: SequenceId,
     owner: T,
     prompt_tokens: u32,
-    /// Tokens still to be generated.
     left: u32,
 }
 
@@ -70,10 +65,6 @@ impl<T: Clone> Engine<T> {
     ///
     /// Slots and queue are counted together: between two steps a burst into an empty server waits as a
     /// whole, and those that will get a slot at the next step must not be refused.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueFull`] if `slots + queue_limit` sequences are inside.
     pub fn submit(&mut self, owner: T, prompt_tokens: u32, output_tokens: u32) -> Result<SequenceId, QueueFull> {
         let (running, waiting) = self.load();
         if running + waiting >= self.config.slots.saturating_add(self.config.queue_limit) {
@@ -119,138 +110,5 @@ impl<T: Clone> Engine<T> {
             tokens.push(Token { owner: sequence.owner.clone(), last });
             !last
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn engine(slots: usize, queue_limit: usize) -> Engine<usize> {
-        Engine::new(&SimulatorConfig {
-            slots,
-            queue_limit,
-            base_step_ms: 3.0,
-            per_sequence_ms: 0.5,
-            prefill_ms_per_token: 0.01,
-            ..SimulatorConfig::default()
-        })
-    }
-
-    /// A step: the owners that got a token.
-    fn step(engine: &mut Engine<usize>) -> Vec<usize> {
-        engine.begin_step();
-        end(engine)
-    }
-
-    fn end(engine: &mut Engine<usize>) -> Vec<usize> {
-        let mut tokens = Vec::new();
-        engine.end_step(&mut tokens);
-        tokens.iter().map(|token| token.owner).collect()
-    }
-
-    #[test]
-    fn a_step_takes_base_plus_batch_plus_prefill_of_the_admitted() {
-        let mut engine = engine(4, 0);
-        assert_eq!(engine.begin_step(), None);
-        engine.submit(0, 100, 5).unwrap();
-        engine.submit(1, 50, 5).unwrap();
-        assert_eq!(engine.begin_step(), Some(Duration::from_micros(3000 + 2 * 500 + 150 * 10)));
-        // What arrives during a step waits for the next.
-        engine.submit(2, 0, 5).unwrap();
-        assert_eq!(end(&mut engine), [0, 1]);
-        assert_eq!(engine.begin_step(), Some(Duration::from_micros(3000 + 3 * 500)));
-        assert_eq!(end(&mut engine), [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_server_refuses_when_slots_and_queue_are_full() {
-        let mut engine = engine(2, 3);
-        // Before the first step all five wait.
-        for owner in 0..5 {
-            engine.submit(owner, 1, 2).unwrap();
-        }
-        assert_eq!(engine.submit(5, 1, 2), Err(QueueFull { running: 0, waiting: 5 }));
-        engine.begin_step();
-        assert_eq!(engine.submit(5, 1, 2), Err(QueueFull { running: 2, waiting: 3 }));
-        assert_eq!(end(&mut engine), [0, 1]);
-        assert_eq!(step(&mut engine), [0, 1]);
-        // Two have left, two may come.
-        engine.submit(5, 1, 2).unwrap();
-        engine.submit(6, 1, 2).unwrap();
-        engine.submit(7, 1, 2).unwrap_err();
-        assert_eq!(step(&mut engine), [2, 3]);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Action {
-        Submit(u32),
-        Cancel(usize),
-        Step,
-    }
-
-    fn actions() -> impl Strategy<Value = Vec<Action>> {
-        let action = prop_oneof![
-            3 => (1u32..8).prop_map(Action::Submit),
-            1 => (0usize..64).prop_map(Action::Cancel),
-            4 => Just(Action::Step),
-        ];
-        proptest::collection::vec(action, 0..300)
-    }
-
-    /// A sequence as it should be. Those that have left stay in the list.
-    struct Expected {
-        id: SequenceId,
-        left: u32,
-        cancelled: bool,
-    }
-
-    impl Expected {
-        fn inside(&self) -> bool {
-            self.left > 0 && !self.cancelled
-        }
-    }
-
-    proptest! {
-        /// Every accepted sequence either gets exactly its tokens, first come first served and the last one marked,
-        /// or was cancelled; slots and capacity are never exceeded; nothing is left at the end.
-        #[test]
-        fn sequences_are_conserved(slots in 1usize..5, queue_limit in 0usize..5, actions in actions()) {
-            let mut engine = engine(slots, queue_limit);
-            let mut all: Vec<Expected> = Vec::new();
-            // Enough steps at the end to serve whatever is left.
-            for action in actions.into_iter().chain(std::iter::repeat_n(Action::Step, 100)) {
-                let inside: Vec<usize> = (0..all.len()).filter(|&owner| all[owner].inside()).collect();
-                prop_assert!(inside.len() <= slots + queue_limit);
-                match action {
-                    Action::Submit(left) => match engine.submit(all.len(), 1, left) {
-                        Ok(id) => all.push(Expected { id, left, cancelled: false }),
-                        Err(full) => {
-                            prop_assert_eq!(inside.len(), slots + queue_limit);
-                            prop_assert_eq!(full.running + full.waiting, inside.len());
-                        }
-                    },
-                    Action::Cancel(which) => if let Some(sequence) = all.get_mut(which) {
-                        prop_assert_eq!(engine.cancel(sequence.id), sequence.inside());
-                        sequence.cancelled |= sequence.inside();
-                    }
-                    Action::Step => {
-                        prop_assert_eq!(engine.begin_step().is_some(), !inside.is_empty());
-                        let mut tokens = Vec::new();
-                        engine.end_step(&mut tokens);
-                        let owners: Vec<usize> = tokens.iter().map(|token| token.owner).collect();
-                        prop_assert_eq!(&owners[..], &inside[..inside.len().min(slots)]);
-                        for token in tokens {
-                            let sequence = &mut all[token.owner];
-                            sequence.left -= 1;
-                            prop_assert_eq!(token.last, sequence.left == 0);
-                        }
-                    }
-                }
-            }
-            prop_assert!(engine.is_idle());
-        }
     }
 }

@@ -5,9 +5,7 @@ use std::collections::BinaryHeap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
-
-use super::engine::{Engine, Token};
+use super::engine::Engine;
 use super::lengths::prompt_tokens;
 use super::limits::{BLOCK_CHARS, BLOCK_TOKENS};
 use super::{SimulatorConfig, SimulatorError};
@@ -23,7 +21,7 @@ const MAX_ERROR_RATE: f64 = 0.05;
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
 /// What a level truly gives.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ExplainedLevel {
     /// Requests kept in flight.
     pub level: usize,
@@ -33,8 +31,6 @@ pub struct ExplainedLevel {
     pub output_tps: f64,
     /// Mean latency of the successes, in seconds.
     pub latency_mean_s: f64,
-    /// Median latency of the successes, in seconds.
-    pub latency_p50_s: f64,
     /// 95th percentile of the latency of the successes, in seconds.
     pub latency_p95_s: f64,
     /// Refused requests as a share of all, 0 to 1.
@@ -42,13 +38,27 @@ pub struct ExplainedLevel {
 }
 
 /// The true curve of a simulated server. [`Display`](fmt::Display) writes it as a table.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
     /// One entry per level asked for, in the order asked for.
     pub levels: Vec<ExplainedLevel>,
+}
+
+impl Explanation {
     /// The smallest level with at least 0.95 of the best throughput, among those with an error rate below
     /// 0.05. `None` if no level has that.
-    pub optimum: Option<usize>,
+    pub fn optimum(&self) -> Option<usize> {
+        let enough = NEAR_BEST * self.best_rps();
+        self.qualifying().filter(|level| level.throughput_rps >= enough).map(|level| level.level).min()
+    }
+
+    fn best_rps(&self) -> f64 {
+        self.qualifying().map(|level| level.throughput_rps).fold(0.0, f64::max)
+    }
+
+    fn qualifying(&self) -> impl Iterator<Item = &ExplainedLevel> {
+        self.levels.iter().filter(|level| level.error_rate < MAX_ERROR_RATE)
+    }
 }
 
 /// Computes the true curve of the server with the settings `config`.
@@ -76,7 +86,7 @@ pub fn explain(
 ) -> Result<Explanation, SimulatorError> {
     config.validate()?;
     let need = |met, needs| {
-        if met { Ok(()) } else { Err(SimulatorError::Explain { needs }) }
+        if met { Ok(()) } else { Err(SimulatorError::Explain(needs)) }
     };
     need(!prompts.is_empty(), "at least one prompt")?;
     need(requests > 0, "at least one request")?;
@@ -87,8 +97,8 @@ pub fn explain(
         output_tokens: config.answer_length(prompt, Some(max_tokens)).tokens,
     };
     let tasks: Vec<Task> = prompts.iter().map(task).collect();
-    let levels: Vec<_> = levels.iter().map(|&level| IdealLoop::measure(config, level, &tasks, requests)).collect();
-    Ok(Explanation { optimum: optimum(&levels), levels })
+    let measure = |&level: &usize| IdealLoop::measure(config, level, &tasks, requests);
+    Ok(Explanation { levels: levels.iter().map(measure).collect() })
 }
 
 /// Tokens that all prompts have in common at their start, in whole blocks; of a single prompt none.
@@ -97,19 +107,6 @@ fn in_common(prompts: &[String]) -> u32 {
         |other: &String| prompts[0].chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
     let characters = prompts[1..].iter().map(as_first).min().unwrap_or_default();
     (characters / BLOCK_CHARS) as u32 * BLOCK_TOKENS
-}
-
-fn qualifying(levels: &[ExplainedLevel]) -> impl Iterator<Item = &ExplainedLevel> {
-    levels.iter().filter(|level| level.error_rate < MAX_ERROR_RATE)
-}
-
-fn best_rps(levels: &[ExplainedLevel]) -> f64 {
-    qualifying(levels).map(|level| level.throughput_rps).fold(0.0, f64::max)
-}
-
-fn optimum(levels: &[ExplainedLevel]) -> Option<usize> {
-    let enough = NEAR_BEST * best_rps(levels);
-    qualifying(levels).filter(|level| level.throughput_rps >= enough).map(|level| level.level).min()
 }
 
 #[derive(Clone, Copy)]
@@ -143,7 +140,6 @@ struct IdealLoop<'a> {
     free: usize,
     /// When the permits of refused requests become free.
     held_until: BinaryHeap<Reverse<Duration>>,
-    tokens: Vec<Token<usize>>,
 }
 
 impl IdealLoop<'_> {
@@ -157,7 +153,6 @@ impl IdealLoop<'_> {
             latencies: Vec::new(),
             free: level,
             held_until: BinaryHeap::new(),
-            tokens: Vec::new(),
         };
         client.run_until_successes(requests / 20 + 2 * level);
         let (from, first) = (client.now, client.sent.len());
@@ -200,7 +195,7 @@ impl IdealLoop<'_> {
             self.send(due);
         }
         self.now = end;
-        let mut tokens = std::mem::take(&mut self.tokens);
+        let mut tokens = Vec::new();
         self.engine.end_step(&mut tokens);
         for token in tokens.iter().filter(|token| token.last) {
             let sent = &mut self.sent[token.owner];
@@ -209,7 +204,6 @@ impl IdealLoop<'_> {
             self.latencies.insert(self.latencies.partition_point(|&other| other < latency), latency);
             self.free += 1;
         }
-        self.tokens = tokens;
     }
 
     fn send(&mut self, at: Duration) {
@@ -252,7 +246,6 @@ impl IdealLoop<'_> {
             throughput_rps: requests / window_s,
             output_tps: tokens / window_s,
             latency_mean_s: latencies.iter().sum::<f64>() / successes as f64,
-            latency_p50_s: percentile(&latencies, 0.50),
             latency_p95_s: percentile(&latencies, 0.95),
             error_rate: 1.0 - successes as f64 / all as f64,
         }
@@ -275,7 +268,7 @@ fn median(sorted: &[Duration]) -> Option<Duration> {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let best = best_rps(&self.levels);
+        let best = self.best_rps();
         writeln!(
             f,
             "{:>6} {:>9} {:>8} {:>12} {:>8} {:>8} {:>8}",
@@ -295,7 +288,7 @@ impl fmt::Display for Explanation {
                 100.0 * level.error_rate,
             )?;
         }
-        match self.optimum {
+        match self.optimum() {
             Some(level) => write!(
                 f,
                 "optimum: {level} (the smallest level with at least {:.0} % of the best throughput, \
@@ -311,19 +304,6 @@ impl fmt::Display for Explanation {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_optimum_is_the_smallest_level_near_the_best_that_qualifies() {
-        let level = |level, throughput_rps, error_rate| ExplainedLevel {
-            level,
-            throughput_rps,
-            error_rate,
-            ..ExplainedLevel::default()
-        };
-        let levels = [level(30, 100.0, 0.0), level(20, 95.0, 0.0), level(10, 94.9, 0.0), level(50, 200.0, 0.05)];
-        assert_eq!(optimum(&levels), Some(20));
-        assert_eq!(optimum(&levels[3..]), None);
-    }
 
     #[test]
     fn median_and_percentiles_are_those_of_the_definition() {

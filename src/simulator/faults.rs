@@ -11,7 +11,7 @@ use super::lengths::{fnv1a, unit};
 
 /// Something that goes wrong with a request on purpose. A request has one fault at most.
 ///
-/// Its name is that of its key below `simulator.faults`, in `--fault`, in the log and in `/metrics`.
+/// Its name is that of its key below `simulator.faults`, in `--fault` and in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -123,7 +123,7 @@ impl Default for Faults {
 impl Faults {
     /// Sets one rate.
     pub fn set(&mut self, FaultRate { fault, rate }: FaultRate) {
-        *self.rates_mut()[fault as usize] = rate;
+        *self.rate_mut(fault) = rate;
     }
 
     /// The fault of request `number`: always the same one for the same seed.
@@ -136,25 +136,22 @@ impl Faults {
     }
 
     fn rate(&self, fault: Fault) -> f64 {
-        *self.clone().rates_mut()[fault as usize]
+        *self.clone().rate_mut(fault)
     }
 
-    /// In the order of [`Fault::ALL`].
-    fn rates_mut(&mut self) -> [&mut f64; 10] {
-        let Faults { slow_start, stall, cut_stream, reset, error_500, rate_429, .. } = self;
-        let Faults { malformed_json, empty_output, garbage_sse, huge_body, .. } = self;
-        [
-            slow_start,
-            stall,
-            cut_stream,
-            reset,
-            error_500,
-            rate_429,
-            malformed_json,
-            empty_output,
-            garbage_sse,
-            huge_body,
-        ]
+    fn rate_mut(&mut self, fault: Fault) -> &mut f64 {
+        match fault {
+            Fault::SlowStart => &mut self.slow_start,
+            Fault::Stall => &mut self.stall,
+            Fault::CutStream => &mut self.cut_stream,
+            Fault::Reset => &mut self.reset,
+            Fault::Error500 => &mut self.error_500,
+            Fault::Rate429 => &mut self.rate_429,
+            Fault::MalformedJson => &mut self.malformed_json,
+            Fault::EmptyOutput => &mut self.empty_output,
+            Fault::GarbageSse => &mut self.garbage_sse,
+            Fault::HugeBody => &mut self.huge_body,
+        }
     }
 
     pub(super) fn validate(&self) -> Result<(), SimulatorError> {

@@ -4,30 +4,29 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use axum::body::to_bytes;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use axum::{Json, Router};
+use futures_util::stream;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 
 use super::SimulatorConfig;
 use super::answering::Answering;
-use super::connection::{Connections, ResetSwitch};
-use super::driver::Driver;
+use super::driver::{Driver, Joined};
 use super::engine::QueueFull;
 use super::faults::Fault;
-use super::lengths::{OutputLength, prompt_tokens};
 use super::limits::{PrefixCache, TokenBucket};
 use super::log::{CLIENT_CLOSED_REQUEST, OpenRequest, RequestEnd, RequestLog};
-use super::metrics;
-use super::protocol::{Answer, GenerationRequest, KINDS, Kind};
+use super::protocol::{Answer, KINDS, Kind};
 
 /// Connections that may wait to be accepted: a client that opens thousands of streams at once must not see
 /// its packets dropped (the system may cap it, on Linux at `net.core.somaxconn`).
@@ -86,16 +85,13 @@ fn take(limit: &Option<Mutex<TokenBucket>>, amount: f64) -> Result<(), Duration>
 /// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
 pub(super) struct HttpServer {
     pub(super) address: SocketAddr,
-    stop: Option<oneshot::Sender<Infallible>>,
-    thread: Option<JoinHandle<()>>,
+    // In this order: it ends once it is told to.
+    _stop: oneshot::Sender<Infallible>,
+    _thread: Joined,
 }
 
 impl HttpServer {
     /// Listens on 127.0.0.1:`port` (0: any free port) and serves `app` from a thread of its own.
-    ///
-    /// # Errors
-    ///
-    /// What the operating system says when the port is taken or a thread cannot be started.
     pub(super) fn start(app: App, port: u16) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (started, address) = mpsc::channel();
@@ -105,17 +101,7 @@ impl HttpServer {
             .name("simulator-http".to_owned())
             .spawn(move || serve(app, port, &started, stopped))?;
         let address = address.recv().map_err(|_| io::Error::other("the server's thread ended at its start"))??;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for HttpServer {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed already.
-            let _ = thread.join();
-        }
+        Ok(Self { address, _stop: stop, _thread: Joined(Some(thread)) })
     }
 }
 
@@ -128,9 +114,16 @@ fn serve(app: App, port: u16, started: &mpsc::Sender<io::Result<SocketAddr>>, st
             let listener = listen(port)?;
             // The caller waits for it, so it is there.
             let _ = started.send(Ok(listener.local_addr()?));
-            let service = router(app).into_make_service_with_connect_info::<ResetSwitch>();
+            let has_resets = app.config.faults.reset > 0.0;
+            let listener = listener.tap_io(move |connection| {
+                // Nagle's algorithm would hold a token back until the one before is acknowledged.
+                // A connection that is gone already fails here, and again when it is read.
+                let _ = connection.set_nodelay(true);
+                // One that breaks off is then reset instead of coming to an orderly end.
+                let _ = if has_resets { connection.set_zero_linger() } else { Ok(()) };
+            });
             tokio::select! {
-                served = axum::serve(Connections(listener), service).into_future() => served,
+                served = axum::serve(listener, router(app)).into_future() => served,
                 _ = stopped => Ok(()),
             }
         })
@@ -155,46 +148,44 @@ fn router(app: App) -> Router {
         .route("/metrics", get(metrics))
         .route("/health", get(|| async { Json(json!({"status": "ok"})) }));
     for kind in KINDS {
-        let handler = move |State(app): State<Arc<App>>, ConnectInfo(connection), request: Request| async move {
-            generate(&app, kind, connection, request).await
-        };
+        let handler =
+            move |State(app): State<Arc<App>>, request: Request| async move { generate(&app, kind, request).await };
         router = router.route(kind.path(), post(handler));
     }
     // The fallback for methods covers only the routes that are there when it is set.
     router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(Arc::new(app))
 }
 
-async fn generate(app: &App, kind: &'static dyn Kind, connection: ResetSwitch, request: Request) -> Response {
+async fn generate(app: &App, kind: &'static dyn Kind, request: Request) -> Response {
     let mut open = app.log.arrive(kind.path());
     if let Err(wait) = take(&app.request_limit, 1.0) {
         return app.too_many(open, RequestEnd::RateLimited, wait, "too many requests");
     }
     let body = to_bytes(request.into_body(), BODY_LIMIT).await;
     let body = body.map_err(|error| format!("cannot read the request body: {error}"));
-    let asked = match body.and_then(|body| GenerationRequest::parse(kind, &body)) {
-        Ok(asked) => asked,
+    let mut answer = match body.and_then(|body| Answer::to(kind, &body, open.record.id)) {
+        Ok(answer) => answer,
         Err(message) => {
             return reject(open, RequestEnd::BadRequest, StatusCode::BAD_REQUEST, "invalid_request_error", &message);
         }
     };
-    let prompt_tokens = prompt_tokens(&asked.prompt);
-    let requested = prompt_tokens.saturating_add(asked.max_tokens.unwrap_or_default());
+    let requested = answer.prompt_tokens.saturating_add(answer.max_tokens.unwrap_or_default());
     if let Err(wait) = take(&app.token_limit, requested.into()) {
         return app.too_many_tokens(open, wait, requested);
     }
     let SimulatorConfig { faults, seed, .. } = &app.config;
     let cache = app.cache.as_ref().map(|cache| cache.lock().expect("no thread panics while it holds the cache"));
-    let cached_tokens = cache.map(|mut cache| cache.look_up(&asked.prompt));
+    answer.cached_tokens = cache.map(|mut cache| cache.look_up(&answer.prompt));
     let fault = faults.of(*seed, open.record.id);
     open.record.fault = fault;
-    open.record.prompt_tokens = prompt_tokens;
-    open.record.cached_tokens = cached_tokens.unwrap_or(0);
+    open.record.prompt_tokens = answer.prompt_tokens;
+    open.record.cached_tokens = answer.cached_tokens.unwrap_or(0);
     match fault {
         Some(Fault::Reset) => {
-            // The answer is lost: the write of its first byte resets the connection.
+            // A body that fails before the head of the answer is out takes the connection with it.
             open.finish(CLIENT_CLOSED_REQUEST, RequestEnd::Faulted);
-            connection.pull();
-            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+            let lost: io::Result<Bytes> = Err(io::ErrorKind::ConnectionReset.into());
+            return Body::from_stream(stream::iter([lost])).into_response();
         }
         Some(Fault::Error500) => {
             let message = "an error was injected (simulator.faults.error_500)";
@@ -207,39 +198,28 @@ async fn generate(app: &App, kind: &'static dyn Kind, connection: ResetSwitch, r
         Some(Fault::SlowStart) => tokio::time::sleep(Duration::from_secs_f64(faults.slow_start_s)).await,
         _ => {}
     }
-    let length = if kind.generates() {
-        app.config.answer_length(&asked.prompt, asked.max_tokens)
-    } else {
-        // One step for the prompt and none for an answer.
-        OutputLength { tokens: 1, cut: false }
-    };
-    let answer = Answer {
-        number: open.record.id,
-        // Before 1970 the clock is wrong, and the field means nothing.
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        request: asked,
-        prompt_tokens,
-        cached_tokens,
-        length,
-    };
+    if kind.generates() {
+        answer.length = app.config.answer_length(&answer.prompt, answer.max_tokens);
+    }
+    let (prefill, output) = (answer.prompt_tokens - open.record.cached_tokens, answer.length.tokens);
     let mut answering = Answering { kind, answer, generation: None, open };
     match fault {
         Some(Fault::EmptyOutput) => return answering.empty(),
         Some(Fault::HugeBody) => return answering.huge(faults.huge_body_mib),
         _ => {}
     }
-    match app.engine.submit(prompt_tokens - cached_tokens.unwrap_or(0), length.tokens) {
+    match app.engine.submit(prefill, output) {
         Ok(generation) => answering.generation = Some(generation),
-        Err(full) => return refuse(answering.open, full),
+        Err(QueueFull { running, waiting }) => {
+            let mut open = answering.open;
+            // It never came as far as its fault.
+            open.record.fault = None;
+            let message = format!("the request queue is full ({running} running, {waiting} waiting)");
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return reject(open, RequestEnd::Refused, status, "server_overloaded", &message);
+        }
     }
     answering.generated(fault, faults).await
-}
-
-fn refuse(mut open: OpenRequest, QueueFull { running, waiting }: QueueFull) -> Response {
-    // It never came as far as its fault.
-    open.record.fault = None;
-    let message = format!("the request queue is full ({running} running, {waiting} waiting)");
-    reject(open, RequestEnd::Refused, StatusCode::SERVICE_UNAVAILABLE, "server_overloaded", &message)
 }
 
 fn reject(mut open: OpenRequest, end: RequestEnd, status: StatusCode, kind: &str, message: &str) -> Response {
@@ -247,10 +227,12 @@ fn reject(mut open: OpenRequest, end: RequestEnd, status: StatusCode, kind: &str
     error_response(status, kind, message)
 }
 
+/// What the suite reads of any server: its load.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (running, waiting) = app.engine.load();
-    let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (headers, metrics::text(&app.log.records(), running, waiting)).into_response()
+    let gauge = |name, value| format!("# TYPE simulator_{name} gauge\nsimulator_{name} {value}\n");
+    let text = gauge("num_requests_running", running) + &gauge("num_requests_waiting", waiting);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
 async fn models() -> Json<serde_json::Value> {

@@ -10,17 +10,16 @@ pub(super) static WIRE: Wire =
     Wire { route: "embeddings", prompt_key: "input", read, content: "vector", ..Wire::PLAIN };
 
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Body<'a> {
-    #[serde(borrow)]
     data: Option<Vec<Vector<'a>>>,
-    #[serde(borrow)]
     usage: Option<&'a RawValue>,
     error: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Vector<'a> {
-    #[serde(borrow)]
     embedding: &'a RawValue,
 }
 

@@ -1,7 +1,5 @@
 //! Anthropic's `/messages`.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -23,41 +21,34 @@ pub(super) static WIRE: Wire = Wire {
 
 /// A whole answer (`content`), or an event of a stream: its start (`message`), a piece or the end (`delta`).
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Body<'a> {
-    #[serde(borrow, rename = "type")]
+    #[serde(rename = "type")]
     kind: Option<&'a RawValue>,
-    #[serde(borrow)]
     content: Option<Vec<Part<'a>>>,
-    #[serde(borrow)]
     delta: Option<Part<'a>>,
-    #[serde(borrow)]
     message: Option<Start<'a>>,
-    #[serde(borrow)]
     usage: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stop_reason: Option<Cow<'a, str>>,
+    stop_reason: Option<String>,
     error: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Start<'a> {
-    #[serde(borrow)]
     usage: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Part<'a> {
-    #[serde(borrow)]
     text: Option<&'a RawValue>,
-    #[serde(borrow)]
     thinking: Option<&'a RawValue>,
     /// Of a tool call, in a stream.
-    #[serde(borrow)]
     partial_json: Option<&'a RawValue>,
     /// The same in one piece.
     input: Option<IgnoredAny>,
-    #[serde(borrow)]
-    stop_reason: Option<Cow<'a, str>>,
+    stop_reason: Option<String>,
 }
 
 fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {

@@ -101,7 +101,7 @@ impl Wire {
 pub(crate) struct Chunk<'a> {
     pub has_content: bool,
     pub text: Cow<'a, str>,
-    pub finish_reason: Option<Cow<'a, str>>,
+    pub finish_reason: Option<String>,
     pub usage: Option<&'a RawValue>,
     pub is_error: bool,
     /// Whether nothing follows.

@@ -19,33 +19,29 @@ pub(super) static WIRE: Wire = Wire {
 
 /// An event of a stream.
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Event<'a> {
-    #[serde(borrow, rename = "type")]
+    #[serde(rename = "type")]
     kind: Option<&'a RawValue>,
     /// Of text, of reasoning, or of a tool call's arguments.
-    #[serde(borrow)]
     delta: Option<&'a RawValue>,
-    #[serde(borrow)]
     response: Option<Whole<'a>>,
     error: Option<IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Whole<'a> {
-    #[serde(borrow)]
     status: Option<&'a RawValue>,
-    #[serde(borrow)]
     output: Option<Vec<Item<'a>>>,
-    #[serde(borrow)]
     usage: Option<&'a RawValue>,
     error: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Item<'a> {
-    #[serde(borrow)]
     content: Option<&'a RawValue>,
-    #[serde(borrow)]
     arguments: Option<&'a RawValue>,
 }
 
@@ -74,6 +70,6 @@ fn whole(answer: Whole<'_>) -> serde_json::Result<Chunk<'_>> {
     }
     let status = answer.status.map(text_of).unwrap_or_default();
     chunk.is_error = answer.error.is_some() || status == "failed";
-    chunk.finish_reason = Some(status).filter(|status| matches!(&**status, "completed" | "incomplete"));
+    chunk.finish_reason = matches!(&*status, "completed" | "incomplete").then(|| status.into_owned());
     Ok(chunk)
 }

@@ -1,9 +1,10 @@
-//! The answer as it is printed, a line each.
+//! The answer: in one line for a reader who has five seconds, and whole.
 
 use super::decision::reason;
-use super::notes::{advice, gain, information, note};
-use super::numbers::{number, or_unknown, rate, time};
-use crate::decide::{JudgedLevel, Recommendation};
+use super::notes::{gain, information, notes};
+use super::numbers::{number, or_unknown, rate, seconds, time};
+use crate::decide::{JudgedLevel, Recommendation, Status};
+use crate::figures::LevelSummary;
 
 /// Before the status wherever a number of the embedded simulator stands.
 pub fn simulated(is_simulated: bool) -> &'static str {
@@ -14,22 +15,23 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     let status = recommendation.status.name();
     let simulated = simulated(recommendation.simulated);
     let mut lines = match recommendation.chosen() {
-        Some(level) => choice(recommendation, level, &format!("status {status}{}", interval(recommendation))),
+        Some(level) => {
+            let interval = interval(", interval", recommendation).unwrap_or_default();
+            choice(recommendation, level, &format!("status {status}{interval}"))
+        }
         None => vec![format!("No recommendation ({simulated}{status})"), reason(recommendation)],
     };
     let simulator = "SIMULATED: this is the embedded simulator, not a server of yours";
     lines.extend(recommendation.simulated.then(|| simulator.to_owned()));
-    let notes = recommendation.notes.iter().map(note).chain(advice(recommendation));
-    lines.extend(notes.map(|note| format!("note: {note}")));
+    lines.extend(notes(recommendation).1.into_iter().map(|note| format!("note: {note}")));
     lines
 }
 
-fn interval(recommendation: &Recommendation) -> String {
-    match recommendation.interval {
-        Some([low, high]) if low == high => format!(", interval {low}"),
-        Some([low, high]) => format!(", interval {low} to {high}"),
-        None => String::new(),
-    }
+/// Behind these words, if it is known.
+fn interval(words: &str, recommendation: &Recommendation) -> Option<String> {
+    let [low, high] = recommendation.interval?;
+    let to = if low == high { String::new() } else { format!(" to {high}") };
+    Some(format!("{words} {low}{to}"))
 }
 
 fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) -> Vec<String> {
@@ -55,4 +57,75 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
     lines.extend(gain(recommendation, level).map(|gain| gain.to_string()));
     lines.extend(information(recommendation));
     lines
+}
+
+/// What to do, for a config that holds the number `present`, and what that changes where both levels were measured.
+pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> String {
+    let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
+    let headline = match (recommendation.recommended_concurrency, present) {
+        (None, _) => "There is no number to recommend.".to_owned(),
+        (Some(pick), _) if recommendation.provisional => {
+            format!("First look: about {pick} in parallel, not confirmed.")
+        }
+        (Some(1), None) => "Send 1 request at a time.".to_owned(),
+        (Some(pick), None) => format!("Send {pick} requests in parallel."),
+        (Some(pick), Some(now)) if now == pick => format!("Keep concurrency at {pick}."),
+        (Some(pick), Some(now)) => {
+            let verb = if now < pick { "Raise" } else { "Lower" };
+            let effect = effect(recommendation, now, pick).map(|effect| format!(": {effect}"));
+            format!("{verb} concurrency from {now} to {pick}{}.", effect.unwrap_or_default())
+        }
+    };
+    format!("{simulated}{headline}")
+}
+
+/// Throughput and P95 at one level against those at another; about, where one was not measured.
+fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<String> {
+    let rps =
+        |level| between(recommendation, level, |of| of.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0));
+    let p95 = |level| between(recommendation, level, |of| of.latency_s?.p95);
+    let about = |level| if recommendation.level(level).is_some() { "" } else { "about " };
+    let change = (100.0 * (rps(to)? / rps(from)? - 1.0)).round();
+    let more = if change < 0.0 { "less" } else { "more" };
+    let throughput = match change {
+        0.0 => "the same throughput".to_owned(),
+        _ => format!("{}{:.0} % {more} throughput", about(from), change.abs()),
+    };
+    let p95 = p95(from).zip(p95(to));
+    let p95 =
+        p95.map(|(before, after)| format!(", P95 {} instead of {}{}", seconds(after), about(from), seconds(before)));
+    Some(throughput + &p95.unwrap_or_default())
+}
+
+/// A figure at a level, or on the line between the levels on either side of it.
+fn between(recommendation: &Recommendation, level: usize, of: impl Fn(&LevelSummary) -> Option<f64>) -> Option<f64> {
+    let mut known = recommendation.levels.iter().filter_map(|at| Some((at.summary.concurrency, of(&at.summary)?)));
+    let (low, below) = known.clone().rfind(|&(at, _)| at <= level)?;
+    let (high, above) = known.find(|&(at, _)| at >= level)?;
+    let share = (level - low) as f64 / (high - low).max(1) as f64;
+    Some(below + share * (above - below))
+}
+
+/// The status in plain words, and the interval.
+pub fn how_sure(recommendation: &Recommendation) -> String {
+    let meaning = match recommendation.status {
+        Status::Ok => "The optimum lies inside the levels measured",
+        Status::NotSaturated => "Throughput still rises at the highest level: the optimum is at least this",
+        Status::LimitedByGate => "A higher level failed on errors or latency",
+        Status::AtOrBelowLowest => "The lowest level measured is enough; the optimum may be lower",
+        Status::RateLimited => "A quota (HTTP 429) is the limit, not concurrency",
+        Status::Unresolved => "The measurements do not decide",
+        Status::NoQualifyingLevel => "Every level fails",
+    };
+    let unknown = recommendation.recommended_concurrency.map(|_| "interval unknown".to_owned());
+    let interval = interval("95 % interval:", recommendation).or(unknown).map(|interval| format!(" ({interval})"));
+    format!("{meaning}{}.", interval.unwrap_or_default())
+}
+
+/// How sure the number is, or why there is none.
+pub fn because(recommendation: &Recommendation) -> String {
+    match recommendation.chosen() {
+        Some(_) => how_sure(recommendation),
+        None => reason(recommendation) + ".",
+    }
 }

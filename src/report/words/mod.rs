@@ -4,7 +4,6 @@
 //! [`causes`] are phrases that stand behind a verdict; reasons and notes are sentences.
 
 mod answer;
-mod card;
 mod comparison;
 mod decision;
 mod missing;
@@ -17,19 +16,18 @@ mod writing;
 
 use serde_json::{Value, json};
 
-pub use answer::{answer, simulated};
-pub use card::{headline, how_sure};
+pub use answer::{answer, because, headline, how_sure, simulated};
 pub use comparison::{
     against, baseline, better, doubt, moved, once, outcome, plan_of_duet, regression, sides, two_servers,
     verdict as of_two,
 };
 pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
-pub use notes::{advice, gain, information, note};
+pub use notes::{advice, gain, information, note, notes};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};
 pub use recheck::{recheck_stopped, rechecked};
-pub use trouble::{endpoint_problem, refused_prompt};
-pub use verify::{LOAD_HEADER, arrivals_planned, carries, load_row, load_verdict, no_number, no_room_at_all};
+pub use trouble::{endpoint_problem, problem};
+pub use verify::{LOAD_HEADER, arrivals_planned, carries, load_row, no_number, no_room_at_all};
 pub use writing::{WhyNot, already_written, left_as_it_was, why_not, written};
 
 use crate::decide::{Recommendation, Verdict};

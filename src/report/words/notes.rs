@@ -2,11 +2,21 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::decision::{early_end, found_no_server, gate};
 use super::numbers::{count, levels, percent, range, seconds, share, usd};
 use crate::decide::causes::ClientLimit;
 use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
 use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
+
+/// All that is worth knowing beside the answer; first what casts doubt on it, and how many that are.
+pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
+    let casts_doubt = |note: &&Note| matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::Quick);
+    let (doubts, others): (Vec<&Note>, Vec<&Note>) = recommendation.notes.iter().partition(casts_doubt);
+    let words = doubts.iter().chain(&others).map(|it| note(it)).chain(advice(recommendation));
+    (doubts.len(), words.collect())
+}
 
 pub fn note(note: &Note) -> String {
     match note {
@@ -119,6 +129,7 @@ fn client_limit(limit: &ClientLimit) -> String {
 }
 
 /// What the optimum gains over the lowest level that passes. Rates are requests per second.
+#[derive(Serialize)]
 pub struct Gain {
     pub from: usize,
     pub slow: f64,
@@ -126,18 +137,12 @@ pub struct Gain {
     pub fast: f64,
 }
 
-impl Gain {
-    pub fn factor(&self) -> f64 {
-        self.fast / self.slow
-    }
-}
-
 impl fmt::Display for Gain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Gain { from, slow, level, fast } = self;
         let from = if *from == 1 { "Sequential (1)".to_owned() } else { format!("Level {from}") };
         let [short, long] = [fast, slow].map(|rps| seconds(1000.0 / rps));
-        let factor = self.factor();
+        let factor = fast / slow;
         write!(
             f,
             "{from}: {slow:.2} requests/s, optimal ({level}): {fast:.2}, {factor:.1} x as fast; 1000 requests take {short} \

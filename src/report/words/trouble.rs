@@ -5,13 +5,14 @@ use crate::client::{BodyTemplate, Endpoint, RequestSettings, headers};
 use crate::load::preflight::{Probe, Which};
 use crate::settings::Settings;
 
-pub fn refused_prompt(probe: &Probe, settings: &Settings) -> String {
-    let Some(failed) = &probe.reply.failure else { return String::new() };
-    if probe.which == Which::Typical {
-        return endpoint_problem(failed, settings);
+/// What a prompt that was sent beforehand shows to be wrong.
+pub fn problem(probe: &Probe, settings: &Settings) -> Option<String> {
+    let failed = probe.reply.failure.as_ref()?;
+    if !(probe.is_refused() && probe.which == Which::Longest) {
+        return Some(endpoint_problem(failed, settings));
     }
     let Failed { kind, message, .. } = failed;
-    format!(
+    Some(format!(
         "High error rates: {} takes a typical prompt and refuses the longest ({}, {} characters), so a share of the requests \
          would fail at every level\n  {kind}: {message}\n\nIf it does not fit the model's context, take shorter prompts \
          (benchmark.request.prompts) or shorter answers (benchmark.request.max_tokens), or start the server with a longer \
@@ -19,7 +20,7 @@ pub fn refused_prompt(probe: &Probe, settings: &Settings) -> String {
         settings.endpoint.redacted(),
         probe.id,
         probe.characters,
-    )
+    ))
 }
 
 pub fn endpoint_problem(failed: &Failed, settings: &Settings) -> String {

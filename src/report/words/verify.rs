@@ -27,10 +27,10 @@ pub fn no_number(decided: &Recommendation) -> String {
 pub const LOAD_HEADER: [&str; 9] =
     ["arrivals/s", "of found", "wait", "wait P95", "latency", "P95, wait included", "errors", "kept up", "n"];
 
-/// Cells under [`LOAD_HEADER`].
-pub fn load_row(load: &OpenLoad, throughput_rps: f64) -> Vec<String> {
+/// Cells under [`LOAD_HEADER`], and why the load is not carried, if it is not.
+pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<String>, String) {
     let (wait, latency) = (load.wait_s.unwrap_or_default(), load.latency_s.unwrap_or_default());
-    vec![
+    let cells = vec![
         number(Some(load.rate_rps), 2),
         percent(load.rate_rps / throughput_rps),
         time(wait.mean),
@@ -40,23 +40,23 @@ pub fn load_row(load: &OpenLoad, throughput_rps: f64) -> Vec<String> {
         rate(load.failed as f64 / load.requests.max(1) as f64),
         percent(load.kept_up),
         load.requests.to_string(),
-    ]
-}
-
-/// Empty for a load that is carried.
-pub fn load_verdict(load: &OpenLoad, policy: &Policy) -> String {
-    match not_carried(load, policy) {
+    ];
+    let why = match not_carried(load, policy) {
         None => String::new(),
         Some(NotCarried::Overloaded) => "overload: the queue grows, cut short".to_owned(),
         Some(NotCarried::Cut) => "stopped before all had arrived".to_owned(),
         Some(NotCarried::Errors(error_rate)) => {
             format!("error rate {} is not below {}", rate(error_rate), percent(policy.max_error_rate))
         }
+        Some(NotCarried::Slo(share, least)) => {
+            format!("{} of the requests keep within policy.slo, waiting included, not {}", rate(share), percent(least))
+        }
         Some(NotCarried::Limit(gate, limit, is)) => {
             let waiting = if gate == Gate::TpotP95 { "" } else { ", waiting included" };
             format!("{} {} is above {}{waiting}", name(gate), or_unknown(is, seconds), seconds(limit))
         }
-    }
+    };
+    (cells, why)
 }
 
 pub fn carries(verified: &Verified) -> String {

@@ -1,52 +1,13 @@
 //! Chat completions: messages in, a message out.
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Answer, Kind, choice, event, parse};
+use super::{Answer, Kind, choice, event, texts_of};
 
 pub(super) struct Chat;
 
 const ID: &str = "chatcmpl";
 const CHUNK: &str = "chat.completion.chunk";
-
-#[derive(Deserialize)]
-struct Body {
-    #[serde(default)]
-    messages: Vec<Message>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Message {
-    content: Option<Content>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-pub(super) struct Part {
-    text: Option<String>,
-}
-
-impl Message {
-    pub(super) fn text(self) -> String {
-        self.content.map(Content::text).unwrap_or_default()
-    }
-}
-
-impl Content {
-    pub(super) fn text(self) -> String {
-        match self {
-            Content::Text(text) => text,
-            Content::Parts(parts) => parts.into_iter().filter_map(|part| part.text).collect(),
-        }
-    }
-}
 
 fn chunk(answer: &Answer, delta: &str) -> String {
     event(&answer.envelope(ID, CHUNK, &choice(&format!(r#""delta":{delta}"#), None), false))
@@ -57,12 +18,8 @@ impl Kind for Chat {
         "/v1/chat/completions"
     }
 
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        let texts: Vec<_> = parse::<Body>(body)?.messages.into_iter().map(Message::text).collect();
-        if texts.is_empty() {
-            return Err("messages must hold at least one message".to_owned());
-        }
-        Ok(texts)
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String> {
+        texts_of(&body["messages"])
     }
 
     fn opening(&self, answer: &Answer) -> String {

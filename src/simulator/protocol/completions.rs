@@ -1,19 +1,13 @@
 //! Completions: a prompt in, its continuation out.
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Answer, Kind, Texts, choice, event, parse};
+use super::{Answer, Kind, choice, event, strings};
 
 pub(super) struct Completions;
 
 const ID: &str = "cmpl";
 const OBJECT: &str = "text_completion";
-
-#[derive(Deserialize)]
-struct Body {
-    prompt: Option<Texts>,
-}
 
 fn text_choice(text: &str, finish_reason: Option<&str>) -> String {
     choice(&format!(r#""text":{}"#, json!(text)), finish_reason)
@@ -24,9 +18,9 @@ impl Kind for Completions {
         "/v1/completions"
     }
 
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        let texts: Option<Vec<_>> = parse::<Body>(body)?.prompt.map(Into::into);
-        texts.filter(|texts| texts.len() == 1).ok_or_else(|| "prompt must be one string".to_owned())
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String> {
+        let prompt = strings(&body["prompt"]).filter(|texts| texts.len() == 1);
+        prompt.ok_or_else(|| "prompt must be one string".to_owned())
     }
 
     fn token(&self, answer: &Answer, text: &str) -> String {

@@ -1,22 +1,14 @@
 //! Anthropic's messages: messages in, blocks of content out.
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::{Answer, Kind, chat, parse, typed_event};
+use super::{Answer, Kind, text_of, texts_of, typed_event};
 
 pub(super) struct Messages;
 
-#[derive(Deserialize)]
-struct Body {
-    max_tokens: Option<IgnoredAny>,
-    system: Option<chat::Content>,
-}
-
 fn message(answer: &Answer, content: &[Value], stop_reason: Option<&str>, output_tokens: u32) -> Value {
     json!({
-        "id": format!("msg_{}", answer.number), "type": "message", "role": "assistant", "model": answer.request.model,
+        "id": format!("msg_{}", answer.number), "type": "message", "role": "assistant", "model": answer.model,
         "content": content, "stop_reason": stop_reason, "stop_sequence": null, "usage": usage(answer, output_tokens),
     })
 }
@@ -39,13 +31,12 @@ impl Kind for Messages {
         "/v1/messages"
     }
 
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        let Body { max_tokens, system } = parse(body)?;
-        if max_tokens.is_none() {
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String> {
+        if body["max_tokens"].is_null() {
             return Err("max_tokens: field required".to_owned());
         }
-        let messages = chat::Chat.texts(body)?;
-        Ok(system.map(chat::Content::text).into_iter().chain(messages).collect())
+        let system = Some(&body["system"]).filter(|system| !system.is_null()).map(text_of).transpose()?;
+        Ok(system.into_iter().chain(texts_of(&body["messages"])?).collect())
     }
 
     /// As Anthropic's, it begins with a count of the answer that is not yet its own.

@@ -8,11 +8,12 @@ mod embeddings;
 mod messages;
 mod responses;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::lengths::OutputLength;
+use super::lengths::{OutputLength, prompt_tokens};
 
 /// Every kind that is served.
 pub(super) const KINDS: [&dyn Kind; 5] =
@@ -22,12 +23,8 @@ pub(super) const KINDS: [&dyn Kind; 5] =
 pub(super) trait Kind: Sync {
     fn path(&self) -> &'static str;
 
-    /// The texts of the prompt: messages, or inputs to embed.
-    ///
-    /// # Errors
-    ///
-    /// A sentence for the client that says what is wrong with the body.
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String>;
+    /// The texts of the prompt (messages, or inputs to embed), or a sentence that says what is wrong with the body.
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String>;
 
     /// Whether text is generated and may be streamed. A kind that does not generate takes one step of the engine.
     fn generates(&self) -> bool {
@@ -53,20 +50,6 @@ pub(super) trait Kind: Sync {
     fn whole(&self, answer: &Answer, text: &str) -> String;
 }
 
-/// A request to a generating route, understood.
-pub(super) struct GenerationRequest {
-    /// Echoed in the answer.
-    pub(super) model: String,
-    /// The texts of all messages or inputs, one after the other.
-    pub(super) prompt: String,
-    /// How many there are.
-    pub(super) texts: usize,
-    pub(super) max_tokens: Option<u32>,
-    pub(super) stream: bool,
-    /// Whether a stream ends with the usage.
-    pub(super) include_usage: bool,
-}
-
 /// What requests of all kinds have in common.
 #[derive(Deserialize)]
 struct Body {
@@ -76,42 +59,64 @@ struct Body {
     max_output_tokens: Option<u32>,
     n: Option<u32>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
 }
 
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-}
-
-/// A text, or several.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Texts {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl From<Texts> for Vec<String> {
-    fn from(texts: Texts) -> Self {
-        match texts {
-            Texts::One(text) => vec![text],
-            Texts::Many(texts) => texts,
-        }
+/// One string, or several.
+fn strings(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
+        one => Some(vec![one.as_str()?.to_owned()]),
     }
 }
 
-/// Reads a part of a body. Fields that are not in it are ignored, as most servers do.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| format!("the request body is not as expected: {error}"))
+/// What a message or a system prompt says: a string, a list of parts with a `text` each, or nothing.
+fn text_of(content: &Value) -> Result<String, String> {
+    match content {
+        Value::Null => Ok(String::new()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => Ok(parts.iter().filter_map(|part| part["text"].as_str()).collect()),
+        _ => Err("content must be a string or a list of parts".to_owned()),
+    }
 }
 
-impl GenerationRequest {
-    /// # Errors
-    ///
-    /// A sentence for the client that says what is wrong with the body.
-    pub(super) fn parse(kind: &dyn Kind, bytes: &[u8]) -> Result<Self, String> {
-        let body: Body = parse(bytes)?;
+/// The text of each message, of at least one.
+fn texts_of(messages: &Value) -> Result<Vec<String>, String> {
+    match messages.as_array() {
+        Some(messages) if !messages.is_empty() => messages.iter().map(|message| text_of(&message["content"])).collect(),
+        _ => Err("messages must hold at least one message".to_owned()),
+    }
+}
+
+/// A request to a generating route, understood, and what its answer says beside the text.
+pub(super) struct Answer {
+    /// Tells the answer from all others of this server.
+    number: u64,
+    /// In seconds since 1970.
+    created: u64,
+    /// Echoed.
+    model: String,
+    /// The texts of all messages or inputs, one after the other.
+    pub(super) prompt: String,
+    /// How many there are.
+    texts: usize,
+    pub(super) prompt_tokens: u32,
+    pub(super) max_tokens: Option<u32>,
+    pub(super) stream: bool,
+    /// Whether a stream ends with the usage.
+    include_usage: bool,
+    /// `None` where there is no prefix cache.
+    pub(super) cached_tokens: Option<u32>,
+    /// One step of the engine for the prompt, unless something is generated.
+    pub(super) length: OutputLength,
+}
+
+impl Answer {
+    /// To request `number`, or a sentence for the client that says what is wrong with its body.
+    pub(super) fn to(kind: &dyn Kind, bytes: &[u8], number: u64) -> Result<Self, String> {
+        let unexpected = |error| format!("the request body is not as expected: {error}");
+        let whole: Value = serde_json::from_slice(bytes).map_err(unexpected)?;
+        // Fields that are not in it are ignored, as most servers do.
+        let body = Body::deserialize(&whole).map_err(unexpected)?;
         if body.n.is_some_and(|n| n != 1) {
             return Err("n must be 1: this server gives one answer per request".to_owned());
         }
@@ -119,32 +124,24 @@ impl GenerationRequest {
         if max_tokens == Some(0) {
             return Err("max_tokens must be 1 or more".to_owned());
         }
-        let texts = kind.texts(bytes)?;
+        let texts = kind.texts(&whole)?;
+        let prompt = texts.join("\n");
         Ok(Self {
+            number,
+            // Before 1970 the clock is wrong, and the field means nothing.
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             model: body.model,
-            prompt: texts.join("\n"),
+            prompt_tokens: prompt_tokens(&prompt),
+            prompt,
             texts: texts.len(),
             max_tokens,
             stream: body.stream.unwrap_or(false) && kind.generates(),
-            include_usage: body.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            include_usage: whole["stream_options"]["include_usage"] == true,
+            cached_tokens: None,
+            length: OutputLength { tokens: 1, cut: false },
         })
     }
-}
 
-/// What an answer says beside its text.
-pub(super) struct Answer {
-    /// Tells the answer from all others of this server.
-    pub(super) number: u64,
-    /// In seconds since 1970.
-    pub(super) created: u64,
-    pub(super) request: GenerationRequest,
-    pub(super) prompt_tokens: u32,
-    /// `None` where there is no prefix cache.
-    pub(super) cached_tokens: Option<u32>,
-    pub(super) length: OutputLength,
-}
-
-impl Answer {
     fn finish_reason(&self) -> &'static str {
         if self.length.cut { "length" } else { "stop" }
     }
@@ -162,8 +159,8 @@ impl Answer {
     /// The object around the choices of chat and completions. As from other servers, the keys that tell the end come
     /// last: half of an answer must not have them.
     fn envelope(&self, id: &str, object: &str, choices: &str, with_usage: bool) -> String {
-        let Answer { number, created, request, .. } = self;
-        let model = json!(request.model);
+        let Answer { number, created, model, .. } = self;
+        let model = json!(model);
         let usage = if with_usage { format!(r#","usage":{}"#, self.usage()) } else { String::new() };
         format!(
             r#"{{"id":"{id}-{number}","object":"{object}","created":{created},"model":{model},"choices":[{choices}]{usage}}}"#
@@ -173,7 +170,7 @@ impl Answer {
     /// A stream's last events: the choice with the reason, the usage if it was asked for, and the end.
     fn end_of_choices(&self, id: &str, object: &str, last: &str) -> String {
         let mut events = event(&self.envelope(id, object, last, false));
-        if self.request.include_usage {
+        if self.include_usage {
             events += &event(&self.envelope(id, object, "", true));
         }
         events + "data: [DONE]\n\n"
@@ -206,46 +203,5 @@ pub(super) fn word(index: u32) -> &'static str {
         // A new sentence.
         Some("The") if index > 0 => " The",
         word => word.unwrap_or_default(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_are_read_in_every_form() {
-        let chat = r#"{"model":"m","messages":[{"role":"system","content":"Be brief."},
-            {"role":"assistant","content":null},
-            {"role":"user","content":[{"type":"text","text":"Why"},{"type":"text","text":"?"}]}],
-            "max_tokens":9,"stream":true,"stream_options":{"include_usage":true},"temperature":0}"#;
-        let completions = [r#""Why?""#, r#"["Why?"]"#]
-            .map(|prompt| format!(r#"{{"model":"m","prompt":{prompt},"max_completion_tokens":9}}"#));
-        let [chat_kind, completions_kind, embeddings_kind, responses_kind, messages_kind] = KINDS;
-        let responses =
-            r#"{"model":"m","input":[{"role":"user","content":"Why?"}],"max_output_tokens":9,"stream":true}"#;
-        let messages = r#"{"model":"m","messages":[{"role":"user","content":"Why?"}],"max_tokens":9}"#;
-        let cases = [
-            (chat_kind, chat, "Be brief.\n\nWhy?", Some(9), true, 3),
-            (completions_kind, &completions[0], "Why?", Some(9), false, 1),
-            (completions_kind, &completions[1], "Why?", Some(9), false, 1),
-            (embeddings_kind, r#"{"model":"m","input":["a","b"],"stream":true}"#, "a\nb", None, false, 2),
-            (responses_kind, responses, "Why?", Some(9), true, 1),
-            (messages_kind, messages, "Why?", Some(9), false, 1),
-        ];
-        for (kind, body, prompt, max_tokens, stream, texts) in cases {
-            let request = GenerationRequest::parse(kind, body.as_bytes()).unwrap();
-            assert_eq!((request.model.as_str(), request.prompt.as_str()), ("m", prompt));
-            assert_eq!((request.max_tokens, request.texts), (max_tokens, texts));
-            assert_eq!((request.stream, request.include_usage), (stream, stream && body.contains("include_usage")));
-        }
-    }
-
-    #[test]
-    fn every_token_has_text_and_sentences_are_spaced() {
-        assert_eq!(WORDS.split('|').count(), 32);
-        let text: String = (0..64).map(word).collect();
-        assert!((0..64).all(|index| !word(index).is_empty()));
-        assert_eq!(text.matches(". The function").count(), 1);
     }
 }

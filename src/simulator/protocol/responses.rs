@@ -1,27 +1,10 @@
 //! OpenAI's responses: an input in, a list of output items out.
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::chat::Message;
-use super::{Answer, Kind, parse, typed_event, word};
+use super::{Answer, Kind, texts_of, typed_event, word};
 
 pub(super) struct Responses;
-
-#[derive(Deserialize)]
-struct Body {
-    instructions: Option<String>,
-    input: Option<Input>,
-    max_tokens: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Input {
-    Text(String),
-    Messages(Vec<Message>),
-}
 
 fn part(text: &str) -> Value {
     json!({"type": "output_text", "annotations": [], "text": text})
@@ -33,10 +16,10 @@ fn item(answer: &Answer, status: &str, content: &[Value]) -> Value {
 }
 
 fn response(answer: &Answer, status: &str, output: &[Value], usage: Value) -> Value {
-    let Answer { number, created, request, .. } = answer;
+    let Answer { number, created, model, .. } = answer;
     let cut = (status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
     json!({
-        "id": format!("resp_{number}"), "object": "response", "created_at": created, "model": request.model,
+        "id": format!("resp_{number}"), "object": "response", "created_at": created, "model": model,
         "status": status, "error": null, "incomplete_details": cut, "output": output, "usage": usage,
     })
 }
@@ -61,19 +44,15 @@ impl Kind for Responses {
         "/v1/responses"
     }
 
-    fn texts(&self, body: &[u8]) -> Result<Vec<String>, String> {
-        let Body { instructions, input, max_tokens } = parse(body)?;
-        if max_tokens.is_some() {
+    fn texts(&self, body: &Value) -> Result<Vec<String>, String> {
+        if !body["max_tokens"].is_null() {
             return Err("Unsupported parameter: 'max_tokens'; here it is max_output_tokens".to_owned());
         }
-        let input = match input {
-            Some(Input::Text(text)) => vec![text],
-            Some(Input::Messages(messages)) if !messages.is_empty() => {
-                messages.into_iter().map(Message::text).collect()
-            }
-            _ => return Err("input must be a string or a list of messages".to_owned()),
+        let input = match &body["input"] {
+            Value::String(text) => vec![text.clone()],
+            messages => texts_of(messages).map_err(|_| "input must be a string or a list of messages".to_owned())?,
         };
-        Ok(instructions.into_iter().chain(input).collect())
+        Ok(body["instructions"].as_str().map(str::to_owned).into_iter().chain(input).collect())
     }
 
     fn opening(&self, answer: &Answer) -> String {
