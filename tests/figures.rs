@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RateLimit, RequestOutcome};
+use llm_concurrency::figures::reasons::Reasons;
 use llm_concurrency::figures::{
-    ClientLoad, Distribution, Estimate, LevelState, LevelSummary, Limits, Measured, Measurement, Prices, Requests,
-    Sample, ServerLoad, summarize,
+    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Limits, Measured, Measurement, Outage, Prices,
+    Reach, Requests, Sample, ServerLoad, summarize,
 };
 use serde_json::json;
 
@@ -281,6 +282,92 @@ fn impossible_figures_become_unknown() {
 
     let sane = figures_of(&[request(Phase::Measured, 10.0, 11.0, Some(5))]);
     assert_eq!(sane.clone().without_impossible(), sane);
+}
+
+#[test]
+fn drift_is_a_change_of_a_tenth_beyond_both_intervals() {
+    let figure = |rps, lower, upper| Estimate { estimate: rps, lower: Some(lower), upper: Some(upper) };
+    let change = |first, confirmed| Drift { first, confirmed }.change();
+    let first = figure(100.0, 95.0, 105.0);
+    assert!((change(first, figure(80.0, 76.0, 84.0)).unwrap() + 0.2).abs() < 1e-12);
+    assert!((change(first, figure(120.0, 116.0, 124.0)).unwrap() - 0.2).abs() < 1e-12);
+    // Within the noise, or small.
+    assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
+    assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
+    assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
+}
+
+#[test]
+fn what_found_no_server_is_told_from_what_a_full_one_refused() {
+    let cut = RequestOutcome { cut: true, ..failed(10.0, 11.0, Failure::Malformed) };
+    let answered = |status, failure| RequestOutcome { status: Some(status), ..failed(10.0, 11.0, failure) };
+    let (full, gateway) = (answered(503, Failure::ServerError), answered(502, Failure::ServerError));
+    let garbage = answered(200, Failure::Malformed);
+    let refused = answered(0, Failure::Connect);
+    let reach = |outcomes: &[&RequestOutcome]| {
+        let mut reach = Reach { requests: 50, ..Reach::default() };
+        outcomes.iter().for_each(|outcome| reach.add(outcome));
+        reach
+    };
+    let is_outage = |outcomes: &[&RequestOutcome]| reach(outcomes).is_outage(0.05);
+    assert!(is_outage(&[&cut; 10]) && is_outage(&[&gateway; 10]) && is_outage(&[&refused; 10]));
+    assert!(!is_outage(&[&full; 50]) && !is_outage(&[&garbage; 50]));
+    // Starting takes a while, and says so.
+    assert!(is_outage(&[&[&refused][..], &[&full; 9]].concat()));
+    // 4 of 54 may be chance.
+    assert!(!is_outage(&[&refused; 4]));
+    // It may be gone in the warm-up, of which all must have failed for the level to be given up.
+    let warmup = RequestOutcome { phase: Phase::Warmup, ..refused.clone() };
+    assert!(is_outage(&[&warmup; 10]));
+    let given_up = RequestOutcome { end_s: None, ..refused.clone() };
+    assert_eq!(reach(&[&given_up]), reach(&[]));
+}
+
+#[test]
+fn disturbed_measurements_are_set_aside_if_there_are_others() {
+    let measurement = two_for_ten_seconds();
+    let requests = |good: usize, lost: usize| -> Requests {
+        let (served, refused) = (outcome(10.0, 11.0), failed(10.0, 11.0, Failure::Connect));
+        std::iter::repeat_n(&served, good).chain(std::iter::repeat_n(&refused, lost)).collect()
+    };
+    let (there, gone) = (requests(100, 0), requests(32, 24));
+    let counted = |measurements: &[&Requests]| {
+        let level: Vec<Measured> = measurements.iter().map(|requests| (&measurement, *requests)).collect();
+        let summary = summarize(&level, LIMITS);
+        (summary.requests.unwrap(), summary.outage)
+    };
+    let outage = |measurements, of, since| {
+        Some(Outage { lost: 24 * measurements, requests: 56 * measurements, measurements, of, since })
+    };
+    assert_eq!(counted(&[&there, &there]), (200, None));
+    assert_eq!(counted(&[&gone]), (56, outage(1, 1, 0)));
+    assert_eq!(counted(&[&gone, &there]), (100, outage(1, 2, 1)));
+    assert_eq!(counted(&[&there, &gone, &gone]), (100, outage(2, 3, 0)));
+    assert!(!outage(2, 2, 0).unwrap().is_set_aside() && outage(2, 3, 0).unwrap().is_set_aside());
+}
+
+#[test]
+fn reasons_that_differ_by_ids_are_one() {
+    let mut reasons = Reasons::default();
+    for n in 0..5 {
+        reasons.add(Failure::ClientError, &format!("HTTP 400: {} tokens exceed 1024 (request ab{n}cd{n})", 1700 + n));
+    }
+    reasons.add(Failure::ServerError, "HTTP 503: busy");
+    reasons.add(Failure::ServerError, "HTTP 500: busy");
+    assert_eq!(reasons.groups().count(), 3);
+    let most = reasons.most_frequent().expect("there are some");
+    assert_eq!((most.kind, most.count), (Failure::ClientError, 5));
+    assert_eq!(most.text, "HTTP 400: 1700 tokens exceed 1024 (request ab0cd0)");
+}
+
+#[test]
+fn a_server_that_never_says_the_same_twice_fills_no_memory() {
+    let mut reasons = Reasons::default();
+    (0..5_000_u32).for_each(|n| {
+        let letters: String = n.to_string().bytes().map(|digit| char::from(digit + 49)).collect();
+        reasons.add(Failure::ServerError, &letters);
+    });
+    assert_eq!(reasons.groups().count(), 1_000);
 }
 
 /// The Universal Scalability Law.

@@ -186,7 +186,6 @@ pub struct JudgedLevel {
     #[serde(default)]
     pub causes: Vec<Cause>,
     /// The 95 % Wilson interval.
-    #[serde(default)]
     pub error_rate_interval: Option<[f64; 2]>,
     /// The interval of the figure that decided spans its limit: with other requests the verdict might be another.
     #[serde(default)]
@@ -237,10 +236,8 @@ pub struct Recommendation {
     /// Ascending.
     pub levels: Vec<JudgedLevel>,
     /// The fitted Universal Scalability Law; information only.
-    #[serde(default)]
     pub usl: Option<Usl>,
     /// The passing level with the most throughput per second of latency; information only.
-    #[serde(default)]
     pub low_latency_alternative: Option<usize>,
 }
 

@@ -49,13 +49,10 @@ pub struct Measurement {
     pub state: LevelState,
     /// Why it was not complete.
     pub reason: Option<EarlyEnd>,
-    #[serde(default)]
     pub client: Option<ClientLoad>,
     /// What the server said last of its quota.
-    #[serde(default)]
     pub rate_limit: Option<RateLimit>,
     /// What the server said of its load in the measured window, where it was asked.
-    #[serde(default)]
     pub server: Option<ServerLoad>,
 }
 

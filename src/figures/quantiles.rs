@@ -9,9 +9,7 @@ use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 pub struct Estimate {
     pub estimate: f64,
     /// Null where no interval was computed.
-    #[serde(default)]
     pub lower: Option<f64>,
-    #[serde(default)]
     pub upper: Option<f64>,
 }
 

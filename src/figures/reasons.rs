@@ -87,33 +87,3 @@ fn without_ids(text: &str) -> String {
     }
     plain
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_that_differ_by_ids_are_one() {
-        let mut reasons = Reasons::default();
-        for n in 0..5 {
-            reasons
-                .add(Failure::ClientError, &format!("HTTP 400: {} tokens exceed 1024 (request ab{n}cd{n})", 1700 + n));
-        }
-        reasons.add(Failure::ServerError, "HTTP 503: busy");
-        reasons.add(Failure::ServerError, "HTTP 500: busy");
-        assert_eq!(reasons.groups().count(), 3);
-        let most = reasons.most_frequent().expect("there are some");
-        assert_eq!((most.kind, most.count), (Failure::ClientError, 5));
-        assert_eq!(most.text, "HTTP 400: 1700 tokens exceed 1024 (request ab0cd0)");
-    }
-
-    #[test]
-    fn a_server_that_never_says_the_same_twice_fills_no_memory() {
-        let mut reasons = Reasons::default();
-        (0..5_000_u32).for_each(|n| {
-            let letters: String = n.to_string().bytes().map(|digit| char::from(digit + 49)).collect();
-            reasons.add(Failure::ServerError, &letters);
-        });
-        assert_eq!(reasons.groups().count(), MOST);
-    }
-}

@@ -441,16 +441,20 @@ fn gaps(level: &[Measured]) -> Option<Distribution> {
 /// The usual labels from small to large, then others by name. Requests without a label are left out.
 fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     const USUAL: [&str; 3] = ["small", "medium", "large"];
-    // Requests, and of the successes the tokens (`None` if one came without a count) and latencies.
-    let mut sizes: BTreeMap<(usize, &str), (u64, Option<u64>, Vec<u32>)> = BTreeMap::new();
+    let mut sizes: BTreeMap<(usize, &str), (SizeSummary, Vec<u32>)> = BTreeMap::new();
     for (_, requests) in level {
         for request in requests.cohort() {
             let Some(Some(label)) = requests.sizes.get(usize::from(request.size)) else { continue };
             let rank = USUAL.iter().position(|&usual| usual == &**label).unwrap_or(USUAL.len());
-            let (n, tokens, latencies) = sizes.entry((rank, label)).or_insert_with(|| (0, Some(0), Vec::new()));
-            *n += 1;
+            // The tokens are a sum at first, unknown once one came without a count.
+            let new =
+                || SizeSummary { size: label.to_string(), mean_output_tokens: Some(0.0), ..SizeSummary::default() };
+            let (size, latencies) = sizes.entry((rank, label)).or_insert_with(|| (new(), Vec::new()));
+            size.requests += 1;
             if request.is_success() {
-                *tokens = tokens.zip(request.output_tokens()).map(|(sum, more)| sum + u64::from(more));
+                size.succeeded += 1;
+                let tokens = size.mean_output_tokens.zip(request.output_tokens());
+                size.mean_output_tokens = tokens.map(|(sum, more)| sum + f64::from(more));
                 latencies.push(request.held_us());
             }
         }
@@ -458,15 +462,13 @@ fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     if sizes.len() < 2 {
         return Vec::new();
     }
-    let summary = |((_, label), (requests, tokens, latencies)): ((usize, &str), (u64, Option<u64>, Vec<u32>))| {
-        let succeeded = latencies.len() as u64;
-        SizeSummary {
-            size: label.to_owned(),
-            requests,
-            succeeded,
-            mean_output_tokens: tokens.filter(|_| succeeded > 0).map(|tokens| tokens as f64 / succeeded as f64),
-            latency_s: Distribution::of(latencies.len(), latencies.into_iter()).0,
-        }
+    let summary = |(size, latencies): (SizeSummary, Vec<u32>)| SizeSummary {
+        mean_output_tokens: size
+            .mean_output_tokens
+            .filter(|_| size.succeeded > 0)
+            .map(|sum| sum / size.succeeded as f64),
+        latency_s: Distribution::of(latencies.len(), latencies.into_iter()).0,
+        ..size
     };
-    sizes.into_iter().map(summary).collect()
+    sizes.into_values().map(summary).collect()
 }

@@ -74,9 +74,9 @@ pub struct SidecarWriter {
 }
 
 const BATCH: usize = 256;
-/// Batches that may wait for the disk, about 20 MB. If it is slower than that, the load waits for it, which shows in the
-/// lag of its timers.
-const WAITING_BATCHES: usize = 256;
+/// Batches that may wait for the disk, about 4 MB. If it is slower than that, the load waits for it, which shows in the lag
+/// of its timers.
+const WAITING_BATCHES: usize = 64;
 
 impl SidecarWriter {
     /// Adds to `path`, line by line, so that what was written stays if the program is killed.

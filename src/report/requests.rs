@@ -32,11 +32,11 @@ struct Measurement {
     reasons: Reasons,
 }
 
-/// Seconds since the loop began, and how it ended.
+/// Seconds since the loop began, and how it ended: 12 bytes.
 #[derive(Clone, Copy, Debug)]
 struct Life {
     /// Its measurement.
-    of: u32,
+    of: u16,
     start_s: f32,
     length_s: f32,
     end: End,
@@ -67,7 +67,7 @@ impl Loop {
 
     /// Adds a request of the measurement with this number, from 0.
     pub fn add(&mut self, of: usize, outcome: RequestOutcome) {
-        let Some(measurement) = self.measurements.get_mut(of) else { return };
+        let (Ok(at), Some(measurement)) = (u16::try_from(of), self.measurements.get_mut(of)) else { return };
         let end = match (outcome.end_s, outcome.failure, outcome.phase) {
             (None, ..) => End::CutOff,
             (_, Some(_), _) => End::Failed,
@@ -75,7 +75,7 @@ impl Loop {
             _ => End::Uncounted,
         };
         let length_s = outcome.end_s.map_or(0.0, |end_s| end_s - outcome.start_s) as f32;
-        self.lives.push(Life { of: of as u32, start_s: outcome.start_s as f32, length_s, end });
+        self.lives.push(Life { of: at, start_s: outcome.start_s as f32, length_s, end });
         if let (Some(kind), Phase::Measured) = (outcome.failure, outcome.phase) {
             measurement.reasons.add(kind, outcome.error.as_deref().unwrap_or_default());
         }
