@@ -219,7 +219,7 @@ fn a_level_that_has_clearly_failed_shrinks_to_one_completion_a_window() {
         _ => (ms(1_000), Reply::failed(Failure::Timeout, "no whole answer in time")),
     };
     // Every second request waits for as long as it may, and is refused then. The warm-up never ends.
-    let overdue = |ticket: Ticket| (ms(10), if ticket.seq % 2 == 0 { Reply::default() } else { refused(10) });
+    let overdue = |ticket: Ticket| (ms(10), if ticket.seq.is_multiple_of(2) { Reply::default() } else { refused(10) });
     let limited = LoopPlan { time_limit: ms(30_000), ..LoopPlan::new(1, 100, 5, 10, 1) };
     type Send<'a> = &'a dyn Fn(Ticket) -> (Duration, Reply);
     for (ending, plan, send, most) in [

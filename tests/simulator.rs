@@ -551,37 +551,6 @@ fn leading_blocks_are_cached_and_nothing_after_a_difference() {
     assert_eq!(cache.look_up(&block("a")), 0);
 }
 
-#[test]
-fn metrics_are_the_log_in_prometheus_text() {
-    let mut config = config(2, 0, 1.0, 5);
-    config.faults.error_500 = 0.5;
-    let server = start(config);
-    for _ in 0..20 {
-        post_chat(&server, false).body();
-    }
-    ask(&server, "POST", CHAT, "{").json();
-    let log = server.log();
-    let of = |end| log.iter().filter(|r| r.outcome == end).count() as u64;
-    assert!(of(RequestEnd::Faulted) > 0 && of(RequestEnd::Completed) > 0);
-    let faulty = log.iter().filter(|r| r.fault.is_some()).count() as u64;
-    let cases = [
-        ("requests_total{outcome=\"completed\"}", of(RequestEnd::Completed)),
-        ("requests_total{outcome=\"faulted\"}", of(RequestEnd::Faulted)),
-        ("requests_total{outcome=\"bad_request\"}", 1),
-        ("faults_total{fault=\"error_500\"}", faulty),
-        ("generation_tokens_total", 5 * of(RequestEnd::Completed)),
-        ("num_requests_running", 0),
-    ];
-    for (name, value) in cases {
-        assert_eq!(metric(&server, &format!("simulator_{name}")), value, "{name}");
-    }
-    // Every sample stands under the help and the type of its family.
-    let text = String::from_utf8(ask(&server, "GET", "/metrics", "").body().0).unwrap();
-    for comment in ["# TYPE ", "# HELP "] {
-        assert_eq!(text.lines().filter(|line| line.starts_with(comment)).count(), 7);
-    }
-}
-
 // ---- the engine ----
 
 #[derive(Clone, Debug)]

@@ -93,7 +93,8 @@ impl BodyTemplate {
             *renamed = limit.into();
         }
         others.remove(wire.prompt_key);
-        if let Some(key) = wire.system_key.filter(|_| prompt.system.is_some()) {
+        let system_key = wire.system_key.filter(|_| prompt.system.is_some());
+        if let Some(key) = system_key {
             others.remove(key);
         }
         let messages: Vec<_> = prompt.messages().collect();
@@ -101,41 +102,30 @@ impl BodyTemplate {
             Cache::Shared => messages.iter().position(|(role, _)| *role == "user").unwrap_or_default(),
             Cache::Fresh | Cache::Reuse => 0,
         };
+        let first = usize::from(system_key.is_some());
+        let as_text = wire.shape == Shape::Text || wire.shape == Shape::Either && messages.len() == first + 1;
         // The prompt comes last, behind the others' last entry, and is written by hand: the place of the mark cannot be
         // taken for another then, whatever the texts are.
         let mut body = Value::Object(others).to_string();
         body.truncate(body.len() - 1);
         let mut mark = 0;
-        let mut write = |body: &mut String, at: usize, text: &str| {
+        for (at, (role, text)) in messages.into_iter().enumerate() {
+            // What stands around the text of a message.
+            let (before, after) = match system_key.filter(|_| at == 0) {
+                Some(key) => (format!(",\"{key}\":\""), "\""),
+                None if as_text && at == first => (format!(",\"{}\":\"", wire.prompt_key), ""),
+                None if as_text => ("\\n\\n".to_owned(), ""),
+                None => {
+                    let start = if at == first { format!("\"{}\":[", wire.prompt_key) } else { String::new() };
+                    (format!(",{start}{{\"role\":\"{role}\",\"content\":\""), "\"}")
+                }
+            };
+            body.push_str(&before);
             if at == marked {
                 mark = body.len();
             }
             let quoted = Value::from(text).to_string();
-            body.push_str(&quoted[1..quoted.len() - 1]);
-        };
-        let mut first = 0;
-        if let (Some(key), Some(system)) = (wire.system_key, &prompt.system) {
-            body.push_str(&format!(",\"{key}\":\""));
-            write(&mut body, 0, system);
-            body.push('"');
-            first = 1;
-        }
-        let messages = &messages[first..];
-        let as_text = wire.shape == Shape::Text || wire.shape == Shape::Either && messages.len() == 1;
-        body.push_str(&format!(",\"{}\":{}", wire.prompt_key, if as_text { "\"" } else { "[" }));
-        for (at, (role, text)) in messages.iter().enumerate() {
-            match (as_text, at) {
-                (true, 0) => {}
-                (true, _) => body.push_str("\\n\\n"),
-                (false, _) => {
-                    let comma = if at > 0 { "," } else { "" };
-                    body.push_str(&format!("{comma}{{\"role\":\"{role}\",\"content\":\""));
-                }
-            }
-            write(&mut body, first + at, text);
-            if !as_text {
-                body.push_str("\"}");
-            }
+            body.extend([&quoted[1..quoted.len() - 1], after]);
         }
         body.push_str(if as_text { "\"}" } else { "]}" });
         let body = Bytes::from(body);

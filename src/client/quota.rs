@@ -65,18 +65,6 @@ pub enum Period {
     Day,
 }
 
-impl Period {
-    /// Behind an amount.
-    pub fn words(self) -> &'static str {
-        match self {
-            Period::Second => " a second",
-            Period::Minute => " a minute",
-            Period::Hour => " an hour",
-            Period::Day => " a day",
-        }
-    }
-}
-
 /// How long to wait: `retry-after-ms`, as OpenAI has it beside the other, or `Retry-After` in seconds or as a date.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);

@@ -50,10 +50,9 @@ impl Arrivals {
 #[derive(Clone, Debug)]
 pub struct Arrived {
     pub ending: ArrivalsEnd,
-    pub arrived: usize,
-    /// Of these, how many waited for a permit when the last one came.
+    /// How many waited for a permit when the last one came.
     pub backlog: usize,
-    /// How late the loop was, seconds, ascending.
+    /// How late the loop was with each that arrived, seconds, ascending.
     pub late_s: Vec<f64>,
 }
 
@@ -73,7 +72,7 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     let mut open: BTreeMap<u64, [Instant; 2]> = BTreeMap::new();
     let mut in_flight: JoinSet<(u64, Instant, Reply)> = JoinSet::new();
     let mut full = Full { since: None, seconds: 0.0, ended: 0.0, latency: [0.0; 3] };
-    let mut result = Arrived { ending: ArrivalsEnd::Complete, arrived: 0, backlog: 0, late_s: Vec::new() };
+    let mut result = Arrived { ending: ArrivalsEnd::Complete, backlog: 0, late_s: Vec::new() };
     let since = |at: Instant| at.duration_since(began).as_secs_f64();
     let line = |seq: u64, [due, start]: [Instant; 2], end: Option<Instant>, reply: &Reply| {
         let phase = if seq < plan.permits as u64 { Phase::Warmup } else { Phase::Measured };
@@ -120,9 +119,8 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
             () = tokio::time::sleep_until(next.unwrap_or(began)), if next.is_some() => {
                 let now = Instant::now();
                 while let Some(at) = due.pop_front_if(|at| *at <= now) {
+                    waiting.push_back((result.late_s.len() as u64, at));
                     result.late_s.push((now - at).as_secs_f64());
-                    waiting.push_back((result.arrived as u64, at));
-                    result.arrived += 1;
                     // Those that come when all permits are taken wait; the first few of the others are on their way.
                     result.backlog = waiting.len().saturating_sub(permits.available_permits());
                 }

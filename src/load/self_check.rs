@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 use crate::figures::{ClientLoad, Distribution, histogram};
 
@@ -21,15 +21,16 @@ pub struct SelfCheck {
     to: Option<(Instant, Option<Duration>)>,
     /// In microseconds. It does not grow with their number.
     lags_us: Arc<Mutex<Histogram<u64>>>,
-    ticker: AbortHandle,
+    /// Ends when it is dropped.
+    _ticker: JoinSet<()>,
 }
 
 impl SelfCheck {
     /// Begins to watch. Call it inside the load thread's runtime.
     pub fn start() -> Self {
         let lags_us = Arc::new(Mutex::new(histogram(3)));
-        let ticker = tokio::spawn(tick(lags_us.clone())).abort_handle();
-        SelfCheck { from: None, to: None, lags_us, ticker }
+        let ticker = JoinSet::from_iter([tick(lags_us.clone())]);
+        SelfCheck { from: None, to: None, lags_us, _ticker: ticker }
     }
 
     /// The warm-up or a window ended. Call it on the load thread.
@@ -57,12 +58,6 @@ impl SelfCheck {
             }),
             timer_lag_p95_s: Distribution::of_binned(&bins).and_then(|lags| lags.p95),
         }
-    }
-}
-
-impl Drop for SelfCheck {
-    fn drop(&mut self) {
-        self.ticker.abort();
     }
 }
 

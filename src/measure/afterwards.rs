@@ -79,7 +79,7 @@ impl<'a> Afterwards<'a> {
         let late = arrived.late_s.len().saturating_sub(1) as f64 * 0.99;
         let load = OpenLoad {
             rate_rps: plan.rate_rps,
-            kept_up: 1.0 - arrived.backlog as f64 / arrived.arrived.max(1) as f64,
+            kept_up: 1.0 - arrived.backlog as f64 / arrived.late_s.len().max(1) as f64,
             late_p99_s: arrived.late_s.get(late as usize).copied(),
             ending: if self.stopped().is_some() { ArrivalsEnd::Cut } else { arrived.ending },
             ..OpenLoad::default()

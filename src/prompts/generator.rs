@@ -167,18 +167,18 @@ impl Generator {
     /// A snippet unlike those so far. The templates have far more outcomes than anyone asks for, so the number at
     /// the end is a safeguard that lets any count terminate.
     fn unseen(&mut self, language: &'static Language, size: &'static Size) -> String {
-        let mut code = self.compose(language, size);
-        for attempt in 1.. {
-            if self.seen.insert(code.clone()) {
-                break;
-            }
-            code = self.compose(language, size);
-            if attempt >= 50 {
+        let mut attempts = 0;
+        loop {
+            let mut code = self.compose(language, size);
+            if attempts >= 50 {
                 let mark = if language.is_python() { "#" } else { "//" };
                 code = format!("{mark} Revision {}.\n{code}", self.seen.len() + 1);
             }
+            if self.seen.insert(code.clone()) {
+                return code;
+            }
+            attempts += 1;
         }
-        code
     }
 
     /// Puts templates of one domain together until the snippet is long enough: in random order, those used least so

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::fmt;
 use std::time::Duration;
 
-use super::engine::{Engine, Token};
+use super::engine::Engine;
 use super::lengths::prompt_tokens;
 use super::limits::{BLOCK_CHARS, BLOCK_TOKENS};
 use super::{SimulatorConfig, SimulatorError};
@@ -86,7 +86,7 @@ pub fn explain(
 ) -> Result<Explanation, SimulatorError> {
     config.validate()?;
     let need = |met, needs| {
-        if met { Ok(()) } else { Err(SimulatorError::Explain { needs }) }
+        if met { Ok(()) } else { Err(SimulatorError::Explain(needs)) }
     };
     need(!prompts.is_empty(), "at least one prompt")?;
     need(requests > 0, "at least one request")?;
@@ -140,7 +140,6 @@ struct IdealLoop<'a> {
     free: usize,
     /// When the permits of refused requests become free.
     held_until: BinaryHeap<Reverse<Duration>>,
-    tokens: Vec<Token<usize>>,
 }
 
 impl IdealLoop<'_> {
@@ -154,7 +153,6 @@ impl IdealLoop<'_> {
             latencies: Vec::new(),
             free: level,
             held_until: BinaryHeap::new(),
-            tokens: Vec::new(),
         };
         client.run_until_successes(requests / 20 + 2 * level);
         let (from, first) = (client.now, client.sent.len());
@@ -197,7 +195,7 @@ impl IdealLoop<'_> {
             self.send(due);
         }
         self.now = end;
-        let mut tokens = std::mem::take(&mut self.tokens);
+        let mut tokens = Vec::new();
         self.engine.end_step(&mut tokens);
         for token in tokens.iter().filter(|token| token.last) {
             let sent = &mut self.sent[token.owner];
@@ -206,7 +204,6 @@ impl IdealLoop<'_> {
             self.latencies.insert(self.latencies.partition_point(|&other| other < latency), latency);
             self.free += 1;
         }
-        self.tokens = tokens;
     }
 
     fn send(&mut self, at: Duration) {

@@ -11,7 +11,7 @@ use super::lengths::{fnv1a, unit};
 
 /// Something that goes wrong with a request on purpose. A request has one fault at most.
 ///
-/// Its name is that of its key below `simulator.faults`, in `--fault`, in the log and in `/metrics`.
+/// Its name is that of its key below `simulator.faults`, in `--fault` and in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {

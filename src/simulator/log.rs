@@ -1,6 +1,5 @@
 //! The server's own record of what it was asked and what it answered.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -27,17 +26,6 @@ pub enum RequestEnd {
     Faulted,
     /// The client left, or the server was shut down, before the answer was complete.
     Cancelled,
-}
-
-impl RequestEnd {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Completed, Self::Refused, Self::RateLimited, Self::BadRequest, Self::Faulted, Self::Cancelled];
-}
-
-impl fmt::Display for RequestEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
-    }
 }
 
 /// What the server knows about one request to a generating route. Times are in seconds since the server's start.

@@ -17,7 +17,6 @@ mod http;
 mod lengths;
 mod limits;
 mod log;
-mod metrics;
 mod protocol;
 
 use std::fmt;
@@ -62,16 +61,10 @@ pub enum SimulatorError {
     },
     /// The engine's thread could not be started.
     #[error("the simulated server cannot start the thread of its engine")]
-    Thread {
-        /// The operating system's reason.
-        source: io::Error,
-    },
+    Thread(#[source] io::Error),
     /// There is nothing to explain.
-    #[error("the simulated server's curve needs {needs}")]
-    Explain {
-        /// What is missing.
-        needs: &'static str,
-    },
+    #[error("the simulated server's curve needs {0}")]
+    Explain(&'static str),
 }
 
 /// A running simulated server. It stops when it is dropped.
@@ -90,7 +83,7 @@ impl Simulator {
     /// [`SimulatorError`] if a setting is out of range, the port is taken, or a thread cannot be started.
     pub fn start(config: SimulatorConfig, port: u16) -> Result<Self, SimulatorError> {
         config.validate()?;
-        let engine = Driver::start(&config).map_err(|source| SimulatorError::Thread { source })?;
+        let engine = Driver::start(&config).map_err(SimulatorError::Thread)?;
         let log = Arc::new(RequestLog::new());
         let app = App::new(config, engine, Arc::clone(&log));
         let server = HttpServer::start(app, port).map_err(|source| SimulatorError::Listen { port, source })?;

@@ -242,6 +242,15 @@ fn counted(counts: Counted) -> &'static str {
     }
 }
 
+fn a_period(period: Period) -> &'static str {
+    match period {
+        Period::Second => " a second",
+        Period::Minute => " a minute",
+        Period::Hour => " an hour",
+        Period::Day => " a day",
+    }
+}
+
 fn quota(QuotaReached { limited, failed, server_limit, passed }: &QuotaReached) -> String {
     let quota = server_limit.exceeded.map(|quota| format!("a {} quota", counted(quota.counts)));
     let quota = quota.unwrap_or_else(|| "a quota".to_owned());
@@ -284,7 +293,7 @@ fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let tokens = || header(by_server.limit_tokens, Counted::Tokens, by_server.reset_tokens_s);
     match by_server.exceeded {
         Some(Quota { counts, limit: Some(limit), per }) => {
-            Some(format!("{}{}", count(limit, counted(counts)), per.map_or("", Period::words)))
+            Some(format!("{}{}", count(limit, counted(counts)), per.map_or("", a_period)))
         }
         Some(Quota { counts: Counted::Tokens, .. }) => tokens(),
         Some(Quota { counts: Counted::Requests, .. }) => requests(),

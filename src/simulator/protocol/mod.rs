@@ -59,12 +59,6 @@ struct Body {
     max_output_tokens: Option<u32>,
     n: Option<u32>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-}
-
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
 }
 
 /// One string, or several.
@@ -120,8 +114,9 @@ impl Answer {
     /// To request `number`, or a sentence for the client that says what is wrong with its body.
     pub(super) fn to(kind: &dyn Kind, bytes: &[u8], number: u64) -> Result<Self, String> {
         let unexpected = |error| format!("the request body is not as expected: {error}");
+        let whole: Value = serde_json::from_slice(bytes).map_err(unexpected)?;
         // Fields that are not in it are ignored, as most servers do.
-        let body: Body = serde_json::from_slice(bytes).map_err(unexpected)?;
+        let body = Body::deserialize(&whole).map_err(unexpected)?;
         if body.n.is_some_and(|n| n != 1) {
             return Err("n must be 1: this server gives one answer per request".to_owned());
         }
@@ -129,7 +124,7 @@ impl Answer {
         if max_tokens == Some(0) {
             return Err("max_tokens must be 1 or more".to_owned());
         }
-        let texts = kind.texts(&serde_json::from_slice(bytes).map_err(unexpected)?)?;
+        let texts = kind.texts(&whole)?;
         let prompt = texts.join("\n");
         Ok(Self {
             number,
@@ -141,7 +136,7 @@ impl Answer {
             texts: texts.len(),
             max_tokens,
             stream: body.stream.unwrap_or(false) && kind.generates(),
-            include_usage: body.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            include_usage: whole["stream_options"]["include_usage"] == true,
             cached_tokens: None,
             length: OutputLength { tokens: 1, cut: false },
         })
