@@ -360,30 +360,25 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         return None;
     }
     let chosen = recommendation.recommended_concurrency;
-    let is_chosen = |(of, _): &&(&LevelSummary, [f64; 2])| Some(of.concurrency) == chosen;
     let passes = |level| recommendation.level(level).is_some_and(|level| level.verdict == Verdict::Pass);
     let name = |(of, at): &(&LevelSummary, [f64; 2])| {
         let fails = if passes(of.concurrency) { "" } else { " (fails)" };
         (*at, format!("{}{fails}", of.concurrency))
     };
+    // Labels give way to those before them.
+    let mut chosen_first = placed.clone();
+    chosen_first.sort_by_key(|(of, _)| Some(of.concurrency) != chosen);
     let mut stops = placed.clone();
     stops.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
+    let axis = |label, of: usize| Axis::from_zero(label, Unit::Number, placed.iter().map(|(_, at)| at[of]));
     let values = |of: fn(&(&LevelSummary, [f64; 2])) -> f64| stops.iter().map(|stop| Some(of(stop))).collect();
     let series = |name: &str, values| Series { name: name.to_owned(), tone: "accent", values, ..Series::default() };
     let chart = Chart {
         id: "tradeoff".to_owned(),
         label: "Output tokens per second of all requests together over those of each, by level".to_owned(),
         wide: true,
-        x: Axis::from_zero(
-            "tokens per second for each request: mean answer over mean latency",
-            Unit::Number,
-            placed.iter().map(|(_, at)| at[0]),
-        ),
-        y: Axis::from_zero(
-            "tokens per second, all requests together",
-            Unit::Number,
-            placed.iter().map(|(_, at)| at[1]),
-        ),
+        x: axis("tokens per second for each request: mean answer over mean latency", 0),
+        y: axis("tokens per second, all requests together", 1),
         stops: stops.iter().map(|stop| stop.1[0]).collect(),
         series: vec![
             Series {
@@ -392,9 +387,8 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
             },
             series("level", values(|(summary, _)| summary.concurrency as f64)),
         ],
-        // The chosen one first, as labels give way to those before them.
-        names: placed.iter().filter(is_chosen).chain(placed.iter().filter(|of| !is_chosen(of))).map(name).collect(),
-        ring: placed.iter().find(is_chosen).or(placed.first()).map(|p| p.1),
+        names: chosen_first.iter().map(name).collect(),
+        ring: chosen_first.first().map(|(_, at)| *at),
         ..Chart::default()
     };
     let level = |(summary, at): &(&LevelSummary, [f64; 2])| {
