@@ -9,7 +9,7 @@ use llm_concurrency::figures::LevelState;
 use llm_concurrency::measure::plan::Plan;
 use llm_concurrency::measure::sweep::{self, CriterionArgs, Swept};
 use llm_concurrency::prompts;
-use llm_concurrency::record::{Places, read_sidecar};
+use llm_concurrency::record::{Places, RequestsFile, read_sidecar};
 use llm_concurrency::settings::{Config, Levels, Overrides, Settings};
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, Simulator, SimulatorConfig, explain};
 use tempfile::TempDir;
@@ -56,10 +56,19 @@ fn fast() -> SimulatorConfig {
     }
 }
 
-/// The requests of each measurement of a level.
-fn sidecars(swept: &Swept, level: usize) -> Vec<Vec<RequestOutcome>> {
+/// The requests of each measurement of a level, and whether it was a visit.
+fn measurements(swept: &Swept, level: usize) -> Vec<(bool, Vec<RequestOutcome>)> {
     let files = swept.run.manifest.requests(swept.run.folder()).into_iter().filter(|file| file.level == level);
-    files.map(|file| read_sidecar(&file.path).unwrap().collect::<Result<_, _>>().unwrap()).collect()
+    let of_file = |file: RequestsFile| {
+        let lines = read_sidecar(&file.path).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+        let meant = lines.into_iter().filter(|line| file.visit.is_none_or(|visit| line.visit == Some(visit)));
+        (file.visit.is_some(), meant.collect())
+    };
+    files.map(of_file).collect()
+}
+
+fn sidecars(swept: &Swept, level: usize) -> Vec<Vec<RequestOutcome>> {
+    measurements(swept, level).into_iter().map(|measurement| measurement.1).collect()
 }
 
 fn lines_of(swept: &Swept, name: &str) -> Vec<RequestOutcome> {
@@ -75,11 +84,13 @@ fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
     for (plan, summary) in sweep.plan().levels.iter().zip(&swept.run.summaries) {
         let what = format!("level {}", plan.level);
         let mut in_cohorts = 0;
-        for lines in sidecars(swept, plan.level) {
+        for (is_visit, lines) in measurements(swept, plan.level) {
             assert!(lines.len() as u64 <= plan.tickets(), "{what}: {} lines", lines.len());
             let mut seqs: Vec<u64> = lines.iter().map(|line| line.seq).collect();
             seqs.sort_unstable();
-            assert_eq!(seqs, (0..lines.len() as u64).collect::<Vec<_>>(), "{what}");
+            // A visit goes on where that before it left off.
+            let first = if is_visit { seqs[0] } else { 0 };
+            assert_eq!(seqs, (first..first + lines.len() as u64).collect::<Vec<_>>(), "{what}");
             for line in &lines {
                 assert!(line.is_success() != line.failure.is_some(), "{what}: {line:?}");
                 assert_eq!(line.failure.is_some(), line.error.is_some(), "{what}: {line:?}");
@@ -87,7 +98,7 @@ fn assert_accounts(sweep: &Sweep, swept: &Swept, server: &Simulator) {
                 *by_status.entry(line.status.expect("the server answered")).or_default() += 1;
             }
             let cohort = lines.iter().filter(|line| line.phase == Phase::Measured).count();
-            assert!(cohort >= plan.measured, "{what}: {cohort}");
+            assert!(cohort >= plan.measured || is_visit, "{what}: {cohort}");
             in_cohorts += cohort as u64;
         }
         assert_eq!(summary.requests, Some(in_cohorts), "{what}");

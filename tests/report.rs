@@ -312,3 +312,17 @@ fn the_most_frequent_reasons_are_kept_with_their_levels() {
     assert_eq!(first.levels, [5, 10].into());
     assert_eq!((curves.reasons.len(), curves.reasons_left_out), (REASONS, 21 - REASONS));
 }
+
+#[test]
+fn lines_that_the_reader_has_yet_to_choose_are_hidden_with_their_names() {
+    let loops: Vec<_> = (1..=8).map(|level| measurement(level, [outcome(0.0, 1.0), outcome(0.0, 2.0)])).collect();
+    let run = Run { curves: Curves::of(&loops), ..run(&[level(1, 5.0), level(8, 9.0)]) };
+    let page = page(&[run]).expect("it renders");
+    let hidden = page.matches("<li class=\"hidden\" data-series=").count();
+    assert!(hidden > 0, "all are shown");
+    assert_eq!(
+        page.matches("<g class=\"hidden\" data-series=").count(),
+        2 * hidden,
+        "the line, and its name at the end"
+    );
+}

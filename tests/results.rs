@@ -81,7 +81,7 @@ impl Disk {
     }
 
     fn load(&self, yaml: &str) -> Result<Basis, ResultsError> {
-        load_measured(&self.places(), &identity(yaml), Limits::default())
+        load_measured(&self.places(), &identity(yaml), Limits::default(), None)
     }
 
     fn criterion_file(&self, step: Step, name: &str, content: &Value) {
@@ -362,7 +362,8 @@ fn other_prompts_are_another_target() {
     let mut run = disk.run(CONFIG, &[1]);
     measure(&disk, &mut run, 1, 10.0);
     let other = [Prompt { text: "Say goodbye".to_owned(), ..prompts()[0].clone() }];
-    let error = load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other), Limits::default()).unwrap_err();
+    let error =
+        load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other), Limits::default(), None).unwrap_err();
     let text = message(&error, &disk);
     assert!(text.contains("prompts (hash): measured with ") && text.contains("not mixed"), "{text}");
 }

@@ -19,7 +19,7 @@ use crate::settings::{SIMULATED_MODEL, Settings};
 pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<(Basis, Recorded)> {
     let identity = Identity::of(settings, &prompts::of_run(settings)?);
     let simulated = settings.endpoint == Endpoint::Simulator;
-    let measured = Basis { simulated, ..load_measured(places, &identity, settings.limits())? };
+    let measured = Basis { simulated, ..load_measured(places, &identity, settings.limits(), None)? };
     let (run_id, about) = measured.newest.as_ref().map(|run| (run.run_id.clone(), run.about.clone())).unzip();
     let (about, requests) = (about.unwrap_or_default(), measured.requests.clone());
     Ok((measured, Recorded { run_id, about, requests, verified: None }))
@@ -83,7 +83,7 @@ pub(super) fn conclude(
     let manifest = &swept.run.manifest;
     // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
     let measured = if args.is_filtered() {
-        load_measured(places, &manifest.identity, settings.limits())?
+        load_measured(places, &manifest.identity, settings.limits(), Some(&swept.run))?
     } else {
         Basis { quick: settings.quick, ..own(swept, settings) }
     };

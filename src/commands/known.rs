@@ -53,7 +53,7 @@ impl Known {
 }
 
 fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
-    let newest = load_measured(places, now, Limits::default())?
+    let newest = load_measured(places, now, Limits::default(), None)?
         .newest
         .context("no run is on disk any more: name its results file")?;
     let path = places.results.join(format!("concurrency_results_{}.json", page::stamp_of_run(&newest.run_id)));

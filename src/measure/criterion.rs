@@ -73,8 +73,9 @@ impl CriterionArgs {
         } else {
             Mode::Measure
         };
-        if mode == Mode::Measure {
-            refuse_untrue(&has)?;
+        let refused = REFUSED.iter().find(|(flag, _)| has(flag) || std::env::var_os(flag).is_some());
+        if let Some((_, why)) = refused.filter(|_| mode == Mode::Measure) {
+            return Err(SweepError::Refused((*why).to_owned()));
         }
         Ok(CriterionArgs {
             mode,
@@ -102,8 +103,12 @@ impl CriterionArgs {
     }
 }
 
-/// Modes in which nothing could be measured that anything might be decided from.
-const REFUSED: [(&str, &str); 3] = [
+/// Modes, by flag or variable, in which nothing could be measured that anything might be decided from.
+const REFUSED: [(&str, &str); 4] = [
+    (
+        "CARGO_CRITERION_PORT",
+        "cargo-criterion saves no estimates that `recommend` could read, so this would send load for nothing.\n\nUse `cargo bench` instead.",
+    ),
     (
         "--profile-time",
         "--profile-time iterates without measuring or saving, so it would send load to the endpoint for nothing.\n\nTo profile the client, use `cargo bench --bench client_cost`.",
@@ -118,28 +123,9 @@ const REFUSED: [(&str, &str); 3] = [
     ),
 ];
 
-fn refuse_untrue(has: &dyn Fn(&str) -> bool) -> Result<(), SweepError> {
-    if std::env::var_os("CARGO_CRITERION_PORT").is_some() {
-        let text = "cargo-criterion saves no estimates that `recommend` could read, so this would send load for nothing.\n\nUse `cargo bench` instead.";
-        return Err(SweepError::Refused(text.to_owned()));
-    }
-    match REFUSED.iter().find(|(flag, _)| has(flag)) {
-        Some((_, text)) => Err(SweepError::Refused((*text).to_owned())),
-        None => Ok(()),
-    }
-}
-
 fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, SweepError> {
-    let mut rest = args.iter();
-    let mut text = None;
-    while let Some(arg) = rest.next() {
-        if WITH_VALUE.contains(&arg.as_str()) {
-            rest.next();
-        } else if !arg.starts_with('-') {
-            text = Some(arg);
-            break;
-        }
-    }
+    let is_value = |at: usize| at > 0 && WITH_VALUE.contains(&args[at - 1].as_str());
+    let text = (0..args.len()).find(|&at| !args[at].starts_with('-') && !is_value(at)).map(|at| &args[at]);
     let pattern = match text {
         // No benchmark is an ignored one, and no id is empty.
         _ if ignored => "^$".to_owned(),

@@ -76,7 +76,7 @@ impl Node {
     }
 
     /// Why what is written here may count elsewhere, or otherwise than it reads.
-    fn is_shared(&self, what: String) -> Option<Reason> {
+    fn not_plain(&self, what: String) -> Option<Reason> {
         match self.kind {
             Kind::Alias => Some(Reason::Alias(what)),
             _ if self.anchored => Some(Reason::Anchor(what)),
@@ -243,7 +243,7 @@ impl<'a> Document<'a> {
     fn mapping<'d>(&'d self, node: &'d Node, depth: usize) -> Result<Mapping<'d>, PatchError> {
         let mut mapping = Mapping { node, depth, entries: Vec::with_capacity(node.children.len() / 2) };
         let what = self.key().parent_name(depth);
-        let reason = node.is_shared(what.clone()).or_else(|| match &node.kind {
+        let reason = node.not_plain(what.clone()).or_else(|| match &node.kind {
             Kind::Scalar { text, .. } if is_placeholder(text) => Some(Reason::Placeholder(what)),
             Kind::Mapping { .. } => None,
             _ => Some(Reason::NotAMapping { what, found: node.describe() }),
@@ -291,7 +291,7 @@ impl<'a> Document<'a> {
     /// The key must be written the usual way: `name:` in one line, and in a block as the first thing on its line.
     fn check_key(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<(), PatchError> {
         let refuse = |reason| Err(self.refuse(entry.key.span.start, reason));
-        if let Some(reason) = entry.key.is_shared(format!("the key `{}`", entry.name)) {
+        if let Some(reason) = entry.key.not_plain(format!("the key `{}`", entry.name)) {
             return refuse(reason);
         }
         if mapping.node.is_flow() {
@@ -354,7 +354,7 @@ impl<'a> Document<'a> {
         self.check_key(mapping, entry)?;
         let value = entry.value;
         let refuse = |reason| self.refuse_with(value.span.start, reason, self.line_by_hand(mapping, entry));
-        if let Some(reason) = value.is_shared("its value".to_owned()) {
+        if let Some(reason) = value.not_plain("its value".to_owned()) {
             return Err(refuse(reason));
         }
         let (text, style) = match &value.kind {

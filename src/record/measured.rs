@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
 use super::sidecar::{read_requests, sidecar_name};
-use super::{Identity, Manifest, Places, RequestsFile, ResultsError};
+use super::{Identity, Manifest, Places, RequestsFile, ResultsError, Run};
 use crate::decide::{Note, Policy, Raced};
 use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Requests, Stage};
 
@@ -34,9 +34,15 @@ pub struct Basis {
 ///
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
 /// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level. The `limits` may be
-/// others than those of the run, but for the time after which a request had timed out.
+/// others than those of the run, but for the time after which a request had timed out. What a run that is still in memory
+/// came to, `own`, is not read again.
 /// An error if there is nothing, or the newest run was made against something else than `now`.
-pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<Basis, ResultsError> {
+pub fn load_measured(
+    places: &Places,
+    now: &Identity,
+    limits: Limits,
+    own: Option<&Run>,
+) -> Result<Basis, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
     let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
     let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
@@ -61,7 +67,10 @@ pub fn load_measured(places: &Places, now: &Identity, limits: Limits) -> Result<
             continue;
         };
         let folder = places.runs.join(manifest.run_id.as_str());
-        measured.levels.push(match summary_of(&folder, manifest, &records, limits, &mut read) {
+        let own = own.filter(|own| own.manifest.run_id == manifest.run_id).map(|own| &own.summaries);
+        let own = own.and_then(|summaries| summaries.iter().find(|of| of.concurrency == level)).cloned();
+        let summary = own.map_or_else(|| summary_of(&folder, manifest, &records, limits, &mut read), Ok);
+        measured.levels.push(match summary {
             Ok(summary) => {
                 notes.extend(cross_check(places, &summary, &records));
                 used.extend(records);

@@ -360,20 +360,30 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         return None;
     }
     let chosen = recommendation.recommended_concurrency;
+    let is_chosen = |(of, _): &&(&LevelSummary, [f64; 2])| Some(of.concurrency) == chosen;
+    let passes = |level| recommendation.level(level).is_some_and(|level| level.verdict == Verdict::Pass);
+    let name = |(of, at): &(&LevelSummary, [f64; 2])| {
+        let fails = if passes(of.concurrency) { "" } else { " (fails)" };
+        (*at, format!("{}{fails}", of.concurrency))
+    };
     let mut stops = placed.clone();
     stops.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
     let values = |of: fn(&(&LevelSummary, [f64; 2])) -> f64| stops.iter().map(|stop| Some(of(stop))).collect();
     let series = |name: &str, values| Series { name: name.to_owned(), tone: "accent", values, ..Series::default() };
     let chart = Chart {
         id: "tradeoff".to_owned(),
-        label: "Output tokens per second of all together over those of each, by level".to_owned(),
+        label: "Output tokens per second of all requests together over those of each, by level".to_owned(),
         wide: true,
         x: Axis::from_zero(
-            "tokens per second for each: 1 over the median TPOT",
+            "tokens per second for each request: mean answer over mean latency",
             Unit::Number,
             placed.iter().map(|(_, at)| at[0]),
         ),
-        y: Axis::from_zero("tokens per second, all together", Unit::Number, placed.iter().map(|(_, at)| at[1])),
+        y: Axis::from_zero(
+            "tokens per second, all requests together",
+            Unit::Number,
+            placed.iter().map(|(_, at)| at[1]),
+        ),
         stops: stops.iter().map(|stop| stop.1[0]).collect(),
         series: vec![
             Series {
@@ -382,8 +392,9 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
             },
             series("level", values(|(summary, _)| summary.concurrency as f64)),
         ],
-        names: placed.iter().map(|(summary, at)| (*at, summary.concurrency.to_string())).collect(),
-        ring: placed.iter().find(|(of, _)| Some(of.concurrency) == chosen).or(placed.first()).map(|p| p.1),
+        // The chosen one first, as labels give way to those before them.
+        names: placed.iter().filter(is_chosen).chain(placed.iter().filter(|of| !is_chosen(of))).map(name).collect(),
+        ring: placed.iter().find(is_chosen).or(placed.first()).map(|p| p.1),
         ..Chart::default()
     };
     let level = |(summary, at): &(&LevelSummary, [f64; 2])| {
@@ -408,14 +419,17 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         "p95": ends(times(0), p95_limit_s(&recommendation.levels, policy)),
         "ttft": ends(times(1), policy.max_ttft_p95_seconds),
     });
-    let caption = "The numbers are levels; the ring is the chosen one. The limits below choose by these figures alone: \
-                   recommend also asks whether they are sure.";
-    Some(Figure { limits: limits.to_string(), ..Figure::new("All together, and each", caption, vec![chart]) })
+    let caption = "The numbers are levels; the ring is the chosen one. The sliders choose by these figures alone, and do not ask \
+                   how sure they are.";
+    Some(Figure {
+        limits: limits.to_string(),
+        ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
+    })
 }
 
-/// Output tokens per second: for each once its first token is there, and all together.
+/// Output tokens per second: as each request sees them, all waiting included, and all together.
 fn tokens_of(summary: &LevelSummary) -> Option<[f64; 2]> {
-    Some([1.0 / summary.tpot_s?.p50?, summary.output_tps?])
+    Some([summary.mean_output_tokens? / summary.latency_s?.mean?, summary.output_tps?])
 }
 
 /// The least and the largest of a time, and the limit in force.
