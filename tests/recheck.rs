@@ -20,7 +20,7 @@ use llm_concurrency::figures::{Distribution, Estimate, LevelSummary};
 use llm_concurrency::load::closed_loop::LoopPlan;
 use llm_concurrency::measure::afterwards::visits_to;
 use llm_concurrency::settings::{Config, Overrides, Settings};
-use llm_concurrency::simulator::{Faults, Simulator, SimulatorConfig};
+use llm_concurrency::simulator::{Fault, Faults, Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -268,7 +268,7 @@ fn a_server_with_half_the_slots_no_longer_holds() {
 
 #[test]
 fn a_server_that_refuses_cannot_be_told_of_and_one_that_is_gone_is_an_error() {
-    let faults = Faults { error_500: 0.4, ..Faults::default() };
+    let faults = Faults { rates: [(Fault::Error500, 0.4)].into(), ..Faults::default() };
     let (server, known) = server(&SimulatorConfig { faults, ..slow(20) });
     let ran = known.run(&["recheck", "knee.json"]);
     assert!(matches!(ran.code, 1 | 3), "{ran:?}");

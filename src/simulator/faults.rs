@@ -1,9 +1,12 @@
 //! What goes wrong on purpose, and to which requests.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::SimulatorError;
 use super::config::{require, require_within};
@@ -46,6 +49,13 @@ impl Fault {
         use Fault::*;
         [SlowStart, Stall, CutStream, Reset, Error500, Rate429, MalformedJson, EmptyOutput, GarbageSse, HugeBody]
     };
+
+    fn named(name: &str) -> Result<Self, String> {
+        Fault::ALL.into_iter().find(|fault| fault.to_string() == name).ok_or_else(|| {
+            let names = Fault::ALL.map(|fault| fault.to_string());
+            format!("there is no fault `{name}`; the faults are {}", names.join(", "))
+        })
+    }
 }
 
 impl fmt::Display for Fault {
@@ -68,10 +78,7 @@ impl FromStr for FaultRate {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, rate) = text.split_once('=').ok_or("expected NAME=RATE, such as stall=0.1")?;
-        let fault = Fault::ALL.into_iter().find(|fault| fault.to_string() == name).ok_or_else(|| {
-            let names = Fault::ALL.map(|fault| fault.to_string());
-            format!("there is no fault `{name}`; the faults are {}", names.join(", "))
-        })?;
+        let fault = Fault::named(name)?;
         let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
         Ok(FaultRate { fault, rate: rate.ok_or("the rate is a number from 0 to 1, such as 0.1")? })
     }
@@ -79,19 +86,11 @@ impl FromStr for FaultRate {
 
 /// Rates of the faults (shares of the requests, 0 to 1, together 1 at most) and their parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "a rate has the name of its fault, which is documented there")]
+#[serde(default)]
 pub struct Faults {
-    pub slow_start: f64,
-    pub stall: f64,
-    pub cut_stream: f64,
-    pub reset: f64,
-    pub error_500: f64,
-    pub rate_429: f64,
-    pub malformed_json: f64,
-    pub empty_output: f64,
-    pub garbage_sse: f64,
-    pub huge_body: f64,
+    /// By the fault's name; 0 for those that are left out.
+    #[serde(flatten, deserialize_with = "rates_of_all")]
+    pub rates: BTreeMap<Fault, f64>,
     /// How late a slow start is, in seconds. 0 to 3600.
     pub slow_start_s: f64,
     /// How long a stall lasts, in seconds. 0 to 3600.
@@ -103,16 +102,7 @@ pub struct Faults {
 impl Default for Faults {
     fn default() -> Self {
         Faults {
-            slow_start: 0.0,
-            stall: 0.0,
-            cut_stream: 0.0,
-            reset: 0.0,
-            error_500: 0.0,
-            rate_429: 0.0,
-            malformed_json: 0.0,
-            empty_output: 0.0,
-            garbage_sse: 0.0,
-            huge_body: 0.0,
+            rates: Fault::ALL.map(|fault| (fault, 0.0)).into(),
             slow_start_s: 5.0,
             stall_s: 60.0,
             huge_body_mib: 256,
@@ -120,46 +110,38 @@ impl Default for Faults {
     }
 }
 
+fn rates_of_all<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Fault, f64>, D::Error> {
+    let mut rates = Faults::default().rates;
+    for (name, rate) in BTreeMap::<String, Value>::deserialize(deserializer)? {
+        let fault = Fault::named(&name).map_err(D::Error::custom)?;
+        let wrong = || D::Error::custom(format!("`{name}` is {rate}, not a number from 0 to 1"));
+        rates.insert(fault, rate.as_f64().ok_or_else(wrong)?);
+    }
+    Ok(rates)
+}
+
 impl Faults {
     /// Sets one rate.
     pub fn set(&mut self, FaultRate { fault, rate }: FaultRate) {
-        *self.rate_mut(fault) = rate;
+        self.rates.insert(fault, rate);
     }
 
     /// The fault of request `number`: always the same one for the same seed.
     pub(super) fn of(&self, seed: u64, number: u64) -> Option<Fault> {
         let mut left = unit(fnv1a(seed, &number.to_le_bytes()), 1);
-        Fault::ALL.into_iter().find(|&fault| {
-            left -= self.rate(fault);
+        let hit = self.rates.iter().find(|(_, rate)| {
+            left -= **rate;
             left < 0.0
-        })
-    }
-
-    fn rate(&self, fault: Fault) -> f64 {
-        *self.clone().rate_mut(fault)
-    }
-
-    fn rate_mut(&mut self, fault: Fault) -> &mut f64 {
-        match fault {
-            Fault::SlowStart => &mut self.slow_start,
-            Fault::Stall => &mut self.stall,
-            Fault::CutStream => &mut self.cut_stream,
-            Fault::Reset => &mut self.reset,
-            Fault::Error500 => &mut self.error_500,
-            Fault::Rate429 => &mut self.rate_429,
-            Fault::MalformedJson => &mut self.malformed_json,
-            Fault::EmptyOutput => &mut self.empty_output,
-            Fault::GarbageSse => &mut self.garbage_sse,
-            Fault::HugeBody => &mut self.huge_body,
-        }
+        });
+        hit.map(|(fault, _)| *fault)
     }
 
     pub(super) fn validate(&self) -> Result<(), SimulatorError> {
-        for fault in Fault::ALL {
-            require_within(&format!("faults.{fault}"), self.rate(fault), 0.0..=1.0, " (share of the requests)")?;
+        for (fault, rate) in &self.rates {
+            require_within(&format!("faults.{fault}"), *rate, 0.0..=1.0, " (share of the requests)")?;
         }
         // Ten rates of 0.1 add up to a little more than 1.
-        let sum: f64 = Fault::ALL.map(|fault| self.rate(fault)).iter().sum();
+        let sum: f64 = self.rates.values().sum();
         require(sum <= 1.0 + 1e-9, "faults", format!("{sum} in all"), "rates that add up to 1 or less")?;
         require_within("faults.slow_start_s", self.slow_start_s, 0.0..=3600.0, " (seconds)")?;
         require_within("faults.stall_s", self.stall_s, 0.0..=3600.0, " (seconds)")
@@ -187,7 +169,7 @@ mod tests {
         }
         assert!((0..100_000).all(|number| faults.of(7, number) == drawn[number as usize]));
         assert!((0..100).any(|number| faults.of(8, number) != drawn[number as usize]));
-        let always = Faults { stall: 1.0, ..Faults::default() };
+        let always = Faults { rates: [(Fault::Stall, 1.0)].into(), ..Faults::default() };
         assert!((0..1000).all(|number| always.of(1, number) == Some(Fault::Stall)));
     }
 }

@@ -114,7 +114,7 @@ fn serve(app: App, port: u16, started: &mpsc::Sender<io::Result<SocketAddr>>, st
             let listener = listen(port)?;
             // The caller waits for it, so it is there.
             let _ = started.send(Ok(listener.local_addr()?));
-            let has_resets = app.config.faults.reset > 0.0;
+            let has_resets = app.config.faults.rates.get(&Fault::Reset) > Some(&0.0);
             let listener = listener.tap_io(move |connection| {
                 // Nagle's algorithm would hold a token back until the one before is acknowledged.
                 // A connection that is gone already fails here, and again when it is read.
