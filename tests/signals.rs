@@ -187,7 +187,7 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
 
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
     assert_whole(running.folder.path());
-    assert_eq!(left_behind(running.folder.path()).len(), 1, "the sidecar of level 50");
+    assert_eq!(left_behind(running.folder.path()), [""; 0].map(PathBuf::from), "all is written in place, line by line");
     let on_disk = running.results().unwrap().levels;
     assert_eq!(on_disk.iter().map(|level| level.concurrency).collect::<Vec<_>>(), [1, 2]);
 
@@ -211,7 +211,8 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
     let patched = before.replace(OLD, "max_concurrent_requests: 2 ");
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), patched);
 
-    // Another run soon after takes nothing away; a later one does.
+    // What another run may be about to complete is not taken away soon after; later it is.
+    fs::write(running.path("results/.llm-concurrency-abandoned"), "{").unwrap();
     for (age, left) in [(Duration::ZERO, 1), (Duration::from_secs(3600), 0)] {
         for path in left_behind(running.folder.path()) {
             let file = fs::File::options().write(true).open(path).unwrap();
@@ -551,7 +552,7 @@ fn run_with_an_outage(levels: &str, comes_back: bool) -> (Running, ExitStatus) {
     let url = simulator.base_url();
     // Levels of seconds, so that the server is gone in time however busy this machine is.
     let benchmark = format!("levels: [{levels}], total_requests: 200, budget: {{max_requests: 1200}}");
-    let mut running = Running::start(&config(&url, &benchmark), &["run", "--update-config"]);
+    let mut running = Running::start(&config(&url, &benchmark), &["run", "--update-config", "--verbose"]);
     running.wait_for_mid_level(1, &simulator);
     drop(simulator);
     wait_until("the end of the second level", || running.results().is_some_and(|file| file.levels.len() > 1));

@@ -12,7 +12,9 @@ use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
 
 /// All that is worth knowing beside the answer; first what casts doubt on it, and how many that are.
 pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
-    let casts_doubt = |note: &&Note| matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::Quick);
+    let casts_doubt = |note: &&Note| {
+        matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::LeftOut { .. } | Note::Quick)
+    };
     let (doubts, others): (Vec<&Note>, Vec<&Note>) = recommendation.notes.iter().partition(casts_doubt);
     let words = doubts.iter().chain(&others).map(|it| note(it)).chain(advice(recommendation));
     (doubts.len(), words.collect())
