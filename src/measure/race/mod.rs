@@ -99,15 +99,12 @@ impl Rules {
     pub fn most_requests(&self, pick: usize) -> u64 {
         self.requests.max(120 * pick as u64)
     }
-
-    /// So many times the smallest acceptable level is not too high. In a list, one step is often a third.
-    fn above(&self) -> f64 {
-        if self.between { 1.3 } else { 1.35 }
-    }
 }
 
 /// A level is good enough with this share of the best.
 const KEEP: f64 = 0.93;
+/// So many times the smallest acceptable level is not too high. In a list, one step is often a third; in the grid, two are.
+const ABOVE: f64 = 1.35;
 /// The share of the curves' probability by which the pick is good enough, where requests end first.
 const SURE: f64 = 0.95;
 /// With this probability a level is good enough to be preferred to a higher one that surely is.
@@ -296,7 +293,7 @@ impl Race {
 
     /// The level to visit where chance may have decided a gate that the answer rests on.
     fn open_gate(&self, observed: &Observed, pick: usize, lowest: usize, wall: Option<usize>) -> Option<usize> {
-        let next_to_pick = |wall: &usize| *wall as f64 <= self.rules.above() * pick as f64;
+        let next_to_pick = |wall: &usize| *wall as f64 <= ABOVE * pick as f64;
         let gates = [Some(pick), wall.filter(next_to_pick)];
         let open = gates.into_iter().flatten().map(|level| (level, observed.verdict(level, &self.rules)));
         let (level, verdict) = open.into_iter().find(|(_, verdict)| !verdict.sure)?;
@@ -362,7 +359,7 @@ impl Race {
         };
         let [low, high] = [end(0.025), end(0.975)];
         let pick = self.standing.pick.unwrap_or(low);
-        let near = wall.filter(|&wall| wall as f64 <= self.rules.above() * pick as f64);
+        let near = wall.filter(|&wall| wall as f64 <= ABOVE * pick as f64);
         // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
         let low = near.map_or(low, |_| (low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize);
         let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
@@ -375,7 +372,7 @@ impl Race {
         move |curve| {
             let (pick, most) = self.picks.1[curve];
             let snapped = || self.choices.iter().copied().find(|&choice| choice as f64 >= 0.999 * pick);
-            let small = n <= self.rules.above() * pick || Some(level) == snapped();
+            let small = n <= ABOVE * pick || Some(level) == snapped();
             small && (n >= 0.999 * pick || column[curve] >= most + KEEP.ln())
         }
     }
@@ -388,9 +385,8 @@ impl Race {
     /// The lowest level that is surely good enough, or that which most probably is, and how probable that is.
     fn best_choice(&self, passing: usize) -> (usize, f64) {
         let [low, high] = self.possible_picks();
-        let within = |level: &&usize| {
-            **level < passing && **level as f64 >= 0.8 * low && **level as f64 <= self.rules.above() * high
-        };
+        let within =
+            |level: &&usize| **level < passing && **level as f64 >= 0.8 * low && **level as f64 <= ABOVE * high;
         let mut best = (passing, 0.0);
         for &level in self.choices.iter().filter(within).chain(&[passing]) {
             let agreed = self.share(self.accepts(level));
