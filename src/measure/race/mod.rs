@@ -400,17 +400,20 @@ impl Race {
         best
     }
 
-    /// The level to visit, this or the pick, where a level's own visits show that the pick is not within the tolerance of it,
+    /// The level to visit, this or the pick, where a level's own visits show that the pick is not good enough beside it,
     /// whatever the curves have it.
     fn rival(&self, observed: &Observed, pick: usize) -> Option<usize> {
         let (heights, covariance) = likelihood::without_curve(observed, self.noise?)?;
         let (m, at) = (heights.len(), observed.levels.binary_search(&pick).ok()?);
         let beyond = |i: usize| {
             let variance = covariance[i * m + i] + covariance[at * m + at] - 2.0 * covariance[i * m + at];
-            let above = heights[i] - heights[at] + (1.0 - self.rules.policy.tolerance).ln();
+            let above = heights[i] - heights[at] + KEEP.ln();
             above - CONTRADICTED * variance.max(0.0).sqrt()
         };
-        let rivals = (0..m).filter(|&i| i != at && beyond(i) > 0.0);
+        // What takes longer than the default limit allows is no answer either.
+        let slow = |i: usize| observed.levels[i] as f64 / heights[i].exp();
+        let in_time = |i: usize| self.rules.policy.max_p95_seconds.is_some() || slow(i) <= SLOWEST * slow(0);
+        let rivals = (0..m).filter(|&i| i != at && in_time(i) && beyond(i) > 0.0);
         let rival = rivals.max_by(|&a, &b| beyond(a).total_cmp(&beyond(b)))?;
         let told =
             |i: usize| observed.points.iter().filter(|point| point.at == i).map(|point| 1.0 / point.own).sum::<f64>();
