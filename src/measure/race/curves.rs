@@ -58,19 +58,26 @@ enum Shape {
     Usl(f64),
     /// It rises on with a smaller slope, up to so many knees.
     Second(f64, f64),
+    /// A bend of this hardness up to a break, so many knees out. From there it falls by this power of the level, down to
+    /// this share: caches that run out, and what was evicted is computed anew.
+    Break(f64, f64, f64, f64),
 }
 
 impl Curve {
     /// The logarithm of throughput.
     fn log(&self, n: f64) -> f64 {
         let x = n / self.knee;
-        let bent = |hardness: f64| {
+        let bent = |n: f64, hardness: f64| {
+            let x = n / self.knee;
             if hardness > 30.0 { n.ln() - x.max(1.0).ln() } else { n.ln() - x.powf(hardness).ln_1p() / hardness }
         };
         match self.shape {
-            Shape::Bend(hardness) => bent(hardness),
-            Shape::Decline(hardness, fall) => bent(hardness) - (x / fall).powi(2).ln_1p(),
+            Shape::Bend(hardness) => bent(n, hardness),
+            Shape::Decline(hardness, fall) => bent(n, hardness) - (x / fall).powi(2).ln_1p(),
             Shape::Usl(fall) => n.ln() - (x + (x / fall).powi(2)).ln_1p(),
+            Shape::Break(hardness, at, power, least) => {
+                bent(n.min(at * self.knee), hardness) - (power * (x / at).max(1.0).ln()).min(-least.ln())
+            }
             Shape::Second(slope, end) => {
                 (n.min(self.knee) + slope * (n.min(end * self.knee) - self.knee).max(0.0)).ln()
             }
@@ -89,6 +96,12 @@ pub(super) static FAMILY: LazyLock<Vec<Curve>> = LazyLock::new(|| {
     }
     for slope in [0.1, 0.25, 0.5] {
         shapes.extend([1.4, 2.0, 3.0].map(|end| (Shape::Second(slope, end), 0.1)));
+    }
+    for (hardness, at) in
+        [(1.0, 0.2), (1.0, 0.4), (1.0, 0.8), (1.0, 1.6), (2.5, 0.5), (2.5, 0.9), (2.5, 1.4), (64.0, 1.0)]
+    {
+        const FALLS: [(f64, f64); 5] = [(1.0, 1.0), (0.5, 0.85), (0.5, 0.6), (2.0, 0.85), (2.0, 0.6)];
+        shapes.extend(FALLS.map(|(power, least)| (Shape::Break(hardness, at, power, least), 0.1)));
     }
     let knees = (0..152).map(|step| 0.9 * 1.05_f64.powi(step));
     knees.flat_map(|knee| shapes.iter().map(move |&(shape, prior)| Curve { knee, shape, prior })).collect()

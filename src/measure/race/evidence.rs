@@ -82,7 +82,7 @@ struct Level {
     latencies: Vec<f32>,
     ttfts: Vec<f32>,
     tpots: Vec<f32>,
-    /// All successes, ended in time or not, their tokens and the squares of these.
+    /// Successes of the visits of which all requests have ended, their tokens and the squares of these.
     answers: [f64; 3],
     fit: Fit,
 }
@@ -121,7 +121,8 @@ impl Observed {
         counted().for_each(|visit| of.entry(visit.level).or_default().count(visit));
         let answers = of.values().fold([0.0; 3], |sum, of| std::array::from_fn(|i| sum[i] + of.answers[i]));
         let mean_tokens = answers[1] / answers[0].max(1.0);
-        let shifts = of.values().any(|of| of.is_shifted_from(mean_tokens));
+        let variance = answers[2] / answers[0].max(1.0) - mean_tokens * mean_tokens;
+        let shifts = of.values().any(|of| of.is_shifted_from(mean_tokens, variance));
         let typical = Some(mean_tokens).filter(|&mean| rules.control && !shifts && mean > 0.0);
         let mut shown: Vec<Shown> = counted().filter_map(|visit| Shown::of(visit, evidence.now_s, typical)).collect();
         for visit in &shown {
@@ -143,7 +144,7 @@ impl Observed {
         levels.sort_unstable();
         levels.dedup();
         let objective = rules.policy.objective;
-        let met = |of: &Level| (of.met_slo as f64).max(0.5) / of.answers[0].max(1.0);
+        let met = |of: &Level| (of.met_slo as f64).max(0.5) / (of.requests - of.failed).max(1) as f64;
         let points = shown.iter().map(|visit| {
             let cycle_s = visit.fit.left(control.at(visit.level)).0 + visit.lost_s;
             let worth = match (objective, visit.tokens) {
@@ -254,11 +255,13 @@ const SHIFTED: (f64, f64) = (4.0, 0.1);
 
 impl Level {
     fn count(&mut self, visit: &Visited) {
+        // Short answers end first: until all have ended, they say nothing of lengths.
+        let is_over = (visit.requests)().all(|request| !request.end_s.is_nan());
         for request in (visit.requests)().filter(|request| !request.end_s.is_nan()) {
             self.requests += 1;
             self.met_slo += usize::from(request.meets_slo);
             self.failed += usize::from(request.failed);
-            if !request.failed {
+            if !request.failed && is_over {
                 let tokens = f64::from(request.tokens.unwrap_or_default());
                 self.answers.iter_mut().zip([1.0, tokens, tokens * tokens]).for_each(|(sum, value)| *sum += value);
             }
@@ -288,11 +291,11 @@ impl Level {
         self.failed >= 3 && self.failed as f64 >= limit * self.requests as f64
     }
 
-    fn is_shifted_from(&self, mean_tokens: f64) -> bool {
-        let [n, tokens, squares] = self.answers;
-        let mean = tokens / n;
-        let error = ((squares / n - mean * mean) / (n - 1.0)).sqrt();
-        let apart = (mean - mean_tokens).abs();
+    /// By the variance of all answers: where the long ones are missing by chance, the level's own is too small.
+    fn is_shifted_from(&self, mean_tokens: f64, variance: f64) -> bool {
+        let [n, tokens, _] = self.answers;
+        let error = (variance / n).sqrt();
+        let apart = (tokens / n - mean_tokens).abs();
         n >= 20.0 && apart > SHIFTED.0 * error && apart > SHIFTED.1 * mean_tokens
     }
 }

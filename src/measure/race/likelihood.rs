@@ -46,6 +46,22 @@ pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) 
     (sums[most] > COLD_SURE[usize::from(was_cold)] * sums[0]).then_some(COLD_UNTIL[most - 1])
 }
 
+/// What each level's own visits show, without any curve: the logarithms of throughput, and their covariance.
+pub(super) fn without_curve(observed: &Observed, kind: Kind) -> Option<(Vec<f64>, Vec<f64>)> {
+    let m = observed.levels.len();
+    let (a, _) = innovations(observed, kind);
+    let (width, wide) = (m + 2, 2 * m + 1);
+    let mut system = vec![0.0; m * wide];
+    for (i, row) in system.chunks_exact_mut(wide).enumerate() {
+        row[..m].copy_from_slice(&a[i * width..i * width + m]);
+        row[m + i] = 1.0;
+        row[2 * m] = a[i * width + m + 1];
+    }
+    solve(&mut system, m)?;
+    let heights = (0..m).map(|i| system[i * wide + 2 * m]).collect();
+    Some((heights, (0..m * m).map(|k| system[k / m * wide + m + k % m]).collect()))
+}
+
 /// So many curves are weighed at once.
 const LANES: usize = 8;
 

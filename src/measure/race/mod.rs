@@ -29,6 +29,7 @@ pub use evidence::{Evidence, Seen, Visited};
 use crate::decide::Policy;
 use curves::FAMILY;
 use evidence::Observed;
+use likelihood::Kind;
 
 /// One visit to make: completions after as many that are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,19 +99,20 @@ impl Rules {
     pub fn most_requests(&self, pick: usize) -> u64 {
         self.requests.max(120 * pick as u64)
     }
-
-    /// So many times the smallest acceptable level is not too high. In a list, one step is often a third.
-    fn above(&self) -> f64 {
-        if self.between { 1.3 } else { 1.35 }
-    }
 }
 
 /// A level is good enough with this share of the best.
 const KEEP: f64 = 0.93;
+/// So many times the smallest acceptable level is not too high. In a list, one step is often a third; in the grid, two are.
+const ABOVE: f64 = 1.35;
 /// The share of the curves' probability by which the pick is good enough, where requests end first.
 const SURE: f64 = 0.95;
 /// With this probability a level is good enough to be preferred to a higher one that surely is.
-const LIKELY: f64 = 0.95;
+const LIKELY: f64 = 0.98;
+/// A level's own visits contradict the curves where they are so many standard deviations apart.
+const CONTRADICTED: f64 = 2.0;
+/// So many waves of the most requests are left for the gates at the pick.
+const GATE_WAVES: usize = 15;
 /// It is worth going higher as long as the pick lies above all that was visited with this probability.
 const CLIMB: f64 = 0.05;
 /// For the interval the likelihood counts with this power: no family holds all servers.
@@ -151,6 +153,8 @@ pub struct Race {
     weighed: usize,
     /// The curves that are possible, each with its likelihood times its prior, up to a factor.
     possible: Vec<(usize, f64)>,
+    /// The likeliest kind of noise.
+    noise: Option<Kind>,
     standing: Standing,
     rng: StdRng,
 }
@@ -176,6 +180,7 @@ impl Race {
             active: Vec::new(),
             weighed: 0,
             possible: Vec::new(),
+            noise: None,
             standing: Standing { pick: None, interval: [1, usize::MAX], decided: false, warm_from_s: 0.0 },
             rng: StdRng::seed_from_u64(1),
         }
@@ -236,9 +241,14 @@ impl Race {
         let pick = if clear { self.smallest_likely(sure) } else { sure };
         let open = self.open_gate(&observed, pick, lowest, wall);
         let each: usize = self.rules.each.map_or(0, |each| self.choices.iter().map(|level| each.max(10 * level)).sum());
-        let over = evidence.sent >= self.rules.most_requests(pick) + each as u64;
-        let stands = clear && open.is_none();
-        let decided = stands || (over && probability >= SURE && open != Some(pick));
+        let most = self.rules.most_requests(pick) + each as u64;
+        let rival = if probability >= SURE { self.rival(&observed, pick) } else { None };
+        let is_probable = probability >= SURE && rival.is_none();
+        let stands = clear && open.is_none() && rival.is_none();
+        let over = evidence.sent >= most;
+        let decided = stands || (over && is_probable && open != Some(pick));
+        // What is left by then is for the gates.
+        let is_late = is_probable && evidence.sent + (GATE_WAVES * pick.max(8)) as u64 >= most;
         self.standing = Standing { pick: Some(pick), decided, ..self.standing };
         if stands || over {
             self.conclude(&observed, wall, rises);
@@ -252,8 +262,8 @@ impl Race {
         if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
             return Some(self.rules.visit_to(lowest));
         }
-        let next = match open.filter(|_| clear) {
-            Some(open) => open,
+        let next = match open.or(rival).filter(|_| clear || is_late) {
+            Some(level) => level,
             None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
         };
         Some(self.rules.visit_to(next))
@@ -283,7 +293,7 @@ impl Race {
 
     /// The level to visit where chance may have decided a gate that the answer rests on.
     fn open_gate(&self, observed: &Observed, pick: usize, lowest: usize, wall: Option<usize>) -> Option<usize> {
-        let next_to_pick = |wall: &usize| *wall as f64 <= self.rules.above() * pick as f64;
+        let next_to_pick = |wall: &usize| *wall as f64 <= ABOVE * pick as f64;
         let gates = [Some(pick), wall.filter(next_to_pick)];
         let open = gates.into_iter().flatten().map(|level| (level, observed.verdict(level, &self.rules)));
         let (level, verdict) = open.into_iter().find(|(_, verdict)| !verdict.sure)?;
@@ -296,7 +306,9 @@ impl Race {
             self.active = (0..FAMILY.len()).collect();
         }
         self.weighed += 1;
-        let (by_curve, _) = likelihood::weigh(observed, &self.active, &likelihood::kinds(), self.rules.misfit);
+        let kinds = likelihood::kinds();
+        let (by_curve, by_kind) = likelihood::weigh(observed, &self.active, &kinds, self.rules.misfit);
+        self.noise = kinds.into_iter().zip(by_kind).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(kind, _)| kind);
         let prior: f64 = FAMILY.iter().map(|curve| curve.prior).sum();
         let weighted = |(&at, likelihood): (&usize, &f64)| (at, likelihood * FAMILY[at].prior);
         self.possible = self.active.iter().zip(&by_curve).map(weighted).collect();
@@ -347,7 +359,7 @@ impl Race {
         };
         let [low, high] = [end(0.025), end(0.975)];
         let pick = self.standing.pick.unwrap_or(low);
-        let near = wall.filter(|&wall| wall as f64 <= self.rules.above() * pick as f64);
+        let near = wall.filter(|&wall| wall as f64 <= ABOVE * pick as f64);
         // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
         let low = near.map_or(low, |_| (low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize);
         let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
@@ -360,7 +372,7 @@ impl Race {
         move |curve| {
             let (pick, most) = self.picks.1[curve];
             let snapped = || self.choices.iter().copied().find(|&choice| choice as f64 >= 0.999 * pick);
-            let small = n <= self.rules.above() * pick || Some(level) == snapped();
+            let small = n <= ABOVE * pick || Some(level) == snapped();
             small && (n >= 0.999 * pick || column[curve] >= most + KEEP.ln())
         }
     }
@@ -373,9 +385,8 @@ impl Race {
     /// The lowest level that is surely good enough, or that which most probably is, and how probable that is.
     fn best_choice(&self, passing: usize) -> (usize, f64) {
         let [low, high] = self.possible_picks();
-        let within = |level: &&usize| {
-            **level < passing && **level as f64 >= 0.8 * low && **level as f64 <= self.rules.above() * high
-        };
+        let within =
+            |level: &&usize| **level < passing && **level as f64 >= 0.8 * low && **level as f64 <= ABOVE * high;
         let mut best = (passing, 0.0);
         for &level in self.choices.iter().filter(within).chain(&[passing]) {
             let agreed = self.share(self.accepts(level));
@@ -387,6 +398,26 @@ impl Race {
             }
         }
         best
+    }
+
+    /// The level to visit, this or the pick, where a level's own visits show that the pick is not good enough beside it,
+    /// whatever the curves have it.
+    fn rival(&self, observed: &Observed, pick: usize) -> Option<usize> {
+        let (heights, covariance) = likelihood::without_curve(observed, self.noise?)?;
+        let (m, at) = (heights.len(), observed.levels.binary_search(&pick).ok()?);
+        let beyond = |i: usize| {
+            let variance = covariance[i * m + i] + covariance[at * m + at] - 2.0 * covariance[i * m + at];
+            let above = heights[i] - heights[at] + KEEP.ln();
+            above - CONTRADICTED * variance.max(0.0).sqrt()
+        };
+        // What takes longer than the default limit allows is no answer either.
+        let slow = |i: usize| observed.levels[i] as f64 / heights[i].exp();
+        let in_time = |i: usize| self.rules.policy.max_p95_seconds.is_some() || slow(i) <= SLOWEST * slow(0);
+        let rivals = (0..m).filter(|&i| i != at && in_time(i) && beyond(i) > 0.0);
+        let rival = rivals.max_by(|&a, &b| beyond(a).total_cmp(&beyond(b)))?;
+        let told =
+            |i: usize| observed.points.iter().filter(|point| point.at == i).map(|point| 1.0 / point.own).sum::<f64>();
+        Some(observed.levels[if told(rival) < told(at) { rival } else { at }])
     }
 
     /// Of the levels up to one that is surely good enough, the smallest that most likely is: the rule asks for the smallest.
