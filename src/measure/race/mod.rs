@@ -101,6 +101,8 @@ impl Rules {
     }
 }
 
+/// The grid has every level up to this one.
+const EACH: usize = 16;
 /// A level is good enough with this share of the best.
 const KEEP: f64 = 0.93;
 /// So many times the smallest acceptable level is not too high. In a list, one step is often a third; in the grid, two are.
@@ -116,7 +118,7 @@ const GATE_WAVES: usize = 15;
 /// It is worth going higher as long as the pick lies above all that was visited with this probability.
 const CLIMB: f64 = 0.05;
 /// For the interval the likelihood counts with this power: no family holds all servers.
-const POWER: f64 = 0.2;
+const POWER: f64 = 0.4;
 /// The default limit on P95 in multiples of level 1, as the curves have it.
 const SLOWEST: f64 = 5.0;
 /// As many requests are as dear as so many service times.
@@ -159,15 +161,12 @@ pub struct Race {
     rng: StdRng,
 }
 
-/// Levels lie by this factor apart, so that doublings are among them.
+/// Every level at first, where one more is a large step; from there on by this factor apart, so that doublings are among
+/// them.
 pub fn grid(lowest: usize, highest: usize) -> Vec<usize> {
-    let mut levels: Vec<usize> = (0..)
-        .map(|step| (lowest as f64 * 2f64.powf(f64::from(step) / 5.0)).round() as usize)
-        .take_while(|&level| level < highest)
-        .collect();
-    levels.push(highest);
-    levels.dedup();
-    levels
+    let apart = (0..).map(|step| (lowest as f64 * 2f64.powf(f64::from(step) / 5.0)).round() as usize);
+    let levels: BTreeSet<usize> = (lowest..=EACH).chain(apart.take_while(|&level| level <= highest)).collect();
+    levels.into_iter().take_while(|&level| level < highest).chain([highest]).collect()
 }
 
 impl Race {
