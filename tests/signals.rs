@@ -579,8 +579,8 @@ fn a_level_whose_server_was_gone_is_measured_again_and_the_outage_set_aside() {
 #[test]
 fn a_server_that_does_not_come_back_leaves_a_provisional_answer_and_the_config_as_it_was() {
     let (running, status) = run_with_an_outage("4, 8", false);
-    let recommendation = running.results().unwrap().recommendation.unwrap();
     assert_eq!(status.code(), Some(3), "{}", running.stderr());
+    let recommendation = running.results().unwrap().recommendation.unwrap();
     assert!(recommendation["provisional"] == true || recommendation["recommended_concurrency"].is_null());
     assert!(fs::read_to_string(running.path("config.yaml")).unwrap().contains(OLD));
     let printed = fs::read_to_string(running.path("stdout")).unwrap();

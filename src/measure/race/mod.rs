@@ -247,7 +247,7 @@ impl Race {
         let over = evidence.sent >= most;
         let decided = stands || (over && is_probable && open != Some(pick));
         // What is left by then is for the gates.
-        let is_late = is_probable && evidence.sent + (GATE_WAVES * pick.max(8)) as u64 >= most;
+        let is_late = is_probable && evidence.sent.saturating_add((GATE_WAVES * pick.max(8)) as u64) >= most;
         self.standing = Standing { pick: Some(pick), decided, ..self.standing };
         if stands || over {
             self.conclude(&observed, wall, rises);
