@@ -83,7 +83,7 @@ pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> D
     if used.len() < 2 {
         return Decision::none(Status::Unresolved, Reason::OneLevel);
     }
-    let interval = raced.pick.map(|_| raced.interval);
+    let interval = raced.pick.map(|pick| without_the_surely_slower(raced.interval, pick, levels, policy));
     let chosen = |level: &JudgedLevel| {
         Some(level.summary.concurrency) == raced.pick && passes(level) && may_be_good(level, levels, policy)
     };
@@ -101,6 +101,34 @@ pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> D
     Decision { status, pick: Some(pick), interval, reason }
 }
 
+/// The race's interval from the first level on that was not measured in full, or may be within the tolerance of the best by
+/// its own figures: the race widens its interval for what no curve of its family explains.
+fn without_the_surely_slower(
+    [low, high]: [usize; 2],
+    pick: usize,
+    levels: &[JudgedLevel],
+    policy: &Policy,
+) -> [usize; 2] {
+    let ends = |level: &JudgedLevel| {
+        let (value, half) = (value(&level.summary, policy.objective)?, half_width(&level.summary)?);
+        Some([value * (1.0 - half), value * (1.0 + half)])
+    };
+    let passing = levels.iter().filter(|level| level.verdict == Verdict::Pass);
+    let best = passing.filter_map(|level| Some(ends(level)?[0])).fold(0.0, f64::max);
+    let is_slower = |level: &&JudgedLevel| {
+        is_full(&level.summary) && ends(level).is_some_and(|[_, most]| most < (1.0 - policy.tolerance) * best)
+    };
+    let from_low = levels.iter().skip_while(|level| level.summary.concurrency < low);
+    let slower = from_low.clone().take_while(is_slower).count();
+    let next = from_low.clone().nth(slower).map_or(pick, |level| level.summary.concurrency.min(pick));
+    let is_measured = from_low.clone().next().is_some_and(|level| level.summary.concurrency == low);
+    [if is_measured { next } else { low }, high]
+}
+
+fn is_full(summary: &LevelSummary) -> bool {
+    summary.requests >= Some(size(summary.concurrency, FULL))
+}
+
 /// A race is content with any level that surely is good enough. Where a smaller one, which it holds possible, was measured in
 /// full and is within the tolerance of the best by its own figures, it is that one.
 fn smaller_in_full(
@@ -111,7 +139,6 @@ fn smaller_in_full(
     policy: &Policy,
 ) -> Option<usize> {
     let best = candidates.iter().map(|candidate| candidate.value).fold(0.0, f64::max);
-    let is_full = |summary: &LevelSummary| summary.requests >= Some(size(summary.concurrency, FULL));
     let good = |candidate: &&Candidate| {
         let summary = &levels[candidate.at].summary;
         let is_possible = summary.concurrency >= raced.interval[0];

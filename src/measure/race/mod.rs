@@ -202,6 +202,9 @@ impl Race {
         }
         let Some(&top) = levels.last() else { return Some(self.rules.visit_to(lowest)) };
         let mut observed = self.observe(evidence);
+        // What a cold engine did at a level says nothing of how much there is to gain above it.
+        let warm = evidence.visits.iter().filter(|visit| visit.middle_s() >= self.standing.warm_from_s);
+        let top = warm.map(|visit| visit.level).max().unwrap_or(top);
         let fails = |level: &usize| observed.verdict(*level, &self.rules).fails;
         // A level cannot have been too much where a higher one surely was not.
         let surely_passes = |level: &&usize| {
@@ -360,7 +363,7 @@ impl Race {
         let pick = self.standing.pick.unwrap_or(low);
         let near = wall.filter(|&wall| wall as f64 <= ABOVE * pick as f64);
         // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
-        let low = near.map_or(low, |_| (low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize);
+        let low = near.map_or(low, |_| ((low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize).max(1));
         let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
         self.standing.interval = [low.min(pick), high.max(pick)];
     }
