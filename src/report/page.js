@@ -58,9 +58,11 @@
   // The rule of the decision: of the levels that keep within the limits, the smallest that is close to the best.
   const limits = (form) => {
     const { levels, tolerance, chosen, ...times } = JSON.parse(form.dataset.figures);
+    // A limit is what is shown of it: whole milliseconds or hundredths of a second, upwards.
+    const shown = (s) => (s < 1 ? Math.ceil(1000 * s) / 1000 : Math.ceil(100 * s) / 100);
     // From a little below the least to a little above the largest, the limit in force among them; the last is none.
     const steps = ({ low, high, own }) => {
-      const even = Array.from({ length: 60 }, (_, i) => 0.95 * low * ((1.1 * high) / low) ** (i / 59));
+      const even = Array.from({ length: 60 }, (_, i) => shown(0.95 * low * ((1.1 * high) / low) ** (i / 59)));
       return low === null ? [] : [...even, ...(own === null ? [] : [own])].sort((a, b) => a - b).concat(null);
     };
     const choices = { p95: steps(times.p95), ttft: steps(times.ttft) };
