@@ -10,7 +10,7 @@ use super::criterion::{Bench, Group};
 use super::evidence::{Made, evidence};
 use super::load_thread::{Load, Planned, time_per_wave};
 use super::plan::{self, Plan, SAMPLES};
-use super::race::{Evidence, Race, Standing};
+use super::race::{Evidence, Race};
 use crate::client::{Endpoint, LlmError};
 use crate::decide::compare::Baseline;
 use crate::decide::{Note, Raced, judge, open_outages, recommend_after};
@@ -357,9 +357,8 @@ impl Sweep<'_> {
         evidence(&made, self.sent, self.settings.limits())
     }
 
-    fn conclude(&mut self, standing: Standing) {
-        let Standing { pick, interval, decided, warm_from_s } = standing;
-        self.swept.run.manifest.raced = Some(Raced { pick, interval, decided, warm_from_s });
+    fn conclude(&mut self, raced: Raced) {
+        self.swept.run.manifest.raced = Some(raced);
         self.summarize_all();
     }
 
@@ -367,7 +366,7 @@ impl Sweep<'_> {
     fn conclude_early(&mut self, race: &mut Race) {
         if self.swept.run.manifest.raced.is_none() {
             race.next(&Evidence { sent: u64::MAX, ..self.evidence() });
-            self.conclude(Standing { decided: false, ..race.standing() });
+            self.conclude(Raced { decided: false, ..race.standing() });
         }
     }
 

@@ -11,7 +11,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use llm_concurrency::measure::race::{Evidence, Race, Seen, Standing, Visited};
+use llm_concurrency::decide::Raced;
+use llm_concurrency::measure::race::{Evidence, Race, Seen, Visited};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -431,7 +432,7 @@ pub struct Measurement {
 
 /// What one sweep came to, and what it cost.
 pub struct Swept {
-    pub standing: Standing,
+    pub standing: Raced,
     /// Levels and completions, in order.
     pub visits: Vec<(usize, usize)>,
     pub requests: usize,

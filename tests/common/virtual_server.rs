@@ -12,7 +12,7 @@ use llm_concurrency::figures::{LevelSummary, Limits, Measurement, Requests, Samp
 use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord, Observer, Ticket, Window};
 use llm_concurrency::measure::evidence::{Made, evidence};
 use llm_concurrency::measure::plan::SAMPLES;
-use llm_concurrency::measure::race::{Evidence, Race, Rules, Standing, Visit};
+use llm_concurrency::measure::race::{Evidence, Race, Rules, Visit};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
@@ -231,7 +231,7 @@ pub fn pooled(measurements: &[Measured]) -> LevelSummary {
 pub struct Ran {
     pub made: Vec<Measured>,
     in_flight_s: Vec<Vec<f64>>,
-    pub standing: Option<Standing>,
+    pub standing: Option<Raced>,
 }
 
 impl Ran {
@@ -260,13 +260,7 @@ impl Ran {
     }
 
     pub fn decided(&self) -> Recommendation {
-        let raced = self.standing.map(|Standing { pick, interval, decided, warm_from_s }| Raced {
-            pick,
-            interval,
-            decided,
-            warm_from_s,
-        });
-        recommend_after(raced.as_ref(), &self.summaries(), &Policy::default())
+        recommend_after(self.standing.as_ref(), &self.summaries(), &Policy::default())
     }
 }
 

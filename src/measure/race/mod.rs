@@ -26,7 +26,7 @@ use rand::seq::IndexedRandom;
 
 pub use evidence::{Evidence, Seen, Visited};
 
-use crate::decide::Policy;
+use crate::decide::{Policy, Raced};
 use curves::FAMILY;
 use evidence::Observed;
 use likelihood::Kind;
@@ -36,17 +36,6 @@ use likelihood::Kind;
 pub struct Visit {
     pub level: usize,
     pub completions: usize,
-}
-
-/// What the race came to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Standing {
-    pub pick: Option<usize>,
-    /// The levels that may be the smallest good one.
-    pub interval: [usize; 2],
-    pub decided: bool,
-    /// The engine was cold until then; seconds since the run began.
-    pub warm_from_s: f64,
 }
 
 /// What is asked, and with what means. The last four are there to be left out one by one, to see what each buys.
@@ -157,7 +146,7 @@ pub struct Race {
     possible: Vec<(usize, f64)>,
     /// The likeliest kind of noise.
     noise: Option<Kind>,
-    standing: Standing,
+    standing: Raced,
     rng: StdRng,
 }
 
@@ -180,12 +169,12 @@ impl Race {
             weighed: 0,
             possible: Vec::new(),
             noise: None,
-            standing: Standing { pick: None, interval: [1, usize::MAX], decided: false, warm_from_s: 0.0 },
+            standing: Raced { pick: None, interval: [1, usize::MAX], decided: false, warm_from_s: 0.0 },
             rng: StdRng::seed_from_u64(1),
         }
     }
 
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> Raced {
         self.standing
     }
 
@@ -215,7 +204,7 @@ impl Race {
         let wall = levels.iter().copied().filter(|&level| level > passes).find(fails);
         let Some(passing) = levels.iter().copied().take_while(|&level| wall.is_none_or(|wall| level < wall)).last()
         else {
-            self.standing = Standing { pick: None, interval: [lowest; 2], decided: true, ..self.standing };
+            self.standing = Raced { pick: None, interval: [lowest; 2], decided: true, ..self.standing };
             return None;
         };
         let cap = wall.map_or(highest, |wall| wall - 1);
@@ -251,7 +240,7 @@ impl Race {
         let decided = stands || (over && is_probable && open != Some(pick));
         // What is left by then is for the gates.
         let is_late = is_probable && evidence.sent.saturating_add((GATE_WAVES * pick.max(8)) as u64) >= most;
-        self.standing = Standing { pick: Some(pick), decided, ..self.standing };
+        self.standing = Raced { pick: Some(pick), decided, ..self.standing };
         if stands || over {
             self.conclude(&observed, wall, rises);
             return None;
