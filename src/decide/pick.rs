@@ -115,14 +115,15 @@ fn without_the_surely_slower(
     };
     let passing = levels.iter().filter(|level| level.verdict == Verdict::Pass);
     let best = passing.filter_map(|level| Some(ends(level)?[0])).fold(0.0, f64::max);
-    let is_slower = |level: &&JudgedLevel| {
+    let is_slower = |level: &JudgedLevel| {
         is_full(&level.summary) && ends(level).is_some_and(|[_, most]| most < (1.0 - policy.tolerance) * best)
     };
-    let from_low = levels.iter().skip_while(|level| level.summary.concurrency < low);
-    let slower = from_low.clone().take_while(is_slower).count();
-    let next = from_low.clone().nth(slower).map_or(pick, |level| level.summary.concurrency.min(pick));
-    let is_measured = from_low.clone().next().is_some_and(|level| level.summary.concurrency == low);
-    [if is_measured { next } else { low }, high]
+    let at = |level: &JudgedLevel| level.summary.concurrency;
+    if levels.iter().all(|level| at(level) != low) {
+        return [low, high];
+    }
+    let first = levels.iter().find(|level| at(level) >= low && !is_slower(level));
+    [first.map_or(pick, |level| at(level).min(pick)), high]
 }
 
 fn is_full(summary: &LevelSummary) -> bool {
