@@ -68,7 +68,7 @@ pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
 #[cfg(feature = "suite")]
 mod writing {
     use std::fs::{self, File};
-    use std::io::{self, Write as _};
+    use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
     use std::path::Path;
 
     use tempfile::NamedTempFile;
@@ -86,10 +86,23 @@ mod writing {
         Ok(())
     }
 
-    /// Opens a file to add to its end, and makes it, and its folder, where they are missing.
+    /// A line that a killed program may have left without its end is looked for so far back.
+    const LONGEST_LINE: u64 = 1 << 20;
+
+    /// Opens a file of lines to add to its end, and makes it, and its folder, where they are missing. A last line without
+    /// its end goes: the next would be glued to it.
     pub fn append_to(path: &Path) -> io::Result<File> {
         fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        File::options().create(true).append(true).open(path)
+        let mut file = File::options().create(true).read(true).append(true).open(path)?;
+        let from = file.metadata()?.len().saturating_sub(LONGEST_LINE);
+        let mut last = Vec::new();
+        file.seek(SeekFrom::Start(from))?;
+        file.read_to_end(&mut last)?;
+        let whole = last.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        if whole < last.len() {
+            file.set_len(from + whole as u64)?;
+        }
+        Ok(file)
     }
 
     /// A temporary file that holds these bytes, on disk, with the mode of an ordinary one (tempfile's own default is 0600).

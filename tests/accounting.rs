@@ -37,7 +37,7 @@ impl Sweep {
 
     fn run(&mut self, server: &Simulator) -> Swept {
         self.settings.endpoint = server.base_url().parse::<Endpoint>().unwrap();
-        sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places, None).unwrap()
+        sweep::run(&self.settings, &CriterionArgs::measure_all(), &self.places, None, false).unwrap()
     }
 
     fn plan(&self) -> Plan {

@@ -495,7 +495,7 @@ fn a_sidecar_without_an_end_of_line_is_read_in_part() {
 }
 
 fn begun(disk: &Disk) -> Run {
-    let run = Run::new(&disk.places(), identity(CONFIG), RunSettings::default());
+    let mut run = Run::new(&disk.places(), identity(CONFIG), RunSettings::default());
     run.begin().unwrap();
     run
 }
@@ -525,13 +525,15 @@ fn two_runs_of_one_second_have_a_results_file_each() {
 #[test]
 fn a_runs_folder_is_its_own_and_goes_with_it_if_nothing_was_measured() {
     let disk = Disk::new();
-    let run = begun(&disk);
-    let error = message(&run.begin().unwrap_err(), &disk);
+    let mut taken = Run::new(&disk.places(), identity(CONFIG), RunSettings::default());
+    fs::create_dir_all(taken.folder()).unwrap();
+    let error = message(&taken.begin().unwrap_err(), &disk);
     assert!(
-        error.starts_with(&format!("cannot write <target>/concurrency/{}", run.manifest.run_id.as_str())),
+        error.starts_with(&format!("cannot write <target>/concurrency/{}", taken.manifest.run_id.as_str())),
         "{error}"
     );
-    drop(run);
+    drop(taken);
+    drop(begun(&disk));
     assert_eq!(fs::read_dir(disk.places().runs).unwrap().count(), 0);
     assert_eq!(fs::read_dir(disk.places().results).unwrap().count(), 0);
 }

@@ -224,6 +224,98 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
     }
 }
 
+/// The only run's folder.
+fn run_folder(folder: &Path) -> PathBuf {
+    let runs: Vec<_> =
+        fs::read_dir(folder.join("target/concurrency")).unwrap().map(|run| run.unwrap().path()).collect();
+    let [run] = &runs[..] else { panic!("one run: {runs:?}") };
+    run.clone()
+}
+
+#[test]
+fn a_list_that_was_killed_goes_on_with_the_level_that_was_cut() {
+    let simulator = server();
+    let before = config(&simulator.base_url(), "levels: [1, 2, 50], total_requests: 100");
+    let mut running = Running::start(&before, &["run"]);
+    running.wait_for_mid_level(2, &simulator);
+    Signal::Kill.send(&running.child);
+    running.wait();
+    let folder = running.folder.path();
+    let measured = ["level-1.jsonl", "level-2.jsonl"].map(|name| fs::read(run_folder(folder).join(name)).unwrap());
+    let in_vain = simulator.log().len() - assert_whole(folder).len();
+
+    // Other settings measure something else.
+    for (flags, differs) in [
+        (["--total-requests", "50"], "  total_requests: measured with 100, now 50"),
+        (["--llm-model", "other"], "model: measured with m, now other"),
+    ] {
+        let sent = simulator.log().len();
+        let refused = servers::binary(folder).args(["run", "--resume"]).args(flags).output().unwrap();
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(refused.status.code() == Some(1) && said.contains(differs), "{said}");
+        assert_eq!(simulator.log().len(), sent, "nothing is sent");
+    }
+
+    let mut resumed = spawn(folder, &["run", "--resume", "--update-config"]);
+    assert!(matches!(wait(&mut resumed).code(), Some(0 | 3)), "{}", running.stderr());
+    let said = running.stderr();
+    assert!(said.contains("Going on with run ") && said.contains(" on record, levels 1, 2 in full"), "{said}");
+    let again = ["level-1.jsonl", "level-2.jsonl"].map(|name| fs::read(run_folder(folder).join(name)).unwrap());
+    assert!(measured == again, "what is there is not measured again");
+    assert!(run_folder(folder).join("cut-1-level-50.jsonl").exists());
+    assert_eq!(simulator.log().len() - assert_whole(folder).len(), in_vain, "every request since is on record");
+    let results = running.results().expect("one, and whole");
+    assert_eq!(results.levels.iter().map(|level| level.concurrency).collect::<Vec<_>>(), [1, 2, 50]);
+    assert!(results.levels.iter().all(|level| level.requests >= Some(100)), "{results:?}");
+    assert!(results.raced.is_some_and(|raced| raced.decided && raced.pick == Some(2)), "{:?}", results.raced);
+
+    let sent = simulator.log().len();
+    let over = servers::binary(folder).args(["run", "--resume"]).output().unwrap();
+    let said = String::from_utf8(over.stderr).unwrap();
+    assert!(over.status.code() == Some(1) && said.contains("came to its end"), "{said}");
+    assert_eq!(simulator.log().len(), sent);
+}
+
+#[test]
+fn a_race_that_was_killed_goes_on_where_it_was() {
+    let eight = SimulatorConfig {
+        slots: 8,
+        base_step_ms: 20.0,
+        per_sequence_ms: 0.0,
+        output_tokens: OutputTokens::Fixed { tokens: 5 },
+        ..SimulatorConfig::default()
+    };
+    let simulator = Simulator::start(eight, 0).unwrap();
+    let config = config(&simulator.base_url(), "levels: auto, max_concurrency: 64");
+    let mut running = Running::start(&config, &["run"]);
+    wait_until("three visited levels on disk", || running.results().is_some_and(|file| file.levels.len() >= 3));
+    let folder = &running.folder.path().to_owned();
+    let second = servers::binary(folder).args(["run", "--resume"]).output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(second.status.code() == Some(1) && said.contains("is still going on"), "{said}");
+    Signal::Kill.send(&running.child);
+    running.wait();
+    let visits = run_folder(folder).join("visits.jsonl");
+    let complete = fs::read(&visits).unwrap();
+    let complete = &complete[..=complete.iter().rposition(|&byte| byte == b'\n').unwrap()];
+    fs::write(&visits, [complete, b"{\"seq\":12,\"lev"].concat()).unwrap();
+
+    let mut resumed = spawn(folder, &["run", "--resume", "--update-config"]);
+    assert_eq!(wait(&mut resumed).code(), Some(0), "{}", running.stderr());
+    assert_whole(folder);
+    assert!(fs::read(&visits).unwrap().starts_with(complete), "what was on record stays");
+    let manifest = fs::read_to_string(run_folder(folder).join("run.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let field = |name: &str| -> Vec<f64> {
+        manifest["levels"].as_array().unwrap().iter().map(|of| of[name].as_f64().unwrap()).collect()
+    };
+    for name in ["round", "began_s"] {
+        assert!(field(name).is_sorted(), "{name}: {:?}", field(name));
+    }
+    let raced = running.results().unwrap().raced.unwrap();
+    assert!(raced.decided && (8..=10).contains(&raced.pick.unwrap()), "{raced:?}");
+}
+
 /// Files that nobody has completed.
 fn left_behind(folder: &Path) -> Vec<PathBuf> {
     let of = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());

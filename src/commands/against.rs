@@ -18,7 +18,7 @@ use crate::report::{html, text, words};
 use crate::settings::Settings;
 
 #[derive(Args, Debug)]
-#[group(multiple = true, conflicts_with_all = ["update_config", "baseline"])]
+#[group(multiple = true, conflicts_with_all = ["update_config", "baseline", "resume"])]
 pub(super) struct AgainstArgs {
     /// Measure this server in turns with the configured one, and say how they differ [its key: $LLM_AGAINST_API_KEY]
     #[arg(long, value_name = "URL")]

@@ -14,7 +14,7 @@ pub fn bench() -> Result<ExitCode> {
     let args = CriterionArgs::parse(std::env::args().skip(1))?;
     let settings = Settings::load(None, Overrides::default())?;
     let places = Places::find(None);
-    let swept = sweep::run(&settings, &args, &places, None)?;
+    let swept = sweep::run(&settings, &args, &places, None, false)?;
     if args.mode != Mode::Measure {
         return Ok(ExitCode::SUCCESS);
     }
@@ -22,7 +22,7 @@ pub fn bench() -> Result<ExitCode> {
     let verbose = std::env::args().any(|arg| ["-v", "--verbose"].contains(&arg.as_str()));
     let recommendation = decision::conclude(&settings, &args, &places, &swept, verbose)?;
     if swept.stopped == Some(Stop::Interrupted) {
-        bail!("interrupted: the levels above are on disk, the rest was not measured");
+        bail!("interrupted: what was measured is on disk; `llm-concurrency run --resume` goes on from there");
     }
     if recommendation.status.may_patch() && !recommendation.provisional {
         eprintln!("To write it into {}: {} --update-config", settings.path.display(), recommend_from_here(&places));

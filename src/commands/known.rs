@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use super::ConfigFile;
 use super::decision::{decide_from, from_file};
-use super::{ConfigFile, page};
 use crate::decide::{JudgedLevel, Recommendation};
 use crate::figures::Limits;
 use crate::prompts::{self, Prompt};
@@ -56,7 +56,7 @@ fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
     let newest = load_measured(places, now, Limits::default(), None)?
         .newest
         .context("no run is on disk any more: name its results file")?;
-    let path = places.results.join(format!("concurrency_results_{}.json", page::stamp_of_run(&newest.run_id)));
+    let path = newest.run_id.results_file(places);
     if !path.exists() {
         bail!("the results file of the latest run ({}) is not in {}", *newest.run_id, places.results.display());
     }

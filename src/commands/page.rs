@@ -82,11 +82,6 @@ fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
     (Curves::of(&loops), missing)
 }
 
-/// A run's id begins with the time that its results file is named by.
-pub(super) fn stamp_of_run(run_id: &RunId) -> &str {
-    run_id.split('-').next().unwrap_or_default()
-}
-
 /// `concurrency_results_X.json` to `X`.
 pub(super) fn stamp_of(results: &Path) -> String {
     let stem = results.file_stem().unwrap_or_default().to_string_lossy();

@@ -63,7 +63,7 @@ impl Recommend {
         if !self.dry_run {
             let report = match (&self.results, &recorded.run_id) {
                 (Some(file), _) => page::name(file),
-                (None, Some(run_id)) => page::name(Path::new(page::stamp_of_run(run_id))),
+                (None, Some(run_id)) => page::name(&run_id.results_file(&places)),
                 (None, None) => page::name(Path::new("criterion")),
             };
             let run = page::of(recommendation.clone(), &settings, recorded);

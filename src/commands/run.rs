@@ -28,6 +28,9 @@ pub(crate) struct Run {
     baseline: BaselineArgs,
     #[command(flatten)]
     against: AgainstArgs,
+    /// Go on with the last run where it was cut off; what it sent counts against the budget
+    #[arg(long, help_heading = "What is measured")]
+    resume: bool,
 }
 
 impl Run {
@@ -41,8 +44,12 @@ impl Run {
             self.write.check_possible(&settings)?;
         }
         let against = self.baseline.read(&settings)?;
-        let swept = sweep::run(&settings, &args, &places, against.as_ref().map(|against| against.baseline.clone()))?;
+        let baseline = against.as_ref().map(|against| against.baseline.clone());
+        let swept = sweep::run(&settings, &args, &places, baseline, self.resume)?;
         let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
+        if swept.stopped.is_some() {
+            eprintln!("`llm-concurrency run --resume`, with the same settings, goes on from here.");
+        }
         if swept.stopped == Some(Stop::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));
         }

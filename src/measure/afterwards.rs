@@ -49,7 +49,7 @@ impl<'a> Afterwards<'a> {
             return Err(SweepError::OverBudget(words::no_room_at_all(first, key)));
         }
         open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
-        let run = Run::new(places, Identity::of(settings, prompts), RunSettings::default());
+        let mut run = Run::new(places, Identity::of(settings, prompts), RunSettings::default());
         let stdio = stdio::guard();
         run.begin()?;
         let load =

@@ -73,7 +73,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
     let began = Instant::now();
     let begin = |settings| -> Result<Server, SweepError> {
         let named = run_settings(settings, configured.clone());
-        let run = Run::new(places, Identity::of(settings, &prompts), named);
+        let mut run = Run::new(places, Identity::of(settings, &prompts), named);
         run.begin()?;
         let live = Arc::new(Live::default());
         let load = Load::start(settings, Mode::Measure, &prompts, &run, live, stopper.clone())?;

@@ -20,7 +20,9 @@ use crate::load::open_files::{self, TooFewFiles};
 use crate::load::recorder::Recorded;
 use crate::monitor::{Live, MetricsError, MetricsServer, terminal_width};
 use crate::prompts::{self, Prompt, PromptError};
-use crate::record::{GROUP, Identity, Places, ResultsError, Run, RunSettings, criterion_id, remove_confirm_groups};
+use crate::record::{
+    GROUP, Identity, Places, ResultsError, Resumed, Run, RunSettings, criterion_id, remove_confirm_groups,
+};
 use crate::report::{text, words};
 use crate::settings::Settings;
 use crate::simulator::SimulatorError;
@@ -76,22 +78,23 @@ pub struct Swept {
 
 /// Runs the sweep: each level of a list in full, a Criterion benchmark; then a race among them, or among all levels for
 /// `auto`, until the answer is sure; and at last what fell against the baseline. Each is on disk when it ends.
+/// Or goes on with the latest run, where that was cut off.
 /// An error if it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(
     settings: &Settings,
     args: &CriterionArgs,
     places: &Places,
     baseline: Option<Baseline>,
+    resume: bool,
 ) -> Result<Swept, SweepError> {
-    let began = Instant::now();
     let prompts = prompts::of_run(settings)?;
     let plan = match args.mode {
         Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
         _ => Plan::new(settings, &prompts, |level| args.selects(level)),
     };
-    let plan = plan.against(baseline.as_ref());
-    let identity = Identity::of(settings, &prompts);
-    let run = Run::new(places, identity.clone(), run_settings(settings, plan.configured.clone()));
+    let mut plan = plan.against(baseline.as_ref());
+    let (identity, named) = (Identity::of(settings, &prompts), run_settings(settings, plan.configured.clone()));
+    let fingerprint = identity.fingerprint();
     if plan.highest().is_none() && args.mode == Mode::Measure {
         return Err(match plan.over_budget_note() {
             Some(note) => SweepError::OverBudget(words::note(&note)),
@@ -101,13 +104,22 @@ pub fn run(
     if let Some(highest) = plan.highest().filter(|_| args.mode == Mode::Measure) {
         open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
     }
+    let resumed = match resume {
+        true => Resumed::latest(places, &identity, &named)?,
+        false => Run::new(places, identity, named).into(),
+    };
+    let Resumed { mut run, requests, visits: earlier, sent } = resumed;
+    let began = Instant::now();
+    let began = began.checked_sub(run.manifest.measured_until()).unwrap_or(began);
+    let in_full: BTreeSet<usize> = run.manifest.in_full().collect();
+    plan.levels.retain(|of| !in_full.contains(&of.level));
     let live = Arc::new(Live::of(run.manifest.about.model.as_deref().unwrap_or_default(), &run.manifest.run_id));
     let (ahead, visits) = plan.waves();
     live.plan(ahead, visits);
     // Before anything is sent: that metrics cannot be served must not come out afterwards.
     let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
     let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
-    let mut bench = Bench::new(args, places, &identity.fingerprint());
+    let mut bench = Bench::new(args, places, &fingerprint);
     let stdio = stdio::guard();
     if args.mode == Mode::Measure {
         run.begin()?;
@@ -115,6 +127,9 @@ pub fn run(
     let start = || Load::start(settings, args.mode, &prompts, &run, live, Stopper::on_signals()?);
     let load = (args.mode != Mode::List).then(start).transpose()?;
     if args.mode == Mode::Measure {
+        if resume {
+            eprintln!("{}", words::going_on(&run.manifest.run_id, &run.manifest.in_full().collect::<Vec<_>>(), sent));
+        }
         eprint!("{}", text::fitted(&plan.describe(settings), terminal_width()));
         if let Some(metrics) = &metrics {
             eprintln!("Metrics: http://{}/metrics", metrics.address());
@@ -129,10 +144,11 @@ pub fn run(
         load: load.as_ref(),
         baseline: baseline.as_ref(),
         swept,
-        requests: Vec::new(),
-        in_flight_s: Vec::new(),
-        sent: 0,
-        took_s: BTreeMap::new(),
+        in_flight_s: vec![Vec::new(); requests.len()],
+        before: requests.len(),
+        requests,
+        visits: earlier,
+        sent,
         not_before: None,
         looked_again: BTreeMap::new(),
         suspects: None,
@@ -140,6 +156,7 @@ pub fn run(
     if let Some(load) = load.as_ref().filter(|_| args.mode == Mode::Measure) {
         sweep.sent += preflight(load, settings, &prompts, &mut sweep.swept.run)?;
     }
+    sweep.summarize_all();
     let mut group = bench.group();
     for full in &plan.levels {
         if !sweep.may_begin(full) {
@@ -201,9 +218,10 @@ struct Sweep<'a> {
     /// Of each measurement in the manifest; and when those of its cohort were issued that are still in flight.
     requests: Vec<Requests>,
     in_flight_s: Vec<Vec<f64>>,
+    /// Measurements, and the number of the last visit, before this process went on with the run.
+    before: usize,
+    visits: u32,
     sent: u64,
-    /// How long each level took when it was measured in full, seconds.
-    took_s: BTreeMap<usize, f64>,
     /// Until when the server asked to be left alone.
     not_before: Option<Instant>,
     /// How often a level was visited for another reason than the race's.
@@ -258,7 +276,6 @@ impl Sweep<'_> {
         let Some(in_progress) = in_progress.flatten() else { return Ok(()) };
         let ended = in_progress?.finish()?;
         self.sent += ended.sent;
-        self.took_s.insert(plan.level, ended.load_s);
         self.not_before = ended.not_before;
         self.swept.load_s += ended.load_s;
         self.ended(ended)
@@ -319,7 +336,7 @@ impl Sweep<'_> {
         };
         let before = self.sent;
         let planned = Planned {
-            step: Step { level: first.level, stage: Stage::Visit, round: 1 },
+            step: Step { level: first.level, stage: Stage::Visit, round: self.visits + 1 },
             plan: first,
             not_before: self.not_before,
             is_first: false,
@@ -374,6 +391,7 @@ impl Sweep<'_> {
         let visited: BTreeSet<usize> = self.swept.run.manifest.levels.iter().map(|of| of.concurrency).collect();
         for level in visited {
             let summary = self.summary(level);
+            self.load.iter().for_each(|load| load.live.measured(&summary));
             self.swept.run.set_summary(summary);
         }
     }
@@ -432,7 +450,7 @@ impl Sweep<'_> {
     fn lost_in_a_row(&self) -> (u32, [usize; 2]) {
         let is_lost = |requests: &Requests| requests.is_outage(self.settings.config.policy.max_error_rate);
         let levels = self.swept.run.manifest.levels.iter().map(|of| of.concurrency);
-        let lost = self.requests.iter().rev().take_while(|requests| is_lost(requests)).count();
+        let lost = self.requests[self.before..].iter().rev().take_while(|requests| is_lost(requests)).count();
         let last = levels.clone().next_back().unwrap_or(1);
         let served = levels.zip(&self.requests).filter(|(_, requests)| !is_lost(requests)).map(|(level, _)| level);
         (lost as u32, [last, served.min().unwrap_or(last)])
@@ -451,7 +469,7 @@ impl Sweep<'_> {
             return Ok(());
         }
         let levels = &self.swept.run.manifest.levels;
-        let in_full: BTreeSet<usize> = self.took_s.keys().copied().collect();
+        let in_full: BTreeSet<usize> = self.swept.run.manifest.in_full().collect();
         let warm_from_s = self.swept.run.manifest.raced.map_or(0.0, |raced| raced.warm_from_s);
         let usable = |of: &Measurement| {
             let is_warm = of.middle_s().is_some_and(|at| at >= warm_from_s);

@@ -76,24 +76,29 @@ impl Identity {
         let mut compare = |what: &str, then: &dyn Display, now: &dyn Display| {
             let (then, now) = (then.to_string(), now.to_string());
             if then != now {
-                lines.push_str(&format!("  {what}: measured with {then}, now {now}\n"));
+                lines.push_str(&difference(what, &then, &now));
             }
         };
         compare("endpoint", &self.endpoint, &now.endpoint);
         compare("model", &self.model, &now.model);
         compare("prompts (hash)", &self.prompts, &now.prompts);
-        let mut compare_keys = |section: &str, then: &Value, now: &Value| {
-            let keys = [then, now].into_iter().filter_map(Value::as_object).flat_map(|object| object.keys());
-            for key in keys.collect::<BTreeSet<_>>() {
-                compare(&format!("{section}.{key}"), &then[key], &now[key]);
-            }
-        };
-        compare_keys("benchmark.request", &self.request, &now.request);
+        lines += &differences("benchmark.request.", &self.request, &now.request);
         if let (Some(then), Some(now)) = (&self.simulator, &now.simulator) {
-            compare_keys("simulator", then, now);
+            lines += &differences("simulator.", then, now);
         }
         lines
     }
+}
+
+/// The keys of two objects that differ, a line each.
+pub(super) fn differences(section: &str, then: &Value, now: &Value) -> String {
+    let keys = [then, now].into_iter().filter_map(Value::as_object).flat_map(|object| object.keys());
+    let keys = keys.collect::<BTreeSet<_>>().into_iter().filter(|key| then[*key] != now[*key]);
+    keys.map(|key| difference(&format!("{section}{key}"), &then[key], &now[key])).collect()
+}
+
+fn difference(what: &str, then: &dyn Display, now: &dyn Display) -> String {
+    format!("  {what}: measured with {then}, now {now}\n")
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -110,7 +110,7 @@ pub fn load_measured(
 }
 
 /// Newest first; a manifest that cannot be read is named and left out.
-fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<Note>) {
+pub(super) fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<Note>) {
     let mut notes = Vec::new();
     let mut manifests: Vec<Manifest> = Vec::new();
     for entry in std::fs::read_dir(runs).into_iter().flatten().flatten() {
@@ -159,7 +159,7 @@ fn newest_records<'a>(
     })
 }
 
-/// The figures of a level's measurements, all of one run. A sidecar of visits is that of all levels, and is read once.
+/// The figures of a level's measurements, all of one run.
 fn summary_of(
     folder: &Path,
     manifest: &Manifest,
@@ -167,6 +167,18 @@ fn summary_of(
     limits: Limits,
     read: &mut BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
 ) -> Result<LevelSummary, ResultsError> {
+    let requests = requests_of(folder, manifest, records, read)?;
+    let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
+    Ok(figures::summarize(&measured, manifest.limits(limits)))
+}
+
+/// The requests of each of these measurements, of one run. A sidecar of visits is that of all levels, and is read once.
+pub(super) fn requests_of(
+    folder: &Path,
+    manifest: &Manifest,
+    records: &[&Measurement],
+    read: &mut BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
+) -> Result<Vec<Requests>, ResultsError> {
     let warmup = manifest.about.settings.warmup_requests.unwrap_or_default();
     let mut requests = Vec::new();
     for record in records {
@@ -185,8 +197,7 @@ fn summary_of(
         // A measurement is asked for once.
         requests.push(file.remove(&visit).unwrap_or_default());
     }
-    let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
-    Ok(figures::summarize(&measured, manifest.limits(limits)))
+    Ok(requests)
 }
 
 /// Criterion's figure and ours should be closer than this.

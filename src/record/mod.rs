@@ -6,6 +6,7 @@ mod measured;
 mod nights;
 mod places;
 mod results;
+mod resumed;
 mod run;
 mod sidecar;
 
@@ -22,6 +23,7 @@ pub use measured::{Basis, load_measured};
 pub use nights::Night;
 pub use places::Places;
 pub use results::{ResultsFile, SCHEMA};
+pub use resumed::Resumed;
 pub use run::{About, Environment, Manifest, RequestsFile, Run, RunId, RunSettings};
 pub use sidecar::{SidecarWriter, read_sidecar, sidecar_name};
 
@@ -56,6 +58,12 @@ pub enum ResultsError {
         /// One line per difference.
         differences: String,
     },
+    #[error(
+        "the last run ({run_id}) came to its end: there is nothing left to go on with\n\nLeave --resume out to measure again."
+    )]
+    NothingLeft { run_id: String },
+    #[error("the last run ({run_id}) is still going on, in another process")]
+    StillRunning { run_id: String },
     /// Measured against something else than the settings now say.
     #[error(
         "the measurements (run {run_id}) do not fit the settings:\n{differences}\nThey are not mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."

@@ -1,5 +1,6 @@
 //! The folder of a run, its manifest, and the run in the making.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -116,6 +117,14 @@ impl TryFrom<String> for RunId {
     }
 }
 
+impl RunId {
+    /// The run's results file is named by the time that the id begins with.
+    pub fn results_file(&self, places: &Places) -> PathBuf {
+        let stamp = self.0.split('-').next().unwrap_or_default();
+        places.results.join(format!("concurrency_results_{stamp}.json"))
+    }
+}
+
 impl Deref for RunId {
     type Target = String;
 
@@ -169,6 +178,17 @@ impl Manifest {
         Limits { request_timeout_s, warm_from_s: self.raced.map_or(0.0, |raced| raced.warm_from_s), ..now }
     }
 
+    /// Levels that were measured in full.
+    pub fn in_full(&self) -> impl Iterator<Item = usize> {
+        self.levels.iter().filter(|of| of.stage == Stage::Sweep).map(|of| of.concurrency)
+    }
+
+    /// How long after its begin the last measurement ended.
+    pub fn measured_until(&self) -> Duration {
+        let ends_s = self.levels.iter().filter_map(|of| Some(of.began_s + of.window_s?[1]));
+        Duration::try_from_secs_f64(ends_s.fold(0.0, f64::max)).unwrap_or_default()
+    }
+
     /// The records of its requests, in the order in which they were made. `folder` is the run's.
     pub fn requests(&self, folder: &Path) -> Vec<RequestsFile> {
         self.levels.iter().map(|measurement| RequestsFile::of(folder, measurement)).collect()
@@ -185,6 +205,8 @@ pub struct Run {
     /// The figures so far, ascending by level.
     pub summaries: Vec<LevelSummary>,
     saved: Option<Instant>,
+    /// Its folder, held for as long as the run goes on.
+    lock: Option<File>,
 }
 
 impl Run {
@@ -193,31 +215,52 @@ impl Run {
         let now = SystemTime::now();
         let started_at = humantime::format_rfc3339_seconds(now).to_string();
         let stamp: String = started_at.chars().filter(char::is_ascii_alphanumeric).collect();
-        let run_id = format!("{stamp}-{:04x}", rand::random::<u16>());
-        Run {
-            folder: places.runs.join(&run_id),
-            results_file: places.results.join(format!("concurrency_results_{stamp}.json")),
-            manifest: Manifest {
-                run_id: RunId(run_id),
-                about: About {
-                    started_at: Some(started_at),
-                    fingerprint: Some(identity.fingerprint()),
-                    endpoint: Some(identity.endpoint.clone()),
-                    model: Some(identity.model.clone()),
-                    settings,
-                    environment: Environment::here(),
-                },
-                identity,
-                levels: Vec::new(),
-                raced: None,
+        let manifest = Manifest {
+            run_id: RunId(format!("{stamp}-{:04x}", rand::random::<u16>())),
+            about: About {
+                started_at: Some(started_at),
+                fingerprint: Some(identity.fingerprint()),
+                endpoint: Some(identity.endpoint.clone()),
+                model: Some(identity.model.clone()),
+                settings,
+                environment: Environment::here(),
             },
-            summaries: Vec::new(),
-            saved: None,
+            identity,
+            levels: Vec::new(),
+            raced: None,
+        };
+        Run::of(places, manifest)
+    }
+
+    pub(super) fn of(places: &Places, manifest: Manifest) -> Self {
+        let (folder, summaries) = (places.runs.join(manifest.run_id.as_str()), Vec::new());
+        let results_file = manifest.run_id.results_file(places);
+        Run { folder, results_file, manifest, summaries, saved: None, lock: None }
+    }
+
+    /// Goes on in the folder and the results file that it has.
+    pub(super) fn take_up(&mut self) -> Result<(), ResultsError> {
+        let written = ResultsFile::read(&self.results_file).ok().and_then(|file| file.run_id);
+        self.saved = written.filter(|run_id| *run_id == self.manifest.run_id).map(|_| Instant::now());
+        self.hold()
+    }
+
+    /// An error if another process has it. Where folders cannot be locked, nobody is kept out.
+    fn hold(&mut self) -> Result<(), ResultsError> {
+        let folder = File::open(&self.folder).map_err(|cause| self.unwritable(cause))?;
+        if matches!(folder.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(ResultsError::StillRunning { run_id: self.manifest.run_id.to_string() });
         }
+        self.lock = Some(folder);
+        Ok(())
+    }
+
+    fn unwritable(&self, cause: io::Error) -> ResultsError {
+        ResultsError::Write { path: self.folder.clone(), cause }
     }
 
     /// Sees to it, before anything is sent, that the run has a folder of its own and that its files can be written.
-    pub fn begin(&self) -> Result<(), ResultsError> {
+    pub fn begin(&mut self) -> Result<(), ResultsError> {
         let results = self.results_file.parent().unwrap_or(Path::new("."));
         let runs = self.folder.parent().unwrap_or(Path::new("."));
         for folder in [runs, results] {
@@ -228,7 +271,11 @@ impl Run {
         }
         let earlier = std::fs::read_dir(runs).into_iter().flatten().flatten();
         earlier.for_each(|run| remove_left_behind(&run.path()));
-        std::fs::create_dir(&self.folder).map_err(|cause| ResultsError::Write { path: self.folder.clone(), cause })
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        std::fs::create_dir(&self.folder).map_err(|cause| self.unwritable(cause))?;
+        self.hold()
     }
 
     pub fn folder(&self) -> &Path {

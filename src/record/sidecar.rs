@@ -13,7 +13,7 @@ use crate::figures::{Requests, Stage, Step};
 use crate::files;
 
 /// Some ten million requests.
-const MOST_OF_SIDECAR: u64 = 4 << 30;
+pub(super) const MOST_OF_SIDECAR: u64 = 4 << 30;
 /// A line of a sidecar has a few hundred bytes.
 const LONGEST_LINE: u64 = 1 << 20;
 
@@ -27,7 +27,7 @@ pub fn sidecar_name(step: Step) -> String {
 }
 
 /// Written line by line, so that a program that was killed may leave a part of one.
-const VISITS: &str = "visits.jsonl";
+pub(super) const VISITS: &str = "visits.jsonl";
 
 /// What the figures need of a sidecar, with room for the requests that are expected: by visit, all in visit 0 where the
 /// loop made only one.

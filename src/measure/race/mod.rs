@@ -263,7 +263,9 @@ impl Race {
     /// What was seen since the engine is warm.
     fn observe(&mut self, evidence: &Evidence) -> Observed {
         let (pick, was_cold) = (self.standing.pick, self.standing.warm_from_s > 0.0);
-        if COLD_SHOWS.contains(&evidence.visits.len()) {
+        // A run that goes on may have had more visits than that before it is asked for the first time.
+        let visits = evidence.visits.len();
+        if COLD_SHOWS.contains(&visits) || (self.weighed == 0 && visits > COLD_SHOWS.end) {
             let all = Observed::new(evidence, &self.rules, pick, 0.0);
             let curves: Vec<usize> = (0..FAMILY.len()).step_by(11).collect();
             let cold_until = likelihood::cold_until(&all, &curves, was_cold).map(|until| until * all.service_s);

@@ -23,7 +23,7 @@ pub use comparison::{
 };
 pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
-pub use notes::{advice, gain, information, note, notes};
+pub use notes::{advice, gain, going_on, information, note, notes};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};
 pub use recheck::{recheck_stopped, rechecked};
 pub use trouble::{endpoint_problem, problem};

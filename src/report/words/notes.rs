@@ -20,6 +20,12 @@ pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
     (doubts.len(), words.collect())
 }
 
+/// Before a run goes on where it was cut off.
+pub fn going_on(run_id: &str, in_full: &[usize], sent: u64) -> String {
+    let in_full = if in_full.is_empty() { String::new() } else { format!(", {} in full", levels(in_full)) };
+    format!("Going on with run {run_id}: {} on record{in_full}", count(sent, "request"))
+}
+
 pub fn note(note: &Note) -> String {
     match note {
         Note::BelowConcurrency { level, in_flight, held } => {
