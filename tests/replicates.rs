@@ -175,6 +175,26 @@ fn a_race_is_right_and_cheap_in_noise() {
     assert!(requests[bed::SMALL / 2] <= 2_000, "{requests:?}");
 }
 
+/// As a llama-server of four slots was measured: two at a time gain nothing, and the fourth gains more than the third. No
+/// curve does that, and the longest search for one is no answer.
+#[test]
+fn a_server_off_every_curve_is_decided_by_its_own_visits() {
+    let rps = |n: f64| match n {
+        ..=2.0 => 1.0,
+        ..=4.0 => 1.0 + 0.27 * (n - 2.0),
+        _ => 1.54,
+    };
+    let server = bed::Server { lengths: Lengths::Fixed { residual: 0.1 }, ..bed::Server::curve("", rps) };
+    let swept: Vec<Swept> = (0..20).map(|seed| auto(&server, NOISY, seed)).collect();
+    for Swept { standing, .. } in &swept {
+        assert!(standing.decided && matches!(standing.pick, Some(4 | 5)), "{standing:?}");
+        let [low, high] = standing.interval;
+        assert!(low <= 4 && 4 <= high, "{standing:?}");
+    }
+    let requests: usize = swept.iter().map(|swept| swept.requests).sum();
+    assert!(requests <= 20 * 1_200, "{requests} requests in 20 sweeps");
+}
+
 /// On a list as sparse as this, the level below the pick is a fourth of it: only a visit there tells that it is no answer,
 /// and nothing tells whether the engine was cold while it was measured.
 #[test]

@@ -1,7 +1,7 @@
 //! How likely each curve is, given all visits: a Gaussian process in time for the server's speed, and the curve's own
 //! error, by level.
 
-use super::curves::Column;
+use super::curves::{Column, FAMILY};
 use super::evidence::Observed;
 
 /// The server's speed: coefficient of variation, and over how many service times it is the same (an Ornstein-Uhlenbeck
@@ -40,7 +40,7 @@ pub(super) fn kinds() -> Vec<Kind> {
 pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) -> Option<f64> {
     let kind = |cold_until| COLD_SPEEDS.map(|at| Kind { cold_until, ..kinds()[at] });
     let all: Vec<Kind> = [0.0].into_iter().chain(COLD_UNTIL).flat_map(kind).collect();
-    let (_, by_kind) = weigh(observed, curves, &all, 0.02);
+    let by_kind = weigh(observed, curves, &all, 0.02).by_kind;
     let sums: Vec<f64> = by_kind.chunks(COLD_SPEEDS.len()).map(|of| of.iter().sum()).collect();
     let most = (1..sums.len()).max_by(|&a, &b| sums[a].total_cmp(&sums[b]))?;
     (sums[most] > COLD_SURE[usize::from(was_cold)] * sums[0]).then_some(COLD_UNTIL[most - 1])
@@ -65,9 +65,25 @@ pub(super) fn without_curve(observed: &Observed, kind: Kind) -> Option<(Vec<f64>
 /// So many curves are weighed at once.
 const LANES: usize = 8;
 
-/// Of each of these curves and of each kind of noise, up to one factor. `misfit` is the standard deviation by which the
+/// How likely each curve is, and each kind of noise, up to one factor, whose logarithm stands beside them.
+pub(super) struct Weighed {
+    pub by_curve: Vec<f64>,
+    pub by_kind: Vec<f64>,
+    log: f64,
+}
+
+impl Weighed {
+    /// The logarithm of the likelihood of all these curves together, each by its prior.
+    pub fn evidence(&self, curves: &[usize]) -> f64 {
+        let prior = |&curve: &usize| FAMILY[curve].prior;
+        let sum: f64 = curves.iter().zip(&self.by_curve).map(|(curve, likelihood)| prior(curve) * likelihood).sum();
+        self.log + sum.ln()
+    }
+}
+
+/// Of each of these curves and of each kind of noise. `misfit` is the standard deviation by which the
 /// logarithm of a level's throughput may lie off the true curve.
-pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfit: f64) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfit: f64) -> Weighed {
     let columns: Vec<Column> = observed.levels.iter().map(|&level| super::curves::at_level(level)).collect();
     let facts: Vec<Option<Facts>> = kinds.iter().map(|kind| Facts::new(observed, *kind, misfit)).collect();
     let mut logs = vec![f64::NEG_INFINITY; curves.len() * kinds.len()];
@@ -91,7 +107,7 @@ pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfi
             *of_kind += likelihood;
         }
     }
-    (by_curve, by_kind)
+    Weighed { by_curve, by_kind, log: highest }
 }
 
 /// The visits reduced to their levels: the likelihood of levels `h` is that of a Gaussian with this precision. The height

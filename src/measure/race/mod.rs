@@ -17,6 +17,7 @@
 mod curves;
 mod evidence;
 mod likelihood;
+mod own;
 
 use std::collections::BTreeSet;
 
@@ -29,7 +30,6 @@ pub use evidence::{Evidence, Seen, Visited};
 use crate::decide::{Policy, Raced};
 use curves::FAMILY;
 use evidence::Observed;
-use likelihood::Kind;
 
 /// One visit to make: completions after as many that are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,11 +97,9 @@ const KEEP: f64 = 0.93;
 /// So many times the smallest acceptable level is not too high. In a list, one step is often a third; in the grid, two are.
 const ABOVE: f64 = 1.35;
 /// The share of the curves' probability by which the pick is good enough, where requests end first.
-const SURE: f64 = 0.95;
+const SURE: f64 = 0.9;
 /// With this probability a level is good enough to be preferred to a higher one that surely is.
 const LIKELY: f64 = 0.98;
-/// A level's own visits contradict the curves where they are so many standard deviations apart.
-const CONTRADICTED: f64 = 2.0;
 /// So many waves of the most requests are left for the gates at the pick.
 const GATE_WAVES: usize = 15;
 /// It is worth going higher as long as the pick lies above all that was visited with this probability.
@@ -116,6 +114,10 @@ const PRICE: (f64, f64) = (2_000.0, 150.0);
 const WANDER: f64 = 0.03;
 /// Visits that tell this share of the most telling one are as good.
 const AS_TELLING: f64 = 0.8;
+/// Standard deviation by which levels lie off a curve where no curve of the family explains them, and how many times
+/// likelier that must be.
+const LOOSE: f64 = 0.1;
+const ODDS: f64 = 20.0;
 /// Curves that are this much less likely than the mean of the family are no longer thought of.
 const LEAST: f64 = 0.01;
 /// An engine is warm after so many service times.
@@ -144,8 +146,8 @@ pub struct Race {
     weighed: usize,
     /// The curves that are possible, each with its likelihood times its prior, up to a factor.
     possible: Vec<(usize, f64)>,
-    /// The likeliest kind of noise.
-    noise: Option<Kind>,
+    /// The logarithm of the likelihood of all curves together.
+    evidence: f64,
     standing: Raced,
     rng: StdRng,
 }
@@ -168,7 +170,7 @@ impl Race {
             active: Vec::new(),
             weighed: 0,
             possible: Vec::new(),
-            noise: None,
+            evidence: 0.0,
             standing: Raced { pick: None, interval: [1, usize::MAX], decided: false, warm_from_s: 0.0 },
             rng: StdRng::seed_from_u64(1),
         }
@@ -227,22 +229,27 @@ impl Race {
         if let Some(middle) = wall.filter(|_| rises).and_then(|wall| self.between(passing, wall)) {
             return Some(self.rules.visit_to(middle));
         }
-        let (sure, probability) = self.best_choice(passing);
-        let clear = probability >= 1.0 - self.rules.doubt;
-        let pick = if clear { self.smallest_likely(sure) } else { sure };
+        let own = self.by_themselves(&observed);
+        let (pick, probability, clear) = match &own {
+            Some(own) => (own.pick, own.probability, own.is_sure),
+            None => {
+                let (sure, probability) = self.best_choice(passing);
+                let clear = probability >= 1.0 - self.rules.doubt;
+                (if clear { self.smallest_likely(sure) } else { sure }, probability, clear)
+            }
+        };
         let open = self.open_gate(&observed, pick, lowest, wall);
         let each: usize = self.rules.each.map_or(0, |each| self.choices.iter().map(|level| each.max(10 * level)).sum());
         let most = self.rules.most_requests(pick) + each as u64;
-        let rival = if probability >= SURE { self.rival(&observed, pick) } else { None };
-        let is_probable = probability >= SURE && rival.is_none();
-        let stands = clear && open.is_none() && rival.is_none();
+        let is_probable = probability >= SURE;
+        let stands = clear && open.is_none();
         let over = evidence.sent >= most;
         let decided = stands || (over && is_probable && open != Some(pick));
         // What is left by then is for the gates.
         let is_late = is_probable && evidence.sent.saturating_add((GATE_WAVES * pick.max(8)) as u64) >= most;
         self.standing = Raced { pick: Some(pick), decided, ..self.standing };
         if stands || over {
-            self.conclude(&observed, wall, rises);
+            self.standing.interval = own.map_or_else(|| self.interval(&observed, wall, rises), |own| own.interval);
             return None;
         }
         // The default limit rests on the lowest level: near it, that is looked at again when the engine is surely warm.
@@ -253,9 +260,12 @@ impl Race {
         if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
             return Some(self.rules.visit_to(lowest));
         }
-        let next = match open.or(rival).filter(|_| clear || is_late) {
+        let next = match open.filter(|_| clear || is_late) {
             Some(level) => level,
-            None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
+            None => match own {
+                Some(own) => own.next,
+                None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
+            },
         };
         Some(self.rules.visit_to(next))
     }
@@ -300,14 +310,14 @@ impl Race {
         }
         self.weighed += 1;
         let kinds = likelihood::kinds();
-        let (by_curve, by_kind) = likelihood::weigh(observed, &self.active, &kinds, self.rules.misfit);
-        self.noise = kinds.into_iter().zip(by_kind).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(kind, _)| kind);
+        let weighed = likelihood::weigh(observed, &self.active, &kinds, self.rules.misfit);
         let prior: f64 = FAMILY.iter().map(|curve| curve.prior).sum();
+        self.evidence = weighed.evidence(&self.active) - prior.ln();
         let weighted = |(&at, likelihood): (&usize, &f64)| (at, likelihood * FAMILY[at].prior);
-        self.possible = self.active.iter().zip(&by_curve).map(weighted).collect();
+        self.possible = self.active.iter().zip(&weighed.by_curve).map(weighted).collect();
         let least = LEAST * self.possible.iter().map(|curve| curve.1).sum::<f64>() / prior;
         // What is far from possible now hardly comes back: it is looked at again now and then.
-        let mut likelihoods = by_curve.iter();
+        let mut likelihoods = weighed.by_curve.iter();
         self.active.retain(|_| likelihoods.next().is_some_and(|&likelihood| likelihood > 0.1 * least));
         self.possible.retain(|&(at, weight)| weight >= least * FAMILY[at].prior);
         if self.picks.0 != cap {
@@ -335,9 +345,9 @@ impl Race {
     }
 
     /// The interval, by more curves than those that decided.
-    fn conclude(&mut self, observed: &Observed, wall: Option<usize>, rises: bool) {
+    fn interval(&self, observed: &Observed, wall: Option<usize>, rises: bool) -> [usize; 2] {
         let all: Vec<usize> = (0..FAMILY.len()).collect();
-        let (weights, _) = likelihood::weigh(observed, &all, &likelihood::kinds(), self.rules.misfit);
+        let weights = likelihood::weigh(observed, &all, &likelihood::kinds(), self.rules.misfit).by_curve;
         let weighted = |(at, weight): (usize, f64)| (self.picks.1[at].0, weight.powf(POWER) * FAMILY[at].prior);
         let mut picks: Vec<(f64, f64)> = weights.into_iter().enumerate().map(weighted).collect();
         picks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
@@ -356,7 +366,7 @@ impl Race {
         // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
         let low = near.map_or(low, |_| ((low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize).max(1));
         let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
-        self.standing.interval = [low.min(pick), high.max(pick)];
+        [low.min(pick), high.max(pick)]
     }
 
     /// Whether a level is good enough, by curve: several are, and any of them is a right answer.
@@ -393,24 +403,21 @@ impl Race {
         best
     }
 
-    /// The level to visit, this or the pick, where a level's own visits show that the pick is not good enough beside it,
-    /// whatever the curves have it.
-    fn rival(&self, observed: &Observed, pick: usize) -> Option<usize> {
-        let (heights, covariance) = likelihood::without_curve(observed, self.noise?)?;
-        let (m, at) = (heights.len(), observed.levels.binary_search(&pick).ok()?);
-        let beyond = |i: usize| {
-            let variance = covariance[i * m + i] + covariance[at * m + at] - 2.0 * covariance[i * m + at];
-            let above = heights[i] - heights[at] + KEEP.ln();
-            above - CONTRADICTED * variance.max(0.0).sqrt()
+    /// What levels show by themselves, where that they lie off every curve is far likelier than that they lie on one.
+    fn by_themselves(&self, observed: &Observed) -> Option<own::Own> {
+        let (kinds, thinned) = (likelihood::kinds(), (0..FAMILY.len()).step_by(11).collect::<Vec<usize>>());
+        let loose = likelihood::weigh(observed, &thinned, &kinds, LOOSE);
+        let off = loose.evidence(&thinned) - thinned.iter().map(|&curve| FAMILY[curve].prior).sum::<f64>().ln();
+        if off < self.evidence + ODDS.ln() {
+            return None;
+        }
+        let kind = kinds.into_iter().zip(&loose.by_kind).max_by(|a, b| a.1.total_cmp(b.1))?.0;
+        let time = |i: usize, rate: f64| observed.levels[i] as f64 / rate;
+        let alone = observed.rate_at(observed.levels[0]);
+        let in_time = |i: usize, rate: f64| {
+            self.rules.policy.max_p95_seconds.is_some() || time(i, rate) <= SLOWEST * time(0, alone)
         };
-        // What takes longer than the default limit allows is no answer either.
-        let slow = |i: usize| observed.levels[i] as f64 / heights[i].exp();
-        let in_time = |i: usize| self.rules.policy.max_p95_seconds.is_some() || slow(i) <= SLOWEST * slow(0);
-        let rivals = (0..m).filter(|&i| i != at && in_time(i) && beyond(i) > 0.0);
-        let rival = rivals.max_by(|&a, &b| beyond(a).total_cmp(&beyond(b)))?;
-        let told =
-            |i: usize| observed.points.iter().filter(|point| point.at == i).map(|point| 1.0 / point.own).sum::<f64>();
-        Some(observed.levels[if told(rival) < told(at) { rival } else { at }])
+        own::look(observed, kind, &self.choices, self.rules.policy.tolerance, in_time)
     }
 
     /// Of the levels up to one that is surely good enough, the smallest that most likely is: the rule asks for the smallest.

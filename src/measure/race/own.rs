@@ -1,0 +1,71 @@
+//! What levels show by themselves: where no curve explains a server, its visits decide alone, level against level.
+
+use statrs::distribution::{ContinuousCDF, Normal};
+
+use super::evidence::Observed;
+use super::likelihood::{Kind, without_curve};
+use super::{ABOVE, KEEP};
+
+/// By so many standard deviations one level is surely above another.
+const SURELY: f64 = 3.0;
+
+/// The smallest level that is good enough by what was seen of each.
+pub(super) struct Own {
+    pub pick: usize,
+    /// That it is good enough and not too high.
+    pub probability: f64,
+    pub is_sure: bool,
+    /// The level of which more is to be known.
+    pub next: usize,
+    pub interval: [usize; 2],
+}
+
+/// `in_time` says which level counts, by its place and its throughput.
+pub(super) fn look(
+    observed: &Observed,
+    kind: Kind,
+    choices: &[usize],
+    tolerance: f64,
+    in_time: impl Fn(usize, f64) -> bool,
+) -> Option<Own> {
+    let (heights, covariance) = without_curve(observed, kind)?;
+    let (m, levels) = (heights.len(), &observed.levels);
+    let usable: Vec<usize> = (0..m).take_while(|&i| in_time(i, heights[i].exp())).collect();
+    // By how many standard deviations one is higher than this share of the other.
+    let above = |i: usize, j: usize, share: f64| {
+        let variance = covariance[i * m + i] + covariance[j * m + j] - 2.0 * covariance[i * m + j];
+        (heights[i] - heights[j] - share.ln()) / variance.max(1e-12).sqrt()
+    };
+    let best = *usable.iter().max_by(|&&i, &&j| heights[i].total_cmp(&heights[j]))?;
+    let pick = *usable.iter().find(|&&i| heights[i] >= heights[best] + (1.0 - tolerance).ln())?;
+    let told =
+        |i: usize| observed.points.iter().filter(|point| point.at == i).map(|point| 1.0 / point.own).sum::<f64>();
+    let less_told = |i: usize, j: usize| levels[if told(i) < told(j) { i } else { j }];
+    // Good enough beside each of the others.
+    let keeps = |i: usize| {
+        let others = usable.iter().copied().filter(move |&j| j != i).map(move |j| (j, above(i, j, KEEP)));
+        others.min_by(|a, b| a.1.total_cmp(&b.1))
+    };
+    let refuted = |i: usize| above(best, i, 1.0 / (1.0 - tolerance));
+    // Not too high: a level just below what may be is too low.
+    let floor = choices.iter().copied().rfind(|&choice| ABOVE * (choice as f64) < levels[pick] as f64);
+    let below = floor.map(|floor| {
+        let seen = usable.iter().copied().filter(|&i| levels[i] >= floor && i < pick).map(|i| (i, refuted(i)));
+        seen.max_by(|a, b| a.1.total_cmp(&b.1)).map_or((floor, 0.0), |(i, by)| (less_told(i, best), by))
+    });
+    let rival = keeps(pick).map(|(j, by)| (less_told(pick, j), by));
+    let open = [below, rival].into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1));
+    let (next, by) = open.unwrap_or((levels[pick], f64::INFINITY));
+    let low = usable.iter().copied().take_while(|&i| i < pick).filter(|&i| refuted(i) >= 2.0).last();
+    let low =
+        low.map_or(levels[0], |i| choices.iter().copied().find(|&choice| choice > levels[i]).unwrap_or(levels[pick]));
+    let high = usable.iter().copied().filter(|&i| i >= pick).find(|&i| keeps(i).is_none_or(|(_, by)| by >= 2.0));
+    let high = high.or(usable.last().copied()).map_or(levels[pick], |i| levels[i]);
+    Some(Own {
+        pick: levels[pick],
+        probability: Normal::standard().cdf(by),
+        is_sure: by >= SURELY,
+        next,
+        interval: [low.min(levels[pick]), high],
+    })
+}
