@@ -36,9 +36,9 @@ Noise. Times are in service times.
   neighbour: true   # somebody takes a third of the server for 20 to 60
   cold: true        # 30 % slower for the first 30";
 
-/// Not used while anything was tuned: that was done with 1, 2, 3, 5, 11, 31, 32, 33, 40, 77, 78 and 901 to 910. Earlier
-/// judgments were by 4001 to 4003, 7001 to 7009 and 8001 to 8009.
-const SEEDS: [u64; 3] = [8_010, 8_011, 8_012];
+/// Not used while anything was tuned: that was done with 1, 2, 3, 5, 6, 11, 31, 32, 33, 40, 77, 78 and 901 to 910. Earlier
+/// judgments were by 4001 to 4003, 7001 to 7009 and 8001 to 8012.
+const SEEDS: [u64; 3] = [9_001, 9_002, 9_003];
 /// The levels of a list where the knee may lie far out.
 const WIDE_LEVELS: [usize; 10] = [1, 2, 5, 10, 25, 50, 100, 200, 300, 400];
 

@@ -10,6 +10,8 @@
 //! method of mixtures: Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon 2021), so by Ville's inequality it ever gets
 //! there with probability `doubt`, however often one looks.
 //!
+//! A server that no curve explains is decided by its visits alone, level against level ([`own`]).
+//!
 //! Who drives it makes the visit that [`Race::next`] asks for, adds it to the [`Evidence`] and asks again. Moving between
 //! levels needs no draining: permits are added or taken, and what was begun before belongs to no visit. A visit that an
 //! outage disturbed is left out and comes again by itself.
@@ -115,7 +117,7 @@ const WANDER: f64 = 0.03;
 /// Visits that tell this share of the most telling one are as good.
 const AS_TELLING: f64 = 0.8;
 /// Standard deviation by which levels lie off a curve where no curve of the family explains them, and how many times
-/// likelier that must be.
+/// likelier that must be. As much less likely kinds of noise are not thought of then.
 const LOOSE: f64 = 0.1;
 const ODDS: f64 = 20.0;
 /// Curves that are this much less likely than the mean of the family are no longer thought of.
@@ -403,7 +405,8 @@ impl Race {
         best
     }
 
-    /// What levels show by themselves, where that they lie off every curve is far likelier than that they lie on one.
+    /// What levels show by themselves, where that they lie off every curve is far likelier than that they lie on one; by
+    /// the kind of noise that leaves most in doubt.
     fn by_themselves(&self, observed: &Observed) -> Option<own::Own> {
         let (kinds, thinned) = (likelihood::kinds(), (0..FAMILY.len()).step_by(11).collect::<Vec<usize>>());
         let loose = likelihood::weigh(observed, &thinned, &kinds, LOOSE);
@@ -411,13 +414,15 @@ impl Race {
         if off < self.evidence + ODDS.ln() {
             return None;
         }
-        let kind = kinds.into_iter().zip(&loose.by_kind).max_by(|a, b| a.1.total_cmp(b.1))?.0;
+        let likeliest = loose.by_kind.iter().copied().fold(0.0, f64::max);
+        let likely = kinds.into_iter().zip(&loose.by_kind).filter(|(_, likelihood)| **likelihood * ODDS >= likeliest);
         let time = |i: usize, rate: f64| observed.levels[i] as f64 / rate;
         let alone = observed.rate_at(observed.levels[0]);
         let in_time = |i: usize, rate: f64| {
             self.rules.policy.max_p95_seconds.is_some() || time(i, rate) <= SLOWEST * time(0, alone)
         };
-        own::look(observed, kind, &self.choices, self.rules.policy.tolerance, in_time)
+        let look = |kind| own::look(observed, kind, &self.choices, self.rules.policy.tolerance, in_time);
+        likely.filter_map(|(kind, _)| look(kind)).min_by(|a, b| a.probability.total_cmp(&b.probability))
     }
 
     /// Of the levels up to one that is surely good enough, the smallest that most likely is: the rule asks for the smallest.
