@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use llm_concurrency::client::outcome::{Failure, Phase, RateLimit, RequestOutcome};
 use llm_concurrency::figures::reasons::Reasons;
 use llm_concurrency::figures::{
-    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Limits, Measured, Measurement, Outage, Prices,
-    Reach, Requests, Sample, ServerLoad, summarize,
+    ClientLoad, Distribution, Estimate, LevelState, LevelSummary, Limits, Measured, Measurement, Outage, Prices, Reach,
+    Requests, Sample, ServerLoad, summarize,
 };
 use serde_json::json;
 
@@ -282,19 +282,6 @@ fn impossible_figures_become_unknown() {
 
     let sane = figures_of(&[request(Phase::Measured, 10.0, 11.0, Some(5))]);
     assert_eq!(sane.clone().without_impossible(), sane);
-}
-
-#[test]
-fn drift_is_a_change_of_a_tenth_beyond_both_intervals() {
-    let figure = |rps, lower, upper| Estimate { estimate: rps, lower: Some(lower), upper: Some(upper) };
-    let change = |first, confirmed| Drift { first, confirmed }.change();
-    let first = figure(100.0, 95.0, 105.0);
-    assert!((change(first, figure(80.0, 76.0, 84.0)).unwrap() + 0.2).abs() < 1e-12);
-    assert!((change(first, figure(120.0, 116.0, 124.0)).unwrap() - 0.2).abs() < 1e-12);
-    // Within the noise, or small.
-    assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
-    assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
-    assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
 }
 
 #[test]

@@ -3,12 +3,9 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::causes::{ClientLimit, Drifted, Reason};
+use super::causes::{ClientLimit, Reason};
 use super::gates::value;
-use super::{
-    DriftCheck, FULL, JudgedLevel, Objective, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota,
-    size,
-};
+use super::{FULL, JudgedLevel, Objective, Policy, Raced, Status, Verdict, passing, quota, size};
 use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
@@ -16,8 +13,6 @@ use crate::figures::{BLOCKS, LevelSummary};
 const BUSY_CPU: f64 = 0.5;
 const LATE_TIMER_S: f64 = 0.001;
 const LATE_TIMER_SHARE: f64 = 0.05;
-/// A change of the server's speed is drift if it is beyond this many standard deviations of what its rounds show anyway.
-const BEYOND_NOISE: f64 = 3.0;
 const RESAMPLES: usize = 2_000;
 /// Wider than this many levels, and with a half-width above the second, the pick is too noisy.
 const WIDEST_INTERVAL: usize = 3;
@@ -61,7 +56,7 @@ pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
     }
     let picks = resampled_picks(&candidates, pick, policy.tolerance);
     let interval = picks.map(|ends| ends.map(|at| levels[at].summary.concurrency));
-    if let Some(reason) = drifted(levels).or_else(|| too_noisy(picks, levels, pick)) {
+    if let Some(reason) = too_noisy(picks, levels, pick) {
         return Decision { interval, ..Decision::none(Status::Unresolved, reason) };
     }
     let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
@@ -155,52 +150,6 @@ fn may_be_good(level: &JudgedLevel, levels: &[JudgedLevel], policy: &Policy) -> 
     let best = best_passing(levels, policy).map(|(_, best)| best);
     let highest = goodput.map(|goodput| goodput.rps.upper.unwrap_or(goodput.rps.estimate));
     highest.zip(best).is_none_or(|(highest, best)| highest >= (1.0 - policy.tolerance) * best)
-}
-
-pub(super) fn drift_check(levels: &[JudgedLevel]) -> DriftCheck {
-    if drifted(levels).is_some() {
-        DriftCheck::Found
-    } else if levels.iter().any(|level| level.summary.drift.is_some()) {
-        DriftCheck::None
-    } else {
-        DriftCheck::NotChecked
-    }
-}
-
-/// Which levels were not as fast when measured again, by more than their rounds differ among themselves.
-fn drifted(levels: &[JudgedLevel]) -> Option<Reason> {
-    let spread = spread_of_rounds(levels);
-    let changes: Vec<Drifted> = levels
-        .iter()
-        .filter(|level| level.verdict != Verdict::NotUsed)
-        .filter_map(|level| {
-            let drift = level.summary.drift?;
-            let rounds = rounds(&level.summary).len().max(1) as f64;
-            let noise = BEYOND_NOISE * spread * (1.0 + 1.0 / rounds).sqrt();
-            let change = drift.change().filter(|change| change.abs() > noise)?;
-            let (first, confirmed) = (drift.first.estimate, drift.confirmed.estimate);
-            Some(Drifted { level: level.summary.concurrency, first, confirmed, change })
-        })
-        .collect();
-    (!changes.is_empty()).then_some(Reason::Drifted { changes })
-}
-
-fn rounds(summary: &LevelSummary) -> Vec<f64> {
-    measurements(summary).into_iter().skip(1).collect()
-}
-
-/// Standard deviation between the confirm rounds of a level, relative to their mean, over all levels that have two or
-/// more; 0 where none has.
-///
-/// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
-/// where the interval of a throughput comes from.
-fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
-    let (squares, freedom) = deviations(levels.iter().filter_map(|level| {
-        let rounds = rounds(&level.summary);
-        let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
-        (mean > 0.0).then(|| rounds.iter().map(|round| round / mean).collect())
-    }));
-    if freedom > 0.0 { (squares / freedom).sqrt() } else { 0.0 }
 }
 
 /// Whether this client, not the server, was the limit at a level.

@@ -87,20 +87,20 @@ pub fn quantile(n: u64, p: f64, nth: impl Fn(u64) -> f64) -> Option<f64> {
 }
 
 /// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
-pub(super) fn with_interval(rps: f64, blocks: &[f64], confidence: f64) -> Estimate {
-    let half = relative_half_width(blocks, confidence).map(|half| rps * half);
+pub(super) fn with_interval(rps: f64, blocks: &[f64]) -> Estimate {
+    let half = relative_half_width(blocks).map(|half| rps * half);
     Estimate { estimate: rps, lower: half.map(|h| (rps - h).max(0.0)), upper: half.map(|h| rps + h) }
 }
 
-/// Half-width of the Student t interval of the mean, relative to the mean; `None` for fewer than two values.
-fn relative_half_width(values: &[f64], confidence: f64) -> Option<f64> {
+/// Half-width of the 95 % Student t interval of the mean, relative to the mean; `None` for fewer than two values.
+fn relative_half_width(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     if values.len() < 2 || mean <= 0.0 {
         return None;
     }
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    Some(student_t(n - 1.0, (1.0 + confidence) / 2.0)? * (variance / n).sqrt() / mean)
+    Some(student_t(n - 1.0, 0.975)? * (variance / n).sqrt() / mean)
 }
 
 /// A quantile of Student's t; `None` without degrees of freedom.
@@ -191,22 +191,19 @@ mod tests {
     #[test]
     fn the_half_width_is_that_of_student_t() {
         let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
-        assert_near(relative_half_width(&rates, 0.95), 0.199_503_509_310_250_15 / 10.1);
-        // By scipy.stats.t.ppf(.995, 9) in place of scipy.stats.t.ppf(.975, 9).
-        let half = 0.199_503_509_310_250_15 / 10.1 * (3.249_835_541_592_143 / 2.262_157_162_798_204_6);
-        assert_near(relative_half_width(&rates, 0.99), half);
-        let two = relative_half_width(&[8.0, 12.0], 0.95).unwrap();
+        assert_near(relative_half_width(&rates), 0.199_503_509_310_250_15 / 10.1);
+        let two = relative_half_width(&[8.0, 12.0]).unwrap();
         assert!((two - 2.541_240_947).abs() < 1e-6, "{two}");
-        assert_eq!(relative_half_width(&[8.0], 0.95), None);
-        assert_eq!(relative_half_width(&[0.0, 0.0], 0.95), None);
+        assert_eq!(relative_half_width(&[8.0]), None);
+        assert_eq!(relative_half_width(&[0.0, 0.0]), None);
     }
 
     #[test]
     fn an_interval_lies_around_the_figure_and_not_below_zero() {
-        let around = with_interval(20.0, &[8.0, 12.0], 0.95);
+        let around = with_interval(20.0, &[8.0, 12.0]);
         assert_eq!(around.lower, Some(0.0));
         assert!((around.upper.unwrap() - (20.0 + 20.0 * 2.541_240_947)).abs() < 1e-5, "{around:?}");
-        assert_eq!(with_interval(10.0, &[8.0], 0.95), Estimate { estimate: 10.0, lower: None, upper: None });
+        assert_eq!(with_interval(10.0, &[8.0]), Estimate { estimate: 10.0, lower: None, upper: None });
     }
 
     /// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four
