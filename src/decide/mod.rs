@@ -300,10 +300,7 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
     let mut notes = notes::level_notes(&judged, policy);
     let cold_s = raced.map(|raced| raced.warm_from_s).filter(|&cold_s| cold_s > 0.0);
     notes.extend(cold_s.map(|seconds| Note::ColdStart { seconds }));
-    let decision = match raced {
-        Some(raced) => pick::raced(&judged, policy, raced),
-        None => pick::decide(&judged, policy),
-    };
+    let decision = pick::decide(&judged, policy, raced);
     let pick = decision.pick.and_then(|at| judged.get(at));
     let missing = notes::missing_checks(&judged, pick, policy, raced.is_some());
     let provisional = pick.is_some() && !missing.is_empty();
@@ -348,7 +345,7 @@ fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
 }
 
 fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
-    let (best, _) = best_passing(levels, policy)?;
+    let (best, _) = best_passing(levels, policy.objective)?;
     pick::client_bound(&best.summary).map(|_| best.summary.concurrency)
 }
 
