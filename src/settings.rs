@@ -408,11 +408,10 @@ impl Settings {
             config.llm.model = SIMULATED_MODEL.to_owned();
             config.llm.headers = Headers::default();
         }
-        config.llm.headers.resolve(env);
+        config.llm.complete(path, env)?;
         config.check()?;
         let request = &mut config.benchmark.request;
         request.cache = Some(request.cache());
-        config.llm.resolve_paths(path);
         Ok(settings)
     }
 
@@ -492,7 +491,6 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        self.llm.check()?;
         self.benchmark.check()?;
         let Policy { max_error_rate, tolerance, objective, .. } = self.policy;
         let slo = self.policy.slo.unwrap_or_default();

@@ -8,11 +8,12 @@ mod virtual_server;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llm_concurrency::client::outcome::{Failure, Phase, Reply, RequestOutcome};
-use llm_concurrency::figures::{LevelSummary, Limits, summarize};
+use llm_concurrency::figures::{ClientLoad, LevelSummary, Limits, summarize};
 use llm_concurrency::load::closed_loop::{AT_ONCE, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window, visits};
+use llm_concurrency::load::self_check::SelfCheck;
 use tokio::sync::{Semaphore, mpsc, watch};
 use virtual_server::virtual_time;
 
@@ -337,5 +338,33 @@ fn permits_that_are_held_back_count_for_the_level_that_comes() {
             log.outcomes.iter().filter(|o| o.start_s <= at && until(o) > at).count()
         };
         assert!(taken((from + to) / 2.0) <= *level);
+    }
+}
+
+fn watched(mut between: impl FnMut()) -> ClientLoad {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let mut check = SelfCheck::start();
+        check.window_ended();
+        for _ in 0..20 {
+            between();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        check.window_ended();
+        check.result()
+    })
+}
+
+/// A thread that computes for 30 ms before it polls its timers again is late by more than a thread that waits.
+#[test]
+fn a_thread_that_computes_shows_in_both_figures() {
+    let busy = watched(|| {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(30) {}
+    });
+    assert!(busy.timer_lag_p95_s.unwrap() > 0.005, "{busy:?}");
+    if cfg!(unix) {
+        let idle = watched(|| std::thread::sleep(Duration::from_millis(30)));
+        assert!(busy.cpu.unwrap() > 5.0 * idle.cpu.unwrap(), "{busy:?} {idle:?}");
     }
 }

@@ -4,7 +4,7 @@
 
 use llm_concurrency::decide::compare::{Baseline, Comparison, Doubt, Moved, Regression, compare};
 use llm_concurrency::decide::duet::{Pair, side_by_side};
-use llm_concurrency::decide::{DriftCheck, Objective, Policy, Recommendation, Status, recommend};
+use llm_concurrency::decide::{Objective, Policy, Recommendation, Status, recommend};
 use llm_concurrency::figures::{BLOCKS, Distribution, Estimate, LevelSummary, Outage};
 
 /// A level that was measured as often as there are factors, each by so much faster, and errors.
@@ -102,12 +102,8 @@ fn what_clearly_fails_is_a_regression_and_what_may_be_chance_a_doubt() {
     let broken: Vec<_> = BEFORE.iter().map(|&(level, rps)| measured(level, rps, 0.5, &ROUNDS)).collect();
     let outage = Outage { lost: 400, requests: 1000, measurements: 1, of: 1, since: 0 };
     let gone = LevelSummary { outage: Some(outage), ..measured(20, 50.0, 0.4, &[1.0]) };
-    let undecided = Recommendation {
-        status: Status::Unresolved,
-        recommended_concurrency: None,
-        drift: DriftCheck::Found,
-        ..decided(&levels(1.0))
-    };
+    let undecided =
+        Recommendation { status: Status::Unresolved, recommended_concurrency: None, ..decided(&levels(1.0)) };
     for (now, regressions, doubts) in [
         (decided(&at_20(measured(20, 80.0, 0.2, &ROUNDS))), &["fails"][..], &[][..]),
         (decided(&at_20(measured(20, 80.0 * 1.17, 0.055, &ROUNDS))), &[], &["gate"]),

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use llm_concurrency::client::outcome::{Failure, Phase, RateLimit, RequestOutcome};
 use llm_concurrency::figures::reasons::Reasons;
 use llm_concurrency::figures::{
-    ClientLoad, Distribution, Drift, Estimate, LevelState, LevelSummary, Limits, Measured, Measurement, Outage, Prices,
-    Reach, Requests, Sample, ServerLoad, summarize,
+    ClientLoad, Distribution, Estimate, LevelState, LevelSummary, Limits, Measured, Measurement, Outage, Prices, Reach,
+    Requests, Sample, ServerLoad, quantile, summarize, wilson,
 };
 use serde_json::json;
 
@@ -285,19 +285,6 @@ fn impossible_figures_become_unknown() {
 }
 
 #[test]
-fn drift_is_a_change_of_a_tenth_beyond_both_intervals() {
-    let figure = |rps, lower, upper| Estimate { estimate: rps, lower: Some(lower), upper: Some(upper) };
-    let change = |first, confirmed| Drift { first, confirmed }.change();
-    let first = figure(100.0, 95.0, 105.0);
-    assert!((change(first, figure(80.0, 76.0, 84.0)).unwrap() + 0.2).abs() < 1e-12);
-    assert!((change(first, figure(120.0, 116.0, 124.0)).unwrap() - 0.2).abs() < 1e-12);
-    // Within the noise, or small.
-    assert_eq!(change(first, figure(80.0, 60.0, 100.0)), None);
-    assert_eq!(change(first, figure(91.0, 90.0, 92.0)), None);
-    assert_eq!(change(figure(0.0, 0.0, 0.0), figure(80.0, 76.0, 84.0)), None);
-}
-
-#[test]
 fn what_found_no_server_is_told_from_what_a_full_one_refused() {
     let cut = RequestOutcome { cut: true, ..failed(10.0, 11.0, Failure::Malformed) };
     let answered = |status, failure| RequestOutcome { status: Some(status), ..failed(10.0, 11.0, failure) };
@@ -547,4 +534,81 @@ mod usl {
             assert!(error.to_string().contains("falling"), "{error}");
         }
     }
+}
+
+/// Latencies, unbinned.
+fn distribution_of(times: impl IntoIterator<Item = f64>) -> Distribution {
+    let outcomes: Vec<_> = times.into_iter().map(|time| outcome(10.0, 10.0 + time)).collect();
+    figures_of(&outcomes).latency_s.unwrap()
+}
+
+/// `[float(np.quantile([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4], p)) for p in (.5, .9, .95, .99, 1)]`, numpy 2.
+#[test]
+fn quantiles_are_those_of_numpy() {
+    let distribution = distribution_of([0.3, 0.1, 0.7, 0.2, 1.5, 0.9, 0.4]);
+    assert_near(distribution.p50, 0.4);
+    assert_near(distribution.p90, 1.14);
+    assert_near(distribution.p95, 1.319_999_999_999_999_6);
+    assert_near(distribution.p99, 1.464);
+    assert_eq!(distribution.max, Some(1.5));
+    // np.mean of the same
+    assert_near(distribution.mean, 4.1 / 7.0);
+
+    // np.quantile(np.arange(1, 101) / 100, p): with n = 100 P99 lies between the two largest.
+    let hundred = distribution_of((1..=100).map(|n| f64::from(n) / 100.0));
+    assert_near(hundred.p50, 0.505);
+    assert_near(hundred.p90, 0.901);
+    assert_near(hundred.p95, 0.950_5);
+    assert_near(hundred.p99, 0.990_1);
+}
+
+#[test]
+fn a_quantile_of_one_value_is_that_value_and_of_none_unknown() {
+    assert_eq!(quantile(1, 0.95, |_| 7.0), Some(7.0));
+    assert_eq!(quantile(0, 0.95, |_| 7.0), None);
+    assert_eq!(Distribution::of_binned(&[]), None);
+    assert_eq!(Distribution::of_binned(&[(0.1, 0)]), None);
+    // Ends, and what lies beyond them: np.quantile([1, 2, 3], [0, 1])
+    let values = [1.0, 2.0, 3.0];
+    for (p, want) in [(-1.0, 1.0), (0.0, 1.0), (1.0, 3.0), (2.0, 3.0)] {
+        assert_eq!(quantile(3, p, |rank| values[rank as usize]), Some(want));
+    }
+}
+
+/// `np.quantile([1]*4 + [2]*3 + [5]*2 + [50], p)`, and the same without bins.
+#[test]
+fn binned_is_the_same_as_unbinned() {
+    let bins = [(1.0, 4), (2.0, 3), (5.0, 2), (50.0, 1)];
+    let binned = Distribution::of_binned(&bins).unwrap();
+    assert_near(binned.p50, 2.0);
+    assert_near(binned.p90, 9.5);
+    assert_near(binned.p95, 29.75);
+    assert_near(binned.p99, 45.95);
+    let values = bins.iter().flat_map(|&(value, count)| std::iter::repeat_n(value, count as usize));
+    assert_eq!(distribution_of(values), binned);
+}
+
+/// Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3, to the four
+/// digits printed there; then 0, 5 and 50 of 100 by `scipy.stats.binomtest(k, n).proportion_ci(method='wilson')`.
+#[test]
+fn wilson_is_as_published() {
+    for (k, n, low, high) in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ] {
+        let got = wilson(k, n).unwrap();
+        assert!((got[0] - low).abs() < 5.1e-5 && (got[1] - high).abs() < 5.1e-5, "{k}/{n}: {got:?}");
+    }
+    for (k, n, low, high) in [
+        (0, 100, 0.0, 0.036_993_498_206_985_68),
+        (5, 100, 0.021_543_679_154_367_973, 0.111_750_469_231_919_14),
+        (50, 100, 0.403_831_530_365_995_6, 0.596_168_469_634_004_4),
+    ] {
+        let got = wilson(k, n).unwrap();
+        assert!((got[0] - low).abs() < 1e-12 && (got[1] - high).abs() < 1e-12, "{k}/{n}: {got:?}");
+    }
+    assert_eq!(wilson(0, 0), None);
 }

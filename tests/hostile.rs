@@ -255,3 +255,74 @@ fn run_and_watch(folder: &std::path::Path) -> (Option<i32>, u64, String) {
     };
     (exit.code(), peak_kib, std::fs::read_to_string(folder.join("stderr")).unwrap())
 }
+
+/// However a stream is written and cut.
+mod sse {
+    use llm_concurrency::client::sse::SseParser;
+    use proptest::prelude::*;
+
+    const PARTS: &[&[u8]] = &[
+        b"data: x",
+        "data:\u{fc}".as_bytes(),
+        b"data",
+        b": c",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\n\n",
+        b"\xef\xbb\xbf",
+        b"\xff ",
+    ];
+
+    fn events(pieces: &[&[u8]]) -> Vec<String> {
+        let mut parser = SseParser::new(1000);
+        let mut seen = Vec::new();
+        let mut keep = |data: &[u8]| seen.push(String::from_utf8_lossy(data).into_owned());
+        for piece in pieces {
+            parser.feed(piece, &mut keep).expect("short lines");
+        }
+        parser.finish(&mut keep).expect("short lines");
+        seen
+    }
+
+    #[test]
+    fn the_forms_servers_send() {
+        let cases: [(&str, &[&str]); 10] = [
+            ("data: a\n\ndata: b\n\n", &["a", "b"]),
+            ("data:a\r\n\r\ndata: b\r\n\r\n", &["a", "b"]),
+            ("data: a\r\rdata: b\r\r", &["a", "b"]),
+            (": ping\n\n: ping\ndata: a\n\n", &["a"]),
+            ("data: a\ndata: b\n\n", &["a\nb"]),
+            ("\u{feff}data: a\n\n", &["a"]),
+            ("event: x\nid: 1\nretry: 5\ndata: a\n\n", &["a"]),
+            ("data: no blank line", &["no blank line"]),
+            ("data\n\n", &[""]),
+            ("data:a\r\n\ndata:b\r\n\r\n\ndata:c\r\r\n\n", &["a", "b", "c"]),
+        ];
+        for (text, expected) in cases {
+            // Found by fuzzing: the LF of a CRLF that came alone took the next LF with it.
+            let pieces: Vec<&[u8]> = text.as_bytes().chunks(1).flat_map(|byte| [byte, b""]).collect();
+            assert_eq!(events(&[text.as_bytes()]), expected, "{text:?}");
+            assert_eq!(events(&pieces), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        for endless in [&b"data: 0123456789"[..], b"data: 01234\ndata: 56789\ndata: 01234\n"] {
+            let refused = SseParser::new(10).feed(endless, |_| {}).unwrap_err();
+            assert_eq!(refused.to_string(), "a line of the stream is longer than 10 bytes");
+        }
+    }
+
+    proptest! {
+        /// However the bytes are cut, the events are the same.
+        #[test]
+        fn cuts_change_nothing(parts in prop::collection::vec(prop::sample::select(PARTS), 0..20), cut in 0usize..200) {
+            let bytes = parts.concat();
+            let (before, after) = bytes.split_at(cut.min(bytes.len()));
+            prop_assert_eq!(events(&[before, after]), events(&[&bytes]));
+            prop_assert_eq!(events(&bytes.chunks(1).collect::<Vec<_>>()), events(&[&bytes]));
+        }
+    }
+}

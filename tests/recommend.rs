@@ -4,12 +4,12 @@
 
 use llm_concurrency::client::outcome::{Counted, Period, Quota, RateLimit};
 use llm_concurrency::decide::{
-    DriftCheck, Gate, Note, Objective, Policy, Raced, Recommendation, Status, Verdict, recommend, recommend_after,
+    Gate, Note, Objective, Policy, Raced, Recommendation, Status, Verdict, recommend, recommend_after,
 };
 use llm_concurrency::figures::reasons::EarlyEnd;
 use llm_concurrency::figures::{
-    ClientLoad, Distribution, Drift, Estimate, Goodput, LevelState, LevelSummary, Outage, Prices, Sample, SizeSummary,
-    Slo, wilson,
+    ClientLoad, Distribution, Estimate, Goodput, LevelState, LevelSummary, Outage, Prices, Sample, SizeSummary, Slo,
+    wilson,
 };
 use llm_concurrency::report::text;
 use llm_concurrency::report::words;
@@ -501,50 +501,6 @@ fn measurements_that_differ_widen_the_interval() {
     assert_eq!((wavering.recommended_concurrency, wavering.interval), (Some(10), Some([10, 20])));
     let steady = recommend(&[twice(97.5, 97.5, level(10, 97.5)), best], &Policy::default());
     assert_eq!((steady.recommended_concurrency, steady.interval), (Some(10), Some([10, 10])));
-}
-
-/// What a level gave at first and in its confirm rounds, each known to ±4 %.
-fn confirmed(first: f64, again: f64, level: LevelSummary) -> LevelSummary {
-    let figure = |rps: f64| Estimate { estimate: rps, lower: Some(0.96 * rps), upper: Some(1.04 * rps) };
-    LevelSummary { drift: Some(Drift { first: figure(first), confirmed: figure(again) }), ..level }
-}
-
-#[test]
-fn a_contender_that_drifted_by_20_percent_decides_nothing() {
-    let mut all = levels(&[(1, 10.0), (10, 80.0), (20, 90.0), (40, 91.0)]);
-    all[2] = confirmed(100.0, 80.0, all[2].clone());
-    all[3] = confirmed(92.0, 90.0, all[3].clone());
-    let recommendation = case("drift", &all, &Policy::default(), Status::Unresolved, None);
-    assert_eq!((recommendation.drift, recommendation.interval), (DriftCheck::Found, Some([20, 20])));
-    assert!(!recommendation.status.may_patch());
-    // A difference within the intervals, or below a tenth, is none.
-    all[2] = confirmed(94.0, 86.0, all[2].clone());
-    let recommendation = recommend(&all, &Policy::default());
-    assert_eq!((recommendation.status, recommendation.drift), (Status::Ok, DriftCheck::None));
-    // Without confirm rounds nothing is known of it.
-    let once = levels(&[(1, 10.0), (10, 80.0), (20, 90.0), (40, 91.0)]);
-    assert_eq!(recommend(&once, &Policy::default()).drift, DriftCheck::NotChecked);
-}
-
-/// The same change is drift where the confirm rounds agree with each other, and noise where they do not.
-#[test]
-fn a_change_within_what_the_rounds_differ_is_no_drift() {
-    let in_rounds = |rounds: [f64; 2]| LevelSummary {
-        blocks_rps: [100.0, rounds[0], rounds[1]].iter().flat_map(|&rps| [rps; 10]).collect(),
-        ..confirmed(100.0, 80.0, level(20, 86.7))
-    };
-    let drift = |rounds| recommend(&[level(10, 50.0), in_rounds(rounds), level(40, 80.0)], &Policy::default()).drift;
-    assert_eq!(drift([79.0, 81.0]), DriftCheck::Found);
-    assert_eq!(drift([70.0, 90.0]), DriftCheck::None);
-}
-
-#[test]
-fn drift_that_was_not_checked_is_noted_where_more_than_one_level_may_be_the_pick() {
-    let mut all = levels(&[(1, 10.0), (10, 95.0), (20, 100.0), (40, 100.0)]);
-    for (at, block) in [90.0, 100.0, 93.0, 97.0, 95.0].into_iter().enumerate() {
-        all[1].blocks_rps.insert(at, block);
-    }
-    case("drift_not_checked", &all, &Policy::default(), Status::Ok, Some(10));
 }
 
 /// What is best is then the client's best, not the server's.

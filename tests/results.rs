@@ -84,8 +84,8 @@ impl Disk {
         load_measured(&self.places(), &identity(yaml), Limits::default(), None)
     }
 
-    fn criterion_file(&self, step: Step, name: &str, content: &Value) {
-        let path = self.places().criterion.join(criterion_id(step)).join("new").join(name);
+    fn criterion_file(&self, level: usize, name: &str, content: &Value) {
+        let path = self.places().criterion.join(criterion_id(level)).join("new").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content.to_string()).unwrap();
     }
@@ -94,7 +94,7 @@ impl Disk {
         let wave_ns = step.level as f64 * 1e9 / rps;
         let interval = json!({"confidence_level": 0.95, "lower_bound": wave_ns * 0.9, "upper_bound": wave_ns * 1.1});
         let mean = json!({"point_estimate": wave_ns, "confidence_interval": interval, "standard_error": 1.0});
-        self.criterion_file(step, "estimates.json", &json!({"mean": mean}));
+        self.criterion_file(step.level, "estimates.json", &json!({"mean": mean}));
     }
 }
 
@@ -108,10 +108,6 @@ fn sweep(level: usize) -> Step {
     Step { level, stage: Stage::Sweep, round: 0 }
 }
 
-fn confirm(round: u32, level: usize) -> Step {
-    Step { level, stage: Stage::Confirm, round }
-}
-
 /// Measures a level in full at this rate, all requests alike, and leaves Criterion's files as Criterion would.
 fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
     measure_step(disk, run, sweep(level), rps);
@@ -120,7 +116,11 @@ fn measure(disk: &Disk, run: &mut Recorded, level: usize, rps: f64) {
 fn measure_step(disk: &Disk, run: &mut Recorded, step: Step, rps: f64) {
     record(run, step, rps, LevelState::Complete);
     let times = run.manifest.levels.last().unwrap().sample_ns.clone();
-    disk.criterion_file(step, "sample.json", &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}));
+    disk.criterion_file(
+        step.level,
+        "sample.json",
+        &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
+    );
     disk.estimates(step, rps);
 }
 
@@ -133,7 +133,6 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         serde_json::to_string(&outcome(seq as u64, start, start + latency)).unwrap() + "\n"
     });
     let sidecar = match step.stage {
-        Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
         Stage::Sweep => format!("level-{level}.jsonl"),
         Stage::Visit => "visits.jsonl".to_owned(),
     };
@@ -146,7 +145,7 @@ fn record(run: &mut Recorded, step: Step, rps: f64, state: LevelState) {
         concurrency: level,
         stage: step.stage,
         round: step.round,
-        criterion_id: criterion_id(step),
+        criterion_id: criterion_id(level),
         sample_ns: vec![wave_ns; 10],
         window_s: Some([0.0, window]),
         samples: vec![Sample { duration_s: window / 10.0, completed: n as u64 / 10, succeeded: n as u64 / 10 }; 10],
@@ -232,51 +231,19 @@ fn a_filtered_run_is_completed_from_older_ones() {
     assert_eq!(measured.levels[2].requests, Some(100));
 }
 
-#[test]
-fn confirm_rounds_of_the_same_run_are_pooled_with_the_first_measurement() {
-    let mut disk = Disk::new();
-    let mut older = disk.run(CONFIG, &[1, 2]);
-    measure_step(&disk, &mut older, confirm(2, 2), 90.0);
-    let mut run = disk.run(CONFIG, &[1, 2]);
-    measure(&disk, &mut run, 1, 10.0);
-    measure(&disk, &mut run, 2, 20.0);
-    measure_step(&disk, &mut run, confirm(1, 2), 40.0);
-    record(&mut run, confirm(3, 2), 80.0, LevelState::Cut);
-    let measured = disk.load(CONFIG).unwrap();
-    assert_eq!(measured.notes, []);
-    let pooled = &measured.levels[1];
-    assert_eq!((pooled.requests, pooled.blocks_rps.len()), (Some(200), 20));
-    // 100 requests in 5 s and 100 in 2.5 s, without what the last ones of each have left.
-    let rps = pooled.throughput_rps.unwrap().estimate;
-    assert!((26.0..200.0 / 7.5).contains(&rps), "{rps}");
-    let drift = pooled.drift.unwrap();
-    assert!((drift.first.estimate - 19.8).abs() < 0.2 && (drift.confirmed.estimate - 39.6).abs() < 0.4, "{drift:?}");
-
-    // Once another run has overwritten the round in Criterion's folder, it is left out.
-    let mut other = disk.run(CONFIG, &[1, 2]);
-    measure_step(&disk, &mut other, confirm(1, 2), 90.0);
-    let alone = &disk.load(CONFIG).unwrap().levels[1];
-    assert_eq!((alone.requests, alone.drift), (Some(100), None));
-}
-
 /// A timeline is drawn from them.
 #[test]
 fn the_records_of_requests_come_in_the_order_in_which_they_were_made() {
     let mut disk = Disk::new();
     let mut run = disk.run(CONFIG, &[1, 2, 5]);
-    let steps = [sweep(5), sweep(1), confirm(1, 1), confirm(1, 5), confirm(2, 1)];
-    for step in steps {
-        measure_step(&disk, &mut run, step, 10.0);
-    }
+    [5, 1].into_iter().for_each(|level| measure(&disk, &mut run, level, 10.0));
     let mut filtered = disk.run(CONFIG, &[1, 2, 5]);
     measure(&disk, &mut filtered, 2, 40.0);
     let requests = disk.load(CONFIG).unwrap().requests;
     let names: Vec<_> = requests.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
-    let first = ["level-5", "level-1", "confirm-1-level-1", "confirm-1-level-5", "confirm-2-level-1", "level-2"];
-    assert_eq!(names, first.map(|name| format!("{name}.jsonl")));
+    assert_eq!(names, ["level-5", "level-1", "level-2"].map(|name| format!("{name}.jsonl")));
 }
 
-/// Confirm rounds without the first measurement of their own run are no measurement.
 /// Criterion has one entry for all visits to a level, and none for a level that was visited for a few requests.
 #[test]
 fn visits_of_a_run_are_pooled_by_their_levels_one_entry() {
@@ -301,11 +268,7 @@ fn visits_of_a_run_are_pooled_by_their_levels_one_entry() {
         run.manifest.levels[unnamed].sample_ns.clear();
     }
     let times = &run.manifest.levels[1].sample_ns;
-    disk.criterion_file(
-        visit(2, 2),
-        "sample.json",
-        &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}),
-    );
+    disk.criterion_file(2, "sample.json", &json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times}));
     run.manifest.raced = Some(Raced { pick: Some(2), interval: [2, 2], decided: true, warm_from_s: 0.0 });
     run.manifest.about.settings.policy = Some(Policy::default());
     fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
@@ -315,20 +278,6 @@ fn visits_of_a_run_are_pooled_by_their_levels_one_entry() {
     let rps = measured.levels[1].throughput_rps.unwrap().estimate;
     assert!((rps - 200.0 / 7.5).abs() < 0.01, "{rps}");
     assert!(!measured.incomplete && measured.raced.is_some_and(|(raced, _)| raced.pick == Some(2)));
-}
-
-#[test]
-fn a_level_measured_anew_takes_no_confirm_round_of_an_older_run() {
-    let mut disk = Disk::new();
-    let mut whole = disk.run(CONFIG, &[1, 2]);
-    measure(&disk, &mut whole, 1, 10.0);
-    measure(&disk, &mut whole, 2, 20.0);
-    measure_step(&disk, &mut whole, confirm(1, 2), 20.0);
-    let mut filtered = disk.run(CONFIG, &[1, 2]);
-    measure(&disk, &mut filtered, 2, 40.0);
-    let level = &disk.load(CONFIG).unwrap().levels[1];
-    assert_eq!((level.requests, level.drift), (Some(100), None));
-    assert!(level.throughput_rps.unwrap().estimate > 35.0);
 }
 
 #[test]
@@ -385,7 +334,7 @@ fn a_level_that_was_cut_is_left_out() {
     measure(&disk, &mut run, 1, 10.0);
     record(&mut run, sweep(2), 20.0, LevelState::Cut);
     let times = &run.manifest.levels[1].sample_ns;
-    disk.criterion_file(sweep(2), "sample.json", &json!({"times": times}));
+    disk.criterion_file(2, "sample.json", &json!({"times": times}));
     let measured = disk.load(CONFIG).unwrap();
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
@@ -691,7 +640,7 @@ fn full_level() -> Value {
         "latency_s": times, "gate_latency_s": times, "p95_interval_s": [1.5, 2.5], "ttft_s": times, "itl_s": times,
         "tpot_s": times, "output_tps": 100.0, "mean_output_tokens": 10.0,
         "by_size": [{"size": "small", "requests": 100, "succeeded": 99, "latency_s": times, "mean_output_tokens": 10.0}],
-        "mean_in_flight": 3.9, "drift": {"first": figure, "confirmed": figure},
+        "mean_in_flight": 3.9,
         "client": {"cpu": 0.1, "timer_lag_p95_s": 0.001},
         "server": {"looks": 3, "running": 2.0, "waiting": 1.0, "kv_cache": 0.5}
     })

@@ -16,6 +16,8 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use llm_concurrency::client::redact::{lines, one_line, secrets, value_in_lines, without_secrets};
+use serde_json::json;
 use servers::{RawServer, ok};
 
 /// How each secret begins.
@@ -372,4 +374,40 @@ fn nothing_in_a_file_acts_on_a_terminal() {
             assert!(!text.contains(['\u{1b}', '\u{202e}', '\u{200b}']), "{args:?}: a file in results");
         }
     }
+}
+
+#[test]
+fn what_acts_on_a_terminal_or_hides_is_left_out() {
+    for (text, shown) in [
+        ("m\u{1b}[31m\u{7}x\u{9b}1m", "m[31mx1m"),
+        ("a\u{202e}b\u{2066}c\u{200b}d\u{feff}e\u{ad}f\u{e0041}g", "abcdefg"),
+        (" two\r\n\tlines\u{2028}here ", "two lines here"),
+        ("grüße, 模型 é́", "grüße, 模型 é́"),
+    ] {
+        assert_eq!(one_line(text), shown);
+    }
+    assert_eq!(lines("one\r\n\u{1b}two"), "one\ntwo");
+    let file = value_in_lines(json!({"m\u{1b}": ["a\u{202e}", 1.5, null]}));
+    assert_eq!(file, json!({"m": ["a", 1.5, null]}));
+}
+
+#[test]
+fn secrets_are_found_at_any_depth_and_settings_are_none() {
+    let body = json!({
+        "api_key": "s1", "x": {"headers": [{"X-Auth-Token": "s2"}]}, "auth": {"pin": 4711, "on": true},
+        "clientSecret": ["s3"], "HF_TOKEN": "s4", "apikey": null, "temperature": 0.5, "max_completion_tokens": 9,
+        "stop_token_ids": [2], "keyword": "k", "tokenizer": "t", "monkey": "m",
+    });
+    let body = body.as_object().unwrap();
+    let mut found = secrets(body);
+    found.sort_unstable();
+    assert_eq!(found, ["4711", "s1", "s2", "s3", "s4"]);
+    let kept = json!(without_secrets(body));
+    assert_eq!((&kept["temperature"], &kept["auth"]["on"], &kept["keyword"]), (&json!(0.5), &json!(true), &json!("k")));
+    for secret in ["s1", "s2", "s3", "s4", "4711"] {
+        assert!(!kept.to_string().contains(secret), "{kept}");
+    }
+    let other = without_secrets(json!({"api_key": "s2"}).as_object().unwrap());
+    assert_ne!(json!(other)["api_key"], kept["api_key"]);
+    assert!(other["api_key"].as_str().unwrap().starts_with("[redacted "));
 }

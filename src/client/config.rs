@@ -1,9 +1,7 @@
 //! The section `llm` of config.yaml and the environment: what a client needs.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -116,13 +114,23 @@ impl Llm {
         let Sections { mut llm } = parse(&read_text(&path)?, &path)?;
         let env = Env::load(&path)?;
         env.refuse_near_misses(&CLIENT_VARIABLES)?;
-        llm.endpoint = env.parsed("LLM_ENDPOINT")?.or(llm.endpoint);
+        if let Some(url) = env.get("LLM_ENDPOINT") {
+            llm.endpoint = Some(url.parse().map_err(|message: String| invalid("LLM_ENDPOINT", message))?);
+        }
         llm.model = env.get("LLM_MODEL").map_or(llm.model, |model| model.trim().to_owned());
         llm.endpoint(&path)?;
-        llm.check()?;
-        llm.resolve_paths(&path);
-        llm.headers.resolve(&env);
+        llm.complete(&path, &env)?;
         Ok((llm, api_key(&env)))
+    }
+
+    /// Checks it, and puts in what it leaves to the place of the file and to the environment.
+    pub(crate) fn complete(&mut self, path: &Path, env: &Env) -> Result<(), ConfigError> {
+        self.check()?;
+        if let Some(file) = &mut self.ca_file {
+            *file = path.parent().unwrap_or(Path::new("")).join(&*file);
+        }
+        self.headers.resolve(env);
+        Ok(())
     }
 
     pub(crate) fn endpoint(&self, path: &Path) -> Result<&Endpoint, ConfigError> {
@@ -133,12 +141,6 @@ impl Llm {
                  --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial.",
             )
         })
-    }
-
-    pub(crate) fn resolve_paths(&mut self, config: &Path) {
-        if let Some(file) = &mut self.ca_file {
-            *file = config.parent().unwrap_or(Path::new("")).join(&*file);
-        }
     }
 
     /// Whether the values make sense.
@@ -214,15 +216,6 @@ impl Env {
     /// A variable that is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.trim().is_empty())
-    }
-
-    pub(crate) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, ConfigError>
-    where
-        T::Err: fmt::Display,
-    {
-        self.get(name)
-            .map(|text| text.trim().parse().map_err(|error: T::Err| invalid(name, error.to_string())))
-            .transpose()
     }
 }
 

@@ -92,51 +92,38 @@ impl BodyTemplate {
         if let (Some(limit), Some(renamed)) = (prompt.max_tokens, others.get_mut("max_completion_tokens")) {
             *renamed = limit.into();
         }
-        others.remove(wire.prompt_key);
-        let system_key = wire.system_key.filter(|_| prompt.system.is_some());
-        if let Some(key) = system_key {
-            others.remove(key);
-        }
-        let messages: Vec<_> = prompt.messages().collect();
+        let mut messages: Vec<_> = prompt.messages().map(|(role, text)| (role, text.to_owned())).collect();
         let marked = match settings.cache() {
             Cache::Shared => messages.iter().position(|(role, _)| *role == "user").unwrap_or_default(),
             Cache::Fresh | Cache::Reuse => 0,
         };
-        let first = usize::from(system_key.is_some());
-        let as_text = wire.shape == Shape::Text || wire.shape == Shape::Either && messages.len() == first + 1;
-        // The prompt comes last, behind the others' last entry, and is written by hand: the place of the mark cannot be
-        // taken for another then, whatever the texts are.
-        let mut body = Value::Object(others).to_string();
-        body.truncate(body.len() - 1);
-        let mut mark = 0;
-        for (at, (role, text)) in messages.into_iter().enumerate() {
-            // What stands around the text of a message.
-            let (before, after) = match system_key.filter(|_| at == 0) {
-                Some(key) => (format!(",\"{key}\":\""), "\""),
-                None if as_text && at == first => (format!(",\"{}\":\"", wire.prompt_key), ""),
-                None if as_text => ("\\n\\n".to_owned(), ""),
-                None => {
-                    let start = if at == first { format!("\"{}\":[", wire.prompt_key) } else { String::new() };
-                    (format!(",{start}{{\"role\":\"{role}\",\"content\":\""), "\"}")
-                }
-            };
-            body.push_str(&before);
-            if at == marked {
-                mark = body.len();
-            }
-            let quoted = Value::from(text).to_string();
-            body.extend([&quoted[1..quoted.len() - 1], after]);
+        // Stands for the mark, and cannot be in any text.
+        let place = format!("{:032x}", rand::random::<u128>());
+        messages[marked].1.insert_str(0, &place);
+        if let Some(key) = wire.system_key.filter(|_| prompt.system.is_some()) {
+            others.insert(key.to_owned(), messages.remove(0).1.into());
         }
-        body.push_str(if as_text { "\"}" } else { "]}" });
-        let body = Bytes::from(body);
-        BodyTemplate { before: body.slice(..mark), after: body.slice(mark..) }
+        let as_text = wire.shape == Shape::Text || wire.shape == Shape::Either && messages.len() == 1;
+        let written: Value = if as_text {
+            let texts: Vec<_> = messages.into_iter().map(|(_, text)| text).collect();
+            texts.join("\n\n").into()
+        } else {
+            messages.into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
+        };
+        others.insert(wire.prompt_key.to_owned(), written);
+        let body = Value::Object(others).to_string();
+        let (before, after) = body.split_once(&place).unwrap_or((&body, ""));
+        BodyTemplate {
+            before: Bytes::copy_from_slice(before.as_bytes()),
+            after: Bytes::copy_from_slice(after.as_bytes()),
+        }
     }
 
     /// Holds what comes before the mark together with `other`, if that begins with the same.
     pub fn sharing(self, other: Option<&BodyTemplate>) -> Self {
         match other {
             Some(BodyTemplate { before, .. }) if *before == self.before => {
-                BodyTemplate { before: before.clone(), after: Bytes::copy_from_slice(&self.after) }
+                BodyTemplate { before: before.clone(), ..self }
             }
             _ => self,
         }

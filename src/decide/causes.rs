@@ -60,20 +60,9 @@ pub enum Reason {
     NothingUsable { lowest: Option<(usize, Vec<Cause>)> },
     OneLevel,
     NothingQualifies { lowest: Option<(usize, Vec<Cause>)> },
-    Drifted { changes: Vec<Drifted> },
     TooNoisy { interval: [usize; 2], half_width: f64 },
     Quota(QuotaReached),
     Other { text: String },
-}
-
-/// A level that was not as fast when it was measured again. Rates are requests per second.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Drifted {
-    pub level: usize,
-    pub first: f64,
-    pub confirmed: f64,
-    /// `confirmed / first - 1`.
-    pub change: f64,
 }
 
 /// A quota that was the limit, as far as it shows.
@@ -125,7 +114,6 @@ pub enum Note {
     Unchecked { level: usize, gate: Gate, least: Option<u64> },
     NoSpread { levels: Vec<usize> },
     OpenOutage { level: usize, outage: Outage },
-    DriftNotChecked,
     // The engine was slow at first, for so long.
     ColdStart { seconds: f64 },
     NoCurve { why: String },

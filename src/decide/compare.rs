@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::decide::{
-    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, deviations, measurements,
-    open_outages, passing, standard_error, value,
+    Cause, Gate, JudgedLevel, Objective, Reason, Recommendation, Status, Verdict, best_passing, deviations,
+    measurements, open_outages, passing, standard_error, value,
 };
 use crate::figures::student_t;
 
@@ -136,12 +136,12 @@ pub fn compare(
     let noise = Noise::of([before, now]);
     let chances = passing(&before.levels).count().max(1);
     let in_both = |old| noise.change(old, used(now, concurrency(old))?, objective, chances);
-    let best = |decided| best(decided, objective);
+    let best = best_passing(&before.levels, objective).zip(best_passing(&now.levels, objective));
     let usable = before.levels.iter().filter(|level| level.verdict != Verdict::NotUsed);
     let mut comparison = Comparison {
         unit: objective.unit(),
         levels: usable.filter_map(in_both).collect(),
-        best: best(before).zip(best(now)).and_then(|(old, new)| noise.change(old, new, objective, 1)),
+        best: best.and_then(|((old, _), (new, _))| noise.change(old, new, objective, 1)),
         recommended: before.chosen().and_then(in_both),
         ..Comparison::default()
     };
@@ -157,11 +157,6 @@ fn concurrency(level: &JudgedLevel) -> usize {
 
 fn used(decided: &Recommendation, wanted: usize) -> Option<&JudgedLevel> {
     decided.levels.iter().find(|level| level.verdict != Verdict::NotUsed && concurrency(level) == wanted)
-}
-
-fn best(decided: &Recommendation, objective: Objective) -> Option<&JudgedLevel> {
-    let value = |level: &&JudgedLevel| value(&level.summary, objective).unwrap_or_default();
-    passing(&decided.levels).max_by(|a, b| value(a).total_cmp(&value(b)))
 }
 
 /// How much a level's throughput differs from one measurement to the next, relative to itself.

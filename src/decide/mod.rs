@@ -203,17 +203,6 @@ impl JudgedLevel {
     }
 }
 
-/// Whether the server was as fast when measured again as it was at first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DriftCheck {
-    /// No level was measured again.
-    #[default]
-    NotChecked,
-    None,
-    Found,
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recommendation {
     pub status: Status,
@@ -229,8 +218,6 @@ pub struct Recommendation {
     pub reason: Reason,
     /// The best level, where this client was the limit there: the server may do more.
     pub client_bound_at: Option<usize>,
-    #[serde(default)]
-    pub drift: DriftCheck,
     #[serde(default, rename = "findings")]
     pub notes: Vec<Note>,
     /// Ascending.
@@ -313,19 +300,11 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
     let mut notes = notes::level_notes(&judged, policy);
     let cold_s = raced.map(|raced| raced.warm_from_s).filter(|&cold_s| cold_s > 0.0);
     notes.extend(cold_s.map(|seconds| Note::ColdStart { seconds }));
-    let decision = match raced {
-        Some(raced) => pick::raced(&judged, policy, raced),
-        None => pick::decide(&judged, policy),
-    };
+    let decision = pick::decide(&judged, policy, raced);
     let pick = decision.pick.and_then(|at| judged.get(at));
     let missing = notes::missing_checks(&judged, pick, policy, raced.is_some());
     let provisional = pick.is_some() && !missing.is_empty();
     notes.extend(missing);
-    // A race holds with a server whose speed wanders.
-    let drift = if raced.is_some() { DriftCheck::None } else { pick::drift_check(&judged) };
-    if drift == DriftCheck::NotChecked && pick.is_some() && decision.interval.is_some_and(|[low, high]| low < high) {
-        notes.push(Note::DriftNotChecked);
-    }
     let usl = fit_usl(&judged).map_err(|note| notes.push(note)).ok();
     Recommendation {
         status: decision.status,
@@ -335,7 +314,6 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
         simulated: false,
         client_bound_at: pick.and_then(|_| client_bound_at(&judged, policy)),
         reason: decision.reason,
-        drift,
         notes,
         usl,
         low_latency_alternative: low_latency_alternative(&judged),
@@ -367,7 +345,7 @@ fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
 }
 
 fn client_bound_at(levels: &[JudgedLevel], policy: &Policy) -> Option<usize> {
-    let (best, _) = best_passing(levels, policy)?;
+    let (best, _) = best_passing(levels, policy.objective)?;
     pick::client_bound(&best.summary).map(|_| best.summary.concurrency)
 }
 

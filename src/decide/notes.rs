@@ -31,7 +31,7 @@ pub(super) fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<Note> 
 /// What the P95 gate nobody asked for costs in throughput.
 fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note> {
     let objective = policy.objective;
-    let (_, best) = best_passing(levels, policy).filter(|_| policy.max_p95_seconds.is_none())?;
+    let (_, best) = best_passing(levels, policy.objective).filter(|_| policy.max_p95_seconds.is_none())?;
     let late = levels.iter().filter(|level| level.gate == Some(Gate::P95)).map(|level| &level.summary);
     let (level, reached) = late
         .filter_map(|summary| Some((summary.concurrency, value(summary, objective)?)))
@@ -60,7 +60,7 @@ pub(super) fn missing_checks(
     let mut missing: Vec<Note> = Vec::new();
     if let Some(pick) = pick {
         // A race takes as many requests as it needs, and where.
-        let best = best_passing(levels, policy).map(|(best, _)| best).filter(|best| *best != pick && !raced);
+        let best = best_passing(levels, policy.objective).map(|(best, _)| best).filter(|best| *best != pick && !raced);
         let decisive = std::iter::once(pick).chain(best);
         let of_pick = decisive.flat_map(|level| missing_checks_of(&level.summary, policy));
         missing.extend(of_pick.filter(|note| !raced || !matches!(note, Note::Small { .. })));

@@ -3,12 +3,9 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::causes::{ClientLimit, Drifted, Reason};
+use super::causes::{ClientLimit, Reason};
 use super::gates::value;
-use super::{
-    DriftCheck, FULL, JudgedLevel, Objective, Policy, Raced, Status, Verdict, deviations, measurements, passing, quota,
-    size,
-};
+use super::{FULL, JudgedLevel, Objective, Policy, Raced, Status, Verdict, passing, quota, size};
 use crate::figures::{BLOCKS, LevelSummary};
 
 /// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
@@ -16,8 +13,6 @@ use crate::figures::{BLOCKS, LevelSummary};
 const BUSY_CPU: f64 = 0.5;
 const LATE_TIMER_S: f64 = 0.001;
 const LATE_TIMER_SHARE: f64 = 0.05;
-/// A change of the server's speed is drift if it is beyond this many standard deviations of what its rounds show anyway.
-const BEYOND_NOISE: f64 = 3.0;
 const RESAMPLES: usize = 2_000;
 /// Wider than this many levels, and with a half-width above the second, the pick is too noisy.
 const WIDEST_INTERVAL: usize = 3;
@@ -36,69 +31,80 @@ impl Decision {
     }
 }
 
-pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy) -> Decision {
+/// Decides, also after a race by this policy, which has chosen.
+pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy, raced: Option<&Raced>) -> Decision {
     let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
-    if used.is_empty() {
-        let lowest = levels.first().map(|level| (level.summary.concurrency, level.causes.clone()));
+    let with_causes = |level: &JudgedLevel| (level.summary.concurrency, level.causes.clone());
+    let Some(&lowest) = used.first() else {
+        let lowest = levels.first().map(with_causes);
         return Decision::none(Status::Unresolved, Reason::NothingUsable { lowest });
-    }
+    };
     if let Some(reached) = quota::reached(levels, policy) {
         return Decision::none(Status::RateLimited, Reason::Quota(reached));
     }
-    let passing = levels.iter().enumerate().filter(|(_, level)| level.verdict == Verdict::Pass);
-    let candidate = |(at, level): (usize, &JudgedLevel)| {
-        let value = value(&level.summary, policy.objective)?;
-        Some(Candidate { at, value, blocks: block_rates(&level.summary, policy.objective) })
+    let candidate = |&at: &usize| {
+        let summary = Some(&levels[at]).filter(|level| level.verdict == Verdict::Pass).map(|level| &level.summary)?;
+        let (value, blocks) = (value(summary, policy.objective)?, block_rates(summary, policy.objective));
+        Some(Candidate { at, value, blocks })
     };
-    let candidates: Vec<Candidate> = passing.filter_map(candidate).collect();
-    let Some(pick) = smallest_good(candidates.iter().map(|c| (c.at, c.value)), policy.tolerance) else {
-        let lowest = Some(&levels[used[0]]).filter(|level| level.verdict == Verdict::Fail);
-        let lowest = lowest.map(|level| (level.summary.concurrency, level.causes.clone()));
+    let candidates: Vec<Candidate> = used.iter().filter_map(candidate).collect();
+    let Some(smallest) = smallest_good(candidates.iter().map(|c| (c.at, c.value)), policy.tolerance) else {
+        let lowest = Some(with_causes(&levels[lowest]));
         return Decision::none(Status::NoQualifyingLevel, Reason::NothingQualifies { lowest });
     };
     if used.len() < 2 {
         return Decision::none(Status::Unresolved, Reason::OneLevel);
     }
-    let picks = resampled_picks(&candidates, pick, policy.tolerance);
-    let interval = picks.map(|ends| ends.map(|at| levels[at].summary.concurrency));
-    if let Some(reason) = drifted(levels).or_else(|| too_noisy(picks, levels, pick)) {
-        return Decision { interval, ..Decision::none(Status::Unresolved, reason) };
+    let (pick, interval) = match raced {
+        Some(raced) => by_race(levels, &candidates, raced, policy),
+        None => by_resampling(levels, &candidates, smallest, policy),
+    };
+    let pick = match pick {
+        Ok(pick) => pick,
+        Err(reason) => return Decision { interval, ..Decision::none(Status::Unresolved, reason) },
+    };
+    let (status, mut reason) = explain_pick(levels, &used, &candidates, pick, policy);
+    let Policy { objective, tolerance, .. } = *policy;
+    if status == Status::Ok && raced.is_some() {
+        reason = Reason::ByVisits { objective, tolerance };
     }
-    let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
     Decision { status, pick: Some(pick), interval, reason }
 }
 
-/// What a race has chosen.
-pub(super) fn raced(levels: &[JudgedLevel], policy: &Policy, raced: &Raced) -> Decision {
-    let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
-    let Some(&lowest) = used.first() else { return decide(levels, policy) };
-    if let Some(reached) = quota::reached(levels, policy) {
-        return Decision::none(Status::RateLimited, Reason::Quota(reached));
+/// A pick, or why there is none, and the levels that it may be.
+type Picked = (Result<usize, Reason>, Option<[usize; 2]>);
+
+fn by_resampling(levels: &[JudgedLevel], candidates: &[Candidate], pick: usize, policy: &Policy) -> Picked {
+    let interval = resampled_picks(candidates, pick, policy.tolerance);
+    let wide = interval.filter(|[low, high]| high - low + 1 > WIDEST_INTERVAL);
+    let noise = half_width(&levels[pick].summary).filter(|&noise| noise > NOISY_HALF_WIDTH);
+    let interval = interval.map(|ends| ends.map(|at| levels[at].summary.concurrency));
+    match (wide.and(interval), noise) {
+        (Some(interval), Some(half_width)) => (Err(Reason::TooNoisy { interval, half_width }), Some(interval)),
+        _ => (Ok(pick), interval),
     }
-    let passes = |level: &JudgedLevel| level.verdict == Verdict::Pass;
-    if !levels.iter().any(passes) {
-        let lowest = Some((levels[lowest].summary.concurrency, levels[lowest].causes.clone()));
-        return Decision::none(Status::NoQualifyingLevel, Reason::NothingQualifies { lowest });
-    }
-    if used.len() < 2 {
-        return Decision::none(Status::Unresolved, Reason::OneLevel);
-    }
+}
+
+fn by_race(levels: &[JudgedLevel], candidates: &[Candidate], raced: &Raced, policy: &Policy) -> Picked {
     let interval = raced.pick.map(|pick| without_the_surely_slower(raced.interval, pick, levels, policy));
-    let chosen = |level: &JudgedLevel| {
-        Some(level.summary.concurrency) == raced.pick && passes(level) && may_be_good(level, levels, policy)
+    let good_from = (1.0 - policy.tolerance) * candidates.iter().map(|candidate| candidate.value).fold(0.0, f64::max);
+    // The curves of a race are those of a throughput: goodput may fall more steeply than any of them.
+    let may_be_good = |summary: &LevelSummary| {
+        let goodput = summary.goodput.as_ref().filter(|_| policy.objective == Objective::Goodput);
+        goodput.is_none_or(|goodput| goodput.rps.upper.unwrap_or(goodput.rps.estimate) >= good_from)
     };
-    let Some(pick) = levels.iter().position(chosen).filter(|_| raced.decided) else {
-        return Decision { interval, ..Decision::none(Status::Unresolved, Reason::NotDecided { interval }) };
+    let chosen = candidates.iter().find(|candidate| Some(levels[candidate.at].summary.concurrency) == raced.pick);
+    let chosen = chosen.filter(|chosen| raced.decided && may_be_good(&levels[chosen.at].summary));
+    let Some(chosen) = chosen else { return (Err(Reason::NotDecided { interval }), interval) };
+    // A race is content with any level that surely is good enough. Where a smaller one, which it holds possible, was
+    // measured in full and is within the tolerance of the best by its own figures, it is that one.
+    let is_good = |candidate: &&Candidate| {
+        let summary = &levels[candidate.at].summary;
+        candidate.at == chosen.at
+            || summary.concurrency >= raced.interval[0] && is_full(summary) && candidate.value >= good_from
     };
-    let value = |at: usize| value(&levels[at].summary, policy.objective);
-    let passing = (0..levels.len()).filter(|&at| passes(&levels[at]));
-    let candidates: Vec<Candidate> =
-        passing.filter_map(|at| Some(Candidate { at, value: value(at)?, blocks: Vec::new() })).collect();
-    let pick = smaller_in_full(levels, &candidates, pick, raced, policy).unwrap_or(pick);
-    let (status, reason) = explain_pick(levels, &used, &candidates, pick, policy);
-    let Policy { objective, tolerance, .. } = *policy;
-    let reason = if status == Status::Ok { Reason::ByVisits { objective, tolerance } } else { reason };
-    Decision { status, pick: Some(pick), interval, reason }
+    let pick = candidates.iter().find(is_good).unwrap_or(chosen).at;
+    (Ok(pick), interval)
 }
 
 /// The race's interval from the first level on that was not measured in full, or may be within the tolerance of the best by
@@ -130,79 +136,6 @@ fn is_full(summary: &LevelSummary) -> bool {
     summary.requests >= Some(size(summary.concurrency, FULL))
 }
 
-/// A race is content with any level that surely is good enough. Where a smaller one, which it holds possible, was measured in
-/// full and is within the tolerance of the best by its own figures, it is that one.
-fn smaller_in_full(
-    levels: &[JudgedLevel],
-    candidates: &[Candidate],
-    pick: usize,
-    raced: &Raced,
-    policy: &Policy,
-) -> Option<usize> {
-    let best = candidates.iter().map(|candidate| candidate.value).fold(0.0, f64::max);
-    let good = |candidate: &&Candidate| {
-        let summary = &levels[candidate.at].summary;
-        let is_possible = summary.concurrency >= raced.interval[0];
-        is_possible && is_full(summary) && candidate.value >= (1.0 - policy.tolerance) * best
-    };
-    candidates.iter().take_while(|candidate| candidate.at < pick).find(good).map(|candidate| candidate.at)
-}
-
-/// Whether a level's goodput may be within the tolerance of the best. The curves of a race are those of a throughput:
-/// goodput may fall more steeply than any of them.
-fn may_be_good(level: &JudgedLevel, levels: &[JudgedLevel], policy: &Policy) -> bool {
-    let goodput = level.summary.goodput.as_ref().filter(|_| policy.objective == Objective::Goodput);
-    let best = best_passing(levels, policy).map(|(_, best)| best);
-    let highest = goodput.map(|goodput| goodput.rps.upper.unwrap_or(goodput.rps.estimate));
-    highest.zip(best).is_none_or(|(highest, best)| highest >= (1.0 - policy.tolerance) * best)
-}
-
-pub(super) fn drift_check(levels: &[JudgedLevel]) -> DriftCheck {
-    if drifted(levels).is_some() {
-        DriftCheck::Found
-    } else if levels.iter().any(|level| level.summary.drift.is_some()) {
-        DriftCheck::None
-    } else {
-        DriftCheck::NotChecked
-    }
-}
-
-/// Which levels were not as fast when measured again, by more than their rounds differ among themselves.
-fn drifted(levels: &[JudgedLevel]) -> Option<Reason> {
-    let spread = spread_of_rounds(levels);
-    let changes: Vec<Drifted> = levels
-        .iter()
-        .filter(|level| level.verdict != Verdict::NotUsed)
-        .filter_map(|level| {
-            let drift = level.summary.drift?;
-            let rounds = rounds(&level.summary).len().max(1) as f64;
-            let noise = BEYOND_NOISE * spread * (1.0 + 1.0 / rounds).sqrt();
-            let change = drift.change().filter(|change| change.abs() > noise)?;
-            let (first, confirmed) = (drift.first.estimate, drift.confirmed.estimate);
-            Some(Drifted { level: level.summary.concurrency, first, confirmed, change })
-        })
-        .collect();
-    (!changes.is_empty()).then_some(Reason::Drifted { changes })
-}
-
-fn rounds(summary: &LevelSummary) -> Vec<f64> {
-    measurements(summary).into_iter().skip(1).collect()
-}
-
-/// Standard deviation between the confirm rounds of a level, relative to their mean, over all levels that have two or
-/// more; 0 where none has.
-///
-/// A server that is now faster, now slower does not drift; what it does shows between the rounds, and not inside them,
-/// where the interval of a throughput comes from.
-fn spread_of_rounds(levels: &[JudgedLevel]) -> f64 {
-    let (squares, freedom) = deviations(levels.iter().filter_map(|level| {
-        let rounds = rounds(&level.summary);
-        let mean = rounds.iter().sum::<f64>() / rounds.len() as f64;
-        (mean > 0.0).then(|| rounds.iter().map(|round| round / mean).collect())
-    }));
-    if freedom > 0.0 { (squares / freedom).sqrt() } else { 0.0 }
-}
-
 /// Whether this client, not the server, was the limit at a level.
 pub(super) fn client_bound(summary: &LevelSummary) -> Option<ClientLimit> {
     let client = summary.client?;
@@ -213,12 +146,6 @@ pub(super) fn client_bound(summary: &LevelSummary) -> Option<ClientLimit> {
     let most_s = LATE_TIMER_S.max(LATE_TIMER_SHARE * latency);
     let late_s = client.timer_lag_p95_s.filter(|&lag| lag > most_s)?;
     Some(ClientLimit::Timers { late_s, most_s })
-}
-
-fn too_noisy(picks: Option<[usize; 2]>, levels: &[JudgedLevel], pick: usize) -> Option<Reason> {
-    let [low, high] = picks.filter(|[low, high]| high - low + 1 > WIDEST_INTERVAL)?;
-    let half_width = half_width(&levels[pick].summary).filter(|&noise| noise > NOISY_HALF_WIDTH)?;
-    Some(Reason::TooNoisy { interval: [low, high].map(|at| levels[at].summary.concurrency), half_width })
 }
 
 struct Candidate {
@@ -317,7 +244,7 @@ fn explain_pick(
         return (Status::AtOrBelowLowest, Reason::LowestTested { level });
     }
     let Policy { objective, tolerance, .. } = *policy;
-    let best = value(&levels[pick].summary, objective).zip(best_passing(levels, policy));
+    let best = value(&levels[pick].summary, objective).zip(best_passing(levels, policy.objective));
     let of_best = best
         .filter(|(own, (_, highest))| own < highest)
         .map(|(own, (best, highest))| (own / highest, best.summary.concurrency));
@@ -325,7 +252,7 @@ fn explain_pick(
 }
 
 /// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
-pub fn best_passing<'a>(levels: &'a [JudgedLevel], policy: &Policy) -> Option<(&'a JudgedLevel, f64)> {
-    let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, policy.objective)?)));
+pub fn best_passing(levels: &[JudgedLevel], objective: Objective) -> Option<(&JudgedLevel, f64)> {
+    let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, objective)?)));
     values.reduce(|best, next| if next.1 > best.1 { next } else { best })
 }

@@ -12,8 +12,6 @@ pub enum Stage {
     #[default]
     #[serde(alias = "auto")]
     Sweep,
-    /// A contender, measured again, in a run of an earlier version.
-    Confirm,
     /// A visit of the race, without a drain.
     Visit,
 }
@@ -23,7 +21,7 @@ pub enum Stage {
 pub struct Step {
     pub level: usize,
     pub stage: Stage,
-    /// The number of the visit in its run, or the confirm round, from 1; else 0.
+    /// The number of the visit in its run, from 1; else 0.
     pub round: u32,
 }
 
@@ -32,7 +30,7 @@ pub struct Step {
 pub struct Measurement {
     pub concurrency: usize,
     pub stage: Stage,
-    /// The number of the visit in its run, or the confirm round, from 1; else 0.
+    /// The number of the visit in its run, from 1; else 0.
     #[serde(default)]
     pub round: u32,
     /// When the loop began, of which it is a part, seconds since the run began.

@@ -1,8 +1,8 @@
-//! What changed while a run lasted: a server that was gone for a while, or that changed its speed.
+//! A server that was gone for a while.
 
 use serde::{Deserialize, Serialize};
 
-use super::quantiles::{Estimate, wilson};
+use super::quantiles::wilson;
 use crate::client::outcome::{Failure, RequestOutcome};
 
 /// How many requests of a measurement found no server.
@@ -89,25 +89,4 @@ pub(super) fn without_outages<T: Copy>(
         since: measurements.iter().rev().take_while(|measurement| !gone(measurement)).count() as u64,
     };
     (if there.is_empty() { out } else { there }, Some(outage))
-}
-
-/// A level's throughput when it was first measured and in its confirm rounds, each with its 99 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Drift {
-    pub first: Estimate,
-    /// In all confirm rounds together.
-    pub confirmed: Estimate,
-}
-
-/// A change of throughput above this, and beyond both 99 % intervals, is drift.
-const DRIFTED: f64 = 0.10;
-
-impl Drift {
-    /// The change relative to the first figure, if it is drift.
-    pub fn change(&self) -> Option<f64> {
-        let Drift { first, confirmed } = self;
-        let apart = first.upper? < confirmed.lower? || confirmed.upper? < first.lower?;
-        let change = confirmed.estimate / first.estimate - 1.0;
-        (apart && change.is_finite() && change.abs() > DRIFTED).then_some(change)
-    }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::goodput::{Cost, Goodput, Prices, Slo};
 use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage};
-use super::outages::{Drift, Outage, without_outages};
+use super::outages::{Outage, without_outages};
 use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, wilson, with_interval};
 use super::reasons::{EarlyEnd, Reason, Reasons};
 use super::requests::{Micros, Request, Requests, sum};
@@ -87,8 +87,6 @@ pub struct LevelSummary {
     pub mean_held: Option<f64>,
     /// Measurements of the level in which the server was gone.
     pub outage: Option<Outage>,
-    /// The first measurement beside the confirm rounds; null without such rounds: then drift was not checked.
-    pub drift: Option<Drift>,
     /// What the measuring cost this client.
     pub client: Option<ClientLoad>,
     /// What the server said of its own load meanwhile, where it was asked.
@@ -125,7 +123,6 @@ impl LevelSummary {
         }
         let whole = |e: &Estimate| [Some(e.estimate), e.lower, e.upper].iter().flatten().all(can_be);
         self.throughput_rps = self.throughput_rps.filter(|throughput| can_be(&throughput.estimate));
-        self.drift = self.drift.filter(|drift| whole(&drift.first) && whole(&drift.confirmed));
         self.goodput = self.goodput.filter(|Goodput { met, attainment, rps, blocks_rps, .. }| {
             *met <= requests && whole(attainment) && whole(rps) && blocks_rps.iter().all(can_be)
         });
@@ -194,33 +191,17 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
         usable.retain(is_warm);
     }
     let (counted, outage) = without_outages(&usable, |(_, requests)| requests.reach, limits.max_error_rate);
-    let in_full: Vec<Measured> =
-        counted.iter().copied().filter(|(measurement, _)| measurement.stage != Stage::Visit).collect();
-    let drift = match in_full.split_first() {
-        Some((first, again @ [_, ..])) => drift(&[*first], again),
-        _ => None,
-    };
     // One that was given up is enough to doubt the level.
     let doubted = counted.iter().find(|(measurement, _)| measurement.state != LevelState::Complete);
     let doubted = doubted.or(counted.first()).map(|(measurement, _)| measurement);
     let summary = pooled(&counted, limits);
     LevelSummary {
         outage,
-        drift,
         state: doubted.map(|measurement| measurement.state),
         reason: doubted.and_then(|measurement| measurement.reason.clone()),
         usd_per_1000: limits.prices.of_1000(&summary),
         ..summary
     }
-}
-
-/// `None` if one of them has no interval.
-fn drift(first: &[Measured], again: &[Measured]) -> Option<Drift> {
-    let of = |level: &[Measured]| {
-        let rps = Rates::of(level, Request::is_success).rps()?;
-        Some(with_interval(rps, &blocks(level, Request::is_success), 0.99)).filter(|figure| figure.lower.is_some())
-    };
-    Some(Drift { first: of(first)?, confirmed: of(again)? })
 }
 
 /// One column after the other, since together they would take much memory.
@@ -264,7 +245,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
         error_rate: rate(failures.values().sum()),
         timeout_rate: rate(timeouts),
         duration_s: Some(rates.duration_s),
-        throughput_rps: rates.rps().map(|rps| with_interval(rps, &blocks_rps, 0.95)),
+        throughput_rps: rates.rps().map(|rps| with_interval(rps, &blocks_rps)),
         samples: Some(measurements().flat_map(|measurement| measurement.samples.iter().copied()).collect()),
         blocks_rps,
         latency_s,
@@ -321,7 +302,7 @@ fn goodput(level: &[Measured], slo: Slo) -> Option<Goodput> {
         slo,
         met,
         attainment: Estimate { estimate: met as f64 / requests as f64, lower: Some(lower), upper: Some(upper) },
-        rps: with_interval(Rates::of(level, is_met).rps()?, &blocks_rps, 0.95),
+        rps: with_interval(Rates::of(level, is_met).rps()?, &blocks_rps),
         blocks_rps,
     })
 }

@@ -32,6 +32,11 @@ const KAPPA_ZERO: f64 = 1e-10;
 /// simpler one (a parameter exactly 0) is taken. It is far below what any measurement resolves.
 const TIE: f64 = 1e-20;
 
+/// What golden section leaves out of an interval at each step, `(3 - sqrt(5)) / 2`, and after how many of them a cell of
+/// the grid is known to twelve digits.
+const GOLDEN: f64 = 0.381_966_011_250_105_1;
+const STEPS: u32 = 50;
+
 /// The field names are the symbols of the literature.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Usl {
@@ -73,9 +78,8 @@ pub enum UslError {
 /// Fits the law to `(concurrency, throughput)` points by least squares in throughput.
 ///
 /// Several points of one level are all used; points whose numbers are not finite and positive are left out. For a given
-/// `(sigma, kappa)` the best `lambda` has a closed form, so the search has two dimensions (variable projection, Golub and
-/// Pereyra 1973): a grid over the whole box finds where to start, and a Levenberg-Marquardt search from the best cells and
-/// along the edges of the box finishes.
+/// `(sigma, kappa)` the best `lambda` has a closed form, and for a given `kappa` the best `sigma` is found by a search in
+/// one dimension, as that `kappa` is.
 ///
 /// [`UslError::Falling`] where the lowest level is the best one, or the fitted curve is highest at or below it.
 pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
@@ -117,9 +121,6 @@ struct Candidate {
     sse: f64,
 }
 
-/// Which of `(sigma, kappa)` a search may move; the others stay where they start.
-type Free = [bool; 2];
-
 struct Problem(Vec<(f64, f64)>);
 
 impl Problem {
@@ -136,98 +137,14 @@ impl Problem {
         Candidate { sigma, kappa, lambda, sse }
     }
 
-    /// The best of a search over the whole box and of one along each of its lower edges. The edges are searched
-    /// by themselves so that a parameter which is 0 comes out as exactly 0, not as a rounding error.
+    /// The best `kappa`, each with its best `sigma`. The grid of `kappa` goes by factors of about 3, since useful values span
+    /// many powers of ten.
     fn solve(&self) -> Candidate {
-        let grid = self.grid();
-        let mut best = self.at(0.0, 0.0);
         let tie = TIE * self.0.iter().map(|p| p.1 * p.1).sum::<f64>();
-        for free in [[true, false], [false, true], [true, true]] {
-            let may_start = |c: &&Candidate| (free[0] || c.sigma == 0.0) && (free[1] || c.kappa == 0.0);
-            for start in grid.iter().filter(may_start).take(3) {
-                let found = self.descend(*start, free);
-                if found.sse + tie < best.sse {
-                    best = found;
-                }
-            }
-        }
-        best
-    }
-
-    /// Starting points over the box, best first: `sigma` evenly, `kappa` by factors of about 3, since useful values
-    /// span many powers of ten.
-    fn grid(&self) -> Vec<Candidate> {
-        let sigmas = (0..=20).map(|i| f64::from(i) / 20.0);
+        let sigmas: Vec<f64> = (0..=20).map(|i| f64::from(i) / 20.0).collect();
         let powers = (0..=18).map(|i| 10_f64.powf(-9.0 + 0.5 * f64::from(i)));
         let kappas: Vec<f64> = std::iter::once(0.0).chain(powers).collect();
-        let mut grid: Vec<_> =
-            sigmas.flat_map(|sigma| kappas.iter().map(move |&kappa| self.at(sigma, kappa))).collect();
-        grid.sort_by(|a, b| a.sse.total_cmp(&b.sse));
-        grid
-    }
-
-    /// Levenberg-Marquardt inside the box, with Marquardt's scaling by the diagonal (the two parameters differ by
-    /// powers of ten). A step that leaves the box is cut back to its wall.
-    fn descend(&self, start: Candidate, free: Free) -> Candidate {
-        let mut best = start;
-        let mut damping = 1e-3;
-        for _ in 0..500 {
-            let Some(step) = self.step(&best, free, damping) else { break };
-            let next = self.at((best.sigma + step[0]).clamp(0.0, UPPER), (best.kappa + step[1]).clamp(0.0, UPPER));
-            let settled = close(next.sigma, best.sigma) && close(next.kappa, best.kappa);
-            if next.sse < best.sse {
-                best = next;
-                damping = (damping * 0.2).max(1e-15);
-            } else {
-                damping *= 5.0;
-            }
-            if settled || damping > 1e15 {
-                break;
-            }
-        }
-        best
-    }
-
-    /// Solves the damped normal equations for the parameters that may move: free, and not at a wall with the descent
-    /// pointing through it. `None` where none can.
-    ///
-    /// The Jacobian is that of variable projection in Kaufman's form (1975): the derivative of the curve less its part
-    /// along the curve, which `lambda` takes up. Its gradient is exact.
-    fn step(&self, at: &Candidate, free: Free, damping: f64) -> Option<[f64; 2]> {
-        // f = X / lambda with its derivatives by sigma and by kappa.
-        let derivatives = |&(n, _): &(f64, f64)| {
-            let f = capacity(at.sigma, at.kappa, n);
-            let by_sigma = -f * f * (n - 1.0) / n;
-            [f, by_sigma, by_sigma * n]
-        };
-        let rows: Vec<[f64; 3]> = self.0.iter().map(derivatives).collect();
-        let ff: f64 = rows.iter().map(|r| r[0] * r[0]).sum();
-        let along = [1, 2].map(|k| rows.iter().map(|r| r[0] * r[k]).sum::<f64>() / ff);
-        // The gradient (half of it, downhill) and the approximate Hessian.
-        let (mut g, mut h) = ([0.0; 2], [[0.0; 2]; 2]);
-        for (row, &(_, x)) in rows.iter().zip(&self.0) {
-            let residual = x - at.lambda * row[0];
-            let j = [0, 1].map(|k| at.lambda * (row[k + 1] - along[k] * row[0]));
-            for a in 0..2 {
-                g[a] += j[a] * residual;
-                for b in 0..2 {
-                    h[a][b] += j[a] * j[b];
-                }
-            }
-        }
-        let may_move =
-            |value: f64, downhill: f64| !(value <= 0.0 && downhill < 0.0 || value >= UPPER && downhill > 0.0);
-        let d = [h[0][0] * (1.0 + damping), h[1][1] * (1.0 + damping)];
-        let step = match (free[0] && may_move(at.sigma, g[0]), free[1] && may_move(at.kappa, g[1])) {
-            (true, true) => {
-                let determinant = d[0] * d[1] - h[0][1] * h[1][0];
-                [(g[0] * d[1] - h[0][1] * g[1]) / determinant, (d[0] * g[1] - h[1][0] * g[0]) / determinant]
-            }
-            (true, false) => [g[0] / d[0], 0.0],
-            (false, true) => [0.0, g[1] / d[1]],
-            (false, false) => return None,
-        };
-        step.iter().all(|s| s.is_finite()).then_some(step)
+        least(&kappas, tie, |kappa| least(&sigmas, tie, |sigma| self.at(sigma, kappa)))
     }
 
     fn squares_about_mean(&self) -> f64 {
@@ -236,7 +153,32 @@ impl Problem {
     }
 }
 
-/// Equal to about thirteen digits, or both as good as 0.
-fn close(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-13 * a.abs().max(b.abs()) + 1e-18
+/// The candidate of the least error: about the best point of the grid, by golden section (Kiefer 1953). The grid's first
+/// point where that is as good, so that a parameter which is 0 comes out as exactly 0, not as a rounding error.
+fn least(grid: &[f64], tie: f64, candidate: impl Fn(f64) -> Candidate) -> Candidate {
+    let mut best = candidate(grid[0]);
+    let (first, mut at) = (best, 0);
+    for (index, &value) in grid.iter().enumerate() {
+        let found = candidate(value);
+        if found.sse < best.sse {
+            (best, at) = (found, index);
+        }
+    }
+    let (mut low, mut high) = (grid[at.saturating_sub(1)], grid[(at + 1).min(grid.len() - 1)]);
+    let inside = |low: f64, high: f64| low + (high - low) * GOLDEN;
+    let mut between = [inside(low, high), inside(high, low)];
+    let mut found = between.map(&candidate);
+    for _ in 0..STEPS {
+        if found[0].sse <= found[1].sse {
+            high = between[1];
+            between = [inside(low, high), between[0]];
+            found = [candidate(between[0]), found[0]];
+        } else {
+            low = between[0];
+            between = [between[1], inside(high, low)];
+            found = [found[1], candidate(between[1])];
+        }
+    }
+    best = found.into_iter().fold(best, |best, found| if found.sse < best.sse { found } else { best });
+    if first.sse <= best.sse + tie { first } else { best }
 }

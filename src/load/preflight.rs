@@ -74,19 +74,3 @@ fn chosen(prompts: &[Prompt]) -> Vec<(Which, usize)> {
     chosen.dedup_by_key(|(_, at)| *at);
     chosen
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_typical_and_the_longest_prompt_are_chosen() {
-        let prompts = |lengths: &[usize]| -> Vec<Prompt> {
-            let prompt = |&n: &usize| "x".repeat(n).as_str().into();
-            lengths.iter().map(prompt).collect()
-        };
-        assert_eq!(chosen(&prompts(&[9, 1, 5])), [(Which::Typical, 2), (Which::Longest, 0)]);
-        assert_eq!(chosen(&prompts(&[4])), [(Which::Typical, 0)]);
-        assert_eq!(chosen(&[]), []);
-    }
-}

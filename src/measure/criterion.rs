@@ -14,7 +14,6 @@ use regex::Regex;
 
 use super::plan::SAMPLES;
 use super::sweep::SweepError;
-use crate::figures::{Stage, Step};
 use crate::record::{GROUP, Places, criterion_id};
 use crate::stdio;
 
@@ -98,7 +97,7 @@ impl CriterionArgs {
     }
 
     pub fn selects(&self, level: usize) -> bool {
-        let id = criterion_id(Step { level, stage: Stage::Sweep, round: 0 });
+        let id = criterion_id(level);
         self.filter.as_ref().is_none_or(|filter| filter.is_match(&id))
     }
 }

@@ -172,7 +172,7 @@ impl InProgress {
         } else {
             self.monitor.into_iter().for_each(|monitor| monitor.finish(end.load_s));
             complete(&mut end, &plan, &self.stopper, self.watch.as_deref());
-            end.measurement.criterion_id = criterion_id(step);
+            end.measurement.criterion_id = criterion_id(step.level);
             end.measurement.sample_ns = self.handed;
         }
         Ok(end)

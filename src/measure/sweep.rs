@@ -20,9 +20,7 @@ use crate::load::open_files::{self, TooFewFiles};
 use crate::load::recorder::Recorded;
 use crate::monitor::{Live, MetricsError, MetricsServer, terminal_width};
 use crate::prompts::{self, Prompt, PromptError};
-use crate::record::{
-    GROUP, Identity, Places, ResultsError, Resumed, Run, RunSettings, criterion_id, remove_confirm_groups,
-};
+use crate::record::{GROUP, Identity, Places, ResultsError, Resumed, Run, RunSettings, criterion_id};
 use crate::report::{text, words};
 use crate::settings::Settings;
 use crate::simulator::SimulatorError;
@@ -167,7 +165,6 @@ pub fn run(
     if args.mode == Mode::Measure {
         sweep.race()?;
         sweep.hand_over_visits(&mut group)?;
-        remove_confirm_groups(places);
     }
     group.finish();
     let mut swept = sweep.swept;
@@ -496,7 +493,7 @@ impl Sweep<'_> {
             });
             let manifest = &mut self.swept.run.manifest;
             if let Some(first) = manifest.levels.iter_mut().find(|of| of.concurrency == level && usable(of)) {
-                first.criterion_id = criterion_id(first.step());
+                first.criterion_id = criterion_id(first.concurrency);
                 first.sample_ns = samples;
             }
         }

@@ -33,7 +33,7 @@ pub struct Basis {
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
 ///
 /// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
-/// those in Criterion's `new/sample.json`, and with it that run's confirm rounds of the level. The `limits` may be
+/// those in Criterion's `new/sample.json`, and with it that run's visits to the level. The `limits` may be
 /// others than those of the run, but for the time after which a request had timed out. What a run that is still in memory
 /// came to, `own`, is not read again.
 /// An error if there is nothing, or the newest run was made against something else than `now`.
@@ -99,7 +99,7 @@ pub fn load_measured(
     if runs.len() > 1 {
         notes.push(Note::SeveralRuns { runs: runs.into_iter().map(str::to_owned).collect() });
     }
-    // In the order in which they were made: of one run the confirm rounds come after all first measurements.
+    // In the order in which they were made.
     let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
     let made = made.filter(|(_, record)| used.iter().any(|one| std::ptr::eq(*one, *record)));
     measured.requests =
@@ -136,26 +136,25 @@ fn is_unnamed(record: &Measurement) -> bool {
     record.stage == Stage::Visit && record.sample_ns.is_empty()
 }
 
-/// The newest measurement of a level that Criterion's files still hold, with the visits of the same run, or the confirm
-/// rounds that they hold as well.
+/// The newest measurement of a level that Criterion's files still hold, with the visits of the same run.
 fn newest_records<'a>(
     places: &Places,
     newest_first: &[&'a Manifest],
     level: usize,
 ) -> Option<(&'a Manifest, Vec<&'a Measurement>)> {
     newest_first.iter().find_map(|manifest| {
-        let (confirmed, first): (Vec<_>, Vec<_>) = manifest
+        let (visits, named): (Vec<_>, Vec<_>) = manifest
             .levels
             .iter()
             .filter(|record| record.concurrency == level && is_usable(record))
             .filter(|record| is_unnamed(record) || is_in_criterion(places, record))
-            .partition(|record| record.stage == Stage::Confirm || is_unnamed(record));
+            .partition(|record| is_unnamed(record));
         // Of a level that Criterion was never told of, since it was visited for too few requests.
-        let untold = first.is_empty() && !manifest.levels.iter().any(|of| of.concurrency == level && !is_unnamed(of));
-        if untold && !confirmed.is_empty() {
-            return Some((*manifest, confirmed));
+        let untold = named.is_empty() && !manifest.levels.iter().any(|of| of.concurrency == level && !is_unnamed(of));
+        if untold && !visits.is_empty() {
+            return Some((*manifest, visits));
         }
-        (!first.is_empty()).then(|| (*manifest, [first, confirmed].concat()))
+        (!named.is_empty()).then(|| (*manifest, [named, visits].concat()))
     })
 }
 
@@ -210,8 +209,7 @@ fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&Measurement
     if is_visited || summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
         return None;
     }
-    let waves = of_level.iter().map(|record| estimates::mean_ns(places, record.step()).ok().map(|[mean, ..]| mean));
-    let mean_ns = waves.sum::<Option<f64>>()? / of_level.len() as f64;
+    let [mean_ns, ..] = estimates::mean_ns(places, summary.concurrency).ok()?;
     let (level, records) = (summary.concurrency, summary.throughput_rps?.estimate);
     let criterion = level as f64 * 1e9 / mean_ns;
     ((criterion / records - 1.0).abs() > CROSS_CHECK).then_some(Note::CriterionDiffers { level, criterion, records })

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-pub use estimates::{GROUP, criterion_id, remove_confirm_groups};
+pub use estimates::{GROUP, criterion_id};
 pub use identity::Identity;
 pub use measured::{Basis, load_measured};
 pub use nights::Night;

@@ -20,7 +20,6 @@ const LONGEST_LINE: u64 = 1 << 20;
 pub fn sidecar_name(step: Step) -> String {
     let level = step.level;
     match step.stage {
-        Stage::Confirm => format!("confirm-{}-level-{level}.jsonl", step.round),
         Stage::Sweep => format!("level-{level}.jsonl"),
         Stage::Visit => VISITS.to_owned(),
     }

@@ -6,7 +6,7 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{Chunk, is_empty, text_of};
+use super::{Chunk, is_empty};
 
 pub(super) fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
     let body: Body<'_> = serde_json::from_slice(data)?;
@@ -47,17 +47,11 @@ struct Choices<'a>(Chunk<'a>);
 impl<'a> Choices<'a> {
     fn add(&mut self, choice: Choice<'a>) {
         for part in [choice.delta, choice.message].into_iter().flatten() {
-            [part.content, part.reasoning_content, part.reasoning].into_iter().for_each(|text| self.add_text(text));
+            [part.content, part.reasoning_content, part.reasoning].into_iter().for_each(|text| self.0.add(text));
             self.0.has_content |= part.tool_calls.is_some_and(|calls| !is_empty(calls));
         }
-        self.add_text(choice.text);
+        self.0.add(choice.text);
         self.0.finish_reason = choice.finish_reason.or(self.0.finish_reason.take());
-    }
-
-    fn add_text(&mut self, written: Option<&'a RawValue>) {
-        let text = written.map(text_of).unwrap_or_default();
-        self.0.has_content |= !text.is_empty();
-        self.0.text += text;
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{Chunk, Shape, Wire, text_of};
+use super::{Chunk, Shape, Wire};
 
 pub(super) static WIRE: Wire = Wire {
     route: "messages",
@@ -58,10 +58,7 @@ fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
     let mut chunk = Chunk { usage, is_error: body.error.is_some(), is_last, ..Chunk::default() };
     chunk.finish_reason = body.stop_reason;
     for part in body.content.into_iter().flatten().chain(body.delta) {
-        for text in [part.text, part.thinking, part.partial_json].into_iter().flatten().map(text_of) {
-            chunk.has_content |= !text.is_empty();
-            chunk.text += text;
-        }
+        [part.text, part.thinking, part.partial_json].into_iter().for_each(|text| chunk.add(text));
         chunk.has_content |= part.input.is_some();
         chunk.finish_reason = part.stop_reason.or(chunk.finish_reason);
     }

@@ -108,6 +108,14 @@ pub(crate) struct Chunk<'a> {
     pub is_last: bool,
 }
 
+impl<'a> Chunk<'a> {
+    fn add(&mut self, written: Option<&'a RawValue>) {
+        let text = written.map(text_of).unwrap_or_default();
+        self.has_content |= !text.is_empty();
+        self.text += text;
+    }
+}
+
 /// Whether a list, or a string (a vector may be base64), holds nothing. What is neither holds nothing.
 fn is_empty(written: &RawValue) -> bool {
     let written = written.get();

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{Chunk, Shape, Wire, text_of};
+use super::{Chunk, Shape, Wire, is_empty, text_of};
 
 pub(super) static WIRE: Wire = Wire {
     route: "responses",
@@ -51,8 +51,9 @@ fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
         return whole(serde_json::from_slice(data)?);
     };
     if kind.ends_with(".delta") {
-        let text = event.delta.map(text_of).unwrap_or_default();
-        return Ok(Chunk { has_content: !text.is_empty(), text, ..Chunk::default() });
+        let mut chunk = Chunk::default();
+        chunk.add(event.delta);
+        return Ok(chunk);
     }
     let is_last = matches!(kind, "response.completed" | "response.incomplete" | "response.failed");
     let is_error = kind == "error" || event.error.is_some();
@@ -64,9 +65,8 @@ fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
 fn whole(answer: Whole<'_>) -> serde_json::Result<Chunk<'_>> {
     let mut chunk = Chunk { usage: answer.usage, ..Chunk::default() };
     for item in answer.output.into_iter().flatten() {
-        let [text, arguments] = [item.content, item.arguments].map(|it| it.map(text_of).unwrap_or_default());
-        chunk.has_content |= !(text.is_empty() && arguments.is_empty());
-        chunk.text += text;
+        chunk.add(item.content);
+        chunk.has_content |= item.arguments.is_some_and(|arguments| !is_empty(arguments));
     }
     let status = answer.status.map(text_of).unwrap_or_default();
     chunk.is_error = answer.error.is_some() || status == "failed";

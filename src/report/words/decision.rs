@@ -1,8 +1,8 @@
 //! Why a level has its verdict, and why a number was chosen or none.
 
-use super::numbers::{count, percent, range, rate as error_rate, seconds, share as written, signed};
+use super::numbers::{count, percent, range, rate as error_rate, seconds, share as written};
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
-use crate::decide::causes::{Drifted, Limit, Passed, QuotaReached};
+use crate::decide::causes::{Limit, Passed, QuotaReached};
 use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, Recommendation};
 use crate::figures::reasons::EarlyEnd;
 use crate::figures::{Outage, Slo};
@@ -197,11 +197,6 @@ pub(super) fn why(reason: &Reason) -> String {
             };
             format!("No level passes the gates; even the lowest, {level}, fails ({}), {so}", causes(of_level))
         }
-        Reason::Drifted { changes } => format!(
-            "The server's speed changed during the run: {}; measure again when nobody else uses it, or at the time you \
-             normally use it",
-            changes.iter().map(drifted).collect::<Vec<_>>().join("; ")
-        ),
         Reason::TooNoisy { interval: [low, high], half_width } => format!(
             "Too noisy: the best level may be anything from {low} to {high}, and its throughput is known only to ±{}; send \
              more requests (benchmark.total_requests), or measure on a quieter server",
@@ -228,11 +223,6 @@ fn maximised(objective: Objective) -> &'static str {
         Objective::OutputTokens => "output tokens per second",
         Objective::Goodput => "goodput",
     }
-}
-
-fn drifted(Drifted { level, first, confirmed, change }: &Drifted) -> String {
-    let change = signed(*change);
-    format!("level {level} gave {first:.2} requests/s at first and {confirmed:.2} when measured again ({change})")
 }
 
 fn counted(counts: Counted) -> &'static str {

@@ -80,7 +80,6 @@ pub fn note(note: &Note) -> String {
             };
             format!("Level {level}: {} (outage), {times}", found_no_server(outage))
         }
-        Note::DriftNotChecked => "Drift was not checked, since no level was measured a second time".to_owned(),
         Note::ColdStart { seconds: cold } => {
             format!("The server was slower for the first {} (cold); what was measured then is left out", seconds(*cold))
         }
