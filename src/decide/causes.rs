@@ -109,6 +109,8 @@ pub enum Note {
     // What the P95 gate that nobody asked for costs: the best it fails beside the best that passes.
     PriceOfP95 { level: usize, reached: f64, best: f64, objective: Objective },
     ServerLimitUnchecked { level: usize },
+    // It shows as much as the level that was chosen, by so few requests that it is not sure.
+    MayDo { level: usize, requests: Option<u64> },
     Small { level: usize, requests: Option<u64>, full: u64 },
     // The gate's figure is unknown, or takes at least this many requests.
     Unchecked { level: usize, gate: Gate, least: Option<u64> },

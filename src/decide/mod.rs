@@ -302,6 +302,8 @@ pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &
     notes.extend(cold_s.map(|seconds| Note::ColdStart { seconds }));
     let decision = pick::decide(&judged, policy, raced);
     let pick = decision.pick.and_then(|at| judged.get(at));
+    let by_race = pick.filter(|_| raced.is_some());
+    notes.extend(by_race.and_then(|pick| notes::may_do(&judged, pick, decision.interval, policy)));
     let missing = notes::missing_checks(&judged, pick, policy, raced.is_some());
     let provisional = pick.is_some() && !missing.is_empty();
     notes.extend(missing);

@@ -28,6 +28,20 @@ pub(super) fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<Note> 
     notes
 }
 
+/// The smallest level below the pick that the race holds possible and that is within the tolerance by its own figures.
+pub(super) fn may_do(
+    levels: &[JudgedLevel],
+    pick: &JudgedLevel,
+    interval: Option<[usize; 2]>,
+    policy: &Policy,
+) -> Option<Note> {
+    let ([low, _], (_, best)) = interval.zip(best_passing(levels, policy.objective))?;
+    let below = passing(levels).map(|level| &level.summary).filter(|of| of.concurrency < pick.summary.concurrency);
+    let is_good = |of: &&LevelSummary| value(of, policy.objective) >= Some((1.0 - policy.tolerance) * best);
+    let found = below.filter(|of| of.concurrency >= low).find(is_good)?;
+    Some(Note::MayDo { level: found.concurrency, requests: found.requests })
+}
+
 /// What the P95 gate nobody asked for costs in throughput.
 fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note> {
     let objective = policy.objective;

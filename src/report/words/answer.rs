@@ -1,9 +1,9 @@
 //! The answer: in one line for a reader who has five seconds, and whole.
 
 use super::decision::reason;
-use super::notes::{gain, information, notes};
+use super::notes::{gain, information, note, notes};
 use super::numbers::{number, or_unknown, rate, seconds, time};
-use crate::decide::{JudgedLevel, Recommendation, Status};
+use crate::decide::{JudgedLevel, Note, Recommendation, Status};
 use crate::figures::LevelSummary;
 
 /// Before the status wherever a number of the embedded simulator stands.
@@ -119,7 +119,9 @@ pub fn how_sure(recommendation: &Recommendation) -> String {
     };
     let unknown = recommendation.recommended_concurrency.map(|_| "interval unknown".to_owned());
     let interval = interval("95 % interval:", recommendation).or(unknown).map(|interval| format!(" ({interval})"));
-    format!("{meaning}{}.", interval.unwrap_or_default())
+    let may_do = recommendation.notes.iter().find(|of| matches!(of, Note::MayDo { .. }));
+    let may_do = may_do.map(|of| format!(" {}.", note(of))).unwrap_or_default();
+    format!("{meaning}{}.{may_do}", interval.unwrap_or_default())
 }
 
 /// How sure the number is, or why there is none.

@@ -50,6 +50,10 @@ pub fn note(note: &Note) -> String {
             percent(1.0 - best / reached),
             objective.unit()
         ),
+        Note::MayDo { level, requests } => {
+            let by = requests.map(|requests| format!(" by {}", count(requests, "request"))).unwrap_or_default();
+            format!("Level {level} shows as much{by}, too few to be sure")
+        }
         Note::ServerLimitUnchecked { level } => {
             format!("What the server itself can do at level {level} was not seen")
         }
