@@ -184,6 +184,11 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     level.causes.extend(uncertain.map(|interval| Cause::MaybeTooFewMet { interval, least }));
 }
 
+/// P99 of the successes, where there are requests enough to know it.
+pub fn known_p99(summary: &LevelSummary) -> Option<f64> {
+    summary.latency_s?.p99.filter(|_| summary.requests.is_some_and(|n| n >= SMALLEST_N_FOR_P99))
+}
+
 /// The times that limits on P95 and on TTFT are held against, seconds.
 pub fn gate_times(summary: &LevelSummary) -> [Option<f64>; 2] {
     [Gate::P95, Gate::TtftP95].map(|gate| Time::of(summary, gate).value)
