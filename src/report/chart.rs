@@ -188,8 +188,8 @@ pub struct Chart {
     pub choice: bool,
     /// Names of points.
     pub names: Vec<([f64; 2], String)>,
-    /// A ring around a point.
-    pub ring: Option<[f64; 2]>,
+    /// A ring around a point, and whether it is seen before the reader chooses anything.
+    pub ring: Option<([f64; 2], bool)>,
 }
 
 /// The plot's own units, which the page stretches to its width. Whole numbers keep the paths short.
@@ -205,13 +205,16 @@ fn width_of(label: &str) -> f64 {
     7.0 * label.chars().count() as f64 + 8.0
 }
 
-/// Which labels, each with its place and the pixels it takes, have room: on a phone too (""), only on an axis of so
+/// Which labels, each with its place and the pixels it takes from there, have room: on a phone too (""), only on an axis of so
 /// many pixels (`spare`), or nowhere. The first and the last say most.
 fn fit(labels: &[(f64, f64)], pixels: f64) -> Vec<Option<&'static str>> {
     let mut fits = vec![None; labels.len()];
     for (pixels, class) in [(NARROW.min(pixels), ""), (pixels, "spare")] {
         for at in (0..labels.len().min(1)).chain((1..labels.len()).rev()) {
-            let apart = |other: &(f64, f64)| (other.0 - labels[at].0).abs() * pixels >= other.1.max(labels[at].1);
+            let apart = |other: &(f64, f64)| {
+                let [left, right] = if other.0 < labels[at].0 { [*other, labels[at]] } else { [labels[at], *other] };
+                (right.0 - left.0) * pixels >= left.1
+            };
             let mut taken = labels.iter().zip(&fits).filter(|(_, fits)| fits.is_some());
             if fits[at].is_none() && taken.all(|(other, _)| apart(other)) {
                 fits[at] = Some(class);
@@ -322,6 +325,13 @@ impl Chart {
         self.marks.iter().map(mark).collect()
     }
 
+    /// Whether names at the lines' ends, or the axis alone, do not say which is which.
+    fn has_legend(&self) -> bool {
+        let read = || self.series.iter().filter(|series| !series.values.is_empty() && !series.points.is_empty());
+        let bars = self.series.iter().any(|series| series.style == Style::Bars);
+        bars || read().count() > 1 && read().any(|series| series.label.is_empty())
+    }
+
     /// Names where the lines end, each with its series, moved apart where they would stand on each other.
     fn line_ends(&self) -> Vec<(usize, [String; 2], f64)> {
         let labelled = self.series.iter().enumerate().filter(|(_, series)| !series.label.is_empty());
@@ -350,7 +360,7 @@ impl Serialize for Chart {
                 "alpha": format!("{:.2}", 1.0 - series.faint),
                 "line": match series.style {
                     Style::Dashed | Style::Curve => "dashed",
-                    Style::Dots | Style::Crosses => "dotted",
+                    Style::Bars => "bars",
                     _ => "solid",
                 },
                 "values": series.values.iter().map(written).collect::<Vec<_>>().join("|"),
@@ -369,7 +379,10 @@ impl Serialize for Chart {
             zone_names.map(|zone| ([self.x.place(zone.from).max(0.0), 0.0], width_of(&zone.name), zone.name.as_str()));
         // At last the end of the axis, which no name may cross.
         let zone_names: Vec<_> = zone_names.chain([([1.0, 0.0], 0.0, "")]).collect();
-        let names = self.names.iter().map(|(at, name)| (self.place(*at), width_of(name), name.as_str()));
+        let names: Vec<_> =
+            self.names.iter().map(|(at, name)| (self.place(*at), width_of(name), name.as_str())).collect();
+        let above = self.labels(&names);
+        let rest: Vec<_> = names.into_iter().filter(|name| above.iter().all(|(.., other)| *other != name.2)).collect();
         let (across, up) = (self.x.ticks(), self.y.ticks());
         let heights: Vec<_> = up.iter().map(|(place, _)| (*place, 20.0)).collect();
         let up = up.iter().zip(fit(&heights, 200.0)).filter(|(_, fits)| fits.is_some());
@@ -380,7 +393,8 @@ impl Serialize for Chart {
             "id": self.id,
             "label": self.label,
             "wide": self.wide,
-            "labelled": self.series.iter().any(|series| !series.label.is_empty()),
+            "legend": self.has_legend(),
+            "right": self.series.iter().filter(|s| !s.label.is_empty()).map(|s| width_of(&s.label) + 8.0).reduce(f64::max),
             "reads": self.x.label.split(':').next(),
             "at": self.stops.iter().map(stop).collect::<Vec<_>>().join(" "),
             "stops": self.stops.iter().map(|&x| self.x.write(x)).collect::<Vec<_>>().join("|"),
@@ -396,8 +410,9 @@ impl Serialize for Chart {
             "marks": self.marks(),
             "zone_names": self.labels(&zone_names),
             "ends": self.line_ends(),
-            "names": self.labels(&names.collect::<Vec<_>>()),
-            "ring": self.ring.map(|at| self.written_place(at)),
+            "names": above,
+            "names_below": self.labels(&rest),
+            "ring": self.ring.map(|(at, seen)| (self.place(at).map(percent), seen)),
         });
         chart.serialize(serializer)
     }
