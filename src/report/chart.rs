@@ -307,12 +307,15 @@ impl Chart {
     fn marks(&self) -> Vec<Value> {
         // Each label has a line of its own above the axis, or a place of its own along the mark.
         let (mut up, mut along) = (-6, 0.0);
+        let has_bars = self.has_bars();
         let mark = |Mark { upright, at, label, tone }: &Mark| {
             let share = if *upright { self.x.place(*at) } else { 1.0 - self.y.place(*at) };
             let (class, place, moved) = if *upright {
                 let ends_there = share * NARROW + width_of(label) > NARROW;
                 let (class, dx) = if ends_there { ("halo end", -6) } else { ("halo", 6) };
                 (class, [share, 1.0], [dx, up])
+            } else if has_bars {
+                ("", [1.0, share], [6, 4])
             } else {
                 ("halo", [along, share], [6, -5])
             };
@@ -325,11 +328,21 @@ impl Chart {
         self.marks.iter().map(mark).collect()
     }
 
+    fn has_bars(&self) -> bool {
+        self.series.iter().any(|series| series.style == Style::Bars)
+    }
+
+    /// Pixels beside the plot that names take there: of lines, and of limits that would stand over bars.
+    fn right(&self) -> Option<f64> {
+        let limits = self.marks.iter().filter(|mark| self.has_bars() && !mark.upright).map(|mark| &mark.label);
+        let names = self.series.iter().map(|series| &series.label).chain(limits).filter(|name| !name.is_empty());
+        names.map(|name| width_of(name) + 8.0).reduce(f64::max)
+    }
+
     /// Whether names at the lines' ends, or the axis alone, do not say which is which.
     fn has_legend(&self) -> bool {
         let read = || self.series.iter().filter(|series| !series.values.is_empty() && !series.points.is_empty());
-        let bars = self.series.iter().any(|series| series.style == Style::Bars);
-        bars || read().count() > 1 && read().any(|series| series.label.is_empty())
+        self.has_bars() || read().count() > 1 && read().any(|series| series.label.is_empty())
     }
 
     /// Names where the lines end, each with its series, moved apart where they would stand on each other.
@@ -375,8 +388,11 @@ impl Serialize for Chart {
             (zone.tone, format!("M{from:.0} 0H{to:.0}V{HEIGHT}H{from:.0}Z"))
         });
         let zone_names = self.zones.iter().filter(|zone| !zone.name.is_empty());
-        let zone_names =
-            zone_names.map(|zone| ([self.x.place(zone.from).max(0.0), 0.0], width_of(&zone.name), zone.name.as_str()));
+        let zone_names = zone_names.map(|zone| {
+            let width = width_of(&zone.name);
+            let place = self.x.place(zone.from).min(1.0 - width / self.pixels()).max(0.0);
+            ([place, 0.0], width, zone.name.as_str())
+        });
         // At last the end of the axis, which no name may cross.
         let zone_names: Vec<_> = zone_names.chain([([1.0, 0.0], 0.0, "")]).collect();
         let names: Vec<_> =
@@ -394,7 +410,7 @@ impl Serialize for Chart {
             "label": self.label,
             "wide": self.wide,
             "legend": self.has_legend(),
-            "right": self.series.iter().filter(|s| !s.label.is_empty()).map(|s| width_of(&s.label) + 8.0).reduce(f64::max),
+            "right": self.right(),
             "reads": self.x.label.split(':').next(),
             "at": self.stops.iter().map(stop).collect::<Vec<_>>().join(" "),
             "stops": self.stops.iter().map(|&x| self.x.write(x)).collect::<Vec<_>>().join("|"),

@@ -363,11 +363,12 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
     let finite = |at: &[f64; 2]| at.iter().all(|value| value.is_finite());
     let placed: Vec<(&LevelSummary, [f64; 2])> =
         summaries.iter().filter_map(|s| Some((s, tokens_of(s).filter(finite)?))).collect();
-    if placed.len() < 2 {
-        return None;
-    }
     let chosen = recommendation.recommended_concurrency;
     let passes = |level| recommendation.level(level).is_some_and(|level| level.verdict == Verdict::Pass);
+    // There is nothing to weigh where a quota fails all levels but one.
+    if placed.iter().filter(|(of, _)| passes(of.concurrency)).count() < 2 {
+        return None;
+    }
     let name = |(of, at): &(&LevelSummary, [f64; 2])| {
         let fails = if passes(of.concurrency) { "" } else { " (fails)" };
         (*at, format!("{}{fails}", of.concurrency))
@@ -419,8 +420,11 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         "p95": p95_limit_s(&recommendation.levels, policy),
         "ttft": policy.max_ttft_p95_seconds,
     });
-    let caption = "The numbers are levels, the ring is around the chosen one. A request's speed is the mean answer over the mean latency. \
-                   The sliders choose by these figures alone, and do not ask how sure they are.";
+    let ring = if chosen.is_some() { ", the ring is around the chosen one" } else { "" };
+    let caption = format!(
+        "The numbers are levels{ring}. A request's speed is the mean answer over the mean latency. The sliders choose by these \
+         figures alone, and do not ask how sure they are."
+    );
     Some(Figure {
         limits: limits.to_string(),
         ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
@@ -545,18 +549,13 @@ fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
 }
 
 /// Shares of the time below this have one name with their neighbours.
-const NARROWEST_NAMED: f64 = 0.02;
+const NARROWEST_NAMED: f64 = 0.03;
 
-/// The names of the parts of the time: the level, or those of short visits in a row at the first of them.
+/// The names of the parts of the time: the level, or one name for short visits in a row.
 fn names(segments: &[Segment], end_s: f64) -> Vec<String> {
     let is_narrow = |of: &Segment| of.end_s - of.begin_s < NARROWEST_NAMED * end_s;
     let name = |row: &[Segment]| {
-        let levels: BTreeSet<usize> = row.iter().map(|of| of.level).collect();
-        let first = match (levels.first(), levels.last()) {
-            _ if row.len() == 1 => row[0].level.to_string(),
-            (Some(low), Some(high)) if low != high => format!("visits: {low} to {high}"),
-            (low, _) => format!("visits: {}", low.copied().unwrap_or_default()),
-        };
+        let first = if row.len() > 1 { "visits".to_owned() } else { row[0].level.to_string() };
         std::iter::once(first).chain(row[1..].iter().map(|_| String::new())).collect::<Vec<_>>()
     };
     segments.chunk_by(|a, b| is_narrow(a) && is_narrow(b)).flat_map(name).collect()
@@ -605,7 +604,12 @@ fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
         chart("in-flight", "requests in flight", vec![steps("in flight", "accent", in_flight), level(in_flight)]),
         chart("ended", "requests that ended, per second", ended),
     ];
-    Figure { caption: "The numbers at the top name the levels, where there is room.".to_owned(), charts, ..figure }
+    Figure {
+        caption: "The names at the top are those of the levels, or of short visits to them, where there is room."
+            .to_owned(),
+        charts,
+        ..figure
+    }
 }
 
 #[cfg(test)]

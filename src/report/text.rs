@@ -115,10 +115,12 @@ fn levels(recommendation: &Recommendation, places: &[usize], width: usize, in_sh
     let longest = table[1..].iter().map(|(_, remark)| remark.chars().count()).max().unwrap_or_default();
     let room = width.saturating_sub(longest.min(REMARK));
     for spare in SPARE {
-        if widths(&table).iter().map(|width| width + 2).sum::<usize>() <= room {
-            break;
-        }
         let Some(at) = table[0].0.iter().position(|name| *name == spare) else { continue };
+        let has_room = widths(&table).iter().map(|width| width + 2).sum::<usize>() <= room;
+        // In short, what is known of no level says nothing.
+        if has_room && !(in_short && table[1..].iter().all(|(cells, _)| cells[at] == UNKNOWN)) {
+            continue;
+        }
         table.iter_mut().for_each(|(cells, _)| drop(cells.remove(at)));
     }
     aligned(&table, width)
