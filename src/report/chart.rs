@@ -504,6 +504,25 @@ mod tests {
     }
 
     #[test]
+    fn names_beside_the_plot_take_room_there_and_spare_a_legend() {
+        let named = |label: &str, style| {
+            let series = Series::over(&[1.0, 2.0], "P95", "ink", style, vec![Some(1.0); 2]);
+            Series { label: label.to_owned(), ..series }
+        };
+        let drawn = |series: &[Series]| {
+            let limit = Mark { upright: false, at: 0.5, label: "limit".to_owned(), tone: "bad" };
+            let chart = json!(Chart { series: series.to_vec(), marks: vec![limit], ..chart() });
+            (chart["legend"].clone(), chart["right"].clone(), chart["marks"][0]["place"][0].clone())
+        };
+        let (points, bars) = (Style::Points, Style::Bars);
+        let named_ones = drawn(&[named("P50", points), named("P95", points)]);
+        assert_eq!(named_ones, (json!(false), json!(width_of("P95") + 8.0), json!("0.00%")));
+        assert_eq!(drawn(&[named("", points), named("P95", points)]).0, json!(true));
+        assert_eq!(drawn(&[named("", points)]), (json!(false), json!(null), json!("0.00%")), "the axis says it");
+        assert_eq!(drawn(&[named("", bars)]), (json!(true), json!(width_of("limit") + 8.0), json!("100.00%")));
+    }
+
+    #[test]
     fn a_path_has_a_command_for_each_point_and_does_not_drift() {
         let axis = |high| Axis { range: [0.0, high], ..Axis::default() };
         let chart = Chart { x: axis(300.0), y: axis(3.0), ..Chart::default() };
