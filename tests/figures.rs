@@ -111,6 +111,7 @@ fn permits_held_back_are_no_requests_in_flight() {
 fn the_cohort_is_told_apart_by_the_size_of_the_prompts() {
     let sized = |size: &str, latency, tokens| RequestOutcome {
         prompt_size: Some(size.into()),
+        input_tokens: Some(10 * size.len() as u32 + tokens),
         ..request(Phase::Measured, 10.0, 10.0 + latency, Some(tokens))
     };
     let mut outcomes = vec![
@@ -128,17 +129,20 @@ fn the_cohort_is_told_apart_by_the_size_of_the_prompts() {
         .iter()
         .map(|part| {
             let latency = part.latency_s.unwrap();
-            (part.size.as_str(), part.requests, part.succeeded, latency.p50, part.mean_output_tokens)
+            let tokens = [part.mean_input_tokens, part.mean_output_tokens];
+            (part.size.as_str(), part.requests, part.succeeded, latency.p50, tokens)
         })
         .collect();
     let expected = [
-        ("small", 2, 2, Some(2.0), Some(15.0)),
+        ("small", 2, 2, Some(2.0), [Some(65.0), Some(15.0)]),
         // One of them came without a count.
-        ("medium", 2, 2, Some(3.0), None),
-        ("large", 2, 1, Some(5.0), Some(40.0)),
-        ("huge", 1, 1, Some(9.0), Some(90.0)),
+        ("medium", 2, 2, Some(3.0), [Some(62.5), None]),
+        ("large", 2, 1, Some(5.0), [Some(90.0), Some(40.0)]),
+        ("huge", 1, 1, Some(9.0), [Some(130.0), Some(90.0)]),
     ];
     assert_eq!(figures, expected);
+    outcomes[0].input_tokens = None;
+    assert!(figures_of(&outcomes).by_size.iter().all(|part| part.mean_input_tokens.is_none()));
     let one_size = vec![sized("small", 1.0, 10), sized("small", 2.0, 10)];
     assert_eq!(figures_of(&one_size).by_size, Vec::new());
 }

@@ -653,6 +653,7 @@ fn the_recommended_level_is_shown_by_the_size_of_the_prompts() {
         requests,
         succeeded: requests,
         latency_s: Some(latency(seconds)),
+        mean_input_tokens: Some(10.0 * size.len() as f64),
         mean_output_tokens: (size != "large").then_some(49.96),
     };
     let mut all = levels(&[(1, 10.0), (2, 20.0), (4, 20.5)]);
@@ -663,10 +664,10 @@ fn the_recommended_level_is_shown_by_the_size_of_the_prompts() {
     assert_eq!(
         below,
         "level 2 by the size of the prompts:
-    P50      P95  tokens out   n  prompts
- 550 ms   1.00 s        50.0  60  small
- 1.10 s   2.00 s        50.0  30  medium
-22.00 s  40.00 s           –  10  large
+    P50      P95  tokens in  tokens out   n  prompts
+ 550 ms   1.00 s       50.0        50.0  60  small
+ 1.10 s   2.00 s       60.0        50.0  30  medium
+22.00 s  40.00 s       50.0           –  10  large
 "
     );
 }

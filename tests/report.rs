@@ -5,11 +5,12 @@
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{Note, Policy, recommend};
 use llm_concurrency::figures::reasons::Reason;
-use llm_concurrency::figures::{Estimate, LevelSummary, SizeSummary};
+use llm_concurrency::figures::{Distribution, Estimate, LevelSummary, SizeSummary};
 use llm_concurrency::record::{About, RunSettings};
 use llm_concurrency::report::export::{csv, json_lines, markdown};
 use llm_concurrency::report::html::{Missing, Run, page};
 use llm_concurrency::report::requests::{BINS, Curves, FEWEST, Loop, REASONS, shares};
+use llm_concurrency::report::sections::sections;
 use llm_concurrency::report::{text, words};
 use serde_json::{Value, json};
 
@@ -52,8 +53,40 @@ fn the_chosen_level_is_shown_by_size_and_others_are_not() {
     let run = run(&[sized(level(1, 10.0), 700), sized(level(4, 10.1), 600)]);
     assert_eq!(run.recommendation.recommended_concurrency, Some(1));
     let html = page(&[run]).expect("a page");
-    assert!(html.contains("&lt;small&gt;</th><td>–</td><td>–</td><td>–</td><td>700</td>"), "{html}");
+    assert!(html.contains("&lt;small&gt;</th><td>–</td><td>–</td><td>–</td><td>–</td><td>700</td>"), "{html}");
     assert!(!html.contains("<td>600</td>"));
+}
+
+#[test]
+fn a_p99_of_few_requests_is_not_shown() {
+    let measured = |level: usize, requests| LevelSummary {
+        latency_s: Some(Distribution { p95: Some(1.5), p99: Some(1.625), ..Distribution::default() }),
+        requests: Some(requests),
+        error_rate: Some(0.0),
+        ..self::level(level, 10.0 * level as f64)
+    };
+    let shown = |requests| page(&[run(&[measured(1, 200), measured(2, requests)])]).expect("it renders");
+    // Once in the tile, once in the table; the levels' line in the chart reads it out.
+    assert_eq!(shown(399).matches("1.62 s").count(), 0);
+    assert_eq!(shown(400).matches("1.62 s").count(), 3);
+}
+
+/// Visits to narrow parts of the time have one name, and each moment says its level.
+#[test]
+fn the_course_of_the_run_names_levels_and_visits() {
+    let visit = |at: usize| ([5, 8][at % 2], Some([10.0 + 0.1 * at as f64, 10.1 + 0.1 * at as f64]));
+    let mut visits = Loop::new((0..10).map(visit));
+    (0..10).for_each(|at| visits.add(at, outcome(10.0 + 0.1 * at as f64, 10.1 + 0.1 * at as f64)));
+    let loops = [measurement(3, [outcome(0.0, 30.0)]), visits];
+    let run = Run { curves: Curves::of(&loops), ..run(&[level(3, 5.0), level(8, 9.0)]) };
+    let charts = &sections(&[run])["timeline"][0].charts;
+    let names: Vec<&str> =
+        charts[0].zones.iter().map(|zone| zone.name.as_str()).filter(|name| !name.is_empty()).collect();
+    assert_eq!(names, ["3", "5", "visits"]);
+    let read = charts[0].series.iter().find(|series| series.name == "level").expect("it is read out");
+    let mut levels: Vec<f64> = read.values.iter().filter_map(|value| *value).collect();
+    levels.dedup();
+    assert_eq!(levels, [3.0, 5.0, 8.0, 5.0, 8.0, 5.0, 8.0, 5.0, 8.0, 5.0, 8.0]);
 }
 
 /// Nothing but concurrency and throughput.
@@ -299,18 +332,25 @@ fn visits_lie_where_they_were_in_their_loop() {
 
 #[test]
 fn the_most_frequent_reasons_are_kept_with_their_levels() {
-    let many = (0..20).map(|i| failed(0.0, 1.0, Failure::Connect, &format!("reason {i}")));
-    let often = (0..3).map(|_| failed(0.0, 1.0, Failure::ServerError, "HTTP 503"));
+    let many = ('a'..'u').map(|c| failed(0.0, 1.0, Failure::Connect, &format!("reason {c}")));
+    // What differs in its counts alone is one reason; another status is not.
+    let often =
+        (0..3).map(|i| failed(0.0, 1.0, Failure::ServerError, &format!("HTTP 503: {i} wait; try again in 1{i} s")));
     let curves = Curves::of(&[
         measurement(10, many.chain(often)),
-        measurement(5, [failed(0.0, 1.0, Failure::ServerError, "HTTP 503")]),
+        measurement(
+            5,
+            [503, 500].map(|status| {
+                failed(0.0, 1.0, Failure::ServerError, &format!("HTTP {status}: 25 wait; try again in 99 s"))
+            }),
+        ),
     ])
     .expect("requests");
     let first = &curves.reasons[0];
     let Reason { kind, text, count } = &first.reason;
-    assert_eq!((*kind, text.as_str(), *count), (Failure::ServerError, "HTTP 503", 4));
+    assert_eq!((*kind, text.as_str(), *count), (Failure::ServerError, "HTTP 503: 0 wait; try again in 10 s", 4));
     assert_eq!(first.levels, [5, 10].into());
-    assert_eq!((curves.reasons.len(), curves.reasons_left_out), (REASONS, 21 - REASONS));
+    assert_eq!((curves.reasons.len(), curves.reasons_left_out), (REASONS, 22 - REASONS));
 }
 
 #[test]

@@ -369,7 +369,14 @@ fn ci_the_sliders_choose_what_recommend_would() {
         at.picks = picks.join(" ");
         const ring = document.querySelector("#chart-tradeoff .pick");
         at.ring = `${ring.getAttribute("cx")} ${ring.classList.contains("hidden")}`;
-        at.told = form.querySelector("p").textContent;"##;
+        at.told = form.querySelector("p").textContent;
+        input("ttft").value = input("ttft").max;
+        const along = Array.from({ length: Number(input("p95").max) + 1 }, (_, limit) => {
+            input("p95").value = limit;
+            input("p95").dispatchEvent(new Event("input", { bubbles: true }));
+            return form.dataset.pick;
+        });
+        at.last = along.findLastIndex((pick) => pick !== along.at(-1)) / along.length;"##;
     let (dom, console) = opened(&with_script(&page(slice::from_ref(&run)).expect("it renders"), script), &[]);
     assert_eq!(console, "");
     let begin = run.recommendation.recommended_concurrency.map(|pick| pick.to_string());
@@ -391,6 +398,8 @@ fn ci_the_sliders_choose_what_recommend_would() {
         seen.insert(pick.to_owned());
     }
     assert!(seen.len() >= 4, "settings that all give the same show nothing: {seen:?}");
+    let last: f64 = data(&dom, "last").expect("the script ran").parse().expect("a share");
+    assert!(last > 0.75, "the choice changes last at {last} of the slider");
     assert!(data(&dom, "told").is_some_and(|told| told.starts_with("Level ") || told.starts_with("No level")));
 }
 

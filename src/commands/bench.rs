@@ -6,7 +6,9 @@ use anyhow::{Result, bail};
 
 use super::decision;
 use crate::measure::sweep::{self, CriterionArgs, Mode, Stop};
+use crate::monitor::terminal_width;
 use crate::record::Places;
+use crate::report::text;
 use crate::settings::{Overrides, Settings};
 
 /// Exits 0 or 1 only.
@@ -25,7 +27,9 @@ pub fn bench() -> Result<ExitCode> {
         bail!("interrupted: what was measured is on disk; `llm-concurrency run --resume` goes on from there");
     }
     if recommendation.status.may_patch() && !recommendation.provisional {
-        eprintln!("To write it into {}: {} --update-config", settings.path.display(), recommend_from_here(&places));
+        let told =
+            format!("To write it into {}: {} --update-config", settings.path.display(), recommend_from_here(&places));
+        eprint!("{}", text::fitted(&told, terminal_width()));
     }
     Ok(ExitCode::SUCCESS)
 }

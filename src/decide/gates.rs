@@ -184,6 +184,11 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     level.causes.extend(uncertain.map(|interval| Cause::MaybeTooFewMet { interval, least }));
 }
 
+/// P99 of the successes, where there are requests enough to know it.
+pub fn known_p99(summary: &LevelSummary) -> Option<f64> {
+    summary.latency_s?.p99.filter(|_| summary.requests.is_some_and(|n| n >= SMALLEST_N_FOR_P99))
+}
+
 /// The times that limits on P95 and on TTFT are held against, seconds.
 pub fn gate_times(summary: &LevelSummary) -> [Option<f64>; 2] {
     [Gate::P95, Gate::TtftP95].map(|gate| Time::of(summary, gate).value)
@@ -202,6 +207,10 @@ fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)], raced: bool) {
             return fail(level, gate, Cause::Unknown { gate }, false);
         }
         let Some(value) = time.value.filter(|_| time.needs.is_none()) else { continue };
+        // A level that sets the limit is within it.
+        if limit.from.is_some_and(|(from, _)| from == level.summary.concurrency) {
+            continue;
+        }
         let uncertain = time.interval.filter(|interval| limit.may_be_beyond(value, *interval));
         let by_chance = raced && limit.from.is_some() && uncertain.is_some();
         if value > limit.seconds && !by_chance {

@@ -11,8 +11,6 @@ use crate::client::outcome::Failure;
 const MOST: usize = 1_000;
 /// Characters of a reason that are kept.
 const LENGTH: usize = 240;
-/// Words with digits of at least this length are ids or counts; shorter ones (`503`, `30s`) tell reasons apart.
-const ID_LENGTH: usize = 4;
 
 /// Why a level ended before it was complete; `Other` as earlier versions wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,13 +74,13 @@ impl Reasons {
     }
 }
 
-/// The text with `#` for every word that is an id or a count.
+/// The text with `#` for every word with a digit, an id or a count or a time, but for the status of `HTTP 503: …`.
 fn without_ids(text: &str) -> String {
-    let id = |word: &str| word.len() >= ID_LENGTH && word.contains(|c: char| c.is_ascii_digit());
     let mut plain = String::new();
     for part in text.split_inclusive(|c: char| !c.is_alphanumeric()).take(LENGTH) {
         let word = part.trim_end_matches(|c: char| !c.is_alphanumeric());
-        plain.push_str(if id(word) { "#" } else { word });
+        let is_id = word.contains(|c: char| c.is_ascii_digit()) && plain != "HTTP ";
+        plain.push_str(if is_id { "#" } else { word });
         plain.push_str(&part[word.len()..]);
     }
     plain

@@ -19,8 +19,8 @@ pub struct Requests {
     pub(super) reach: Reach,
     /// Successes of the cohort whose first token ended the answer.
     pub(super) ended_at_once: u64,
-    /// Tokens of the prompts of the cohort's successes, as far as they were counted, and how many were not.
-    pub(super) input_tokens: u64,
+    /// Tokens of the prompts of the cohort's successes by place in `sizes`, as far as they were counted, and whether all were.
+    pub(super) input_tokens: Vec<u64>,
     pub(super) input_unknown: bool,
     /// Of these from the server's prefix cache; `None` where no answer said so.
     pub(super) cached_tokens: Option<u64>,
@@ -74,10 +74,10 @@ impl Requests {
 
     pub fn push(&mut self, outcome: &RequestOutcome) {
         self.reach.add(outcome);
-        if outcome.phase == Phase::Measured {
-            self.count_in_cohort(outcome);
-        }
         let size = self.size_of(&outcome.prompt_size);
+        if outcome.phase == Phase::Measured {
+            self.count_in_cohort(outcome, size);
+        }
         self.rows.push(Request {
             start_s: outcome.start_s,
             end_s: outcome.end_s.unwrap_or(f64::NAN),
@@ -92,12 +92,12 @@ impl Requests {
         });
     }
 
-    fn count_in_cohort(&mut self, outcome: &RequestOutcome) {
+    fn count_in_cohort(&mut self, outcome: &RequestOutcome, size: u16) {
         if let Some(failure) = outcome.failure {
             self.reasons.add(failure, outcome.error.as_deref().unwrap_or_default());
         } else if outcome.is_success() {
             self.ended_at_once += u64::from(outcome.chunks == 0 && outcome.output_tokens.is_some_and(|n| n > 0));
-            self.input_tokens += u64::from(outcome.input_tokens.unwrap_or_default());
+            self.input_tokens[usize::from(size)] += u64::from(outcome.input_tokens.unwrap_or_default());
             self.input_unknown |= outcome.input_tokens.is_none();
             self.cached_tokens = sum(self.cached_tokens, outcome.cached_tokens.map(u64::from));
         }
@@ -107,6 +107,7 @@ impl Requests {
     fn size_of(&mut self, label: &Option<Arc<str>>) -> u16 {
         let at = self.sizes.iter().position(|size| size == label).unwrap_or_else(|| {
             self.sizes.push(label.clone());
+            self.input_tokens.push(0);
             self.sizes.len() - 1
         });
         u16::try_from(at).unwrap_or(u16::MAX)
@@ -120,11 +121,11 @@ impl Requests {
     /// Takes what ended later.
     pub fn append(&mut self, later: Requests) {
         let sizes: Vec<u16> = later.sizes.iter().map(|size| self.size_of(size)).collect();
+        sizes.iter().zip(&later.input_tokens).for_each(|(at, tokens)| self.input_tokens[usize::from(*at)] += tokens);
         self.rows.extend(later.rows.into_iter().map(|row| Request { size: sizes[usize::from(row.size)], ..row }));
         self.reasons = Reasons::of_all([&self.reasons, &later.reasons].into_iter());
         self.reach = self.reach.with(later.reach);
         self.ended_at_once += later.ended_at_once;
-        self.input_tokens += later.input_tokens;
         self.input_unknown |= later.input_unknown;
         self.cached_tokens = sum(self.cached_tokens, later.cached_tokens);
     }

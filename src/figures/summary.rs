@@ -21,6 +21,7 @@ pub struct SizeSummary {
     pub requests: u64,
     pub succeeded: u64,
     pub latency_s: Option<Distribution>,
+    pub mean_input_tokens: Option<f64>,
     pub mean_output_tokens: Option<f64>,
 }
 
@@ -138,8 +139,11 @@ impl LevelSummary {
             &mut self.mean_in_flight,
             &mut self.mean_held,
         ];
-        let (of_sizes, tokens): (Vec<_>, Vec<_>) =
-            self.by_size.iter_mut().map(|size| (&mut size.latency_s, &mut size.mean_output_tokens)).unzip();
+        let of_sizes = self.by_size.iter_mut().map(|of| {
+            let SizeSummary { latency_s, mean_input_tokens, mean_output_tokens, .. } = of;
+            (latency_s, [mean_input_tokens, mean_output_tokens])
+        });
+        let (of_sizes, tokens): (Vec<_>, Vec<_>) = of_sizes.unzip();
         let times =
             [&mut self.latency_s, &mut self.gate_latency_s, &mut self.ttft_s, &mut self.itl_s, &mut self.tpot_s];
         let times = times.into_iter().chain(of_sizes).flatten().flat_map(|time| {
@@ -150,8 +154,14 @@ impl LevelSummary {
         let cost = self.usd_per_1000.iter_mut().flat_map(|of| [&mut of.tokens, &mut of.server]);
         let client = self.client.iter_mut().flat_map(|of| [&mut of.cpu, &mut of.timer_lag_p95_s]);
         let server = self.server.iter_mut().flat_map(|of| [&mut of.running, &mut of.waiting, &mut of.kv_cache]);
-        let figures =
-            figures.into_iter().chain(tokens).chain(times).chain(bounds).chain(cost).chain(client).chain(server);
+        let figures = figures
+            .into_iter()
+            .chain(tokens.into_iter().flatten())
+            .chain(times)
+            .chain(bounds)
+            .chain(cost)
+            .chain(client)
+            .chain(server);
         figures.for_each(|figure| *figure = figure.filter(can_be));
         self
     }
@@ -217,7 +227,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
     let has_tokens = !rates.tokens_missing && succeeded > 0;
     let tokens = successes(level).map(|request| u64::from(request.output_tokens().unwrap_or_default())).sum();
     let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
-    let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens).sum();
+    let input_tokens = level.iter().map(|(_, requests)| requests.input_tokens.iter().sum::<u64>()).sum();
     let cached_tokens = level.iter().map(|(_, requests)| requests.cached_tokens).fold(None, sum);
     let cached_rate = cached_tokens.map(|cached| cached as f64 / input_tokens as f64);
     let measurements = || level.iter().map(|(measurement, _)| measurement);
@@ -423,6 +433,11 @@ fn gaps(level: &[Measured]) -> Option<Distribution> {
 fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     const USUAL: [&str; 3] = ["small", "medium", "large"];
     let mut sizes: BTreeMap<(usize, &str), (SizeSummary, Vec<u32>)> = BTreeMap::new();
+    let input_unknown = level.iter().any(|(_, requests)| requests.input_unknown);
+    let of_label = |label: &str| -> u64 {
+        let all = level.iter().flat_map(|(_, requests)| requests.sizes.iter().zip(&requests.input_tokens));
+        all.filter(|(size, _)| size.as_deref() == Some(label)).map(|(_, tokens)| tokens).sum()
+    };
     for (_, requests) in level {
         for request in requests.cohort() {
             let Some(Some(label)) = requests.sizes.get(usize::from(request.size)) else { continue };
@@ -443,11 +458,10 @@ fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
     if sizes.len() < 2 {
         return Vec::new();
     }
+    let per_success = |size: &SizeSummary, sum: f64| (size.succeeded > 0).then(|| sum / size.succeeded as f64);
     let summary = |(size, latencies): (SizeSummary, Vec<u32>)| SizeSummary {
-        mean_output_tokens: size
-            .mean_output_tokens
-            .filter(|_| size.succeeded > 0)
-            .map(|sum| sum / size.succeeded as f64),
+        mean_input_tokens: per_success(&size, of_label(&size.size) as f64).filter(|_| !input_unknown),
+        mean_output_tokens: size.mean_output_tokens.and_then(|sum| per_success(&size, sum)),
         latency_s: Distribution::of(latencies.len(), latencies.into_iter()).0,
         ..size
     };

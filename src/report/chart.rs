@@ -188,8 +188,8 @@ pub struct Chart {
     pub choice: bool,
     /// Names of points.
     pub names: Vec<([f64; 2], String)>,
-    /// A ring around a point.
-    pub ring: Option<[f64; 2]>,
+    /// A ring around a point, and whether it is seen before the reader chooses anything.
+    pub ring: Option<([f64; 2], bool)>,
 }
 
 /// The plot's own units, which the page stretches to its width. Whole numbers keep the paths short.
@@ -205,13 +205,16 @@ fn width_of(label: &str) -> f64 {
     7.0 * label.chars().count() as f64 + 8.0
 }
 
-/// Which labels, each with its place and the pixels it takes, have room: on a phone too (""), only on an axis of so
+/// Which labels, each with its place and the pixels it takes from there, have room: on a phone too (""), only on an axis of so
 /// many pixels (`spare`), or nowhere. The first and the last say most.
 fn fit(labels: &[(f64, f64)], pixels: f64) -> Vec<Option<&'static str>> {
     let mut fits = vec![None; labels.len()];
     for (pixels, class) in [(NARROW.min(pixels), ""), (pixels, "spare")] {
         for at in (0..labels.len().min(1)).chain((1..labels.len()).rev()) {
-            let apart = |other: &(f64, f64)| (other.0 - labels[at].0).abs() * pixels >= other.1.max(labels[at].1);
+            let apart = |other: &(f64, f64)| {
+                let [left, right] = if other.0 < labels[at].0 { [*other, labels[at]] } else { [labels[at], *other] };
+                (right.0 - left.0) * pixels >= left.1
+            };
             let mut taken = labels.iter().zip(&fits).filter(|(_, fits)| fits.is_some());
             if fits[at].is_none() && taken.all(|(other, _)| apart(other)) {
                 fits[at] = Some(class);
@@ -304,12 +307,15 @@ impl Chart {
     fn marks(&self) -> Vec<Value> {
         // Each label has a line of its own above the axis, or a place of its own along the mark.
         let (mut up, mut along) = (-6, 0.0);
+        let has_bars = self.has_bars();
         let mark = |Mark { upright, at, label, tone }: &Mark| {
             let share = if *upright { self.x.place(*at) } else { 1.0 - self.y.place(*at) };
             let (class, place, moved) = if *upright {
                 let ends_there = share * NARROW + width_of(label) > NARROW;
                 let (class, dx) = if ends_there { ("halo end", -6) } else { ("halo", 6) };
                 (class, [share, 1.0], [dx, up])
+            } else if has_bars {
+                ("", [1.0, share], [6, 4])
             } else {
                 ("halo", [along, share], [6, -5])
             };
@@ -320,6 +326,23 @@ impl Chart {
             json!({"upright": upright, "at": at, "class": class, "place": place, "moved": moved, "tone": tone, "label": label})
         };
         self.marks.iter().map(mark).collect()
+    }
+
+    fn has_bars(&self) -> bool {
+        self.series.iter().any(|series| series.style == Style::Bars)
+    }
+
+    /// Pixels beside the plot that names take there: of lines, and of limits that would stand over bars.
+    fn right(&self) -> Option<f64> {
+        let limits = self.marks.iter().filter(|mark| self.has_bars() && !mark.upright).map(|mark| &mark.label);
+        let names = self.series.iter().map(|series| &series.label).chain(limits).filter(|name| !name.is_empty());
+        names.map(|name| width_of(name) + 8.0).reduce(f64::max)
+    }
+
+    /// Whether names at the lines' ends, or the axis alone, do not say which is which.
+    fn has_legend(&self) -> bool {
+        let read = || self.series.iter().filter(|series| !series.values.is_empty() && !series.points.is_empty());
+        self.has_bars() || read().count() > 1 && read().any(|series| series.label.is_empty())
     }
 
     /// Names where the lines end, each with its series, moved apart where they would stand on each other.
@@ -350,7 +373,7 @@ impl Serialize for Chart {
                 "alpha": format!("{:.2}", 1.0 - series.faint),
                 "line": match series.style {
                     Style::Dashed | Style::Curve => "dashed",
-                    Style::Dots | Style::Crosses => "dotted",
+                    Style::Bars => "bars",
                     _ => "solid",
                 },
                 "values": series.values.iter().map(written).collect::<Vec<_>>().join("|"),
@@ -365,11 +388,17 @@ impl Serialize for Chart {
             (zone.tone, format!("M{from:.0} 0H{to:.0}V{HEIGHT}H{from:.0}Z"))
         });
         let zone_names = self.zones.iter().filter(|zone| !zone.name.is_empty());
-        let zone_names =
-            zone_names.map(|zone| ([self.x.place(zone.from).max(0.0), 0.0], width_of(&zone.name), zone.name.as_str()));
+        let zone_names = zone_names.map(|zone| {
+            let width = width_of(&zone.name);
+            let place = self.x.place(zone.from).min(1.0 - width / self.pixels()).max(0.0);
+            ([place, 0.0], width, zone.name.as_str())
+        });
         // At last the end of the axis, which no name may cross.
         let zone_names: Vec<_> = zone_names.chain([([1.0, 0.0], 0.0, "")]).collect();
-        let names = self.names.iter().map(|(at, name)| (self.place(*at), width_of(name), name.as_str()));
+        let names: Vec<_> =
+            self.names.iter().map(|(at, name)| (self.place(*at), width_of(name), name.as_str())).collect();
+        let above = self.labels(&names);
+        let rest: Vec<_> = names.into_iter().filter(|name| above.iter().all(|(.., other)| *other != name.2)).collect();
         let (across, up) = (self.x.ticks(), self.y.ticks());
         let heights: Vec<_> = up.iter().map(|(place, _)| (*place, 20.0)).collect();
         let up = up.iter().zip(fit(&heights, 200.0)).filter(|(_, fits)| fits.is_some());
@@ -380,7 +409,8 @@ impl Serialize for Chart {
             "id": self.id,
             "label": self.label,
             "wide": self.wide,
-            "labelled": self.series.iter().any(|series| !series.label.is_empty()),
+            "legend": self.has_legend(),
+            "right": self.right(),
             "reads": self.x.label.split(':').next(),
             "at": self.stops.iter().map(stop).collect::<Vec<_>>().join(" "),
             "stops": self.stops.iter().map(|&x| self.x.write(x)).collect::<Vec<_>>().join("|"),
@@ -396,8 +426,9 @@ impl Serialize for Chart {
             "marks": self.marks(),
             "zone_names": self.labels(&zone_names),
             "ends": self.line_ends(),
-            "names": self.labels(&names.collect::<Vec<_>>()),
-            "ring": self.ring.map(|at| self.written_place(at)),
+            "names": above,
+            "names_below": self.labels(&rest),
+            "ring": self.ring.map(|(at, seen)| (self.place(at).map(percent), seen)),
         });
         chart.serialize(serializer)
     }
@@ -470,6 +501,25 @@ mod tests {
         let chart = json!(chart());
         assert!(!chart.to_string().contains("NaN"), "{chart}");
         assert_eq!((&chart["series"][0]["values"], &chart["series"][1]["shown"]), (&json!("3|–"), &json!(false)));
+    }
+
+    #[test]
+    fn names_beside_the_plot_take_room_there_and_spare_a_legend() {
+        let named = |label: &str, style| {
+            let series = Series::over(&[1.0, 2.0], "P95", "ink", style, vec![Some(1.0); 2]);
+            Series { label: label.to_owned(), ..series }
+        };
+        let drawn = |series: &[Series]| {
+            let limit = Mark { upright: false, at: 0.5, label: "limit".to_owned(), tone: "bad" };
+            let chart = json!(Chart { series: series.to_vec(), marks: vec![limit], ..chart() });
+            (chart["legend"].clone(), chart["right"].clone(), chart["marks"][0]["place"][0].clone())
+        };
+        let (points, bars) = (Style::Points, Style::Bars);
+        let named_ones = drawn(&[named("P50", points), named("P95", points)]);
+        assert_eq!(named_ones, (json!(false), json!(width_of("P95") + 8.0), json!("0.00%")));
+        assert_eq!(drawn(&[named("", points), named("P95", points)]).0, json!(true));
+        assert_eq!(drawn(&[named("", points)]), (json!(false), json!(null), json!("0.00%")), "the axis says it");
+        assert_eq!(drawn(&[named("", bars)]), (json!(true), json!(width_of("limit") + 8.0), json!("100.00%")));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::requests::Curves;
 use super::{sections, text};
 use crate::decide::compare::{Against, Comparison, compare};
 use crate::decide::verify::Verified;
-use crate::decide::{Note, Objective, Policy, Recommendation, Status};
+use crate::decide::{Note, Objective, Policy, Recommendation, Status, known_p99};
 use crate::figures::LevelSummary;
 use crate::record::{About, RunId};
 use crate::report::words::{self, UNKNOWN, or_unknown, range, rate, seconds, signed};
@@ -113,6 +113,7 @@ fn answer(run: &Run) -> Value {
         },
         reason => words::reason(recommendation),
         chosen => Serde(chosen),
+        p99 => Serde(chosen.and_then(|level| known_p99(&level.summary))),
         gain => Serde(chosen.and_then(|level| words::gain(recommendation, level))),
         notes,
         columns,

@@ -57,22 +57,31 @@
 
   // The rule of the decision: of the levels that keep within the limits, the smallest that is close to the best.
   const limits = (form) => {
-    const { levels, tolerance, chosen, ...times } = JSON.parse(form.dataset.figures);
+    const { levels, tolerance, chosen, ...own } = JSON.parse(form.dataset.figures);
+    const choice = (passing) => {
+      const best = Math.max(...passing.map((level) => level.value));
+      return passing.find((level) => level.value >= (1 - tolerance) * best);
+    };
     // A limit is what is shown of it: whole milliseconds or hundredths of a second, upwards.
     const shown = (s) => (s < 1 ? Math.ceil(1000 * s) / 1000 : Math.ceil(100 * s) / 100);
-    // From a little below the least to a little above the largest, the limit in force among them; the last is none.
-    const steps = ({ low, high, own }) => {
+    // From a little below the least time to a little above the last that changes the choice, and the limit in force; the
+    // last is none.
+    const steps = (name) => {
+      const times = levels.map((level) => level[name]).filter((time) => time > 0).sort((a, b) => a - b);
+      if (!times.length) return [];
+      const changes = (time) => choice(levels.filter((level) => !(level[name] >= time))) !== choice(levels);
+      const [low, high] = [times[0], times.findLast(changes) ?? times.at(-1)];
       const even = Array.from({ length: 60 }, (_, i) => shown(0.95 * low * ((1.1 * high) / low) ** (i / 59)));
-      return low === null ? [] : [...even, ...(own === null ? [] : [own])].sort((a, b) => a - b).concat(null);
+      return [...even, ...(own[name] === null ? [] : [own[name]])].sort((a, b) => a - b).concat(null);
     };
-    const choices = { p95: steps(times.p95), ttft: steps(times.ttft) };
+    const choices = { p95: steps("p95"), ttft: steps("ttft") };
     const written = (s) => (s === null ? "any" : s < 1 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(2)} s`);
     const pick = document.querySelector("#chart-tradeoff .pick");
     const inputs = [...form.querySelectorAll("input")].filter((input) => {
       const limits = choices[input.name];
       input.parentElement.hidden = !limits.length;
       input.max = limits.length - 1;
-      input.value = limits.indexOf(times[input.name].own);
+      input.value = limits.indexOf(own[input.name]);
       return limits.length;
     });
     const show = (level) => {
@@ -92,9 +101,7 @@
         const value = level[input.name];
         return limit === null || (value === null ? input.name === "p95" : value <= limit);
       });
-      const passing = levels.filter(keeps);
-      const best = Math.max(...passing.map((level) => level.value));
-      show(passing.find((level) => level.value >= (1 - tolerance) * best));
+      show(choice(levels.filter(keeps)));
     };
     form.hidden = false;
     form.oninput = choose;

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
-use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, p95_limit_s, passing, value};
+use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, known_p99, p95_limit_s, passing, value};
 use crate::figures::{Estimate, LevelSummary};
 use crate::report::words::{percent, rate, seconds, usd};
 
@@ -61,7 +61,7 @@ pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
     let throughput = [Some(throughput_and_latency(runs)), tokens(runs), queueing(runs)];
     let tokens = vec![
         times("ttft", "Time to first token (TTFT)", &TTFT, no_ttft),
-        times("tpot", "Time per output token after the first (TPOT)", &TPOT, no_tpot),
+        times("tpot", "Time per token after the first (TPOT)", &TPOT, no_tpot),
     ];
     BTreeMap::from([
         ("throughput", throughput.into_iter().flatten().collect()),
@@ -101,14 +101,14 @@ fn named(run: &Run, runs: &[Run], what: &str) -> String {
 type Measure = (&'static str, &'static str, Style, fn(&LevelSummary) -> Option<Estimate>);
 
 const THROUGHPUT: [Measure; 2] = [
-    ("requests/s", "accent", Style::Points, |s| s.throughput_rps),
-    ("within policy.slo", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps)),
+    ("req/s", "accent", Style::Points, |s| s.throughput_rps),
+    ("goodput", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps)),
 ];
 /// P99 only where there is one run.
 const LATENCY: [Measure; 3] = [
     ("P50", "ink", Style::Dashed, |s| exact(s.latency_s?.p50)),
     ("P95", "accent", Style::Points, |s| exact(s.latency_s?.p95)),
-    ("P99", "ink", Style::Dashed, |s| exact(s.latency_s?.p99)),
+    ("P99", "ink", Style::Dashed, |s| exact(known_p99(s))),
 ];
 const TTFT: [Measure; 2] = [
     ("P50", "ink", Style::Dashed, |s| exact(s.ttft_s?.p50)),
@@ -154,9 +154,8 @@ fn by_level(
             let values = stops.iter().map(|x| Some(figure(x)?.estimate)).collect();
             let tone = if runs.len() == 1 { alone } else { tone(runs, at) };
             let name = named(run, runs, name);
-            let label = if wide { name.clone() } else { String::new() };
             let band = stops.iter().filter_map(ends).collect();
-            series.push(Series { label, band, ..Series::over(&stops, &name, tone, *style, values) });
+            series.push(Series { label: name.clone(), band, ..Series::over(&stops, &name, tone, *style, values) });
         }
     }
     series.retain(|series| !series.points.is_empty());
@@ -210,7 +209,8 @@ fn zones(runs: &[Run], x: &Axis) -> Vec<Zone> {
     {
         zones.push(zone(pick as f64, fails.unwrap_or(end), "only waiting grows", Some("waits")));
     }
-    zones.extend(fails.map(|from| zone(from, end, "fails a limit", Some("fails"))));
+    // Named by a mark at its beginning: it is often narrow.
+    zones.extend(fails.map(|from| zone(from, end, "", Some("fails"))));
     zones
 }
 
@@ -220,29 +220,37 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     let Some(mut throughput) = by_level(runs, "throughput", what, true, axis, &THROUGHPUT) else {
         return Figure::new(TITLE, "", Vec::new()).without("No level has a throughput.");
     };
-    let mut caption = String::from("Line: successful requests per second.");
+    let mut caption = String::new();
     if throughput.series.iter().any(|series| !series.band.is_empty()) {
-        caption += " Band: its 95 % interval.";
+        caption += " Band: the 95 % interval.";
+    }
+    if throughput.series.iter().any(|series| series.name.ends_with(THROUGHPUT[1].0)) {
+        caption += " Goodput: what keeps within policy.slo.";
     }
     let models = runs.iter().enumerate().flat_map(|(at, run)| beside_throughput(runs, at, run, &throughput));
     let models: Vec<Series> = models.filter(|series| !series.points.is_empty()).collect();
     for (style, words) in [
         (Style::Dots, " Dots: the single windows of a level, which scatter more than the whole."),
-        (Style::Curve, " Dashed: the fitted Universal Scalability Law, a model and not a measurement."),
+        (Style::Curve, " USL: the Universal Scalability Law fitted to the levels, a model and not a measurement."),
         (Style::Crosses, " Crosses: levels that do not pass; the table of all levels says why."),
     ] {
         caption += if models.iter().any(|series| series.style == style) { words } else { "" };
     }
     throughput.series.extend(models);
     throughput.zones = zones(runs, &throughput.x);
-    if throughput.zones.len() > 1 {
-        caption += " Shaded: where only waiting grows, and where a level fails a limit.";
-    }
+    throughput.marks.extend(throughput.zones.iter().filter(|zone| zone.tone == Some("fails")).map(|zone| Mark {
+        upright: true,
+        at: zone.from,
+        label: "fails a limit".to_owned(),
+        tone: "bad",
+    }));
+    let across = (throughput.marks.clone(), throughput.zones.clone());
     let mut charts = vec![throughput];
     match by_level(runs, "latency", "Latency percentiles", true, ("latency", Unit::Seconds), &LATENCY) {
         None => caption += " No latencies: the file holds none.",
         Some(mut latency) => {
             caption += " Below: the latency of the successful requests that began inside the measured window.";
+            (latency.marks, latency.zones) = across;
             latency.marks.iter_mut().for_each(|mark| mark.label.clear());
             for (name, limit, source) in limits(runs) {
                 if limit <= LIMIT_IN_SIGHT * latency.y.range[1] {
@@ -253,12 +261,11 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
                     caption += &format!(" {name} ({source}) lies above the chart.");
                 }
             }
-            latency.zones = zones(runs, &latency.x);
             latency.zones.iter_mut().for_each(|zone| zone.name.clear());
             charts.push(latency);
         }
     }
-    Figure::new(TITLE, caption, charts)
+    Figure::new(TITLE, caption.trim_start(), charts)
 }
 
 /// The fitted curve, the single windows (those inside the chart, whose scale is that of the line), and which levels do
@@ -271,8 +278,8 @@ fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<S
         let step = (high - low) / f64::from(CURVE_POINTS - 1);
         let points = (0..CURVE_POINTS).map(|i| low + f64::from(i) * step).map(|x| [x, usl.throughput(x)]).collect();
         let values = stops.iter().map(|&x| Some(usl.throughput(x))).collect();
-        let name = named(run, runs, "scalability curve (USL)");
-        all.push(Series { points, ..Series::over(stops, &name, tone, Style::Curve, values) });
+        let name = named(run, runs, "USL");
+        all.push(Series { label: name.clone(), points, ..Series::over(stops, &name, tone, Style::Curve, values) });
     }
     let judged = &run.recommendation.levels;
     let samples = judged.iter().flat_map(|level| {
@@ -356,11 +363,12 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
     let finite = |at: &[f64; 2]| at.iter().all(|value| value.is_finite());
     let placed: Vec<(&LevelSummary, [f64; 2])> =
         summaries.iter().filter_map(|s| Some((s, tokens_of(s).filter(finite)?))).collect();
-    if placed.len() < 2 {
-        return None;
-    }
     let chosen = recommendation.recommended_concurrency;
     let passes = |level| recommendation.level(level).is_some_and(|level| level.verdict == Verdict::Pass);
+    // There is nothing to weigh where a quota fails all levels but one.
+    if placed.iter().filter(|(of, _)| passes(of.concurrency)).count() < 2 {
+        return None;
+    }
     let name = |(of, at): &(&LevelSummary, [f64; 2])| {
         let fails = if passes(of.concurrency) { "" } else { " (fails)" };
         (*at, format!("{}{fails}", of.concurrency))
@@ -377,7 +385,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         id: "tradeoff".to_owned(),
         label: "Output tokens per second of all requests together over those of each, by level".to_owned(),
         wide: true,
-        x: axis("tokens per second for each request: mean answer over mean latency", 0),
+        x: axis("tokens per second for each request", 0),
         y: axis("tokens per second, all requests together", 1),
         stops: stops.iter().map(|stop| stop.1[0]).collect(),
         series: vec![
@@ -388,7 +396,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
             series("level", values(|(summary, _)| summary.concurrency as f64)),
         ],
         names: chosen_first.iter().map(name).collect(),
-        ring: chosen_first.first().map(|(_, at)| *at),
+        ring: chosen_first.first().map(|(_, at)| (*at, chosen.is_some())),
         ..Chart::default()
     };
     let level = |(summary, at): &(&LevelSummary, [f64; 2])| {
@@ -405,16 +413,18 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         let place = chart.written_place(*at);
         Some(json!({"level": level, "value": value, "p95": p95, "ttft": ttft, "place": place, "told": told}))
     };
-    let times = |at: usize| summaries.iter().filter_map(move |summary| gate_times(summary)[at]);
     let limits = json!({
         "levels": placed.iter().filter_map(level).collect::<Vec<_>>(),
         "tolerance": policy.tolerance,
         "chosen": chosen,
-        "p95": ends(times(0), p95_limit_s(&recommendation.levels, policy)),
-        "ttft": ends(times(1), policy.max_ttft_p95_seconds),
+        "p95": p95_limit_s(&recommendation.levels, policy),
+        "ttft": policy.max_ttft_p95_seconds,
     });
-    let caption = "The numbers are levels; the ring is the chosen one. The sliders choose by these figures alone, and do not ask \
-                   how sure they are.";
+    let ring = if chosen.is_some() { ", the ring is around the chosen one" } else { "" };
+    let caption = format!(
+        "The numbers are levels{ring}. A request's speed is the mean answer over the mean latency. The sliders choose by these \
+         figures alone, and do not ask how sure they are."
+    );
     Some(Figure {
         limits: limits.to_string(),
         ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
@@ -424,12 +434,6 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
 /// Output tokens per second: as each request sees them, all waiting included, and all together.
 fn tokens_of(summary: &LevelSummary) -> Option<[f64; 2]> {
     Some([summary.mean_output_tokens? / summary.latency_s?.mean?, summary.output_tps?])
-}
-
-/// The least and the largest of a time, and the limit in force.
-fn ends(times: impl Iterator<Item = f64>, own: Option<f64>) -> Value {
-    let times: Vec<f64> = times.filter(|time| *time > 0.0 && time.is_finite()).collect();
-    json!({"low": times.iter().copied().reduce(f64::min), "high": times.iter().copied().reduce(f64::max), "own": own})
 }
 
 // ---- failures ----
@@ -443,7 +447,10 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
         return figure.without("No error rates: the file holds none, so that gate was not checked.");
     }
     if rates.iter().all(|&rate| rate == 0.0) {
-        return figure.without(&format!("No request failed. {gate}"));
+        // What an outage disturbed and was measured again.
+        let elsewhere = run.curves.as_ref().is_some_and(|curves| !curves.reasons.is_empty());
+        let which = if elsewhere { " in the measurements that count" } else { "" };
+        return figure.without(&format!("No request failed{which}. {gate}"));
     }
     let unknown = |summary: &LevelSummary| {
         let by_kind: f64 = Failure::ALL.iter().filter_map(|kind| rate_of(summary, *kind)).sum();
@@ -541,21 +548,34 @@ fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
     even.chain(pick).collect()
 }
 
-/// A narrower part of the time has no room for its level's name.
-const NARROWEST_NAMED: f64 = 0.02;
+/// Shares of the time below this have one name with their neighbours.
+const NARROWEST_NAMED: f64 = 0.03;
+
+/// The names of the parts of the time: the level, or one name for short visits in a row.
+fn names(segments: &[Segment], end_s: f64) -> Vec<String> {
+    let is_narrow = |of: &Segment| of.end_s - of.begin_s < NARROWEST_NAMED * end_s;
+    let name = |row: &[Segment]| {
+        let first = if row.len() > 1 { "visits".to_owned() } else { row[0].level.to_string() };
+        std::iter::once(first).chain(row[1..].iter().map(|_| String::new())).collect::<Vec<_>>()
+    };
+    segments.chunk_by(|a, b| is_narrow(a) && is_narrow(b)).flat_map(name).collect()
+}
 
 fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
     let Some(Curves { segments, in_flight, successes_rps, failures_rps, .. }) = &run.curves else {
         return figure.without(NO_RECORDS);
     };
     let end = segments.last().map_or(1.0, |segment| segment.end_s);
-    let outside = |&Segment { level, begin_s, end_s, window_s }: &Segment| {
+    let outside = |(&Segment { begin_s, end_s, window_s, .. }, name): (&Segment, String)| {
         let [from, to] = window_s.unwrap_or([end_s; 2]).map(|at| at.min(end_s));
         let zone = |from, to, name| Zone { from, to, name, tone: Some("unmeasured") };
-        let name = if end_s - begin_s >= NARROWEST_NAMED * end { level.to_string() } else { String::new() };
         [zone(begin_s, from, name), zone(to, end_s, String::new())]
     };
-    let zones: Vec<Zone> = segments.iter().flat_map(outside).collect();
+    let zones: Vec<Zone> = segments.iter().zip(names(segments, end)).flat_map(outside).collect();
+    let level = |bins: &[[f64; 2]]| {
+        let at = |&[time, _]: &[f64; 2]| Some(segments.iter().rfind(|of| of.begin_s <= time)?.level as f64);
+        Series { name: "level".to_owned(), tone: "ink", values: bins.iter().map(at).collect(), ..Series::default() }
+    };
     let steps = |name: &str, tone, bins: &[[f64; 2]]| Series {
         values: bins.iter().map(|bin| Some(bin[1])).collect(),
         points: bins.to_vec(),
@@ -576,15 +596,20 @@ fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
         sync: chart.id.clone(),
         ..Chart::default()
     };
-    let mut ended = vec![steps("successes/s", "ink", successes_rps)];
+    let mut ended = vec![steps("successes/s", "ink", successes_rps), level(successes_rps)];
     if failures_rps.iter().any(|bin| bin[1] > 0.0) {
         ended.push(steps("failures/s", "bad", failures_rps));
     }
     let charts = vec![
-        chart("in-flight", "requests in flight", vec![steps("in flight", "accent", in_flight)]),
+        chart("in-flight", "requests in flight", vec![steps("in flight", "accent", in_flight), level(in_flight)]),
         chart("ended", "requests that ended, per second", ended),
     ];
-    Figure { caption: "The numbers at the top name the levels, where there is room.".to_owned(), charts, ..figure }
+    Figure {
+        caption: "The names at the top are those of the levels, or of short visits to them, where there is room."
+            .to_owned(),
+        charts,
+        ..figure
+    }
 }
 
 #[cfg(test)]

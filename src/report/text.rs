@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::verify::Verified;
-use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, passing};
+use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, known_p99, passing};
 use crate::figures::{Estimate, SizeSummary};
 use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
@@ -115,10 +115,12 @@ fn levels(recommendation: &Recommendation, places: &[usize], width: usize, in_sh
     let longest = table[1..].iter().map(|(_, remark)| remark.chars().count()).max().unwrap_or_default();
     let room = width.saturating_sub(longest.min(REMARK));
     for spare in SPARE {
-        if widths(&table).iter().map(|width| width + 2).sum::<usize>() <= room {
-            break;
-        }
         let Some(at) = table[0].0.iter().position(|name| *name == spare) else { continue };
+        let has_room = widths(&table).iter().map(|width| width + 2).sum::<usize>() <= room;
+        // In short, what is known of no level says nothing.
+        if has_room && !(in_short && table[1..].iter().all(|(cells, _)| cells[at] == UNKNOWN)) {
+            continue;
+        }
         table.iter_mut().for_each(|(cells, _)| drop(cells.remove(at)));
     }
     aligned(&table, width)
@@ -150,8 +152,9 @@ fn aligned(lines: &[Line], width: usize) -> String {
 pub fn fitted(text: &str, columns: usize) -> String {
     let fitted = |line: &str| {
         let indent = line.len() - line.trim_start().len();
-        let width = columns.saturating_sub(indent + 6).max(REMARK);
-        format!("{:indent$}{}\n", "", wrapped(line.trim_start(), width).join(&format!("\n{:1$}", "", indent.max(6))))
+        let further = indent.max(6);
+        let lines = wrapped(line.trim_start(), columns.saturating_sub(further).max(REMARK));
+        format!("{:indent$}{}\n", "", lines.join(&format!("\n{:further$}", "")))
     };
     text.lines().map(fitted).collect()
 }
@@ -169,12 +172,14 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-const SIZES: [&str; 4] = ["P50", "P95", "tokens out", "n"];
+const SIZES: [&str; 5] = ["P50", "P95", "tokens in", "tokens out", "n"];
 
-/// The cells under [`SIZES`].
+/// The cells under [`SIZES`], which page.html names too.
 pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     let latency = part.latency_s.unwrap_or_default();
-    vec![time(latency.p50), time(latency.p95), number(part.mean_output_tokens, 1), part.requests.to_string()]
+    let tokens = [part.mean_input_tokens, part.mean_output_tokens].map(|tokens| number(tokens, 1));
+    let times = [latency.p50, latency.p95].map(time);
+    times.into_iter().chain(tokens).chain([part.requests.to_string()]).collect()
 }
 
 /// Its name, and the cell of a level beside the best throughput of those that pass.
@@ -188,7 +193,7 @@ pub const COLUMNS: [Column; 13] = [
     ("mean", |of, _| Some(time(of.summary.latency_s?.mean))),
     ("P50", |of, _| Some(time(of.summary.latency_s?.p50))),
     ("P95", |of, _| Some(time(of.summary.latency_s?.p95))),
-    ("P99", |of, _| Some(time(of.summary.latency_s?.p99))),
+    ("P99", |of, _| Some(time(Some(known_p99(&of.summary)?)))),
     ("TTFT P50", |of, _| Some(time(of.summary.ttft_s?.p50))),
     ("TPOT", |of, _| Some(format!("{:.1} ms", 1e3 * of.summary.tpot_s?.p50?))),
     ("tok/s", |of, _| Some(number(of.summary.output_tps, 0))),

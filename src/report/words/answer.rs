@@ -3,7 +3,7 @@
 use super::decision::reason;
 use super::notes::{gain, information, note, notes};
 use super::numbers::{number, or_unknown, rate, seconds, time};
-use crate::decide::{JudgedLevel, Note, Recommendation, Status};
+use crate::decide::{JudgedLevel, Note, Recommendation, Status, known_p99};
 use crate::figures::LevelSummary;
 
 /// Before the status wherever a number of the embedded simulator stands.
@@ -49,7 +49,7 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
         number(level.throughput(), 2),
         time(latency.mean),
         time(latency.p95),
-        time(latency.p99),
+        time(known_p99(summary)),
         or_unknown(summary.error_rate, rate),
         or_unknown(summary.timeout_rate, rate),
     );

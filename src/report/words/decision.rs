@@ -3,7 +3,7 @@
 use super::numbers::{count, percent, range, rate as error_rate, seconds, share as written};
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
 use crate::decide::causes::{Limit, Passed, QuotaReached};
-use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Objective, Policy, Reason, Recommendation};
+use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Note, Objective, Policy, Reason, Recommendation};
 use crate::figures::reasons::EarlyEnd;
 use crate::figures::{Outage, Slo};
 
@@ -145,7 +145,14 @@ pub fn reason(recommendation: &Recommendation) -> String {
     let client = recommendation.client_bound_at.filter(|_| !matches!(recommendation.reason, Reason::Other { .. }));
     let client =
         client.map(|level| format!("; but at level {level} this client was the limit, so the server may do more"));
-    why(&recommendation.reason) + &client.unwrap_or_default()
+    let is_gone = recommendation.notes.iter().any(|note| matches!(note, Note::OpenOutage { .. }));
+    let why = match recommendation.reason {
+        Reason::NotDecided { .. } if is_gone => {
+            "The server was gone before the answer was sure (outage): measure again when it stays up".to_owned()
+        }
+        ref reason => why(reason),
+    };
+    why + &client.unwrap_or_default()
 }
 
 pub(super) fn why(reason: &Reason) -> String {
