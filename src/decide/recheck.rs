@@ -4,7 +4,8 @@
 //! number, and that from the number to the level above. A night has a speed of its own, which the gains do not know, since
 //! all three levels share it. Nights add up: the last one, two or all of them are held against the run and the nights
 //! before. The chances of a false alarm in all those comparisons add up to less than 1 % a night, whatever depends on what
-//! (Bonferroni): some of it is left for the spread of the requests, which is taken from few. A number holds once a change that would matter is excluded as well; in between it cannot be told.
+//! (Bonferroni): some of it is left for the spread of the requests, which is taken from few. A number holds once a change
+//! that would matter is excluded as well; in between it cannot be told.
 
 use std::collections::BTreeMap;
 
