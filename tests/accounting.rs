@@ -60,7 +60,7 @@ fn fast() -> SimulatorConfig {
 fn measurements(swept: &Swept, level: usize) -> Vec<(bool, Vec<RequestOutcome>)> {
     let files = swept.run.manifest.requests(swept.run.folder()).into_iter().filter(|file| file.level == level);
     let of_file = |file: RequestsFile| {
-        let lines = read_sidecar(&file.path).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+        let lines = file.read().unwrap().collect::<Result<Vec<_>, _>>().unwrap();
         let meant = lines.into_iter().filter(|line| file.visit.is_none_or(|visit| line.visit == Some(visit)));
         (file.visit.is_some(), meant.collect())
     };

@@ -126,9 +126,9 @@ fn a_night_takes_fifty_to_a_hundred_requests_up_to_a_number_of_13() {
     let run = run_of(&server, &mut StdRng::seed_from_u64(1));
     for number in 1..=13 {
         let plans = visits_to(&settings(), &levels(number, &run));
-        let (last, completions) =
-            (plans.last().unwrap().level, plans.iter().map(|plan| plan.warmup + plan.measured).sum::<usize>());
-        assert!((50..=100).contains(&(completions + last)), "{number}: {completions} and {last}");
+        let (_, sent) = night(&server, &plans, 1.0, number as u64);
+        println!("a number of {number}: {sent} requests");
+        assert!((80..=100).contains(&sent), "{number}: {sent}");
     }
 }
 
@@ -167,10 +167,14 @@ fn knee(slots: usize, lengths: Lengths) -> Server {
     Server { lengths, ..Server::knee("knee", slots) }
 }
 
+/// One server gives each request its place, the other shares itself out among all of them, and gains next to nothing above
+/// the number: what is in flight at the end of a night is the faster there.
 #[test]
 fn of_a_thousand_nights_at_most_one_in_a_hundred_is_a_false_alarm() {
-    for (name, lengths) in SERVERS {
-        let server = knee(20, lengths);
+    let shared = |lengths| Server { lengths, ..Server::curve("shared", |n| bed::usl(n, 0.02, 0.002)) };
+    let servers = SERVERS.iter().flat_map(|&(name, lengths)| [(name, knee(20, lengths)), (name, shared(lengths))]);
+    for (name, server) in servers {
+        let name = format!("{}, {name}", server.name);
         let (mut alarms, mut cannot_tell, mut sent) = (0, 0, 0);
         for seed in 0..100 {
             let mut series = Series::new(&server, seed);
@@ -186,7 +190,8 @@ fn of_a_thousand_nights_at_most_one_in_a_hundred_is_a_false_alarm() {
             sent / 1_000
         );
         assert!(alarms <= 10, "{name}: {alarms}");
-        assert!(cannot_tell <= 150, "{name}: {cannot_tell}");
+        // Three levels in a row that give nearly the same take longer to tell apart.
+        assert!(cannot_tell <= 150 || server.name == "shared", "{name}: {cannot_tell}");
     }
 }
 

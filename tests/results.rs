@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use llm_concurrency::client::Env;
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, Raced, recommend};
-use llm_concurrency::figures::{LevelState, LevelSummary, Limits, Measurement, Sample, Stage, Step};
+use llm_concurrency::figures::{LeftOut, LevelState, LevelSummary, Limits, Measurement, Sample, Stage, Step};
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
     About, Basis, Environment, Identity, Manifest, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
@@ -718,4 +718,20 @@ fn without_a_prompts_file_the_same_snippets_come_from_memory() {
     let named = settings(&format!("{CONFIG}benchmark: {{request: {{prompts: gone.json}}}}"));
     let error = prompts::of_run(&named).unwrap_err().to_string();
     assert!(error.starts_with("Test data file not found: ") && error.contains("gone.json"), "{error}");
+}
+
+/// A sidecar has what each request was taken for when it was sent.
+#[test]
+fn requests_that_a_cold_engine_served_do_not_count_when_they_are_read_again() {
+    let mut disk = Disk::new();
+    let mut run = disk.run(CONFIG, &[1]);
+    measure(&disk, &mut run, 1, 10.0);
+    let left_out = LeftOut { requests: 20, from_rps: 2.0, to_rps: 10.0 };
+    let of_level = &mut run.manifest.levels[0];
+    (of_level.left_out, of_level.window_s) = (Some(left_out), Some([2.0, 10.0]));
+    fs::write(run.folder.join("run.json"), serde_json::to_string(&run.manifest).unwrap()).unwrap();
+    let basis = disk.load(CONFIG).unwrap();
+    assert_eq!((basis.levels[0].requests, basis.levels[0].left_out), (Some(80), Some(left_out)));
+    let read: Vec<RequestOutcome> = basis.requests[0].read().unwrap().map(Result::unwrap).collect();
+    assert_eq!(read.iter().filter(|outcome| outcome.phase == Phase::Warmup).count(), 20);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use llm_concurrency::simulator::engine::{Engine, SequenceId};
 use llm_concurrency::simulator::{
     ExplainedLevel, Explanation, Fault, FaultRate, Faults, OutputTokens, PrefixCache, RequestEnd, RequestRecord,
-    Simulator, SimulatorConfig, explain,
+    Simulator, SimulatorConfig, explain, explain_each,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -413,6 +413,22 @@ fn a_taken_port_is_named() {
     let port = address.rsplit(':').next().unwrap().parse().unwrap();
     let message = Simulator::start(SimulatorConfig::default(), port).unwrap_err().to_string();
     assert!(message.contains(&address) && message.contains("choose another port"), "{message}");
+}
+
+/// Half of the prompts stop at 4 tokens: what is explained lies between the two, by the mean of their lengths.
+#[test]
+fn explain_honours_what_each_prompt_may_take() {
+    let config = SimulatorConfig { output_tokens: OutputTokens::Fixed { tokens: 40 }, ..SimulatorConfig::default() };
+    let tokens_a_second = |limits: [u32; 2]| {
+        let prompts: Vec<(String, u32)> = (0..100).map(|i| (format!("{i:0>300}"), limits[i % 2])).collect();
+        let each: Vec<(&str, u32)> = prompts.iter().map(|(text, limit)| (text.as_str(), *limit)).collect();
+        let level = explain_each(&config, &[1], &each, 2_000).unwrap().levels.remove(0);
+        (level.throughput_rps, level.output_tps)
+    };
+    let [(long, _), (short, _), (both, tokens)] = [[64, 64], [4, 4], [4, 64]].map(tokens_a_second);
+    let seconds = (1.0 / long + 1.0 / short) / 2.0;
+    assert!((both * seconds - 1.0).abs() < 0.01, "{both} {long} {short}");
+    assert!((tokens / both / 22.0 - 1.0).abs() < 0.01, "a mean of 22 tokens: {}", tokens / both);
 }
 
 /// The throughput that a closed loop of threads gets from the server, against what is explained.

@@ -7,6 +7,7 @@ mod virtual_server;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Failure, Phase, Reply, RequestOutcome, TokenCounts};
 use llm_concurrency::client::{BodyTemplate, Cache, Prompt, RequestSettings};
@@ -14,12 +15,14 @@ use llm_concurrency::decide::{Objective, Policy, Status, recommend};
 use llm_concurrency::figures::{self, LevelSummary, Limits, Measurement, Requests, Slo, Stage, wilson};
 use llm_concurrency::load::closed_loop::{self, LoopPlan};
 use llm_concurrency::measure::race::{Evidence, Race, Rules, Seen, Visited, grid};
+use llm_concurrency::report::words;
 use llm_concurrency::simulator::engine::{Engine, Token};
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, PrefixCache, SimulatorConfig, explain, prompt_tokens};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
+use virtual_server::standard_normal;
 
 const SAMPLES: usize = 10;
 const MAX_TOKENS: u32 = 64;
@@ -28,11 +31,22 @@ const MAX_TOKENS: u32 = 64;
 struct Server {
     state: Mutex<(Engine<mpsc::UnboundedSender<bool>>, Option<Instant>)>,
     work: Notify,
+    slowness: Slowness,
+    began: Instant,
 }
 
+/// How many times as long everything takes, by the seconds since it began.
+type Slowness = Arc<dyn Fn(f64) -> f64 + Send + Sync>;
+
 impl Server {
-    fn new(config: &SimulatorConfig) -> Arc<Self> {
-        Arc::new(Server { state: Mutex::new((Engine::new(config), None)), work: Notify::new() })
+    fn new(config: &SimulatorConfig, slowness: Slowness) -> Arc<Self> {
+        let state = Mutex::new((Engine::new(config), None));
+        Arc::new(Server { state, work: Notify::new(), slowness, began: Instant::now() })
+    }
+
+    fn takes(&self, step: Duration) -> Duration {
+        let step = step.mul_f64((self.slowness)(self.began.elapsed().as_secs_f64()));
+        Duration::from_millis(step.as_secs_f64().mul_add(1e3, 0.5) as u64)
     }
 
     async fn answer(&self, prompt_tokens: u32, output_tokens: u32) -> Reply {
@@ -46,7 +60,7 @@ impl Server {
             }
             // An idle engine starts at once, with this request alone.
             if step_end.is_none() {
-                *step_end = engine.begin_step().map(|step| Instant::now() + step);
+                *step_end = engine.begin_step().map(|step| Instant::now() + self.takes(step));
                 self.work.notify_one();
             }
         }
@@ -74,7 +88,7 @@ impl Server {
             let (engine, step_end) = &mut *state;
             engine.end_step(&mut tokens);
             // The next step begins before anybody hears of this one's tokens.
-            *step_end = engine.begin_step().map(|step| deadline + step);
+            *step_end = engine.begin_step().map(|step| deadline + self.takes(step));
             for token in tokens.drain(..) {
                 token.owner.send(token.last).unwrap();
             }
@@ -110,8 +124,18 @@ fn full_plan(level: usize, total: usize) -> LoopPlan {
 }
 
 /// `work` gives a request the tokens to prefill and the tokens to decode.
-fn run_work(config: &SimulatorConfig, plan: &LoopPlan, mut work: impl FnMut(u64) -> (u32, u32)) -> Measured {
-    let server = Server::new(config);
+fn run_work(config: &SimulatorConfig, plan: &LoopPlan, work: impl FnMut(u64) -> (u32, u32)) -> Measured {
+    run_on(config, Arc::new(|_| 1.0), plan, work)
+}
+
+fn run_on(
+    config: &SimulatorConfig,
+    slowness: Slowness,
+    plan: &LoopPlan,
+    mut work: impl FnMut(u64) -> (u32, u32),
+) -> Measured {
+    let runtime = virtual_server::virtual_time();
+    let server = runtime.block_on(async { Server::new(config, slowness) });
     let send = |ticket: closed_loop::Ticket| {
         let (input, output) = work(ticket.seq);
         let server = server.clone();
@@ -119,8 +143,6 @@ fn run_work(config: &SimulatorConfig, plan: &LoopPlan, mut work: impl FnMut(u64)
     };
     let (_keep, stop) = watch::channel(false);
     let mut outcomes: Vec<RequestOutcome> = Vec::new();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let record = runtime.block_on(async {
         let stepping = server.clone();
         tokio::spawn(async move { stepping.run().await });
@@ -128,6 +150,8 @@ fn run_work(config: &SimulatorConfig, plan: &LoopPlan, mut work: impl FnMut(u64)
     });
     assert!(record.sent <= plan.tickets());
     assert_eq!(outcomes.len() as u64, record.sent);
+    let first = record.left_out.map_or(0, |left_out| left_out.requests);
+    let outcomes: Vec<RequestOutcome> = outcomes.into_iter().map(|outcome| outcome.leaving_out(first)).collect();
     (record.measurement(plan.level), outcomes.iter().collect())
 }
 
@@ -181,6 +205,90 @@ fn a_full_queue_gives_the_error_rate_that_is_explained() {
     let (rate, rps) = (summary.error_rate.unwrap(), summary.throughput_rps.unwrap().estimate);
     assert!((rate - truth.error_rate).abs() < 0.01, "{rate} {}", truth.error_rate);
     assert!((rps / truth.throughput_rps - 1.0).abs() < 0.005, "{rps} {}", truth.throughput_rps);
+}
+
+// ---- a cold engine ----
+
+/// Steps of 0.1 s, since the timer's milliseconds are to hide no change of speed; and answers of 12 tokens with a
+/// coefficient of variation of 0.8, so that a request takes some 1.5 s.
+fn unsteady() -> SimulatorConfig {
+    let lengths = OutputTokens::LogNormal { median: 12.0, sigma: 0.7 };
+    SimulatorConfig { base_step_ms: 95.0, per_sequence_ms: 5.0, ..config(8, lengths) }
+}
+
+/// `times` as slow for the first `seconds`; besides the speed wanders by 5 %, correlated over 100 s.
+fn cold_for(seconds: f64, times: f64, seed: u64) -> Slowness {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut state = standard_normal(&mut rng);
+    let kept = (-0.01_f64).exp();
+    let mut next = || {
+        state = kept * state + (1.0 - kept * kept).sqrt() * standard_normal(&mut rng);
+        (0.05 * state).exp()
+    };
+    let speeds: Vec<f64> = (0..2_000).map(|_| next()).collect();
+    Arc::new(move |at| speeds[at as usize % speeds.len()] * if at < seconds { times } else { 1.0 })
+}
+
+/// What the first level comes to, and its tokens a second: the luck of the lengths is not in these.
+fn first_level(level: usize, slowness: Slowness, cold: usize, seed: u64) -> (f64, Measured) {
+    let config = unsteady();
+    let plan = LoopPlan { cold, ..full_plan(level, 100) };
+    let made = run_on(&config, slowness, &plan, |seq| {
+        let prompt = format!("{seed:0>150}{seq:0>150}");
+        (prompt_tokens(&prompt), config.answer_length(&prompt, Some(MAX_TOKENS)).tokens)
+    });
+    (summarize(std::slice::from_ref(&made)).output_tps.unwrap(), made)
+}
+
+#[test]
+fn a_first_level_on_a_cold_engine_begins_once_it_is_warm() {
+    for (level, times, seconds) in [(1, 1.43, 30.0), (1, 3.0, 30.0), (1, 3.0, 100.0), (4, 3.0, 30.0)] {
+        let truth = explained(&unsteady(), level).output_tps;
+        let of = |cold: usize| {
+            let runs: Vec<_> =
+                (0..40).map(|seed| first_level(level, cold_for(seconds, times, seed), cold, seed)).collect();
+            let mut shares: Vec<f64> = runs.iter().map(|run| run.0 / truth).collect();
+            shares.sort_by(f64::total_cmp);
+            let left_out = runs.iter().filter_map(|run| run.1.0.left_out).map(|of| of.requests as f64).sum::<f64>();
+            (shares[20], left_out / 40.0)
+        };
+        let ((without, none), (with, left_out)) = (of(0), of(100));
+        println!(
+            "level {level}, {times} x as slow for {seconds} s: {without:.3} of the truth, {with:.3} beginning anew, \
+                  {left_out:.0} left out"
+        );
+        assert_eq!(none, 0.0);
+        assert!((with - 1.0).abs() < 0.03, "level {level}, {times} x for {seconds} s: {with}");
+        assert!(without < with - 0.02, "level {level}, {times} x for {seconds} s: {without}");
+    }
+}
+
+#[test]
+fn a_warm_engine_is_rarely_taken_for_a_cold_one_and_what_is_left_out_is_told() {
+    let mut left_out = 0;
+    for seed in 0..200 {
+        let (_, (measurement, requests)) = first_level(1, cold_for(0.0, 1.0, 1_000 + seed), 100, seed);
+        left_out += usize::from(measurement.left_out.is_some());
+        assert_eq!(measurement.samples.len(), SAMPLES);
+        if measurement.left_out.is_none() {
+            assert_eq!(requests.len(), 105, "five of warm-up and a hundred");
+        }
+    }
+    println!("warm engines: of 200 {left_out} began anew");
+    assert!(left_out <= 6, "{left_out}");
+    let (_, (measurement, requests)) = first_level(1, cold_for(100.0, 3.0, 1), 100, 1);
+    let told = measurement.left_out.unwrap();
+    assert!((2.0..4.0).contains(&(told.to_rps / told.from_rps)), "{told:?}");
+    // Those left out count for nothing, and the level is whole nevertheless.
+    let summary = summarize(&[(measurement, requests)]);
+    assert_eq!((summary.requests, summary.left_out), (Some(100), Some(told)));
+    let notes = recommend(&[summary], &Policy::default()).notes;
+    let note = notes.iter().map(words::note).find(|note| note.contains("left out")).unwrap();
+    let begin = format!(
+        "Level 1: the first {} requests were left out, since the engine was still getting faster, from 0.",
+        told.requests
+    );
+    assert!(note.starts_with(&begin), "{note}");
 }
 
 // ---- the prefix cache ----
@@ -358,7 +466,7 @@ fn last_where(mut low: usize, high: usize, mut holds: impl FnMut(usize) -> bool)
 
 /// What `levels: auto` picks, and with how many requests.
 fn search(config: &SimulatorConfig, prompts: &[String]) -> (Option<usize>, u64) {
-    let (server, runtime) = (Server::new(config), virtual_server::virtual_time());
+    let (server, runtime) = (Server::new(config, Arc::new(|_| 1.0)), virtual_server::virtual_time());
     let stepping = server.clone();
     runtime.spawn(async move { stepping.run().await });
     let send = |ticket: closed_loop::Ticket| {

@@ -124,6 +124,11 @@ impl RequestOutcome {
         self.failure.is_none() && self.end_s.is_some()
     }
 
+    /// As it counts where so many of the first requests are left out.
+    pub fn leaving_out(self, first: u64) -> Self {
+        if self.seq < first { RequestOutcome { phase: Phase::Warmup, sample: None, ..self } } else { self }
+    }
+
     /// Time per output token after the first, `(latency - TTFT) / (output tokens - 1)`, in seconds.
     pub fn tpot_s(&self) -> Option<f64> {
         let tokens = self.output_tokens.filter(|&n| n > 1)?;

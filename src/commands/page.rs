@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::decide::verify::Verified;
 use crate::decide::{Policy, Recommendation};
 use crate::measure::sweep::Swept;
-use crate::record::{About, Places, RequestsFile, ResultsFile, RunId, read_sidecar, write_atomic};
+use crate::record::{About, Places, RequestsFile, ResultsFile, RunId, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
 use crate::report::requests::{Curves, Loop};
 use crate::settings::{SIMULATED_MODEL, Settings};
@@ -64,7 +64,7 @@ fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
     let mut loops = Vec::new();
     for of_loop in files.chunk_by(|one, next| one.path == next.path) {
         let mut read = Loop::new(of_loop.iter().map(|file| (file.level, file.window_s)));
-        let lines = read_sidecar(&of_loop[0].path).and_then(|mut lines| {
+        let lines = of_loop[0].read().and_then(|mut lines| {
             lines.try_for_each(|outcome| {
                 let outcome = outcome?;
                 let of = of_loop.iter().position(|file| file.visit.is_none() || file.visit == outcome.visit);

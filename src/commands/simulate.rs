@@ -98,7 +98,10 @@ fn write_lines(file: File, records: &[impl serde::Serialize]) -> Result<()> {
 
 fn explain(simulator: &SimulatorConfig, settings: &Settings) -> Result<simulator::Explanation> {
     let benchmark = &settings.config.benchmark;
-    let prompts: Vec<String> = prompts::of_run(settings)?.iter().map(Prompt::joined).collect();
-    let max_tokens = benchmark.request.max_tokens;
-    Ok(simulator::explain(simulator, &benchmark.levels(), &prompts, max_tokens, EXPLAIN_REQUESTS)?)
+    let prompts = prompts::of_run(settings)?;
+    let texts: Vec<String> = prompts.iter().map(Prompt::joined).collect();
+    let usual = benchmark.request.max_tokens;
+    let limits = prompts.iter().map(|prompt| prompt.max_tokens.unwrap_or(usual));
+    let each: Vec<(&str, u32)> = texts.iter().map(String::as_str).zip(limits).collect();
+    Ok(simulator::explain_each(simulator, &benchmark.levels(), &each, EXPLAIN_REQUESTS)?)
 }

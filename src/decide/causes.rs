@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Gate, Objective};
 use crate::client::outcome::RateLimit;
-use crate::figures::Outage;
 use crate::figures::reasons::EarlyEnd;
+use crate::figures::{LeftOut, Outage};
 
 /// Why a level has its verdict. `uncertain` is the interval of the figure, where that spans the limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,6 +118,8 @@ pub enum Note {
     OpenOutage { level: usize, outage: Outage },
     // The engine was slow at first, for so long.
     ColdStart { seconds: f64 },
+    // The same within the first level that was measured in full, before its own window.
+    LeftOutCold { level: usize, left_out: LeftOut },
     NoCurve { why: String },
     Quick,
     UnlistedModel,

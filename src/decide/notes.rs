@@ -17,6 +17,7 @@ pub(super) fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<Note> 
         let below = summary.mean_in_flight.filter(|&m| m < REACHED * level as f64);
         notes.extend(below.map(|in_flight| Note::BelowConcurrency { level, in_flight, held: summary.mean_held }));
         notes.extend(client_bound(summary).map(|limit| Note::ClientBound { level, limit }));
+        notes.extend(summary.left_out.map(|left_out| Note::LeftOutCold { level, left_out }));
         notes.extend(summary.ended_at_once.map(|answers| Note::EndedAtOnce { level, answers }));
     }
     let explained = levels.iter().filter(|level| !open_outages(levels).any(|open| open == *level));

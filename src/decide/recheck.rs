@@ -3,8 +3,9 @@
 //! Three figures tell, each against what the run showed: the speed of the server, the gain from the level below to the
 //! number, and that from the number to the level above. A night has a speed of its own, which the gains do not know, since
 //! all three levels share it. Nights add up: the last one, two or all of them are held against the run and the nights
-//! before. The chances of a false alarm in all those comparisons add up to at most 1 % a night, whatever depends on what
-//! (Bonferroni). A number holds once a change that would matter is excluded as well; in between it cannot be told.
+//! before. The chances of a false alarm in all those comparisons add up to less than 1 % a night, whatever depends on what
+//! (Bonferroni): some of it is left for the spread of the requests, which is taken from few. A number holds once a change
+//! that would matter is excluded as well; in between it cannot be told.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,7 @@ const OVERLOOKED: f64 = 0.05;
 
 /// So many of the last nights are compared, each with this chance of a false alarm.
 type Windows = [(usize, f64); 3];
-const OF_SPEED: Windows = [(1, 0.001), (2, 0.0045), (usize::MAX, 0.0015)];
+const OF_SPEED: Windows = [(1, 0.0008), (2, 0.0035), (usize::MAX, 0.0012)];
 /// Of each of the two gains.
 const OF_GAIN: Windows = [(1, 0.0003), (3, 0.001), (usize::MAX, 0.0002)];
 

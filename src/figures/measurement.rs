@@ -44,6 +44,9 @@ pub struct Measurement {
     pub samples: Vec<Sample>,
     /// Gaps between content chunks: ascending `[microseconds, count]`.
     pub itl_histogram: Vec<(u64, u64)>,
+    /// Requests before that window, beside the warm-up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<LeftOut>,
     pub state: LevelState,
     /// Why it was not complete.
     pub reason: Option<EarlyEnd>,
@@ -64,6 +67,16 @@ impl Measurement {
     pub fn step(&self) -> Step {
         Step { level: self.concurrency, stage: self.stage, round: self.round }
     }
+}
+
+/// The first requests of a loop, since the engine was still getting faster.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The warm-up's included.
+    pub requests: u64,
+    /// Requests a second at first, and once it was warm.
+    pub from_rps: f64,
+    pub to_rps: f64,
 }
 
 /// One window of the closed loop, which is one sample of Criterion's.

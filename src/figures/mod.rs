@@ -12,7 +12,7 @@ pub mod usl;
 
 pub use arrivals::{ArrivalsEnd, OpenLoad};
 pub use goodput::{Cost, Goodput, Prices, Slo};
-pub use measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
+pub use measurement::{ClientLoad, LeftOut, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Outage, Reach};
 pub use quantiles::{Distribution, Estimate, histogram, quantile, student_t, wilson};
 pub use requests::Requests;

@@ -103,6 +103,13 @@ impl Requests {
         }
     }
 
+    /// None of them counts.
+    pub fn leave_out(&mut self) {
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.iter_mut().for_each(|request| request.phase = Phase::Warmup);
+        *self = Requests { rows, sizes: std::mem::take(&mut self.sizes), reach: self.reach, ..Requests::default() };
+    }
+
     /// What lies beyond the first 65,535 sizes counts with the last of them.
     fn size_of(&mut self, label: &Option<Arc<str>>) -> u16 {
         let at = self.sizes.iter().position(|size| size == label).unwrap_or_else(|| {

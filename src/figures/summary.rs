@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::goodput::{Cost, Goodput, Prices, Slo};
-use super::measurement::{ClientLoad, LevelState, Measurement, Sample, ServerLoad, Stage};
+use super::measurement::{ClientLoad, LeftOut, LevelState, Measurement, Sample, ServerLoad, Stage};
 use super::outages::{Outage, without_outages};
 use super::quantiles::{Distribution, Estimate, micros, p95_interval, seconds, wilson, with_interval};
 use super::reasons::{EarlyEnd, Reason, Reasons};
@@ -94,6 +94,9 @@ pub struct LevelSummary {
     pub server: Option<ServerLoad>,
     /// What the server said last of its quota.
     pub rate_limit: Option<RateLimit>,
+    /// Requests at the begin of its measurements that do not count, since the engine was still getting faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<LeftOut>,
     /// Whether the level ended as planned.
     pub state: Option<LevelState>,
     pub reason: Option<EarlyEnd>,
@@ -277,6 +280,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
         mean_held: rates.per_second(rates.held_back_s).filter(|&held| held > 0.0),
         client: client(level),
         rate_limit: measurements().filter_map(|measurement| measurement.rate_limit).reduce(RateLimit::updated),
+        left_out: measurements().find_map(|measurement| measurement.left_out),
         server: measurements().filter_map(|measurement| measurement.server).reduce(ServerLoad::with),
         ..LevelSummary::default()
     }

@@ -20,8 +20,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::cold::{Pace, was_cold};
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
-use crate::figures::{LevelState, Measurement, Sample};
+use crate::figures::{LeftOut, LevelState, Measurement, Sample};
 
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
@@ -35,6 +36,8 @@ pub const AT_ONCE: u64 = 4;
 pub struct LoopPlan {
     pub level: usize,
     pub warmup: usize,
+    /// So many more are left out at most as long as the engine is getting faster.
+    pub cold: usize,
     /// In all windows together.
     pub measured: usize,
     /// Windows.
@@ -67,6 +70,7 @@ impl LoopPlan {
         LoopPlan {
             level,
             warmup: 0,
+            cold: 0,
             measured: completions,
             samples: samples.min(completions),
             longest_wait: Duration::from_secs(30),
@@ -89,6 +93,11 @@ impl LoopPlan {
 
     /// The ceiling on tickets: all that may ever be sent at this level.
     pub fn tickets(&self) -> u64 {
+        self.of_warm_engine() + self.cold as u64
+    }
+
+    /// The same where nothing is left out after the warm-up.
+    pub fn of_warm_engine(&self) -> u64 {
         (self.warmup + self.measured + self.level) as u64
     }
 
@@ -143,6 +152,7 @@ pub enum Ending {
 pub struct LoopRecord {
     pub ending: Ending,
     pub windows: Vec<Window>,
+    pub left_out: Option<LeftOut>,
     /// By the loop so far, and what it may send at most until it is told what comes next.
     pub sent: u64,
     pub at_most: u64,
@@ -165,6 +175,7 @@ impl LoopRecord {
             concurrency: level,
             window_s: self.window_s(),
             samples: self.windows.iter().map(sample).collect(),
+            left_out: self.left_out,
             state: match self.ending {
                 Ending::Complete => LevelState::Complete,
                 Ending::Hopeless | Ending::Stalled | Ending::Overdue => LevelState::Hopeless,
@@ -186,6 +197,8 @@ pub trait Observer {
     fn held(&mut self, _permits: usize) {}
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
+    /// The windows so far do not count: the engine was still getting faster. Nor do the requests issued so far.
+    fn anew(&mut self, _left_out: &LeftOut) {}
     /// A visit ended, the last one included. Its own requests that are in flight were issued at these times.
     fn visited(&mut self, _level: usize, _visit: u32, _record: LoopRecord, _in_flight_s: Vec<f64>) {}
 }
@@ -320,6 +333,12 @@ struct State {
     /// `None` until the level is reached.
     open: Option<Window>,
     windows: Vec<Window>,
+    /// Of each of these, and of the open one.
+    paces: Vec<Pace>,
+    pace: Pace,
+    left_out: Option<LeftOut>,
+    /// Completions of the windows that were left out.
+    left_out_windows: usize,
     typical: TypicalLatency,
 }
 
@@ -344,6 +363,10 @@ impl State {
             is_last: false,
             open: Some(empty_window(0.0)).filter(|_| first.warmup > 0),
             windows: Vec::with_capacity(first.samples),
+            paces: Vec::new(),
+            pace: Pace::default(),
+            left_out: None,
+            left_out_windows: 0,
             typical: TypicalLatency::default(),
         }
     }
@@ -359,6 +382,7 @@ impl State {
         (self.visit_began, self.last_success) = (now, now);
         (self.warmed_up, self.given_up, self.open) = (false, None, None);
         self.windows.clear();
+        self.paces.clear();
     }
 
     fn seconds(&self, at: Instant) -> f64 {
@@ -408,6 +432,7 @@ impl State {
         let mut held = Duration::ZERO;
         if succeeded {
             self.typical.add(latency);
+            self.pace.add(latency.as_secs_f64(), &reply);
             self.last_success = self.last_success.max(end);
         } else {
             held = self.hold(latency, reply.retry_after);
@@ -454,18 +479,41 @@ impl State {
             return;
         }
         self.open = Some(empty_window(closed.end_s));
+        let pace = Pace { wall_s: closed.duration_s(), ..std::mem::take(&mut self.pace) };
         if self.warmed_up {
             self.windows.push(closed);
+            self.paces.push(pace);
         } else {
             self.warmed_up = true;
             if closed.succeeded == 0 {
                 self.given_up = Some(Ending::Hopeless);
             }
         }
+        if let Some(rates) = self.still_gets_faster() {
+            return self.begin_anew(rates, observer);
+        }
         observer.window(closed);
         if self.done() {
             self.tell_visited(observer);
         }
+    }
+
+    /// Requests a second at first and since, if it does and the plan has room to begin anew.
+    fn still_gets_faster(&self) -> Option<[f64; 2]> {
+        let completed: usize = self.windows.iter().map(|window| window.completed).sum();
+        let has_room = self.left_out_windows + completed <= self.plan.cold && self.given_up.is_none();
+        has_room.then(|| was_cold(&self.paces)).flatten()
+    }
+
+    fn begin_anew(&mut self, [from_rps, to_rps]: [f64; 2], observer: &mut impl Observer) {
+        let from_rps = self.left_out.map_or(from_rps, |earlier| earlier.from_rps);
+        let left_out = LeftOut { requests: self.issued, from_rps, to_rps };
+        self.left_out = Some(left_out);
+        self.left_out_windows += self.windows.iter().map(|window| window.completed).sum::<usize>();
+        self.issued_measured = 0;
+        self.windows.clear();
+        self.paces.clear();
+        observer.anew(&left_out);
     }
 
     fn is_full(&self, open: Window) -> bool {
@@ -495,7 +543,7 @@ impl State {
             None => Ending::Complete,
         };
         let at_most = self.issued + self.plan.tickets().saturating_sub(self.issued_in_visit);
-        LoopRecord { ending, windows: self.windows.clone(), sent: self.issued, at_most }
+        LoopRecord { ending, windows: self.windows.clone(), left_out: self.left_out, sent: self.issued, at_most }
     }
 
     fn tell_visited(&self, observer: &mut impl Observer) {

@@ -1,6 +1,7 @@
 //! Makes load, and watches itself and the server meanwhile.
 
 pub mod closed_loop;
+mod cold;
 pub mod open_files;
 pub mod open_loop;
 pub mod preflight;

@@ -11,7 +11,7 @@ use super::closed_loop::{Ending, LoopPlan, LoopRecord, Observer, Ticket, Window}
 use super::self_check::SelfCheck;
 use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
-use crate::figures::{Measurement, Requests, Stage, Step, histogram};
+use crate::figures::{LeftOut, Measurement, Requests, Stage, Step, histogram};
 
 /// Begin it on the load thread, inside its runtime.
 pub struct Recorder<O> {
@@ -31,6 +31,8 @@ pub struct Recorder<O> {
     longest_wait: Duration,
     not_before: Option<Instant>,
     last_failure: Option<Failed>,
+    /// So many of the first requests do not count.
+    left_out: u64,
 }
 
 /// Where a loop of several visits tells of each as it ends, and the number of its first.
@@ -74,6 +76,7 @@ impl<O: Observer> Recorder<O> {
             longest_wait: plan.longest_wait,
             not_before: None,
             last_failure: None,
+            left_out: 0,
         }
     }
 
@@ -126,6 +129,7 @@ impl<O: Observer> Observer for Recorder<O> {
         outcome.prompt_size = self.target.prompt_size(outcome.seq);
         let of_visit = outcome.visit.unwrap_or_default();
         outcome.visit = self.visits.as_ref().map(|visits| visits.first + of_visit);
+        let outcome = outcome.leaving_out(self.left_out);
         self.parts.entry(outcome.visit.unwrap_or_default()).or_default().push(&outcome);
         if outcome.is_success() && outcome.phase == Phase::Measured && of_visit == self.visit {
             reply.gaps_us.iter().for_each(|&gap| self.gaps_us.saturating_record(u64::from(gap)));
@@ -147,6 +151,15 @@ impl<O: Observer> Observer for Recorder<O> {
     fn window(&mut self, window: Window) {
         self.self_check.window_ended();
         self.next.window(window);
+    }
+
+    fn anew(&mut self, left_out: &LeftOut) {
+        self.left_out = left_out.requests;
+        self.parts.values_mut().for_each(Requests::leave_out);
+        self.gaps_us.reset();
+        self.self_check = SelfCheck::start();
+        self.self_check.window_ended();
+        self.next.anew(left_out);
     }
 
     fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
-use super::plan::{Plan, settled_visit};
+use super::plan::{Plan, visit_plan};
+use super::race::Visit;
 use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::Endpoint;
@@ -92,19 +93,41 @@ impl<'a> Afterwards<'a> {
 pub type Visited = (Vec<(usize, [f64; 2])>, Vec<Asked>);
 
 /// Requests of a night at most where the levels allow for it, and of a visit that count at least.
-const OF_NIGHT: usize = 95;
+const OF_NIGHT: usize = 100;
 const OF_VISIT: usize = 5;
 
-/// Up and down over the levels: one wave to settle, one that counts.
+/// Up and down over the levels: half a wave to settle, a whole one at first, since all that begins together ends in the
+/// order of its length; then one and a quarter that count, or more where a night has room for it.
+///
+/// It ends at the lowest. What is in flight at the end goes on beside fewer and fewer others, and is the faster for it on
+/// a server that shares itself out; in the last level's figures it counts by the share of its life. At the highest that
+/// would pass for a gain.
 pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
-    let visit = |&level: &usize| settled_visit(settings, level, OF_VISIT.max(level));
-    let of_pass: usize = levels.iter().map(visit).map(|plan| plan.warmup + plan.measured).sum();
-    let passes = (OF_NIGHT / of_pass.max(1)).max(1);
+    fn settling(level: usize) -> usize {
+        level.div_ceil(2)
+    }
+    fn counted(level: usize) -> usize {
+        (level * 5 / 4).max(OF_VISIT)
+    }
+    let of_pass = |requests: fn(usize) -> usize| -> usize { levels.iter().map(|&level| requests(level)).sum() };
+    let (of_settling, of_counted) = (of_pass(settling), of_pass(counted));
+    let (lowest, highest) = (levels.iter().min().copied().unwrap_or(1), levels.iter().max().copied().unwrap_or(1));
+    // What ends on the way down, or at the end, belongs to no visit.
+    let between = |passes: usize| highest / 2 + passes.div_ceil(2) * (highest - lowest) + lowest;
+    let fits = |passes: &usize| passes * (of_settling + of_counted) + between(*passes) <= OF_NIGHT;
+    let passes = (1..=OF_NIGHT).take_while(fits).last().unwrap_or(1);
+    let room = OF_NIGHT.saturating_sub(passes * of_settling + between(passes)).max(passes * of_counted);
+    let visit = |&level: &usize| {
+        let completions = counted(level) * room / (passes * of_counted);
+        LoopPlan { warmup: settling(level), ..visit_plan(settings, Visit { level, completions }) }
+    };
     let pass = |at: usize| -> Vec<LoopPlan> {
         let plans = levels.iter().map(visit);
-        if at.is_multiple_of(2) { plans.collect() } else { plans.rev().collect() }
+        if (passes - at).is_multiple_of(2) { plans.collect() } else { plans.rev().collect() }
     };
-    (0..passes).flat_map(pass).collect()
+    let mut plans: Vec<LoopPlan> = (0..passes).flat_map(pass).collect();
+    plans.iter_mut().take(1).for_each(|first| first.warmup = first.level);
+    plans
 }
 
 impl Afterwards<'_> {

@@ -14,7 +14,7 @@ use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
 use crate::figures::reasons::EarlyEnd;
-use crate::figures::{Requests, Stage, Step};
+use crate::figures::{LeftOut, Requests, Stage, Step};
 use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
 use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
@@ -70,12 +70,17 @@ struct Outlets {
     counts: Vec<Arc<Counts>>,
     begun: mpsc::Sender<Arc<Counts>>,
     windows: mpsc::Sender<Window>,
+    /// Where the loop may begin anew, Criterion is told of what was measured once it is whole; of the warm-up at once.
+    may_begin_anew: bool,
+    warmed_up: bool,
+    untold: Vec<Window>,
 }
 
 impl Observer for Outlets {
     fn begins(&mut self, plan: &LoopPlan, visit: u32) {
         self.sidecar.flush();
-        let counts = self.live.begin(plan.level, self.first + visit, plan.tickets());
+        let counts = self.live.begin(plan.level, self.first + visit, plan.of_warm_engine());
+        self.may_begin_anew = plan.cold > 0;
         self.counts.push(counts.clone());
         // Nobody looks at it any more only if the run has failed.
         let _ = self.begun.send(counts);
@@ -98,8 +103,20 @@ impl Observer for Outlets {
     }
 
     fn window(&mut self, window: Window) {
-        // Criterion's side is gone only if it panicked.
-        let _ = self.windows.send(window);
+        self.untold.push(window);
+        let is_told = !self.may_begin_anew || !self.warmed_up || self.untold.len() == SAMPLES;
+        self.warmed_up = true;
+        if is_told {
+            // Criterion's side is gone only if it panicked.
+            self.untold.drain(..).for_each(|window| self.windows.send(window).unwrap_or_default());
+        }
+    }
+
+    fn anew(&mut self, _: &LeftOut) {
+        self.untold.clear();
+        if let Some(counts) = self.counts.last() {
+            counts.anew();
+        }
     }
 }
 
@@ -288,6 +305,9 @@ impl Load {
             counts: Vec::new(),
             begun: begins,
             windows: to_criterion,
+            may_begin_anew: false,
+            warmed_up: false,
+            untold: Vec::new(),
         };
         let visits = (step.stage == Stage::Visit).then_some(Visits { first: step.round, to });
         let room = Requests::with_room_for(planned.plan.tickets());

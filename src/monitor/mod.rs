@@ -196,6 +196,13 @@ impl Counts {
         self.live.series.left.set(0);
     }
 
+    /// What was done so far does not count.
+    pub fn anew(&self) {
+        self.live.series.left.set(self.planned.try_into().unwrap_or(i64::MAX));
+        let mut tally = self.tally();
+        (tally.measuring_since, tally.measured, tally.ended) = (None, 0, 0);
+    }
+
     pub fn held(&self, permits: usize) {
         self.tally().held = permits as u64;
     }

@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
-use super::sidecar::{read_requests, sidecar_name};
+use super::sidecar::read_requests;
 use super::{Identity, Manifest, Places, RequestsFile, ResultsError, Run};
 use crate::decide::{Note, Policy, Raced};
 use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Requests, Stage};
@@ -181,14 +181,14 @@ pub(super) fn requests_of(
     let warmup = manifest.about.settings.warmup_requests.unwrap_or_default();
     let mut requests = Vec::new();
     for record in records {
-        let path = folder.join(sidecar_name(record.step()));
+        let requests_file = RequestsFile::of(folder, record);
         let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
         // With those of the warm-up and those that were in flight at the end.
         let expected = completed + (warmup.max(record.concurrency) + record.concurrency) as u64;
-        let file = match read.entry(path) {
+        let file = match read.entry(requests_file.path.clone()) {
             Entry::Occupied(read) => read.into_mut(),
             Entry::Vacant(file) => {
-                let requests = read_requests(file.key(), expected)?;
+                let requests = read_requests(&requests_file, expected)?;
                 file.insert(requests)
             }
         };

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::sidecar::{SidecarWriter, sidecar_name};
+use super::sidecar::{SidecarWriter, read_sidecar, sidecar_name};
 use super::{Identity, Places, ResultsError, ResultsFile, read_json, to_json, write_atomic};
+use crate::client::outcome::RequestOutcome;
 use crate::client::{RequestSettings, SIMULATOR};
 use crate::decide::{Policy, Raced};
 use crate::figures::{LevelSummary, Limits, Measurement, Stage, null_as_default};
@@ -157,13 +158,22 @@ pub struct RequestsFile {
     pub window_s: Option<[f64; 2]>,
     /// Which of the file's requests are meant; all of them without one.
     pub visit: Option<u32>,
+    /// So many of the first do not count.
+    left_out: u64,
 }
 
 impl RequestsFile {
     pub(super) fn of(folder: &Path, measurement: &Measurement) -> Self {
         let path = folder.join(sidecar_name(measurement.step()));
         let visit = (measurement.stage == Stage::Visit).then_some(measurement.round);
-        RequestsFile { path, level: measurement.concurrency, window_s: measurement.window_s, visit }
+        let left_out = measurement.left_out.map_or(0, |left_out| left_out.requests);
+        RequestsFile { path, level: measurement.concurrency, window_s: measurement.window_s, visit, left_out }
+    }
+
+    /// All of the file, one by one.
+    pub fn read(&self) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {
+        let left_out = self.left_out;
+        Ok(read_sidecar(&self.path)?.map(move |outcome| Ok(outcome?.leaving_out(left_out))))
     }
 }
 

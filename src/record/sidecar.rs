@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use super::ResultsError;
+use super::{RequestsFile, ResultsError};
 use crate::client::outcome::RequestOutcome;
 use crate::figures::{Requests, Stage, Step};
 use crate::files;
@@ -30,9 +30,9 @@ pub(super) const VISITS: &str = "visits.jsonl";
 
 /// What the figures need of a sidecar, with room for the requests that are expected: by visit, all in visit 0 where the
 /// loop made only one.
-pub(super) fn read_requests(path: &Path, expected: u64) -> Result<BTreeMap<u32, Requests>, ResultsError> {
+pub(super) fn read_requests(file: &RequestsFile, expected: u64) -> Result<BTreeMap<u32, Requests>, ResultsError> {
     let mut visits = BTreeMap::new();
-    read_sidecar(path)?.try_for_each(|outcome| {
+    file.read()?.try_for_each(|outcome| {
         let outcome = outcome?;
         let visit = outcome.visit.unwrap_or_default();
         visits.entry(visit).or_insert_with(|| Requests::with_room_for(expected)).push(&outcome);

@@ -84,6 +84,18 @@ pub fn explain(
     max_tokens: u32,
     requests: usize,
 ) -> Result<Explanation, SimulatorError> {
+    let prompts: Vec<(&str, u32)> = prompts.iter().map(|prompt| (prompt.as_str(), max_tokens)).collect();
+    explain_each(config, levels, &prompts, requests)
+}
+
+/// The same of prompts that each carry a `max_tokens` of their own.
+#[doc(hidden)]
+pub fn explain_each(
+    config: &SimulatorConfig,
+    levels: &[usize],
+    prompts: &[(&str, u32)],
+    requests: usize,
+) -> Result<Explanation, SimulatorError> {
     config.validate()?;
     let need = |met, needs| {
         if met { Ok(()) } else { Err(SimulatorError::Explain(needs)) }
@@ -92,7 +104,7 @@ pub fn explain(
     need(requests > 0, "at least one request")?;
     need(levels.iter().all(|&level| level > 0), "levels of 1 or more")?;
     let cached = if config.prefix_cache { in_common(prompts) } else { 0 };
-    let task = |prompt: &String| Task {
+    let task = |&(prompt, max_tokens): &(&str, u32)| Task {
         prompt_tokens: prompt_tokens(prompt) - cached,
         output_tokens: config.answer_length(prompt, Some(max_tokens)).tokens,
     };
@@ -102,9 +114,10 @@ pub fn explain(
 }
 
 /// Tokens that all prompts have in common at their start, in whole blocks; of a single prompt none.
-fn in_common(prompts: &[String]) -> u32 {
-    let as_first =
-        |other: &String| prompts[0].chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
+fn in_common(prompts: &[(&str, u32)]) -> u32 {
+    let as_first = |(other, _): &(&str, u32)| {
+        prompts[0].0.chars().zip(other.chars()).take_while(|(one, other)| one == other).count()
+    };
     let characters = prompts[1..].iter().map(as_first).min().unwrap_or_default();
     (characters / BLOCK_CHARS) as u32 * BLOCK_TOKENS
 }

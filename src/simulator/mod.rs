@@ -25,6 +25,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use config::SimulatorConfig;
+#[doc(hidden)]
+pub use explain::explain_each;
 pub use explain::{ExplainedLevel, Explanation, explain};
 pub use faults::{Fault, FaultRate, Faults};
 pub use lengths::OutputTokens;

@@ -8,7 +8,7 @@ use super::decision::{early_end, found_no_server, gate};
 use super::numbers::{count, levels, percent, range, seconds, share, usd};
 use crate::decide::causes::ClientLimit;
 use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
-use crate::figures::{Estimate, Goodput, LevelSummary, Outage};
+use crate::figures::{Estimate, Goodput, LeftOut, LevelSummary, Outage};
 
 /// All that is worth knowing beside the answer; first what casts doubt on it, and how many that are.
 pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
@@ -87,6 +87,10 @@ pub fn note(note: &Note) -> String {
         Note::ColdStart { seconds: cold } => {
             format!("The server was slower for the first {} (cold); what was measured then is left out", seconds(*cold))
         }
+        Note::LeftOutCold { level, left_out: LeftOut { requests, from_rps, to_rps } } => format!(
+            "Level {level}: the first {} were left out, since the engine was still getting faster, from {from_rps:.2} to {to_rps:.2} requests/s",
+            count(*requests, "request"),
+        ),
         Note::NoCurve { why } => format!("No scalability curve (USL): {why}"),
         Note::Quick => "A quick run: fewer levels and requests than a full one".to_owned(),
         Note::UnlistedModel => {
