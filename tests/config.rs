@@ -435,7 +435,7 @@ fn the_race_chooses_among_the_levels_and_its_most_is_said() {
     let listed = plan(yaml);
     assert_eq!((levels(&listed), listed.race.clone()), (vec![1, 10], vec![1, 10]));
     let text = listed.describe(&valid(yaml));
-    assert!(text.contains("probably about 450 requests, at most 4890 requests of"), "{text}");
+    assert!(text.contains("probably about 470 requests, at most 4890 requests of"), "{text}");
     assert!(text.contains("each level in full, then short visits"), "{text}");
     let mut quick = valid(yaml);
     quick.quick = true;
