@@ -107,6 +107,26 @@ fn permits_held_back_are_no_requests_in_flight() {
     assert_eq!(figures_of(&[request(Phase::Measured, 10.0, 20.0, None)]).mean_held, None);
 }
 
+/// As where the engine turned out to have been cold: what comes later counts as if it were the first.
+#[test]
+fn what_is_left_out_counts_nowhere() {
+    let of_size = |start_s, size: &str, input| RequestOutcome {
+        prompt_size: Some(size.into()),
+        input_tokens: Some(input),
+        ..request(Phase::Measured, start_s, start_s + 2.0, Some(20))
+    };
+    let mut requests = Requests::default();
+    requests.push(&of_size(5.0, "small", 1000));
+    requests.push(&of_size(6.0, "large", 2000));
+    requests.push(&failed(7.0, 8.0, Failure::ServerError));
+    requests.leave_out();
+    let since = [of_size(12.0, "large", 30), of_size(14.0, "small", 10)];
+    since.iter().for_each(|outcome| requests.push(outcome));
+    let figures = |requests: &Requests| summarize(&[(&two_for_ten_seconds(), requests)], LIMITS);
+    assert_eq!(figures(&requests), figures(&since.iter().collect()));
+    assert_eq!(figures(&requests).mean_input_tokens, Some(20.0));
+}
+
 #[test]
 fn the_cohort_is_told_apart_by_the_size_of_the_prompts() {
     let sized = |size: &str, latency, tokens| RequestOutcome {

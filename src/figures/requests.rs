@@ -107,7 +107,8 @@ impl Requests {
     pub fn leave_out(&mut self) {
         let mut rows = std::mem::take(&mut self.rows);
         rows.iter_mut().for_each(|request| request.phase = Phase::Warmup);
-        *self = Requests { rows, sizes: std::mem::take(&mut self.sizes), reach: self.reach, ..Requests::default() };
+        let sizes = std::mem::take(&mut self.sizes);
+        *self = Requests { rows, input_tokens: vec![0; sizes.len()], sizes, reach: self.reach, ..Requests::default() };
     }
 
     /// What lies beyond the first 65,535 sizes counts with the last of them.
