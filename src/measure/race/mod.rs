@@ -10,7 +10,7 @@
 //! method of mixtures: Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon 2021), so by Ville's inequality it ever gets
 //! there with probability `doubt`, however often one looks.
 //!
-//! A server that no curve explains is decided by its visits alone, level against level ([`own`]).
+//! A server that no curve explains is decided by its visits alone, level against level (`own.rs`).
 //!
 //! Who drives it makes the visit that [`Race::next`] asks for, adds it to the [`Evidence`] and asks again. Moving between
 //! levels needs no draining: permits are added or taken, and what was begun before belongs to no visit. A visit that an
