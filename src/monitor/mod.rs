@@ -200,7 +200,9 @@ impl Counts {
     pub fn anew(&self) {
         self.live.series.left.set(self.planned.try_into().unwrap_or(i64::MAX));
         let mut tally = self.tally();
-        (tally.measuring_since, tally.measured, tally.ended) = (None, 0, 0);
+        // What is in flight goes on.
+        tally.issued -= tally.ended;
+        (tally.measuring_since, tally.measured, tally.ended, tally.failed) = (None, 0, 0, Default::default());
     }
 
     pub fn held(&self, permits: usize) {
@@ -243,5 +245,9 @@ mod tests {
         // Without the nine seconds of the warm-up.
         assert!(tally.latency.len() == 80 && tally.latency.max() < 610_000);
         assert!(Failure::ALL.iter().enumerate().all(|(at, kind)| *kind as usize == at));
+        let counts = counts();
+        counts.anew();
+        let Tally { issued, ended, failed, measuring_since, .. } = counts.tally().clone();
+        assert_eq!((issued, ended, failed, measuring_since), (10, 0, [0; 7], None), "ten are still in flight");
     }
 }
