@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::cold::{Pace, was_cold};
+use super::cold::was_cold;
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
 use crate::figures::{LeftOut, LevelState, Measurement, Sample};
 
@@ -126,6 +126,9 @@ pub struct Window {
     pub end_s: f64,
     pub completed: usize,
     pub succeeded: usize,
+    /// Latencies of the successes, added up, and their output tokens; not a number where one answer's are unknown.
+    pub busy_s: f64,
+    pub tokens: f64,
 }
 
 impl Window {
@@ -333,9 +336,6 @@ struct State {
     /// `None` until the level is reached.
     open: Option<Window>,
     windows: Vec<Window>,
-    /// Of each of these, and of the open one.
-    paces: Vec<Pace>,
-    pace: Pace,
     left_out: Option<LeftOut>,
     /// Completions of the windows that were left out.
     left_out_windows: usize,
@@ -363,8 +363,6 @@ impl State {
             is_last: false,
             open: Some(empty_window(0.0)).filter(|_| first.warmup > 0),
             windows: Vec::with_capacity(first.samples),
-            paces: Vec::new(),
-            pace: Pace::default(),
             left_out: None,
             left_out_windows: 0,
             typical: TypicalLatency::default(),
@@ -382,7 +380,6 @@ impl State {
         (self.visit_began, self.last_success) = (now, now);
         (self.warmed_up, self.given_up, self.open) = (false, None, None);
         self.windows.clear();
-        self.paces.clear();
     }
 
     fn seconds(&self, at: Instant) -> f64 {
@@ -432,7 +429,6 @@ impl State {
         let mut held = Duration::ZERO;
         if succeeded {
             self.typical.add(latency);
-            self.pace.add(latency.as_secs_f64(), &reply);
             self.last_success = self.last_success.max(end);
         } else {
             held = self.hold(latency, reply.retry_after);
@@ -440,13 +436,18 @@ impl State {
         let inside = self.warmed_up && !self.done() && ticket.visit == self.visit;
         let sample = inside.then_some(self.windows.len() as u32);
         let held_s = (held > Duration::ZERO).then_some(held.as_secs_f64());
+        let tokens = reply.tokens.output.map_or(f64::NAN, f64::from);
         observer.ended(RequestOutcome { held_s, ..record(ticket, sample, start_s, Some(end_s), &reply) }, reply);
         self.check_time(end);
         if let Some(open) = &mut self.open {
             // A task that was polled later may have ended earlier; a window never runs backwards.
             open.end_s = open.end_s.max(end_s);
             open.completed += 1;
-            open.succeeded += usize::from(succeeded);
+            if succeeded {
+                open.succeeded += 1;
+                open.busy_s += latency.as_secs_f64();
+                open.tokens += tokens;
+            }
         }
         (permit, held_s.map(|_| end + held))
     }
@@ -479,10 +480,8 @@ impl State {
             return;
         }
         self.open = Some(empty_window(closed.end_s));
-        let pace = Pace { wall_s: closed.duration_s(), ..std::mem::take(&mut self.pace) };
         if self.warmed_up {
             self.windows.push(closed);
-            self.paces.push(pace);
         } else {
             self.warmed_up = true;
             if closed.succeeded == 0 {
@@ -502,7 +501,7 @@ impl State {
     fn still_gets_faster(&self) -> Option<[f64; 2]> {
         let completed: usize = self.windows.iter().map(|window| window.completed).sum();
         let has_room = self.left_out_windows + completed <= self.plan.cold && self.given_up.is_none();
-        has_room.then(|| was_cold(&self.paces)).flatten()
+        has_room.then(|| was_cold(&self.windows)).flatten()
     }
 
     fn begin_anew(&mut self, [from_rps, to_rps]: [f64; 2], observer: &mut impl Observer) {
@@ -512,7 +511,6 @@ impl State {
         self.left_out_windows += self.windows.iter().map(|window| window.completed).sum::<usize>();
         self.issued_measured = 0;
         self.windows.clear();
-        self.paces.clear();
         observer.anew(&left_out);
     }
 
@@ -568,7 +566,7 @@ impl State {
 }
 
 fn empty_window(start_s: f64) -> Window {
-    Window { start_s, end_s: start_s, completed: 0, succeeded: 0 }
+    Window { start_s, end_s: start_s, completed: 0, succeeded: 0, busy_s: 0.0, tokens: 0.0 }
 }
 
 pub(crate) fn record(

@@ -1,6 +1,6 @@
 //! Whether an engine was still getting faster while it was measured: a cold one compiles, fills its caches or scales up.
 
-use crate::client::outcome::Reply;
+use super::closed_loop::Window;
 use crate::figures::student_t;
 
 /// No fewer windows tell, nor do fewer than two at the speed that counts.
@@ -13,34 +13,14 @@ const BY_CHANCE: f64 = 0.001;
 /// Speed wanders by no less from one window to the next.
 const LEAST_CV: f64 = 0.05;
 
-/// What the successes of a window took, and how much they were.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
-    pub requests: u64,
-    /// From the end of the window before to its own.
-    pub wall_s: f64,
-    /// Latencies, added up.
-    pub busy_s: f64,
-    /// Output tokens; not a number where one answer's are unknown.
-    pub tokens: f64,
-}
-
-impl Pace {
-    pub fn add(&mut self, latency_s: f64, reply: &Reply) {
-        self.requests += 1;
-        self.busy_s += latency_s;
-        self.tokens += reply.tokens.output.map_or(f64::NAN, f64::from);
-    }
-}
-
 /// Requests a second at first and since, if these windows were clearly slower up to some moment than they were from then
 /// on. Time is taken for each token where these are known, so that the luck of the answers' lengths is not in it.
-pub(super) fn was_cold(windows: &[Pace]) -> Option<[f64; 2]> {
+pub(super) fn was_cold(windows: &[Window]) -> Option<[f64; 2]> {
     let n = windows.len();
     let by_token = windows.iter().all(|of| of.tokens > 0.0);
     let paces: Vec<f64> = windows
         .iter()
-        .map(|of| of.busy_s / if by_token { of.tokens } else { of.requests as f64 })
+        .map(|of| of.busy_s / if by_token { of.tokens } else { of.succeeded as f64 })
         .map(f64::ln)
         .collect();
     if n < FEWEST || !paces.iter().all(|pace| pace.is_finite()) {
@@ -58,8 +38,10 @@ pub(super) fn was_cold(windows: &[Pace]) -> Option<[f64; 2]> {
         (slower > sure && all - mean(since) > MATTERS.ln()).then_some((at, slower))
     };
     let (at, _) = (1..n - 1).filter_map(change).max_by(|one, other| one.1.total_cmp(&other.1))?;
-    let rate =
-        |of: &[Pace]| of.iter().map(|of| of.requests as f64).sum::<f64>() / of.iter().map(|of| of.wall_s).sum::<f64>();
+    let rate = |of: &[Window]| {
+        let succeeded: usize = of.iter().map(|window| window.succeeded).sum();
+        succeeded as f64 / of.iter().map(Window::duration_s).sum::<f64>()
+    };
     Some([rate(&windows[..at]), rate(&windows[at..])])
 }
 

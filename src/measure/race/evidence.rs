@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 use super::Rules;
-use crate::decide::{Gate, Objective};
+use crate::decide::{DEFAULT_P95_FACTOR, Gate, Objective};
 
 /// All that a race decides from. The engine gives all visits each time: a request that was on its way at the last call
 /// may have ended since.
@@ -70,7 +70,6 @@ const SETTLED: usize = 400;
 const FEWEST_FOR_P99: usize = 400;
 /// A P95 of fewer requests fails nothing but surely.
 const FEWEST_FOR_P95: usize = 75;
-const DEFAULT_P95_FACTOR: f64 = 5.0;
 
 /// What is known of a level from all its visits.
 #[derive(Clone, Debug, Default)]

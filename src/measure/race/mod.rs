@@ -29,7 +29,7 @@ use rand::seq::IndexedRandom;
 
 pub use evidence::{Evidence, Seen, Visited};
 
-use crate::decide::{Policy, Raced};
+use crate::decide::{DEFAULT_P95_FACTOR, Policy, Raced};
 use curves::FAMILY;
 use evidence::Observed;
 
@@ -108,8 +108,6 @@ const GATE_WAVES: usize = 15;
 const CLIMB: f64 = 0.05;
 /// For the interval the likelihood counts with this power: no family holds all servers.
 const POWER: f64 = 0.4;
-/// The default limit on P95 in multiples of level 1, as the curves have it.
-const SLOWEST: f64 = 5.0;
 /// As many requests are as dear as so many service times.
 const PRICE: (f64, f64) = (2_000.0, 150.0);
 /// Standard deviation of the server's speed between two visits, where what a visit tells is foreseen.
@@ -256,7 +254,8 @@ impl Race {
         }
         // The default limit rests on the lowest level: near it, that is looked at again when the engine is surely warm.
         let slow = |level: usize| level as f64 / observed.rate_at(level);
-        let is_near = self.rules.policy.max_p95_seconds.is_none() && slow(pick) > 0.7 * SLOWEST * slow(lowest);
+        let is_near =
+            self.rules.policy.max_p95_seconds.is_none() && slow(pick) > 0.7 * DEFAULT_P95_FACTOR * slow(lowest);
         let warm_by_s = WARM_BY * observed.service_s;
         let is_warm = |visit: &Visited| visit.level == lowest && visit.span_s[0] > warm_by_s;
         if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
@@ -323,7 +322,7 @@ impl Race {
         self.active.retain(|_| likelihoods.next().is_some_and(|&likelihood| likelihood > 0.1 * least));
         self.possible.retain(|&(at, weight)| weight >= least * FAMILY[at].prior);
         if self.picks.0 != cap {
-            let slowest = self.rules.policy.max_p95_seconds.is_none().then_some(SLOWEST);
+            let slowest = self.rules.policy.max_p95_seconds.is_none().then_some(DEFAULT_P95_FACTOR);
             let picks =
                 curves::picks(&self.levels_up_to(cap), self.rules.between, self.rules.policy.tolerance, slowest);
             self.picks = (cap, picks);
@@ -419,7 +418,7 @@ impl Race {
         let time = |i: usize, rate: f64| observed.levels[i] as f64 / rate;
         let alone = observed.rate_at(observed.levels[0]);
         let in_time = |i: usize, rate: f64| {
-            self.rules.policy.max_p95_seconds.is_some() || time(i, rate) <= SLOWEST * time(0, alone)
+            self.rules.policy.max_p95_seconds.is_some() || time(i, rate) <= DEFAULT_P95_FACTOR * time(0, alone)
         };
         let look = |kind| own::look(observed, kind, &self.choices, self.rules.policy.tolerance, in_time);
         likely.filter_map(|(kind, _)| look(kind)).min_by(|a, b| a.probability.total_cmp(&b.probability))
