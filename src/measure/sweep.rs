@@ -86,22 +86,9 @@ pub fn run(
     resume: bool,
 ) -> Result<Swept, SweepError> {
     let prompts = prompts::of_run(settings)?;
-    let plan = match args.mode {
-        Mode::Measure if !args.is_filtered() => Plan::whole(settings, &prompts),
-        _ => Plan::new(settings, &prompts, |level| args.selects(level)),
-    };
-    let mut plan = plan.against(baseline.as_ref());
+    let mut plan = planned(settings, args, &prompts, baseline.as_ref())?;
     let (identity, named) = (Identity::of(settings, &prompts), run_settings(settings, plan.configured.clone()));
     let fingerprint = identity.fingerprint();
-    if plan.highest().is_none() && args.mode == Mode::Measure {
-        return Err(match plan.over_budget_note() {
-            Some(note) => SweepError::OverBudget(words::note(&note)),
-            None => SweepError::NothingMatches(plan.configured),
-        });
-    }
-    if let Some(highest) = plan.highest().filter(|_| args.mode == Mode::Measure) {
-        open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?;
-    }
     let resumed = match resume {
         true => Resumed::latest(places, &identity, &named)?,
         false => Run::new(places, identity, named).into(),
@@ -109,7 +96,7 @@ pub fn run(
     let Resumed { mut run, requests, visits: earlier, sent } = resumed;
     let began = Instant::now();
     let began = began.checked_sub(run.manifest.measured_until()).unwrap_or(began);
-    let in_full: BTreeSet<usize> = run.manifest.in_full().collect();
+    let in_full: Vec<usize> = run.manifest.in_full().collect();
     plan.levels.retain(|of| !in_full.contains(&of.level));
     let live = Arc::new(Live::of(run.manifest.about.model.as_deref().unwrap_or_default(), &run.manifest.run_id));
     let (ahead, visits) = plan.waves();
@@ -126,7 +113,7 @@ pub fn run(
     let load = (args.mode != Mode::List).then(start).transpose()?;
     if args.mode == Mode::Measure {
         if resume {
-            eprintln!("{}", words::going_on(&run.manifest.run_id, &run.manifest.in_full().collect::<Vec<_>>(), sent));
+            eprintln!("{}", words::going_on(&run.manifest.run_id, &in_full, sent));
         }
         eprint!("{}", text::fitted(&plan.describe(settings), terminal_width()));
         if let Some(metrics) = &metrics {
@@ -155,33 +142,40 @@ pub fn run(
         sweep.sent += preflight(load, settings, &prompts, &mut sweep.swept.run)?;
     }
     sweep.summarize_all();
-    let mut group = bench.group();
-    for full in &plan.levels {
-        if !sweep.may_begin(full) {
-            break;
-        }
-        sweep.measure(&mut group, full)?;
-    }
-    if args.mode == Mode::Measure {
-        sweep.race()?;
-        sweep.hand_over_visits(&mut group)?;
-    }
-    group.finish();
-    let mut swept = sweep.swept;
+    sweep.measure_all(bench.group())?;
     bench.finish();
-    // Between two measurements there was none to be cut, and yet the run was not to go on.
-    let is_open = swept.run.manifest.raced.is_some_and(|raced| !raced.decided);
-    let asked = load.as_ref().and_then(|load| load.stopper.reason()).filter(|_| swept.stopped.is_none());
-    if let Some(why) = asked.filter(|&why| is_open || why == Stop::Interrupted) {
-        swept.stopped = Some(why);
-        let last = swept.run.manifest.levels.last().map(|of| of.concurrency);
-        swept.notes.extend(last.map(|level| Note::Stopped { level, why: why.into() }));
-    }
+    sweep.note_why_it_ended();
+    let swept = sweep.swept;
     if let Some(load) = load.filter(|_| args.mode == Mode::Test) {
         let sent = load.simulator.map_or(0, |simulator| simulator.log().len());
         eprintln!("Test mode: {sent} requests to the embedded simulator, none elsewhere");
     }
     Ok(swept)
+}
+
+/// An error if nothing could be measured.
+fn planned(
+    settings: &Settings,
+    args: &CriterionArgs,
+    prompts: &[Prompt],
+    baseline: Option<&Baseline>,
+) -> Result<Plan, SweepError> {
+    let plan = match args.mode {
+        Mode::Measure if !args.is_filtered() => Plan::whole(settings, prompts),
+        _ => Plan::new(settings, prompts, |level| args.selects(level)),
+    };
+    let plan = plan.against(baseline);
+    match plan.highest() {
+        _ if args.mode != Mode::Measure => {}
+        Some(highest) => open_files::allow(highest, settings.endpoint == Endpoint::Simulator)?,
+        None => {
+            return Err(match plan.over_budget_note() {
+                Some(note) => SweepError::OverBudget(words::note(&note)),
+                None => SweepError::NothingMatches(plan.configured),
+            });
+        }
+    }
+    Ok(plan)
 }
 
 /// Sends two of the run's prompts first; one that stays refused ends the run. Gives how many requests that took.
@@ -231,6 +225,32 @@ struct Sweep<'a> {
 const LOOKS: u32 = 3;
 
 impl Sweep<'_> {
+    fn measure_all(&mut self, mut group: Group) -> Result<(), SweepError> {
+        for full in &self.plan.levels {
+            if !self.may_begin(full) {
+                break;
+            }
+            self.measure(&mut group, full)?;
+        }
+        if self.mode == Mode::Measure {
+            self.race()?;
+            self.hand_over_visits(&mut group)?;
+        }
+        group.finish();
+        Ok(())
+    }
+
+    /// Between two measurements there was none to be cut, and yet the run was not to go on.
+    fn note_why_it_ended(&mut self) {
+        let is_open = self.swept.run.manifest.raced.is_some_and(|raced| !raced.decided);
+        let asked = self.load.and_then(|load| load.stopper.reason()).filter(|_| self.swept.stopped.is_none());
+        if let Some(why) = asked.filter(|&why| is_open || why == Stop::Interrupted) {
+            self.swept.stopped = Some(why);
+            let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency);
+            self.swept.notes.extend(last.map(|level| Note::Stopped { level, why: why.into() }));
+        }
+    }
+
     fn is_stopped(&self) -> bool {
         self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some())
     }
