@@ -5,7 +5,7 @@ use std::path::Path;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::client::{Endpoint, Env};
-use llm_concurrency::figures::LevelState;
+use llm_concurrency::figures::{LevelState, Measurement};
 use llm_concurrency::measure::plan::Plan;
 use llm_concurrency::measure::sweep::{self, CriterionArgs, Swept};
 use llm_concurrency::prompts;
@@ -58,13 +58,15 @@ fn fast() -> SimulatorConfig {
 
 /// The requests of each measurement of a level, and whether it was a visit.
 fn measurements(swept: &Swept, level: usize) -> Vec<(bool, Vec<RequestOutcome>)> {
-    let files = swept.run.manifest.requests(swept.run.folder()).into_iter().filter(|file| file.level == level);
-    let of_file = |file: RequestsFile| {
-        let lines = file.read().unwrap().collect::<Result<Vec<_>, _>>().unwrap();
-        let meant = lines.into_iter().filter(|line| file.visit.is_none_or(|visit| line.visit == Some(visit)));
+    let manifest = &swept.run.manifest;
+    let files = manifest.requests(swept.run.folder()).into_iter().zip(&manifest.levels);
+    let of_file = |(file, of): (RequestsFile, &Measurement)| {
+        let left_out = of.left_out.map_or(0, |left_out| left_out.requests);
+        let lines = read_sidecar(&file.path).unwrap().map(|line| line.unwrap().leaving_out(left_out));
+        let meant = lines.filter(|line| file.visit.is_none_or(|visit| line.visit == Some(visit)));
         (file.visit.is_some(), meant.collect())
     };
-    files.map(of_file).collect()
+    files.filter(|(file, _)| file.level == level).map(of_file).collect()
 }
 
 fn sidecars(swept: &Swept, level: usize) -> Vec<Vec<RequestOutcome>> {

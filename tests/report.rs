@@ -9,7 +9,7 @@ use llm_concurrency::figures::{Distribution, Estimate, LevelSummary, SizeSummary
 use llm_concurrency::record::{About, RunSettings};
 use llm_concurrency::report::export::{csv, json_lines, markdown};
 use llm_concurrency::report::html::{Missing, Run, page};
-use llm_concurrency::report::requests::{BINS, Curves, FEWEST, Loop, REASONS, shares};
+use llm_concurrency::report::requests::{BINS, Curves, FEWEST, Loop, Part, REASONS, shares};
 use llm_concurrency::report::sections::sections;
 use llm_concurrency::report::{text, words};
 use serde_json::{Value, json};
@@ -74,10 +74,11 @@ fn a_p99_of_few_requests_is_not_shown() {
 /// Visits to narrow parts of the time have one name, and each moment says its level.
 #[test]
 fn the_course_of_the_run_names_levels_and_visits() {
-    let visit = |at: usize| ([5, 8][at % 2], Some([10.0 + 0.1 * at as f64, 10.1 + 0.1 * at as f64]));
-    let mut visits = Loop::new((0..10).map(visit));
-    (0..10).for_each(|at| visits.add(at, outcome(10.0 + 0.1 * at as f64, 10.1 + 0.1 * at as f64)));
-    let loops = [measurement(3, [outcome(0.0, 30.0)]), visits];
+    let visit = |at: usize| {
+        let [from, to] = [10.0, 10.1].map(|from| from + 0.1 * at as f64);
+        part([5, 8][at % 2], [from, to], [outcome(from, to)])
+    };
+    let loops = [measurement(3, [outcome(0.0, 30.0)]), (0..10).map(visit).collect()];
     let run = Run { curves: Curves::of(&loops), ..run(&[level(3, 5.0), level(8, 9.0)]) };
     let charts = &sections(&[run])["timeline"][0].charts;
     let names: Vec<&str> =
@@ -249,10 +250,13 @@ fn outcome(start_s: f64, end_s: f64) -> RequestOutcome {
     RequestOutcome { phase, start_s, end_s: Some(end_s), latency_s, status: Some(200), ..RequestOutcome::default() }
 }
 
+fn part(level: usize, window_s: [f64; 2], outcomes: impl IntoIterator<Item = RequestOutcome>) -> Part {
+    let outcomes: Vec<_> = outcomes.into_iter().collect();
+    Part { level, window_s: Some(window_s), requests: outcomes.iter().collect() }
+}
+
 fn measurement(level: usize, outcomes: impl IntoIterator<Item = RequestOutcome>) -> Loop {
-    let mut made = Loop::new([(level, Some([1.0, 2.0]))]);
-    outcomes.into_iter().for_each(|outcome| made.add(0, outcome));
-    made
+    vec![part(level, [1.0, 2.0], outcomes)]
 }
 
 fn failed(start: f64, end: f64, kind: Failure, text: &str) -> RequestOutcome {
@@ -315,10 +319,8 @@ fn measurements_follow_each_other_and_their_bins_are_bounded() {
 /// Two visits of one loop, and a request that spans both: one clock, and each life where it was.
 #[test]
 fn visits_lie_where_they_were_in_their_loop() {
-    let mut visits = Loop::new([(2, Some([1.0, 4.0])), (8, Some([5.0, 9.0]))]);
-    for (of, start, end) in [(0, 1.0, 3.0), (0, 3.0, 6.0), (1, 5.0, 8.0), (1, 8.0, 10.0), (7, 0.0, 99.0)] {
-        visits.add(of, outcome(start, end));
-    }
+    let first = part(2, [1.0, 4.0], [outcome(1.0, 3.0), outcome(3.0, 6.0)]);
+    let visits = vec![first, part(8, [5.0, 9.0], [outcome(5.0, 8.0), outcome(8.0, 10.0)])];
     let before = measurement(1, [outcome(0.0, 2.0)]);
     let curves = Curves::of(&[before, visits]).expect("requests");
     let Curves { segments, in_flight, .. } = curves;

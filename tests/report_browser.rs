@@ -9,11 +9,11 @@ use std::slice;
 
 use llm_concurrency::client::outcome::{Failure, Phase, RequestOutcome};
 use llm_concurrency::decide::{JudgedLevel, Policy, recommend};
-use llm_concurrency::figures::{self, LevelSummary, Limits, Sample};
+use llm_concurrency::figures::{self, LevelSummary, Limits, Requests, Sample};
 use llm_concurrency::record::About;
 use llm_concurrency::report::chart::{Chart, Style};
 use llm_concurrency::report::html::{Run, page};
-use llm_concurrency::report::requests::{Curves, Loop};
+use llm_concurrency::report::requests::{Curves, Part};
 use llm_concurrency::report::sections::sections;
 use regex::Regex;
 use serde_json::json;
@@ -68,12 +68,10 @@ fn run(levels: &[usize], n: usize, fails_from: usize) -> Run {
             samples: vec![sample; 10],
             ..figures::Measurement::default()
         };
-        let requests = outcomes(level, n, failing).collect::<Vec<_>>().iter().collect();
+        let requests: Requests = outcomes(level, n, failing).collect::<Vec<_>>().iter().collect();
         let limits = Limits { request_timeout_s: 30.0, max_error_rate: 0.05, ..Limits::default() };
         summaries.push(figures::summarize(&[(&measured, &requests)], limits));
-        let mut measurement = Loop::new([(level, Some(window_s))]);
-        outcomes(level, n, failing).for_each(|outcome| measurement.add(0, outcome));
-        measurements.push(measurement);
+        measurements.push(vec![Part { level, window_s: Some(window_s), requests }]);
     }
     let policy = Policy::default();
     Run {

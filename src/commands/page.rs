@@ -7,7 +7,7 @@ use crate::decide::{Policy, Recommendation};
 use crate::measure::sweep::Swept;
 use crate::record::{About, Places, RequestsFile, ResultsFile, RunId, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
-use crate::report::requests::{Curves, Loop};
+use crate::report::requests::{Curves, Part};
 use crate::settings::{SIMULATED_MODEL, Settings};
 
 /// What a run recorded beside its figures.
@@ -60,22 +60,16 @@ pub(super) fn without_config(recommendation: Recommendation, policy: Policy, rec
 
 /// The single requests, thinned, and which of them cannot be read.
 fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
-    let mut missing = Vec::new();
-    let mut loops = Vec::new();
+    let (mut missing, mut loops) = (Vec::new(), Vec::new());
     for of_loop in files.chunk_by(|one, next| one.path == next.path) {
-        let mut read = Loop::new(of_loop.iter().map(|file| (file.level, file.window_s)));
-        let lines = of_loop[0].read().and_then(|mut lines| {
-            lines.try_for_each(|outcome| {
-                let outcome = outcome?;
-                let of = of_loop.iter().position(|file| file.visit.is_none() || file.visit == outcome.visit);
-                if let Some(of) = of {
-                    read.add(of, outcome);
-                }
-                Ok(())
-            })
-        });
-        match lines {
-            Ok(()) => loops.push(read),
+        match of_loop[0].read() {
+            Ok(mut visits) => {
+                let part = |file: &RequestsFile| {
+                    let requests = visits.remove(&file.visit.unwrap_or_default()).unwrap_or_default();
+                    Part { level: file.level, window_s: file.window_s, requests }
+                };
+                loops.push(of_loop.iter().map(part).collect());
+            }
             Err(error) => missing.push(Missing::Requests { level: of_loop[0].level, error: error.to_string() }),
         }
     }

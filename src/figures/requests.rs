@@ -15,7 +15,7 @@ pub struct Requests {
     /// Size labels of the prompts; `None` where a request came without.
     pub(super) sizes: Vec<Option<Arc<str>>>,
     /// Of the cohort's failures.
-    pub(super) reasons: Reasons,
+    pub(crate) reasons: Reasons,
     pub(super) reach: Reach,
     /// Successes of the cohort whose first token ended the answer.
     pub(super) ended_at_once: u64,

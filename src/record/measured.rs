@@ -5,7 +5,6 @@ use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
-use super::sidecar::read_requests;
 use super::{Identity, Manifest, Places, RequestsFile, ResultsError, Run};
 use crate::decide::{Note, Policy, Raced};
 use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Requests, Stage};
@@ -166,7 +165,7 @@ fn summary_of(
     limits: Limits,
     read: &mut BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
 ) -> Result<LevelSummary, ResultsError> {
-    let requests = requests_of(folder, manifest, records, read)?;
+    let requests = requests_of(folder, records, read)?;
     let measured: Vec<_> = records.iter().copied().zip(&requests).collect();
     Ok(figures::summarize(&measured, manifest.limits(limits)))
 }
@@ -174,27 +173,18 @@ fn summary_of(
 /// The requests of each of these measurements, of one run. A sidecar of visits is that of all levels, and is read once.
 pub(super) fn requests_of(
     folder: &Path,
-    manifest: &Manifest,
     records: &[&Measurement],
     read: &mut BTreeMap<PathBuf, BTreeMap<u32, Requests>>,
 ) -> Result<Vec<Requests>, ResultsError> {
-    let warmup = manifest.about.settings.warmup_requests.unwrap_or_default();
     let mut requests = Vec::new();
     for record in records {
-        let requests_file = RequestsFile::of(folder, record);
-        let completed: u64 = record.samples.iter().map(|sample| sample.completed).sum();
-        // With those of the warm-up and those that were in flight at the end.
-        let expected = completed + (warmup.max(record.concurrency) + record.concurrency) as u64;
-        let file = match read.entry(requests_file.path.clone()) {
+        let file = RequestsFile::of(folder, record);
+        let visits = match read.entry(file.path.clone()) {
             Entry::Occupied(read) => read.into_mut(),
-            Entry::Vacant(file) => {
-                let requests = read_requests(&requests_file, expected)?;
-                file.insert(requests)
-            }
+            Entry::Vacant(unread) => unread.insert(file.read()?),
         };
-        let visit = if record.stage == Stage::Visit { record.round } else { 0 };
         // A measurement is asked for once.
-        requests.push(file.remove(&visit).unwrap_or_default());
+        requests.push(visits.remove(&file.visit.unwrap_or_default()).unwrap_or_default());
     }
     Ok(requests)
 }

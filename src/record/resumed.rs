@@ -56,7 +56,7 @@ impl Resumed {
         put_cut_ones_aside(run.folder(), &run.manifest.levels)?;
         let mut read = BTreeMap::new();
         let records: Vec<&Measurement> = run.manifest.levels.iter().collect();
-        let requests = requests_of(run.folder(), &run.manifest, &records, &mut read)?;
+        let requests = requests_of(run.folder(), &records, &mut read)?;
         let visits = run.manifest.levels.iter().filter(|of| of.stage == Stage::Visit).map(|of| of.round);
         let unnamed = read.get(&run.folder().join(VISITS)).and_then(|visits| visits.keys().next_back().copied());
         let visits = visits.chain(unnamed).max().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! The folder of a run, its manifest, and the run in the making.
 
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Deref;
@@ -11,10 +12,9 @@ use serde_json::Value;
 
 use super::sidecar::{SidecarWriter, read_sidecar, sidecar_name};
 use super::{Identity, Places, ResultsError, ResultsFile, read_json, to_json, write_atomic};
-use crate::client::outcome::RequestOutcome;
 use crate::client::{RequestSettings, SIMULATOR};
 use crate::decide::{Policy, Raced};
-use crate::figures::{LevelSummary, Limits, Measurement, Stage, null_as_default};
+use crate::figures::{LevelSummary, Limits, Measurement, Requests, Stage, null_as_default};
 use crate::files;
 
 /// Of up to a hundred measurements, each with a histogram.
@@ -160,20 +160,31 @@ pub struct RequestsFile {
     pub visit: Option<u32>,
     /// So many of the first do not count.
     left_out: u64,
+    /// About as many are in it, of a measurement that is none among visits.
+    expected: u64,
 }
 
 impl RequestsFile {
     pub(super) fn of(folder: &Path, measurement: &Measurement) -> Self {
+        let Measurement { concurrency: level, window_s, .. } = *measurement;
         let path = folder.join(sidecar_name(measurement.step()));
         let visit = (measurement.stage == Stage::Visit).then_some(measurement.round);
         let left_out = measurement.left_out.map_or(0, |left_out| left_out.requests);
-        RequestsFile { path, level: measurement.concurrency, window_s: measurement.window_s, visit, left_out }
+        let completed: u64 = measurement.samples.iter().map(|sample| sample.completed).sum();
+        // With the warm-up, and those that were in flight at the end.
+        let expected = left_out + completed + 2 * level as u64;
+        RequestsFile { path, level, window_s, visit, left_out, expected }
     }
 
-    /// All of the file, one by one.
-    pub fn read(&self) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {
-        let left_out = self.left_out;
-        Ok(read_sidecar(&self.path)?.map(move |outcome| Ok(outcome?.leaving_out(left_out))))
+    /// What the figures need of all of the file: by visit, all in visit 0 where the loop made only one.
+    pub fn read(&self) -> Result<BTreeMap<u32, Requests>, ResultsError> {
+        let mut visits = BTreeMap::new();
+        for outcome in read_sidecar(&self.path)? {
+            let outcome = outcome?.leaving_out(self.left_out);
+            let visit = outcome.visit.unwrap_or_default();
+            visits.entry(visit).or_insert_with(|| Requests::with_room_for(self.expected)).push(&outcome);
+        }
+        Ok(visits)
     }
 }
 

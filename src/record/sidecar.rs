@@ -1,15 +1,14 @@
 //! One line for each request of a measurement.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use super::{RequestsFile, ResultsError};
+use super::ResultsError;
 use crate::client::outcome::RequestOutcome;
-use crate::figures::{Requests, Stage, Step};
+use crate::figures::{Stage, Step};
 use crate::files;
 
 /// Some ten million requests.
@@ -27,19 +26,6 @@ pub fn sidecar_name(step: Step) -> String {
 
 /// Written line by line, so that a program that was killed may leave a part of one.
 pub(super) const VISITS: &str = "visits.jsonl";
-
-/// What the figures need of a sidecar, with room for the requests that are expected: by visit, all in visit 0 where the
-/// loop made only one.
-pub(super) fn read_requests(file: &RequestsFile, expected: u64) -> Result<BTreeMap<u32, Requests>, ResultsError> {
-    let mut visits = BTreeMap::new();
-    file.read()?.try_for_each(|outcome| {
-        let outcome = outcome?;
-        let visit = outcome.visit.unwrap_or_default();
-        visits.entry(visit).or_insert_with(|| Requests::with_room_for(expected)).push(&outcome);
-        Ok(())
-    })?;
-    Ok(visits)
-}
 
 /// Reads a sidecar line by line.
 pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {

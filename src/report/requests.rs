@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::client::outcome::{Failure, Phase, RequestOutcome};
-use crate::figures::quantile;
-use crate::figures::reasons::{Reason, Reasons};
+use crate::client::outcome::Failure;
+use crate::figures::reasons::Reason;
+use crate::figures::{Request, Requests, quantile};
 
 /// Bins of the requests in flight, all loops together; each has at least [`FEWEST`] beside that.
 pub const BINS: f64 = 1_200.0;
@@ -18,85 +18,35 @@ pub const FEWEST: f64 = 4.0;
 /// Different reasons that are kept.
 pub const REASONS: usize = 12;
 
-/// The requests of one loop, thinned as they are read: there may be millions. It measured one level, or visited several.
-#[derive(Clone, Debug, Default)]
-pub struct Loop {
-    measurements: Vec<Measurement>,
-    lives: Vec<Life>,
+/// The measurements of one loop, in the order of time: one, or visits to several levels.
+pub type Loop = Vec<Part>;
+
+/// One measurement of a loop, and its requests. Its window is in seconds since the loop began.
+#[derive(Debug)]
+pub struct Part {
+    pub level: usize,
+    pub window_s: Option<[f64; 2]>,
+    pub requests: Requests,
 }
 
-#[derive(Clone, Debug)]
-struct Measurement {
-    level: usize,
-    window_s: Option<[f64; 2]>,
-    reasons: Reasons,
+/// Seconds from the first request to the last answer.
+fn length_s(of: &Loop) -> f64 {
+    requests(of).map(|request| request.end_s.max(request.start_s)).fold(0.0, f64::max)
 }
 
-/// Seconds since the loop began, and how it ended: 12 bytes.
-#[derive(Clone, Copy, Debug)]
-struct Life {
-    /// Its measurement.
-    of: u16,
-    start_s: f32,
-    length_s: f32,
-    end: End,
+fn requests(of: &Loop) -> impl Iterator<Item = &Request> {
+    of.iter().flat_map(|part| &part.requests.rows)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum End {
-    /// A success of the cohort.
-    Measured,
-    Uncounted,
-    Failed,
-    /// The level ended first.
-    CutOff,
-}
-
-impl Life {
-    fn end_s(&self) -> f64 {
-        f64::from(self.start_s) + f64::from(self.length_s)
-    }
-}
-
-impl Loop {
-    /// Of these levels, each with its measured window in seconds since the loop began, in the order of time.
-    pub fn new(measurements: impl IntoIterator<Item = (usize, Option<[f64; 2]>)>) -> Self {
-        let measurement = |(level, window_s)| Measurement { level, window_s, reasons: Reasons::default() };
-        Loop { measurements: measurements.into_iter().map(measurement).collect(), lives: Vec::new() }
-    }
-
-    /// Adds a request of the measurement with this number, from 0.
-    pub fn add(&mut self, of: usize, outcome: RequestOutcome) {
-        let (Ok(at), Some(measurement)) = (u16::try_from(of), self.measurements.get_mut(of)) else { return };
-        let end = match (outcome.end_s, outcome.failure, outcome.phase) {
-            (None, ..) => End::CutOff,
-            (_, Some(_), _) => End::Failed,
-            (_, None, Phase::Measured) => End::Measured,
-            _ => End::Uncounted,
-        };
-        let length_s = outcome.end_s.map_or(0.0, |end_s| end_s - outcome.start_s) as f32;
-        self.lives.push(Life { of: at, start_s: outcome.start_s as f32, length_s, end });
-        if let (Some(kind), Phase::Measured) = (outcome.failure, outcome.phase) {
-            measurement.reasons.add(kind, outcome.error.as_deref().unwrap_or_default());
-        }
-    }
-
-    /// Seconds from the first request to the last answer.
-    fn length_s(&self) -> f64 {
-        self.lives.iter().map(Life::end_s).fold(0.0, f64::max)
-    }
-
-    /// A visit begins where the window of the one before ended; the last one ends with the drain.
-    fn segments(&self, begin_s: f64, length_s: f64) -> Vec<Segment> {
-        let last = self.measurements.len() - 1;
-        let mut from_s = begin_s;
-        let segment = |(at, of): (usize, &Measurement)| {
-            let window_s = of.window_s.map(|window| window.map(|at| at + begin_s));
-            let end_s = if at == last { begin_s + length_s } else { window_s.map_or(from_s, |[_, end_s]| end_s) };
-            Segment { level: of.level, begin_s: std::mem::replace(&mut from_s, end_s), end_s, window_s }
-        };
-        self.measurements.iter().enumerate().map(segment).collect()
-    }
+/// A visit begins where the window of the one before ended; the last one ends with the drain.
+fn segments_of(of: &Loop, begin_s: f64, length_s: f64) -> Vec<Segment> {
+    let mut from_s = begin_s;
+    let segment = |(at, part): (usize, &Part)| {
+        let window_s = part.window_s.map(|window| window.map(|at| at + begin_s));
+        let end_s = if at + 1 == of.len() { begin_s + length_s } else { window_s.map_or(from_s, |[_, end_s]| end_s) };
+        Segment { level: part.level, begin_s: std::mem::replace(&mut from_s, end_s), end_s, window_s }
+    };
+    of.iter().enumerate().map(segment).collect()
 }
 
 /// A failure's reason in all measurements together, and at which levels it came.
@@ -151,13 +101,13 @@ fn distribution(mut latencies: Vec<f32>) -> Option<Vec<f64>> {
 impl Curves {
     /// Thins the requests of all loops; `None` if there are none.
     pub fn of(loops: &[Loop]) -> Option<Self> {
-        if loops.iter().all(|of| of.lives.is_empty()) {
-            return None;
-        }
+        loops.iter().find_map(|of| requests(of).next())?;
         let mut latencies: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        for Loop { measurements, lives } in loops {
-            for life in lives.iter().filter(|life| life.end == End::Measured) {
-                latencies.entry(measurements[life.of as usize].level).or_default().push(life.length_s);
+        for Part { level, requests, .. } in loops.iter().flatten() {
+            let successes = requests.cohort().filter(|request| request.is_success());
+            let mut successes = successes.map(|request| (request.end_s - request.start_s) as f32).peekable();
+            if successes.peek().is_some() {
+                latencies.entry(*level).or_default().extend(successes);
             }
         }
         let distributions = latencies.into_iter().filter_map(|(level, values)| Some((level, distribution(values)?)));
@@ -167,31 +117,32 @@ impl Curves {
     }
 
     fn timeline(loops: &[Loop]) -> Self {
-        let total: f64 = loops.iter().map(Loop::length_s).sum();
+        let total: f64 = loops.iter().map(length_s).sum();
         let mut line = Curves::default();
         let mut begin_s = 0.0;
         for of in loops {
-            let length_s = of.length_s();
+            let length_s = length_s(of);
             if length_s <= 0.0 || !length_s.is_finite() {
                 continue;
             }
             let share = length_s / total;
-            let rate_bins = (RATE_BINS * share).min(of.lives.len() as f64 / PER_RATE_BIN);
+            let rate_bins = (RATE_BINS * share).min(requests(of).count() as f64 / PER_RATE_BIN);
             let [mut in_flight, mut successes, mut failures] =
                 [BINS * share, rate_bins, rate_bins].map(|count| Bins::new(begin_s, length_s, count));
-            for life in &of.lives {
-                let end_s = begin_s + if life.end == End::CutOff { length_s } else { life.end_s() };
-                in_flight.add_life(begin_s + f64::from(life.start_s), end_s);
-                match life.end {
-                    End::CutOff => {}
-                    End::Failed => failures.add_event(end_s),
-                    End::Measured | End::Uncounted => successes.add_event(end_s),
+            for request in requests(of) {
+                // What was given up was in flight to the end.
+                let is_over = !request.end_s.is_nan();
+                let end_s = begin_s + if is_over { request.end_s } else { length_s };
+                in_flight.add_life(begin_s + request.start_s, end_s);
+                if is_over {
+                    let bins = if request.is_success() { &mut successes } else { &mut failures };
+                    bins.add_event(end_s);
                 }
             }
             line.in_flight.extend(in_flight.values);
             line.successes_rps.extend(successes.values);
             line.failures_rps.extend(failures.values);
-            line.segments.extend(of.segments(begin_s, length_s));
+            line.segments.extend(segments_of(of, begin_s, length_s));
             begin_s += length_s;
         }
         for bins in [&mut line.in_flight, &mut line.successes_rps, &mut line.failures_rps] {
@@ -203,12 +154,12 @@ impl Curves {
 
 fn reasons(loops: &[Loop]) -> (Vec<ReasonAt>, usize) {
     let mut all: BTreeMap<(Failure, &str), ReasonAt> = BTreeMap::new();
-    for measurement in loops.iter().flat_map(|of| &of.measurements) {
-        for ((kind, common), of_level) in measurement.reasons.groups() {
+    for part in loops.iter().flatten() {
+        for ((kind, common), of_level) in part.requests.reasons.groups() {
             let new = || ReasonAt { reason: Reason { count: 0, ..of_level.clone() }, levels: BTreeSet::new() };
             let of_all = all.entry((*kind, common)).or_insert_with(new);
             of_all.reason.count += of_level.count;
-            of_all.levels.insert(measurement.level);
+            of_all.levels.insert(part.level);
         }
     }
     let mut reasons: Vec<ReasonAt> = all.into_values().collect();
