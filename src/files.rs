@@ -31,7 +31,7 @@ impl Format {
     }
 }
 
-/// Opens a regular file of at most `most` bytes: who opens a pipe waits for somebody to write.
+/// Opens a regular file of at most `most` bytes: opening a pipe would wait for somebody to write.
 pub fn open(path: &Path, most: u64) -> io::Result<File> {
     let found = fs::metadata(path)?;
     if !found.is_file() {

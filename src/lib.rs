@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! commands  what was asked for; settings from file, environment and flags; prompts
-//! measure   which level next, until decide has its answer:
-//!   load      closed loop -> client -> one outcome a request
-//!   record    outcomes to a sidecar, windows to Criterion
+//! measure   runs level after level, each a Criterion benchmark; its race says which one next, and picks the level
+//!   load      closed loop (or open: `verify`) -> client -> one outcome a request
+//!   record    outcomes to sidecars, manifest, results file; reads Criterion's estimates again
 //!   figures   outcomes -> LevelSummary
-//!   decide    summaries + Policy -> Recommendation, also against a baseline
+//! decide    summaries + Policy (+ the race's pick) -> Recommendation: gates, status, interval; also against a baseline
 //! report    the Recommendation in English: terminal, page, exports; monitor shows it live
 //! patch     the number into config.yaml (`recommend --update-config`, `run --update-config`)
 //! ```

@@ -15,11 +15,11 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::client::Headers;
 use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, config_path, invalid};
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
 use crate::client::request::RequestSettings;
-use crate::client::{Headers, RequestKind};
 use crate::decide::{Gate, Objective, Policy};
 use crate::figures::{Limits, Prices};
 use crate::simulator::SimulatorConfig;
@@ -400,7 +400,7 @@ impl Settings {
             config,
         };
         settings.set_from_env(env)?;
-        // The command line has read all others.
+        // clap has checked all other flags already.
         settings.set(&flags.0, "--llm-endpoint")?;
         let Settings { path, config, endpoint, .. } = &mut settings;
         *endpoint = config.llm.endpoint(path)?.clone();
@@ -507,7 +507,7 @@ impl Config {
         });
         let of_slo = slo.limits().map(|(name, limit)| (format!("policy.slo.{name}"), limit, name != "latency"));
         let request = &self.benchmark.request;
-        let streams = request.stream && request.kind != RequestKind::Embedding;
+        let streams = request.stream && request.kind.generates();
         for (key, limit, needs_stream) in gates.into_iter().chain(of_slo) {
             let Some(seconds) = limit else { continue };
             if !(seconds.is_finite() && seconds > 0.0) {

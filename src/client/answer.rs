@@ -232,8 +232,8 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     kind.get(..KIND.len()).is_some_and(|start| start.eq_ignore_ascii_case(KIND))
 }
 
-/// The counts of a `usage`, as any of the kinds names them. Some write them as `5.0` or `"5"`; what can be no count is unknown, and no reason to doubt
-/// the answer.
+/// The counts of a `usage`, as any of the kinds names them. Some write them as `5.0` or `"5"`; what can be no count is
+/// unknown, and no reason to doubt the answer.
 fn counts(usage: &RawValue) -> TokenCounts {
     let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
     let count = |place: &str| {

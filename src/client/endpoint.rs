@@ -6,6 +6,8 @@ use std::str::FromStr;
 use reqwest::Url;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::kind::RequestKind;
+
 /// The word for the embedded simulator as an endpoint.
 pub const SIMULATOR: &str = "simulator";
 
@@ -68,10 +70,8 @@ impl FromStr for Endpoint {
 /// `/chat/completions` are cut off.
 fn base_url(mut url: Url) -> Url {
     let path = url.path().trim_end_matches('/');
-    let path = ["/chat/completions", "/completions", "/embeddings", "/responses", "/messages"]
-        .iter()
-        .find_map(|route| path.strip_suffix(route))
-        .unwrap_or(path);
+    let routes = RequestKind::ALL.map(|kind| kind.wire().route);
+    let path = routes.iter().find_map(|route| path.strip_suffix(route)?.strip_suffix('/')).unwrap_or(path);
     let path = if path.is_empty() { "/v1".to_owned() } else { path.to_owned() };
     url.set_path(&path);
     url

@@ -14,6 +14,10 @@ use super::endpoint::redacted;
 /// Of a malformed body no more is searched for secrets than this, bytes.
 const LONGEST_MALFORMED: usize = 64 << 10;
 
+/// Stands before the status in the message of an HTTP error.
+#[doc(hidden)]
+pub const STATUS: &str = "HTTP ";
+
 /// Why a request did not succeed. A short answer is a success; no answer at all is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Failure {
@@ -112,7 +116,8 @@ impl Failed {
             None => error_text(body),
         };
         let status = status.as_u16();
-        let message = if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {text}") };
+        let text = if text.is_empty() { text } else { format!(": {text}") };
+        let message = format!("{STATUS}{status}{text}");
         Failed { kind: Failure::of_status(status), status: Some(status), message }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::failure::{Failed, Failure};
+pub use super::failure::{Failed, Failure, STATUS};
 pub use super::quota::{Counted, Period, Quota, RateLimit};
 
 /// Token counts as the server reported them; `None` where it did not.

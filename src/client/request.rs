@@ -80,7 +80,7 @@ impl RequestSettings {
     pub fn check(&self) -> Result<(), ConfigError> {
         let system = |message: &str| Err(invalid("benchmark.request.system", message));
         match &self.system {
-            Some(_) if self.kind == RequestKind::Embedding => return system("kind embedding has no system prompt"),
+            Some(_) if !self.kind.generates() => return system("kind embedding has no system prompt"),
             Some(System::Text(text)) if text.trim().is_empty() => return system("is blank; leave the key out"),
             Some(System::Text(text))
                 if !text.trim().contains(char::is_whitespace)

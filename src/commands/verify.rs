@@ -38,7 +38,8 @@ fn positive(text: &str) -> Result<f64, String> {
 
 const SHARES: [f64; 4] = [0.5, 0.7, 0.8, 0.9];
 
-/// Requests at a rate: by these, and by so many times the level, the first of which find an idle server.
+/// Requests sent at each rate: so many, or so many times the level if that is more. The first `level` of them meet an idle
+/// server and are not counted.
 const FEWEST: usize = 100;
 const TIMES: usize = 5;
 

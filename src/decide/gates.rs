@@ -12,7 +12,7 @@ const USABLE_IN_RACE: (u64, u64) = (5, 0);
 /// Without a limit of the user's own, P95 may be this many times that of the lowest level.
 pub(crate) const DEFAULT_P95_FACTOR: f64 = 5.0;
 /// P99 of fewer requests than this is little more than the largest value.
-const SMALLEST_N_FOR_P99: u64 = 400;
+pub(crate) const FEWEST_FOR_P99: u64 = 400;
 /// In fewer answers of a race their mean length is a matter of luck.
 const FEWEST_ANSWERS: u64 = 60;
 /// A level whose answers are shorter than this share of the median over the levels is not picked.
@@ -160,7 +160,7 @@ impl Time {
         let needs = |least| Some(least).filter(|least| summary.requests.is_none_or(|n| n < *least));
         match gate {
             Gate::P95 => Time { value: latency.p95, interval: summary.p95_interval_s, ..Time::default() },
-            Gate::P99 => Time { value: latency.p99, needs: needs(SMALLEST_N_FOR_P99), ..Time::default() },
+            Gate::P99 => Time { value: latency.p99, needs: needs(FEWEST_FOR_P99), ..Time::default() },
             Gate::TtftP95 => Time::that_must_be_known(summary.ttft_s, summary.ttft_p95_interval_s),
             Gate::TpotP95 => Time::that_must_be_known(summary.tpot_s, summary.tpot_p95_interval_s),
             Gate::Errors | Gate::Output | Gate::Attainment => Time::default(),
@@ -186,7 +186,7 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
 
 /// P99 of the successes, where there are requests enough to know it.
 pub fn known_p99(summary: &LevelSummary) -> Option<f64> {
-    summary.latency_s?.p99.filter(|_| summary.requests.is_some_and(|n| n >= SMALLEST_N_FOR_P99))
+    summary.latency_s?.p99.filter(|_| summary.requests.is_some_and(|n| n >= FEWEST_FOR_P99))
 }
 
 /// The times that limits on P95 and on TTFT are held against, seconds.
@@ -233,9 +233,9 @@ pub(super) fn unchecked(summary: &LevelSummary, policy: &Policy) -> Vec<(Gate, O
     errors.into_iter().chain(times).collect()
 }
 
-/// The limit on P95: the user's own, or five times the P95 of the lowest level that has enough requests for its interval,
-/// and is no better known than that. Without such a level it is the lowest of all; a race, which may visit level 1 for
-/// eight requests, has none then.
+/// The limit on P95: the user's own, or five times the P95 of the lowest level that has enough requests for its interval;
+/// the limit's interval is five times that one. Without such a level it is the lowest of all; a race, which may visit
+/// level 1 for eight requests, has none then.
 pub(super) fn p95_limit<'a>(
     policy: &Policy,
     passing: impl Iterator<Item = &'a JudgedLevel>,

@@ -1,7 +1,8 @@
 //! Level summaries and a policy to a recommendation. Pure: no clock, no files.
 //!
 //! The rule: among the levels that pass every gate, the **smallest** one whose throughput is within `tolerance` of
-//! the best. An argmax would pay twice the tail latency for a percent that is mostly noise.
+//! the best. An argmax would pay twice the tail latency for a percent that is mostly noise. After a race
+//! (`measure::race`) the pick is the race's, and this module holds it against the gates and the levels measured in full.
 
 pub mod causes;
 pub mod compare;
@@ -26,7 +27,7 @@ pub use gates::value;
 pub use outages::open_outages;
 pub use pick::best_passing;
 
-pub(crate) use gates::DEFAULT_P95_FACTOR;
+pub(crate) use gates::{DEFAULT_P95_FACTOR, FEWEST_FOR_P99};
 pub(crate) use pick::half_width;
 
 use crate::figures::usl::{self, Usl};

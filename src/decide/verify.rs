@@ -51,13 +51,14 @@ pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
     let mut limits = policy.limits().into_iter();
     let limit = limits.find_map(|(gate, limit)| {
         let limit = limit?;
-        let is = match gate {
-            Gate::TtftP95 => load.ttft_s.and_then(|it| it.p95),
-            Gate::TpotP95 => load.tpot_s.and_then(|it| it.p95),
-            Gate::P99 => load.latency_s.and_then(|it| it.p99),
-            _ => load.latency_s.and_then(|it| it.p95),
+        let measured = match gate {
+            Gate::P95 => load.latency_s.and_then(|time| time.p95),
+            Gate::P99 => load.latency_s.and_then(|time| time.p99),
+            Gate::TtftP95 => load.ttft_s.and_then(|time| time.p95),
+            Gate::TpotP95 => load.tpot_s.and_then(|time| time.p95),
+            Gate::Errors | Gate::Output | Gate::Attainment => return None,
         };
-        is.is_none_or(|is| is > limit).then_some(NotCarried::Limit(gate, limit, is))
+        measured.is_none_or(|seconds| seconds > limit).then_some(NotCarried::Limit(gate, limit, measured))
     });
     limit.or(slo)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::client::outcome::Failure;
+use crate::client::outcome::{Failure, STATUS};
 
 /// Different reasons that are kept; a server that never says the same twice is not to fill the memory.
 const MOST: usize = 1_000;
@@ -74,12 +74,12 @@ impl Reasons {
     }
 }
 
-/// The text with `#` for every word with a digit, an id or a count or a time, but for the status of `HTTP 503: …`.
+/// The text with `#` for every word with a digit, an id or a count or a time, but for the status of an HTTP error.
 fn without_ids(text: &str) -> String {
     let mut plain = String::new();
     for part in text.split_inclusive(|c: char| !c.is_alphanumeric()).take(LENGTH) {
         let word = part.trim_end_matches(|c: char| !c.is_alphanumeric());
-        let is_id = word.contains(|c: char| c.is_ascii_digit()) && plain != "HTTP ";
+        let is_id = word.contains(|c: char| c.is_ascii_digit()) && plain != STATUS;
         plain.push_str(if is_id { "#" } else { word });
         plain.push_str(&part[word.len()..]);
     }

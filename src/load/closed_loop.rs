@@ -229,8 +229,8 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     visits(plan, none, stop, send, observer).await
 }
 
-/// Runs one visit after the other: as one ends, `orders` says which is next, and none where it is closed. Until then the
-/// level is kept, as far as the visit's tickets go. Gives the record of the last one.
+/// Runs one visit after the other: as one ends, `orders` says which is next; once it is closed, the loop ends. While it
+/// waits for the next order it keeps the level full, up to the visit's tickets. Gives the record of the last visit.
 pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
     first: &LoopPlan,
     mut orders: mpsc::Receiver<LoopPlan>,
@@ -239,7 +239,7 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
     observer: &mut impl Observer,
 ) -> LoopRecord {
     let permits = Arc::new(Semaphore::new(first.level));
-    let mut in_flight: JoinSet<Arrival> = JoinSet::new();
+    let mut in_flight: JoinSet<Completion> = JoinSet::new();
     let mut holds: JoinSet<OwnedSemaphorePermit> = JoinSet::new();
     let mut state = State::new(first);
     observer.begins(first, 0);
@@ -252,8 +252,8 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
                 in_flight.abort_all();
             }
             Some(joined) = in_flight.join_next() => match joined {
-                Ok(arrival) => {
-                    let (permit, until) = state.arrived(arrival, observer);
+                Ok(completion) => {
+                    let (permit, until) = state.completed(completion, observer);
                     match until {
                         Some(until) => {
                             holds.spawn(async move {
@@ -290,7 +290,7 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
                 let exchange = send(ticket);
                 in_flight.spawn(async move {
                     let reply = exchange.await;
-                    Arrival { seq: ticket.seq, end: Instant::now(), reply, permit }
+                    Completion { seq: ticket.seq, end: Instant::now(), reply, permit }
                 });
                 // Where many ended at the same time, those that start first are to be on their way before the others'
                 // times begin to count.
@@ -304,7 +304,8 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
     state.into_record(observer)
 }
 
-struct Arrival {
+/// A request whose answer is there, good or bad.
+struct Completion {
     seq: u64,
     end: Instant,
     reply: Reply,
@@ -420,8 +421,12 @@ impl State {
     }
 
     /// The permit, and until when it is to be held back after a failure that came too soon.
-    fn arrived(&mut self, arrival: Arrival, observer: &mut impl Observer) -> (OwnedSemaphorePermit, Option<Instant>) {
-        let Arrival { seq, end, reply, permit } = arrival;
+    fn completed(
+        &mut self,
+        completion: Completion,
+        observer: &mut impl Observer,
+    ) -> (OwnedSemaphorePermit, Option<Instant>) {
+        let Completion { seq, end, reply, permit } = completion;
         let Some((ticket, start)) = self.open_tickets.remove(&seq) else { return (permit, None) };
         let (start_s, end_s) = (self.seconds(start), self.seconds(end));
         let latency = end - start;

@@ -71,7 +71,7 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     // When each in flight was due and was sent.
     let mut open: BTreeMap<u64, [Instant; 2]> = BTreeMap::new();
     let mut in_flight: JoinSet<(u64, Instant, Reply)> = JoinSet::new();
-    let mut full = Full { since: None, seconds: 0.0, ended: 0.0, latency: [0.0; 3] };
+    let mut saturation = Saturation { since: None, seconds: 0.0, ended: 0.0, latency: [0.0; 3] };
     let mut result = Arrived { ending: ArrivalsEnd::Complete, backlog: 0, late_s: Vec::new() };
     let since = |at: Instant| at.duration_since(began).as_secs_f64();
     let line = |seq: u64, [due, start]: [Instant; 2], end: Option<Instant>, reply: &Reply| {
@@ -93,9 +93,9 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
             Some(joined) = in_flight.join_next() => match joined {
                 Ok((seq, end, reply)) => {
                     let Some(times) = open.remove(&seq) else { continue };
-                    full.ended(end.duration_since(times[1]).as_secs_f64(), reply.failure.is_none());
+                    saturation.ended(end.duration_since(times[1]).as_secs_f64(), reply.failure.is_none());
                     ended(line(seq, times, Some(end), &reply));
-                    if result.ending == ArrivalsEnd::Complete && full.grows(plan) && !waiting.is_empty() {
+                    if result.ending == ArrivalsEnd::Complete && saturation.is_overload(plan) && !waiting.is_empty() {
                         result.ending = ArrivalsEnd::Overloaded;
                         result.backlog = if due.is_empty() { result.backlog } else { waiting.len() };
                         due.clear();
@@ -126,7 +126,7 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
                 }
             }
         }
-        full.is(in_flight.len() == plan.permits || waiting.len() > permits.available_permits());
+        saturation.set_full(in_flight.len() == plan.permits || waiting.len() > permits.available_permits());
     }
     for (seq, times) in open {
         ended(line(seq, times, None, &Reply::default()));
@@ -135,9 +135,9 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     result
 }
 
-/// Whether a queue grows shows while all permits are taken: then the server ends requests as fast as it can. If that is
-/// slower than they arrive, beyond chance, they will never be caught up with.
-struct Full {
+/// Detects an overload: while all permits are taken the server ends requests as fast as it can. If that is slower than
+/// they are due, beyond chance, they will never be caught up with. Arrivals burstier than Poisson's would need more room.
+struct Saturation {
     since: Option<Instant>,
     seconds: f64,
     ended: f64,
@@ -150,7 +150,7 @@ const BEYOND_CHANCE: f64 = 3.0;
 /// Latencies vary by no less than this share: they depend on one another.
 const LEAST_CV: f64 = 0.3;
 
-impl Full {
+impl Saturation {
     fn ended(&mut self, latency_s: f64, succeeded: bool) {
         if succeeded {
             let terms = [1.0, latency_s, latency_s * latency_s];
@@ -159,13 +159,13 @@ impl Full {
         self.ended += f64::from(u8::from(self.since.is_some()));
     }
 
-    fn is(&mut self, full: bool) {
+    fn set_full(&mut self, full: bool) {
         self.seconds += self.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         self.since = full.then(Instant::now);
     }
 
     /// Up to `permits` requests may be on their way at the end of a time, without any fault of the server.
-    fn grows(&self, plan: &Arrivals) -> bool {
+    fn is_overload(&self, plan: &Arrivals) -> bool {
         let [n, sum, squares] = self.latency;
         let cv = if n < 10.0 { 1.0 } else { (squares * n / (sum * sum) - 1.0).max(0.0).sqrt().max(LEAST_CV) };
         let expected = plan.rate_rps * self.seconds;

@@ -61,7 +61,8 @@ pub struct Recorded {
 }
 
 impl<O: Observer> Recorder<O> {
-    /// `room` is for the requests of the first visit. Memory goes back to the system where the thread frees it that took it.
+    /// `room` is for the requests of the first visit. The caller makes it, so that the thread that frees it is the one
+    /// that allocated it.
     pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O, visits: Option<Visits>, room: Requests) -> Self {
         Recorder {
             target,

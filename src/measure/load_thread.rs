@@ -43,7 +43,7 @@ pub(super) struct Planned {
 pub(super) struct InProgress {
     /// The measurement in hand.
     planned: Planned,
-    /// What comes next; none takes it of a loop that makes one measurement.
+    /// Sends the plan of the next visit. Unused, and its receiver closed, where the loop makes a single measurement.
     orders: tokio::sync::mpsc::Sender<LoopPlan>,
     windows: mpsc::Receiver<Window>,
     /// What Criterion was given, nanoseconds per wave.
@@ -173,8 +173,8 @@ impl InProgress {
         let _ = self.orders.blocking_send(plan);
     }
 
-    /// Nothing follows: waits for the drain and the sidecar, and completes the record. Of visits it is what has ended since
-    /// the last one.
+    /// Nothing follows: waits for the drain and the sidecar, and completes the record. After visits it holds only the
+    /// requests that have ended since the last one.
     pub fn finish(mut self) -> Result<Recorded, SweepError> {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);

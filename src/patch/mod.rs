@@ -9,7 +9,8 @@
 //! by the one that programs use, before it touches the disk. The rename gives the file a new inode: a file with
 //! several hard links is refused, and extended attributes and ACLs are not carried over.
 //!
-//! A new format is a file that finds one scalar and parses the whole, and an arm in `format`.
+//! A new format is a file that finds one scalar and parses the whole, its arms in `format`, its suffix in
+//! [`files::Format`](crate::files::Format), and its reader in the client's `config_file`.
 
 mod env;
 mod error;

@@ -85,9 +85,13 @@ impl Node {
         }
     }
 
+    fn is_null(&self) -> bool {
+        matches!(&self.kind, Kind::Scalar { text, style: ScalarStyle::Plain } if is_null(text))
+    }
+
     fn describe(&self) -> &'static str {
         match &self.kind {
-            Kind::Scalar { text, style: ScalarStyle::Plain } if is_null(text) => "empty",
+            Kind::Scalar { .. } if self.is_null() => "empty",
             Kind::Scalar { .. } => "a single value",
             Kind::Alias => "an alias",
             Kind::Mapping { .. } => "a mapping",
@@ -223,7 +227,7 @@ impl<'a> Document<'a> {
     // ---- Finding the place --------------------------------------------------------------------------------------
 
     fn find(&self) -> Result<Edit, PatchError> {
-        let root = self.nodes.first().filter(|root| root.describe() != "empty" || root.anchored || root.tagged);
+        let root = self.nodes.first().filter(|root| !root.is_null() || root.anchored || root.tagged);
         let root = root.ok_or_else(|| self.request.refuse(None, Reason::Empty))?;
         let mut mapping = self.mapping(root, 0)?;
         let mut parent = None;

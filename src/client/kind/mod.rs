@@ -1,4 +1,5 @@
-//! Where the kinds of request differ, one file each: a new kind is a file, a variant here and its arm of `wire`.
+//! Where the kinds of request differ, one file each: a new kind is a file, a variant here, its place in `ALL` and its arm
+//! of `wire`; and a file in the simulator's `protocol`.
 
 mod chat;
 mod choices;
@@ -31,6 +32,16 @@ pub enum RequestKind {
 }
 
 impl RequestKind {
+    pub(super) const ALL: [RequestKind; 5] = {
+        use RequestKind::*;
+        [Chat, Completion, Embedding, Responses, Messages]
+    };
+
+    /// Whether answers are generated token by token, so that they can be streamed.
+    pub(crate) fn generates(self) -> bool {
+        self.wire().limit_key.is_some()
+    }
+
     pub(crate) fn wire(self) -> &'static Wire {
         match self {
             RequestKind::Chat => &chat::WIRE,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 use super::Rules;
-use crate::decide::{DEFAULT_P95_FACTOR, Gate, Objective};
+use crate::decide::{DEFAULT_P95_FACTOR, FEWEST_FOR_P99, Gate, Objective};
 
 /// All that a race decides from. The engine gives all visits each time: a request that was on its way at the last call
 /// may have ended since.
@@ -66,8 +66,6 @@ pub(super) struct Verdict {
 /// A verdict is sure where chance leads to it in one of a hundred cases; and as sure as it gets with so many requests.
 const CHANCE: f64 = 0.01;
 const SETTLED: usize = 400;
-/// See `SMALLEST_N_FOR_P99` of the gates.
-const FEWEST_FOR_P99: usize = 400;
 /// A P95 of fewer requests fails nothing but surely.
 const FEWEST_FOR_P95: usize = 75;
 
@@ -200,9 +198,11 @@ impl Observed {
     fn on_time(&self, level: usize, of: &Level, gate: Gate, own: Option<f64>) -> Verdict {
         let (values, p, fewest) = match gate {
             Gate::P95 => (&of.latencies, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99),
+            Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99 as usize),
+            Gate::TtftP95 => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
             Gate::TpotP95 => (&of.tpots, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            _ => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
+            // They limit no time.
+            Gate::Errors | Gate::Output | Gate::Attainment => return Verdict { sure: true, ..Verdict::default() },
         };
         let n = values.len();
         let known = |limit: f64| surely(n - values.partition_point(|&value| f64::from(value) <= limit), n, 1.0 - p);

@@ -40,7 +40,8 @@ pub struct Visit {
     pub completions: usize,
 }
 
-/// What is asked, and with what means. The last four are there to be left out one by one, to see what each buys.
+/// What is asked, and with what means. `doubt`, `visit`, `misfit` and `control` are parameters so that the study can vary
+/// them one by one.
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub policy: Policy,
@@ -114,9 +115,10 @@ const PRICE: (f64, f64) = (2_000.0, 150.0);
 const WANDER: f64 = 0.03;
 /// Visits that tell this share of the most telling one are as good.
 const AS_TELLING: f64 = 0.8;
-/// Standard deviation by which levels lie off a curve where no curve of the family explains them, and how many times
-/// likelier that must be. As much less likely kinds of noise are not thought of then.
+/// Standard deviation of the logarithm of a level's throughput from the curve where no curve of the family fits.
 const LOOSE: f64 = 0.1;
+/// The visits decide alone where `LOOSE` is this many times likelier than the family. Kinds of noise that are this much
+/// less likely than the likeliest are left out then.
 const ODDS: f64 = 20.0;
 /// Curves that are this much less likely than the mean of the family are no longer thought of.
 const LEAST: f64 = 0.01;
