@@ -154,6 +154,18 @@ pub struct Race {
     rng: StdRng,
 }
 
+/// How far the visits have come.
+struct Reached {
+    /// How many were visited.
+    levels: usize,
+    /// The highest since the engine is warm, and the last.
+    top: usize,
+    last: Option<usize>,
+    /// The lowest that fails a gate and is not surely passed by a higher one, and the highest below it.
+    wall: Option<usize>,
+    passing: usize,
+}
+
 /// Every level at first, where one more is a large step; from there on by this factor apart, so that doublings are among
 /// them.
 pub fn grid(lowest: usize, highest: usize) -> Vec<usize> {
@@ -184,54 +196,82 @@ impl Race {
 
     /// The next visit; `None` when the answer stands or cannot be had.
     pub fn next(&mut self, evidence: &Evidence) -> Option<Visit> {
-        let (&lowest, &highest) = (self.choices.first()?, self.choices.last()?);
-        let mut levels: Vec<usize> = evidence.visits.iter().map(|visit| visit.level).collect();
-        let last = levels.last().copied();
-        levels.sort_unstable();
-        levels.dedup();
-        let unvisited = self.choices.iter().find(|level| !levels.contains(level));
-        if let Some((each, &level)) = self.rules.each.zip(unvisited) {
-            return Some(Visit { level, completions: each.max(10 * level) });
+        if let Some(first) = self.first_look(evidence) {
+            return Some(first);
         }
-        let Some(&top) = levels.last() else { return Some(self.rules.visit_to(lowest)) };
+        let (&lowest, &highest) = (self.choices.first()?, self.choices.last()?);
         let mut observed = self.observe(evidence);
-        // What a cold engine did at a level says nothing of how much there is to gain above it.
-        let warm = evidence.visits.iter().filter(|visit| visit.middle_s() >= self.standing.warm_from_s);
-        let top = warm.map(|visit| visit.level).max().unwrap_or(top);
-        let fails = |level: &usize| observed.verdict(*level, &self.rules).fails;
-        // A level cannot have been too much where a higher one surely was not.
-        let surely_passes = |level: &&usize| {
-            let verdict = observed.verdict(**level, &self.rules);
-            verdict.sure && !verdict.fails
-        };
-        let passes = levels.iter().rfind(surely_passes).copied().unwrap_or_default();
-        let wall = levels.iter().copied().filter(|&level| level > passes).find(fails);
-        let Some(passing) = levels.iter().copied().take_while(|&level| wall.is_none_or(|wall| level < wall)).last()
-        else {
+        let Some(reached) = self.reached(evidence, &observed) else {
             self.standing = Raced { pick: None, interval: [lowest; 2], decided: true, ..self.standing };
             return None;
         };
-        let cap = wall.map_or(highest, |wall| wall - 1);
+        let cap = reached.wall.map_or(highest, |wall| wall - 1);
         observed.up_to(cap);
         if observed.points.is_empty() {
             return Some(self.rules.visit_to(lowest));
         }
         self.weigh(&observed, cap);
-        let is_higher = |level: usize| self.share(|curve| self.picks.1[curve].0 > 1.001 * level as f64);
+        let outward = self.outward(evidence, &observed, &reached);
+        let next = outward.or_else(|| self.judge(evidence, &observed, &reached))?;
+        Some(self.rules.visit_to(next))
+    }
+
+    /// Each choice in full where that is asked for; else, at the very beginning, the lowest.
+    fn first_look(&self, evidence: &Evidence) -> Option<Visit> {
+        let is_visited = |level: &usize| evidence.visits.iter().any(|visit| visit.level == *level);
+        let unvisited = self.choices.iter().find(|level| !is_visited(level));
+        if let Some((each, &level)) = self.rules.each.zip(unvisited) {
+            return Some(Visit { level, completions: each.max(10 * level) });
+        }
+        let lowest = self.choices.first().filter(|_| evidence.visits.is_empty());
+        lowest.map(|&lowest| self.rules.visit_to(lowest))
+    }
+
+    /// `None` where not even the lowest level passes.
+    fn reached(&self, evidence: &Evidence, observed: &Observed) -> Option<Reached> {
+        let levels: BTreeSet<usize> = evidence.visits.iter().map(|visit| visit.level).collect();
+        // What a cold engine did at a level says nothing of how much there is to gain above it.
+        let warm = evidence.visits.iter().filter(|visit| visit.middle_s() >= self.standing.warm_from_s);
+        let top = warm.map(|visit| visit.level).max().or(levels.last().copied())?;
+        let verdict = |level: &usize| observed.verdict(*level, &self.rules);
+        // A level cannot have been too much where a higher one surely was not.
+        let surely_passes = |level: &&usize| verdict(level).sure && !verdict(level).fails;
+        let passes = levels.iter().rfind(surely_passes).copied().unwrap_or_default();
+        let wall = levels.range(passes + 1..).copied().find(|level| verdict(level).fails);
+        let passing = levels.range(..wall.unwrap_or(usize::MAX)).next_back().copied()?;
+        let last = evidence.visits.last().map(|visit| visit.level);
+        Some(Reached { levels: levels.len(), top, last, passing, wall })
+    }
+
+    /// How probable it is that the pick lies above a level.
+    fn is_higher(&self, level: usize) -> f64 {
+        self.share(|curve| self.picks.1[curve].0 > 1.001 * level as f64)
+    }
+
+    /// The choice to climb to from `top`.
+    fn above(&self, top: usize) -> Option<usize> {
         let higher = || self.choices.iter().copied().filter(|&level| level > top);
-        let above_top = higher().filter(|&level| level <= 2 * top).max().or(higher().min());
-        if let Some(next) = above_top.filter(|_| wall.is_none() && (levels.len() < 4 || is_higher(top) > CLIMB)) {
+        higher().filter(|&level| level <= 2 * top).max().or(higher().min())
+    }
+
+    /// The level to climb to, or towards the wall, while throughput may still rise there.
+    fn outward(&self, evidence: &Evidence, observed: &Observed, reached: &Reached) -> Option<usize> {
+        let &Reached { levels, top, last, passing, wall } = reached;
+        let Some(wall) = wall else {
+            let next = self.above(top).filter(|_| levels < 4 || self.is_higher(top) > CLIMB)?;
             // Whether it is faster by now shows where little is in flight.
+            let lowest = self.choices.first()?;
             let echo = self.choices.iter().copied().find(|&level| level >= 4 * lowest).filter(|&echo| top >= 4 * echo);
             let echo = echo.filter(|_| last == Some(top) && evidence.now_s < WARM_BY * observed.service_s);
-            return Some(self.rules.visit_to(echo.unwrap_or(next)));
-        }
-        // Where throughput still rises at a wall, the wall is sought.
-        let rises = is_higher(passing) > 0.0;
-        if let Some(middle) = wall.filter(|_| rises).and_then(|wall| self.between(passing, wall)) {
-            return Some(self.rules.visit_to(middle));
-        }
-        let own = self.by_themselves(&observed);
+            return echo.or(Some(next));
+        };
+        self.between(passing, wall).filter(|_| self.is_higher(passing) > 0.0)
+    }
+
+    /// Whether the answer stands, and if not, the level that settles most.
+    fn judge(&mut self, evidence: &Evidence, observed: &Observed, reached: &Reached) -> Option<usize> {
+        let &Reached { top, last, passing, wall, .. } = reached;
+        let own = self.by_themselves(observed);
         let (pick, probability, clear) = match &own {
             Some(own) => (own.pick, own.probability, own.is_sure),
             None => {
@@ -240,18 +280,18 @@ impl Race {
                 (if clear { self.smallest_likely(sure) } else { sure }, probability, clear)
             }
         };
-        let open = self.open_gate(&observed, pick, lowest, wall);
+        let &lowest = self.choices.first()?;
+        let open = self.open_gate(observed, pick, lowest, wall);
         let each: usize = self.rules.each.map_or(0, |each| self.choices.iter().map(|level| each.max(10 * level)).sum());
         let most = self.rules.most_requests(pick) + each as u64;
         let is_probable = probability >= SURE;
         let stands = clear && open.is_none();
         let over = evidence.sent >= most;
         let decided = stands || (over && is_probable && open != Some(pick));
-        // What is left by then is for the gates.
-        let is_late = is_probable && evidence.sent.saturating_add((GATE_WAVES * pick.max(8)) as u64) >= most;
         self.standing = Raced { pick: Some(pick), decided, ..self.standing };
         if stands || over {
-            self.standing.interval = own.map_or_else(|| self.interval(&observed, wall, rises), |own| own.interval);
+            let rises = self.is_higher(passing) > 0.0;
+            self.standing.interval = own.map_or_else(|| self.interval(observed, wall, rises), |own| own.interval);
             return None;
         }
         // The default limit rests on the lowest level: near it, that is looked at again when the engine is surely warm.
@@ -261,16 +301,18 @@ impl Race {
         let warm_by_s = WARM_BY * observed.service_s;
         let is_warm = |visit: &Visited| visit.level == lowest && visit.span_s[0] > warm_by_s;
         if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
-            return Some(self.rules.visit_to(lowest));
+            return Some(lowest);
         }
-        let next = match open.filter(|_| clear || is_late) {
-            Some(level) => level,
-            None => match own {
-                Some(own) => own.next,
-                None => self.most_telling(&observed, pick, wall.map_or(above_top.unwrap_or(top), |_| passing), last),
-            },
-        };
-        Some(self.rules.visit_to(next))
+        // What is left by then is for the gates.
+        let is_late = is_probable && evidence.sent.saturating_add((GATE_WAVES * pick.max(8)) as u64) >= most;
+        Some(match (open.filter(|_| clear || is_late), own) {
+            (Some(level), _) => level,
+            (None, Some(own)) => own.next,
+            (None, None) => {
+                let highest = wall.map_or(self.above(top).unwrap_or(top), |_| passing);
+                self.most_telling(observed, pick, highest, last)
+            }
+        })
     }
 
     /// What was seen since the engine is warm.
