@@ -384,6 +384,11 @@ impl Settings {
         Ok(other)
     }
 
+    /// The number that the config holds. A simulated run has nothing to say about that of a real server.
+    pub fn present(&self, simulated: bool) -> Option<usize> {
+        (!simulated || self.config_is_simulated).then_some(self.config.llm.max_concurrent_requests)
+    }
+
     /// Merges what has been read.
     pub fn resolve(path: PathBuf, config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
         let mut settings = Settings {
