@@ -770,7 +770,7 @@ fn a_level_says_what_it_came_to_unless_quiet() {
         [folder.tool(&[args.as_slice(), &["--quiet"]].concat()), folder.tool_with(&args, &[("LLM_BENCH_QUIET", "1")])]
     {
         assert!(!quiet.stderr.contains("level 2 ended") && quiet.stderr.contains("Plan: "), "{}", quiet.stderr);
-        assert!(quiet.stdout.contains("SIMULATED: There is no number to recommend."), "{}", quiet.stdout);
+        assert!(quiet.stdout.contains("SIMULATED: No number to recommend: "), "{}", quiet.stdout);
     }
     let textfile = fs::read_to_string(folder.path("results/concurrency.prom")).unwrap();
     assert!(
