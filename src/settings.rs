@@ -50,7 +50,7 @@ pub struct Config {
 #[command(next_help_heading = "What is measured")]
 pub struct Benchmark {
     /// Levels such as 1,2,5, or auto
-    #[arg(long, env = "LLM_BENCH_LEVELS", visible_alias = "custom-levels", value_name = "LEVELS")]
+    #[arg(long, env = "LLM_BENCH_LEVELS", visible_alias = "custom-levels", allow_hyphen_values = true)]
     pub levels: Levels,
     /// Skip listed levels below this; an automatic search begins here
     #[arg(long, env = "LLM_BENCH_MIN_CONCURRENCY", value_name = "N", value_parser = whole::<usize>)]
@@ -382,6 +382,11 @@ impl Settings {
             }
         }
         Ok(other)
+    }
+
+    /// The number that the config holds. A simulated run has nothing to say about that of a real server.
+    pub fn present(&self, simulated: bool) -> Option<usize> {
+        (!simulated || self.config_is_simulated).then_some(self.config.llm.max_concurrent_requests)
     }
 
     /// Merges what has been read.

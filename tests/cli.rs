@@ -571,6 +571,22 @@ fn a_quick_run_in_an_empty_folder() {
     assert_eq!(ran.stdout.contains(" by the size of the prompts:\n"), is_picked, "{}", ran.stdout);
     let page = fs::read_to_string(&results[1]).unwrap();
     assert!(page.contains("id=\"chart-run0-timeline-in-flight\"") && page.contains("id=\"chart-run0-distribution\""));
+    // Made again, it is the same, with the config's number of that day.
+    folder.write("config.yaml", &config.replace("requests: 7", "requests: 9"));
+    let made = folder.tool(&["report", results[2].to_str().unwrap(), "--output", "again.html"]);
+    folder.write("config.yaml", config);
+    assert_eq!(
+        (made.code, fs::read_to_string(folder.path("again.html")).unwrap()),
+        (0, page.clone()),
+        "{}",
+        made.shown()
+    );
+    assert_eq!(
+        page.contains("oncurrency from 7 to ") || page.contains("Keep concurrency at 7"),
+        ran.code == 0,
+        "{}",
+        ran.shown()
+    );
     // Nobody asked the server.
     assert!(!page.contains("chart-queueing") && file["levels"][0]["server"].is_null());
 
@@ -754,7 +770,7 @@ fn a_level_says_what_it_came_to_unless_quiet() {
         [folder.tool(&[args.as_slice(), &["--quiet"]].concat()), folder.tool_with(&args, &[("LLM_BENCH_QUIET", "1")])]
     {
         assert!(!quiet.stderr.contains("level 2 ended") && quiet.stderr.contains("Plan: "), "{}", quiet.stderr);
-        assert!(quiet.stdout.contains("SIMULATED: There is no number to recommend."), "{}", quiet.stdout);
+        assert!(quiet.stdout.contains("SIMULATED: No number to recommend: "), "{}", quiet.stdout);
     }
     let textfile = fs::read_to_string(folder.path("results/concurrency.prom")).unwrap();
     assert!(

@@ -396,6 +396,7 @@ fn ci_the_sliders_choose_what_recommend_would() {
         seen.insert(pick.to_owned());
     }
     assert!(seen.len() >= 4, "settings that all give the same show nothing: {seen:?}");
+    println!("50 settings of both sliders choose what `recommend` does: {seen:?}, empty where none passes");
     let last: f64 = data(&dom, "last").expect("the script ran").parse().expect("a share");
     assert!(last > 0.75, "the choice changes last at {last} of the slider");
     assert!(data(&dom, "told").is_some_and(|told| told.starts_with("Level ") || told.starts_with("No level")));

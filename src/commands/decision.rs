@@ -61,7 +61,7 @@ pub(super) fn decide_from(mut measured: Basis, settings: &Settings) -> Recommend
 
 pub(super) fn printed(recommendation: &Recommendation, settings: &Settings, verbose: bool) -> String {
     let screen = screen(verbose);
-    let brief = text::brief(recommendation, page::present(recommendation, settings), screen);
+    let brief = text::brief(recommendation, settings.present(recommendation.simulated), screen);
     match verbose {
         true => format!("\n{}\n{}", text::table(recommendation, screen.width), text::answer(recommendation)),
         false => format!("\n{brief}"),

@@ -38,14 +38,8 @@ impl Recorded {
 
 /// `settings` are those of now, with the policy and the number that the config holds.
 pub(super) fn of(recommendation: Recommendation, settings: &Settings, recorded: Recorded) -> html::Run {
-    let present = present(&recommendation, settings);
+    let present = settings.present(recommendation.simulated);
     html::Run { present, ..without_config(recommendation, settings.config.policy.clone(), recorded) }
-}
-
-/// The number that the config holds. A simulated run has nothing to say about that of a real server.
-pub(super) fn present(recommendation: &Recommendation, settings: &Settings) -> Option<usize> {
-    let is_comparable = !recommendation.simulated || settings.config_is_simulated;
-    is_comparable.then_some(settings.config.llm.max_concurrent_requests)
 }
 
 pub(super) fn without_config(recommendation: Recommendation, policy: Policy, recorded: Recorded) -> html::Run {

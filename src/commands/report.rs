@@ -44,8 +44,10 @@ impl Report {
         let places = Places::find(None);
         let read = |file: &PathBuf| Ok(run_of(ResultsFile::read(file)?, &places));
         let mut runs: Vec<html::Run> = self.files.iter().map(read).collect::<Result<_>>()?;
-        if let [before, after] = runs.as_mut_slice() {
-            (before.label, after.label) = ("A".to_owned(), "B".to_owned());
+        match runs.as_mut_slice() {
+            [before, after] => (before.label, after.label) = ("A".to_owned(), "B".to_owned()),
+            // What two runs found is compared with each other, and what one found with the config of its day.
+            alone => alone.iter_mut().for_each(|run| run.present = run.about.settings.max_concurrent_requests),
         }
         let text = match self.format {
             Format::Html => html::page(&runs)?,

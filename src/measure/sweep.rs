@@ -524,6 +524,7 @@ impl Sweep<'_> {
 pub(super) fn run_settings(settings: &Settings, levels: Vec<usize>) -> RunSettings {
     let benchmark = &settings.config.benchmark;
     RunSettings {
+        max_concurrent_requests: settings.present(settings.endpoint == Endpoint::Simulator),
         levels,
         total_requests: Some(benchmark.total_requests),
         warmup_requests: Some(benchmark.warmup_requests),

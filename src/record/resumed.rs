@@ -38,7 +38,10 @@ impl Resumed {
         let mut manifest = newest.ok_or_else(|| ResultsError::Nothing { criterion: places.criterion.clone() })?;
         let run_id = manifest.run_id.to_string();
         let mut differ = manifest.identity.differences(now);
-        let asked = |of: &RunSettings| json!(RunSettings { levels: Vec::new(), model_is_listed: None, ..of.clone() });
+        let asked = |of: &RunSettings| {
+            let of = of.clone();
+            json!(RunSettings { levels: Vec::new(), max_concurrent_requests: None, model_is_listed: None, ..of })
+        };
         differ += &differences("", &asked(&manifest.about.settings), &asked(settings));
         if !differ.is_empty() {
             return Err(ResultsError::OtherTarget { run_id, differences: differ });

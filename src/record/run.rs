@@ -51,6 +51,8 @@ impl About {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunSettings {
+    /// The number that the config held; null where that is another server's.
+    pub max_concurrent_requests: Option<usize>,
     /// The levels this run was to measure.
     #[serde(deserialize_with = "null_as_default")]
     pub levels: Vec<usize>,

@@ -98,8 +98,7 @@ pub fn markdown(runs: &[Run]) -> String {
 fn card(run: &Run) -> String {
     let recommendation = &run.recommendation;
     let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
-    let of = [&run.about.model, &run.about.endpoint, &run.about.started_at].into_iter().flatten();
-    let of = of.map(|text| plain(text)).collect::<Vec<_>>().join(", ");
+    let of = plain(&words::measured(&run.about, recommendation));
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let (mut header, rows) = text::rows(recommendation);
     header.push("verdict".to_owned());

@@ -67,7 +67,7 @@ pub fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String
     environment.add_filter("seconds", |s: Option<f64>| s.map(seconds));
     environment.add_filter("rate", |share: Option<f64>| share.map(rate));
     environment.add_filter("number", |value: f64, digits: usize| format!("{value:.digits$}"));
-    environment.add_filter("readable", |time: &str| readable(time));
+    environment.add_filter("moment", |time: &str| words::moment(time));
     environment.add_filter("quoted", |word: &str| quoted(word));
     environment.add_template("page.html", PAGE)?;
     let page = context! {
@@ -104,14 +104,16 @@ fn answer(run: &Run) -> Value {
     context! {
         label => run.label.as_str(),
         headline => words::headline(recommendation, run.present),
-        sure => words::how_sure(recommendation),
+        measured => words::measured(&run.about, recommendation),
+        because => words::because(recommendation),
         // Whether it may be written.
         mood => match recommendation.status {
             _ if pick.is_none() => "none",
             Status::Ok if !recommendation.provisional => "good",
             _ => "careful",
         },
-        reason => words::reason(recommendation),
+        // Where there is no number, it stands there already.
+        reason => pick.map(|_| words::reason(recommendation)),
         chosen => Serde(chosen),
         p99 => Serde(chosen.and_then(|level| known_p99(&level.summary))),
         gain => Serde(chosen.and_then(|level| words::gain(recommendation, level))),
@@ -130,14 +132,6 @@ fn answer(run: &Run) -> Value {
     }
 }
 
-/// `2026-11-24T08:09:45Z` as `2026-11-24 08:09:45 UTC`.
-fn readable(time: &str) -> String {
-    match time.strip_suffix('Z') {
-        Some(time) => format!("{} UTC", time.replacen('T', " ", 1)),
-        None => time.to_owned(),
-    }
-}
-
 /// For a POSIX shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
@@ -148,7 +142,7 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// What two runs show, in a line; and for each level the throughput before, after, its change and the interval of that,
+/// What two runs show, in lines; and for each level the throughput before, after, its change and the interval of that,
 /// P95 before, after and its change, error rate before and after; and what that shows.
 type Changes = (String, Vec<(usize, Vec<String>, &'static str)>);
 
@@ -177,7 +171,8 @@ fn changes(runs: &[Run], comparison: &Comparison) -> Option<Changes> {
         };
         (level, cells, shows)
     };
-    Some((verdict, sections::all_levels(runs).into_iter().map(row).collect()))
+    let simulated = if both.iter().any(|run| run.simulated) { "SIMULATED: " } else { "" };
+    Some((simulated.to_owned() + &verdict, sections::all_levels(runs).into_iter().map(row).collect()))
 }
 
 fn compared([before, after]: [Option<f64>; 2], write: fn(f64) -> String) -> Vec<String> {

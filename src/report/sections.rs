@@ -11,7 +11,7 @@ use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, known_p99, p95_limit_s, passing, value};
 use crate::figures::{Estimate, LevelSummary};
-use crate::report::words::{percent, rate, seconds, usd};
+use crate::report::words::{self, percent, rate, seconds, usd};
 
 /// One subject: charts below each other that belong together, or why there are none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -181,7 +181,7 @@ fn by_level(
 fn marks(runs: &[Run], is_named: bool) -> Vec<Mark> {
     let last = levels(runs).last().copied().unwrap_or_default();
     let mark = |run: &Run, at: usize, what: &str, tone| {
-        let label = if is_named { named(run, runs, &format!("{what}: {at}")) } else { String::new() };
+        let label = if is_named { named(run, runs, &format!("{what} {at}")) } else { String::new() };
         Mark { upright: true, at: at as f64, label, tone }
     };
     let of_run = |(at, run): (usize, &Run)| {
@@ -231,11 +231,12 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     let models: Vec<Series> = models.filter(|series| !series.points.is_empty()).collect();
     for (style, words) in [
         (Style::Dots, " Dots: the single windows of a level, which scatter more than the whole."),
-        (Style::Curve, " USL: the Universal Scalability Law fitted to the levels, a model and not a measurement."),
         (Style::Crosses, " Crosses: levels that do not pass; the table of all levels says why."),
     ] {
         caption += if models.iter().any(|series| series.style == style) { words } else { "" };
     }
+    let curves = runs.iter().filter_map(|run| Some(named(run, runs, &words::curve(&run.recommendation)?)));
+    caption += &curves.map(|curve| format!(" {curve}.")).collect::<String>();
     throughput.series.extend(models);
     throughput.zones = zones(runs, &throughput.x);
     throughput.marks.extend(throughput.zones.iter().filter(|zone| zone.tone == Some("fails")).map(|zone| Mark {
@@ -421,10 +422,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         "ttft": policy.max_ttft_p95_seconds,
     });
     let ring = if chosen.is_some() { ", the ring is around the chosen one" } else { "" };
-    let caption = format!(
-        "The numbers are levels{ring}. A request's speed is the mean answer over the mean latency. The sliders choose by these \
-         figures alone, and do not ask how sure they are."
-    );
+    let caption = format!("The numbers are levels{ring}. A request's speed is the mean answer over the mean latency.");
     Some(Figure {
         limits: limits.to_string(),
         ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
@@ -536,8 +534,8 @@ fn distribution(run: &Run, figure: Figure, chart: Chart) -> Figure {
         choice: true,
         ..chart
     };
-    let caption = "The number at a line's end is its level; the chosen level is in colour.";
-    Figure { caption: caption.to_owned(), charts: vec![chart], ..figure }
+    let chosen = if pick.is_some() { "; the chosen level is in colour" } else { "" };
+    Figure { caption: format!("The number at a line's end is its level{chosen}."), charts: vec![chart], ..figure }
 }
 
 /// At most [`DISTRIBUTIONS`] levels: the chosen one, and others evenly from the lowest to the highest.

@@ -159,17 +159,18 @@ pub fn fitted(text: &str, columns: usize) -> String {
     text.lines().map(fitted).collect()
 }
 
-/// In lines of at most this width, but for a word that is longer. Spaces between words stay as they are.
+/// In lines of at most this width, but for a word that is longer; a number keeps its unit. Spaces between words stay as they
+/// are.
 pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in text.split(' ') {
+    for word in text.replace(" %", "\u{a0}%").replace(" ms", "\u{a0}ms").split(' ') {
         match lines.last_mut() {
             Some(line) if line.is_empty() => line.push_str(word),
             Some(line) if line.chars().count() + 1 + word.chars().count() <= width => *line += &format!(" {word}"),
             _ => lines.push(word.to_owned()),
         }
     }
-    lines
+    lines.into_iter().map(|line| line.replace('\u{a0}', " ")).collect()
 }
 
 const SIZES: [&str; 5] = ["P50", "P95", "tokens in", "tokens out", "n"];

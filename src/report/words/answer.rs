@@ -1,10 +1,30 @@
 //! The answer: in one line for a reader who has five seconds, and whole.
 
 use super::decision::reason;
-use super::notes::{gain, information, note, notes};
-use super::numbers::{number, or_unknown, rate, seconds, time};
+use super::notes::{curve, gain, information, note, notes};
+use super::numbers::{count, number, or_unknown, rate, seconds, time};
 use crate::decide::{JudgedLevel, Note, Recommendation, Status, known_p99};
 use crate::figures::LevelSummary;
+use crate::record::About;
+
+/// What was measured, in a line.
+pub fn measured(about: &About, recommendation: &Recommendation) -> String {
+    let simulator = "the embedded simulator".to_owned();
+    let of = if about.simulated() { [None, Some(simulator)] } else { [about.model.clone(), about.endpoint.clone()] };
+    let requests = recommendation.levels.iter().filter_map(|level| level.summary.requests).sum();
+    let levels = count(recommendation.levels.len() as u64, "level");
+    let counted = (requests > 0).then(|| format!("{} at {levels}", count(requests, "request")));
+    let parts = of.into_iter().chain([about.started_at.as_deref().map(moment), counted]);
+    parts.flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// `2026-11-24T08:09:45Z` as `2026-11-24 08:09:45 UTC`.
+pub fn moment(time: &str) -> String {
+    match time.strip_suffix('Z') {
+        Some(time) => format!("{} UTC", time.replacen('T', " ", 1)),
+        None => time.to_owned(),
+    }
+}
 
 /// Before the status wherever a number of the embedded simulator stands.
 pub fn simulated(is_simulated: bool) -> &'static str {
@@ -16,8 +36,8 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     let simulated = simulated(recommendation.simulated);
     let mut lines = match recommendation.chosen() {
         Some(level) => {
-            let interval = interval(", interval", recommendation).unwrap_or_default();
-            choice(recommendation, level, &format!("status {status}{interval}"))
+            let interval = recommendation.interval.map(|of| format!(", interval {}", ends(of)));
+            choice(recommendation, level, &format!("status {status}{}", interval.unwrap_or_default()))
         }
         None => vec![format!("No recommendation ({simulated}{status})"), reason(recommendation)],
     };
@@ -27,11 +47,9 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     lines
 }
 
-/// Behind these words, if it is known.
-fn interval(words: &str, recommendation: &Recommendation) -> Option<String> {
-    let [low, high] = recommendation.interval?;
-    let to = if low == high { String::new() } else { format!(" to {high}") };
-    Some(format!("{words} {low}{to}"))
+/// `20 to 25`, or `20`
+fn ends([low, high]: [usize; 2]) -> String {
+    if low == high { low.to_string() } else { format!("{low} to {high}") }
 }
 
 fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) -> Vec<String> {
@@ -56,6 +74,7 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
     let mut lines = vec![head, reason(recommendation), figures];
     lines.extend(gain(recommendation, level).map(|gain| gain.to_string()));
     lines.extend(information(recommendation));
+    lines.extend(curve(recommendation));
     lines
 }
 
@@ -63,7 +82,7 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
 pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> String {
     let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
     let headline = match (recommendation.recommended_concurrency, present) {
-        (None, _) => "There is no number to recommend.".to_owned(),
+        (None, _) => format!("No number to recommend: {}.", meaning(recommendation)),
         (Some(pick), _) if recommendation.provisional => {
             format!("First look: about {pick} in parallel, not confirmed.")
         }
@@ -106,22 +125,32 @@ fn between(recommendation: &Recommendation, level: usize, of: impl Fn(&LevelSumm
     Some(below + share * (above - below))
 }
 
-/// The status in plain words, and the interval.
-pub fn how_sure(recommendation: &Recommendation) -> String {
-    let meaning = match recommendation.status {
-        Status::Ok => "The optimum lies inside the levels measured",
-        Status::NotSaturated => "Throughput still rises at the highest level: the optimum is at least this",
-        Status::LimitedByGate => "A higher level failed on errors or latency",
-        Status::AtOrBelowLowest => "The lowest level measured is enough; the optimum may be lower",
-        Status::RateLimited => "A quota (HTTP 429) is the limit, not concurrency",
-        Status::Unresolved => "The measurements do not decide",
-        Status::NoQualifyingLevel => "Every level fails",
+/// The status in plain words.
+fn meaning(recommendation: &Recommendation) -> &'static str {
+    match recommendation.status {
+        Status::Ok => "the best number lies inside the levels measured",
+        Status::NotSaturated => "throughput still rises at the highest level, so the best number may be higher",
+        Status::LimitedByGate => "a higher level failed on errors or latency",
+        Status::AtOrBelowLowest => "the lowest level measured is enough, and a lower one may be",
+        Status::RateLimited => "a quota (HTTP 429) is the limit",
+        Status::Unresolved => "the measurements do not decide",
+        Status::NoQualifyingLevel => "every level fails",
+    }
+}
+
+/// What the status means for the number, and the interval.
+fn how_sure(recommendation: &Recommendation) -> String {
+    let certainty = if recommendation.provisional { "so far" } else { "95 % certain" };
+    let sure = match (recommendation.interval.map(ends), recommendation.status) {
+        (Some(ends), Status::Ok) => format!("The best number is {ends} ({certainty})."),
+        (ends, _) => {
+            let interval = ends.map_or_else(|| "interval unknown".to_owned(), |ends| format!("95 % interval: {ends}"));
+            let (first, rest) = meaning(recommendation).split_at(1);
+            format!("{}{rest} ({interval}).", first.to_uppercase())
+        }
     };
-    let unknown = recommendation.recommended_concurrency.map(|_| "interval unknown".to_owned());
-    let interval = interval("95 % interval:", recommendation).or(unknown).map(|interval| format!(" ({interval})"));
     let may_do = recommendation.notes.iter().find(|of| matches!(of, Note::MayDo { .. }));
-    let may_do = may_do.map(|of| format!(" {}.", note(of))).unwrap_or_default();
-    format!("{meaning}{}.{may_do}", interval.unwrap_or_default())
+    sure + &may_do.map(|of| format!(" {}.", note(of))).unwrap_or_default()
 }
 
 /// How sure the number is, or why there is none.

@@ -82,7 +82,7 @@ pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], lab
             format!("Nothing shown of the server: at level {level} the client was the limit")
         }
         (Some(change), None) if change.moved != Moved::NotShown => {
-            format!("{b} is {} than {a}: {} at its best", moved(change.moved), signed(change.change))
+            format!("At its best, {b} is {} {} than {a}", percent(change.change.abs()), moved(change.moved))
         }
         (Some(change), None) => format!(
             "No change shown: {:.2} {} at best in {a}, {:.2} in {b}",
@@ -93,12 +93,8 @@ pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], lab
     let picks = [before, now].map(|recommendation| recommendation.recommended_concurrency);
     let number = |pick: Option<usize>| pick.map_or_else(|| "no number".to_owned(), |pick| pick.to_string());
     let [old, new] = picks.map(number);
-    let set = if old == new {
-        format!("{new} is recommended in both")
-    } else {
-        format!("{new} instead of {old} is recommended")
-    };
-    format!("{best}; {set}.")
+    let set = if old == new { format!("{new} in both") } else { format!("{new} instead of {old}") };
+    format!("{best}. Recommended: {set}.")
 }
 
 /// What regressions and doubts come to.

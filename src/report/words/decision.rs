@@ -23,7 +23,7 @@ pub fn gates(policy: &Policy) -> String {
     let times = policy.limits().map(|(of, limit)| match limit {
         Some(limit) => format!(", {} at most {}", gate(of), seconds(limit)),
         None if of == Gate::P95 => format!(", P95 at most {DEFAULT_P95_FACTOR} x that of the lowest level"),
-        None => format!(", {} not limited", gate(of)),
+        None => String::new(),
     });
     let slo =
         policy.slo.map(|slo| format!(", at least {} of the requests with {}", written(slo.attainment), limits(&slo)));
@@ -160,9 +160,7 @@ pub(super) fn why(reason: &Reason) -> String {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
         Reason::ByVisits { objective, tolerance } => {
             let (what, tolerance) = (maximised(*objective), percent(*tolerance));
-            format!(
-                "The smallest level that keeps within about {tolerance} of the best {what}, by all measurements together"
-            )
+            format!("The smallest level that surely keeps within about {tolerance} of the best {what}")
         }
         Reason::NotDecided { interval } => {
             let which = match interval {

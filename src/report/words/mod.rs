@@ -16,14 +16,14 @@ mod writing;
 
 use serde_json::{Value, json};
 
-pub use answer::{answer, because, headline, how_sure, simulated};
+pub use answer::{answer, because, headline, measured, moment, simulated};
 pub use comparison::{
     against, baseline, better, doubt, moved, once, outcome, plan_of_duet, regression, sides, two_servers,
     verdict as of_two,
 };
 pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
-pub use notes::{advice, gain, going_on, information, note, notes};
+pub use notes::{advice, curve, gain, going_on, information, note, notes};
 pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};
 pub use recheck::{recheck_stopped, rechecked};
 pub use trouble::{endpoint_problem, problem};

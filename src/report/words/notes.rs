@@ -179,12 +179,14 @@ pub fn information(recommendation: &Recommendation) -> Vec<String> {
     let alternative = alternative.map(|level| {
         format!("For low latency rather than throughput: {level} (most throughput per second of latency)")
     });
-    let curve = recommendation.usl.map(|usl| {
-        let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
-        format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.r_squared)
-    });
     let goodput = recommendation.chosen().and_then(|level| level.summary.goodput.as_ref()).map(goodput);
-    goodput.into_iter().chain(cost(recommendation)).chain(alternative).chain(curve).collect()
+    goodput.into_iter().chain(cost(recommendation)).chain(alternative).collect()
+}
+
+pub fn curve(recommendation: &Recommendation) -> Option<String> {
+    let usl = recommendation.usl?;
+    let peak = usl.peak.map_or_else(|| "no peak".to_owned(), |peak| format!("peak at {peak:.0}"));
+    Some(format!("Fitted scalability curve (USL; a model, not a measurement): {peak}, R² {:.3}", usl.r_squared))
 }
 
 fn goodput(Goodput { rps, attainment, .. }: &Goodput) -> String {
@@ -229,7 +231,7 @@ pub fn advice(recommendation: &Recommendation) -> Vec<String> {
     });
     let errors = levels_with(|summary| Some(summary.error_rate? - summary.timeout_rate.unwrap_or(0.0)));
     let errors = errors.map(|at| {
-        format!("High error rates at {at}: the table has their kinds, the level's .jsonl each request's reason")
+        format!("High error rates at {at}: the table has their kinds, the records of the requests each reason")
     });
     timeouts.into_iter().chain(errors).collect()
 }
