@@ -24,6 +24,9 @@ use llm_concurrency::simulator::{Fault, Faults, Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+/// The figures in docs/regression.md are of ten times as many runs and changes: set it to 10, and
+/// `cargo test --test recheck virtual -- --nocapture`.
+const TIMES: u64 = 1;
 /// Of the speed, from one night or run to the next.
 const NOISE: f64 = 0.05;
 const MEAN_TOKENS: f64 = 200.0;
@@ -121,15 +124,21 @@ impl Series {
 }
 
 #[test]
-fn a_night_takes_fifty_to_a_hundred_requests_up_to_a_number_of_13() {
+fn a_virtual_night_takes_fifty_to_a_hundred_requests_up_to_a_number_of_18() {
     let server = Server::knee("knee", 20);
     let run = run_of(&server, &mut StdRng::seed_from_u64(1));
-    for number in 1..=13 {
+    let sent = |number: usize| {
         let plans = visits_to(&settings(), &levels(number, &run));
         let (_, sent) = night(&server, &plans, 1.0, number as u64);
         println!("a number of {number}: {sent} requests");
+        sent
+    };
+    for number in 1..=18 {
+        let sent = sent(number);
         assert!((80..=100).contains(&sent), "{number}: {sent}");
     }
+    // The levels around 38 are 29 and 49: to fill them, and to let them settle, takes more than half of it.
+    assert!(sent(20) < 110 && sent(38) < 210);
 }
 
 fn is_alarm(verdict: Holds) -> bool {
@@ -170,52 +179,52 @@ fn knee(slots: usize, lengths: Lengths) -> Server {
 /// One server gives each request its place, the other shares itself out among all of them, and gains next to nothing above
 /// the number: what is in flight at the end of a night is the faster there.
 #[test]
-fn of_a_thousand_nights_at_most_one_in_a_hundred_is_a_false_alarm() {
+fn of_a_thousand_virtual_nights_at_most_one_in_a_hundred_is_a_false_alarm() {
     let shared = |lengths| Server { lengths, ..Server::curve("shared", |n| bed::usl(n, 0.02, 0.002)) };
     let servers = SERVERS.iter().flat_map(|&(name, lengths)| [(name, knee(20, lengths)), (name, shared(lengths))]);
     for (name, server) in servers {
         let name = format!("{}, {name}", server.name);
         let (mut alarms, mut cannot_tell, mut sent) = (0, 0, 0);
-        for seed in 0..100 {
+        for seed in 0..100 * TIMES {
             let mut series = Series::new(&server, seed);
             for _ in 0..10 {
                 let (verdict, requests) = series.night(&server, 1.0);
-                alarms += usize::from(is_alarm(verdict));
-                cannot_tell += usize::from(verdict == Holds::CannotTell);
+                alarms += u64::from(is_alarm(verdict));
+                cannot_tell += u64::from(verdict == Holds::CannotTell);
                 sent += requests;
             }
         }
         println!(
-            "{name}: of 1000 nights {alarms} false alarms, {cannot_tell} cannot tell, {} requests a night",
-            sent / 1_000
+            "{name}: of {} nights {alarms} false alarms, {cannot_tell} cannot tell, {} requests a night",
+            1_000 * TIMES,
+            sent / (1_000 * TIMES) as usize
         );
-        assert!(alarms <= 10, "{name}: {alarms}");
+        assert!(alarms <= 10 * TIMES, "{name}: {alarms}");
         // Three levels in a row that give nearly the same take longer to tell apart.
-        assert!(cannot_tell <= 150 || server.name == "shared", "{name}: {cannot_tell}");
+        assert!(cannot_tell <= 120 * TIMES || server.name == "shared", "{name}: {cannot_tell}");
     }
 }
 
 #[test]
-fn a_fall_of_a_fifth_is_found_within_two_nights() {
+fn a_fall_of_a_fifth_is_found_within_two_virtual_nights() {
     for (name, lengths) in SERVERS {
         let server = knee(20, lengths);
-        let share = |held: fn(u64) -> usize| found(&server, 0.8, held, 2, Holds::ServerSlower, 200);
+        let share = |held: fn(u64) -> usize| found(&server, 0.8, held, 2, Holds::ServerSlower, 200 * TIMES);
         let (at_once, later) = (share(|_| 0), share(|trial| 2 + trial as usize % 12));
         println!("{name}: found (and named) {at_once:?} at once after the run, {later:?} after 2 to 13 nights");
         assert!(later[0] >= 0.95, "{name}: {later:?}");
         // With one run and two nights of 5 % each, no test with 1 % of false alarms finds more than 91 % of them.
-        assert!(at_once[0] >= 0.7, "{name}: {at_once:?}");
+        assert!(at_once[0] >= 0.75, "{name}: {at_once:?}");
     }
 }
 
 #[test]
-fn a_knee_that_moved_is_found_within_three_nights() {
+fn a_knee_that_moved_is_found_within_three_virtual_nights() {
     for (name, lengths) in SERVERS {
         for (slots, wanted) in [(12, Holds::TooHigh), (30, Holds::TooLow)] {
-            let share = found(&knee(slots, lengths), 1.0, |trial| trial as usize % 8, 3, wanted, 200);
+            let share = found(&knee(slots, lengths), 1.0, |trial| trial as usize % 8, 3, wanted, 400 * TIMES);
             println!("{name}: a knee moved from 20 to {slots}: found (and named) {share:?}");
-            assert!(share[0] >= 0.95 || lengths != bed::TOKENS_AND_RESIDUAL, "{name} to {slots}: {share:?}");
-            assert!(share[1] >= 0.75, "{name} to {slots}: {share:?}");
+            assert!(share[0] >= 0.95 && share[1] >= 0.95, "{name} to {slots}: {share:?}");
         }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Three figures tell, each against what the run showed: the speed of the server, the gain from the level below to the
 //! number, and that from the number to the level above. A night has a speed of its own, which the gains do not know, since
-//! all three levels share it. Nights add up: the last one, two or all of them are held against the run and the nights
-//! before. The chances of a false alarm in all those comparisons add up to less than 1 % a night, whatever depends on what
-//! (Bonferroni): some of it is left for the spread of the requests, which is taken from few. A number holds once a change
-//! that would matter is excluded as well; in between it cannot be told.
+//! all three levels share it. A gain that is gone, or new, is looked for between its level and both of the others: there is
+//! more to see in two, and nothing but a knee that moved past one of the three makes it differ from both. Nights add up:
+//! the last one, two, three or all of them are held against the run and the nights before. The chances of a false alarm in
+//! all those comparisons add up to less than 1 % a night, whatever depends on what (Bonferroni): some of it is left for the
+//! spread of the requests, which is taken from few. A number holds once a change that would matter is excluded as well; in
+//! between it cannot be told.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +19,7 @@ use crate::figures::wilson;
 
 /// Standard deviation of the logarithm of a server's speed, from one night or run to the next.
 const BETWEEN_NIGHTS: f64 = 0.05;
-/// What a level of a run, or of a night, is known to at best, beside its own requests: speed wanders within an hour.
+/// What a level of a run, or of a night, is known to at best, whatever its requests say: speed wanders within an hour.
 const AT_BEST: f64 = 0.02;
 /// A request differs by no less than this from what its length explains.
 const LEAST_CV: f64 = 0.1;
@@ -25,11 +27,13 @@ const LEAST_CV: f64 = 0.1;
 const FALL: f64 = 0.2;
 const OVERLOOKED: f64 = 0.05;
 
-/// So many of the last nights are compared, each with this chance of a false alarm.
+/// So many of the last nights are compared, each with this chance of a false alarm. Most of it goes where the change is to
+/// be found: within two nights a fall, within three a gain. A gain that is gone slows the number down as well, which shows
+/// sooner.
 type Windows = [(usize, f64); 3];
-const OF_SPEED: Windows = [(1, 0.0008), (2, 0.0035), (usize::MAX, 0.0012)];
-/// Of each of the two gains.
-const OF_GAIN: Windows = [(1, 0.0003), (3, 0.001), (usize::MAX, 0.0002)];
+const OF_SPEED: Windows = [(1, 0.0004), (2, 0.0058), (usize::MAX, 0.0002)];
+const OF_GAIN_ABOVE: Windows = [(1, 0.0002), (3, 0.0013), (usize::MAX, 0.0001)];
+const OF_GAIN_BELOW: Windows = [(1, 0.0001), (3, 0.0002), (usize::MAX, 0.0001)];
 
 /// A request, in seconds since the first; its end is not a number if it was given up.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +44,7 @@ pub struct Asked {
     pub failed: bool,
 }
 
-/// Logarithm of a rate, and its variance.
+/// Logarithm of a rate, and its variance; that of a night by its requests alone.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     pub log: f64,
@@ -115,34 +119,34 @@ fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
 }
 
 /// The requests of a level, each with the share of its life inside the level's windows, and how long these are.
-#[derive(Default)]
 struct Seen {
     seconds: f64,
     requests: Vec<(f64, Asked)>,
 }
 
 impl Seen {
-    /// A sum over the successes by their shares.
-    fn sum(&self, value: impl Fn(&Asked) -> f64) -> f64 {
+    /// Of a value of share and request, over the successes by their shares.
+    fn sum(&self, value: impl Fn(f64, &Asked) -> f64) -> f64 {
         let good = self.requests.iter().filter(|(_, request)| !request.failed);
-        good.map(|(share, request)| share * value(request)).sum()
+        good.map(|(share, request)| share * value(*share, request)).sum()
     }
 }
 
 /// What the requests of a night show in its windows (level, from, to), by level.
 pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
-    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
-    for &(level, [from, to]) in windows {
-        let of = seen.entry(level).or_default();
-        of.seconds += to - from;
-        for request in requests {
-            let inside = request.end_s.min(to) - request.start_s.max(from);
-            if inside > 0.0 && !request.end_s.is_nan() {
-                of.requests.push((inside / (request.end_s - request.start_s), *request));
-            }
-        }
-    }
-    let (levels, seen): (Vec<usize>, Vec<Seen>) = seen.into_iter().unzip();
+    let mut by_level: BTreeMap<usize, Vec<[f64; 2]>> = BTreeMap::new();
+    windows.iter().for_each(|&(level, window)| by_level.entry(level).or_default().push(window));
+    let (levels, windows): (Vec<usize>, Vec<_>) = by_level.into_iter().unzip();
+    let of_level = |windows: &Vec<[f64; 2]>| {
+        let share = |request: &Asked| {
+            let inside =
+                windows.iter().map(|[from, to]| (request.end_s.min(*to) - request.start_s.max(*from)).max(0.0));
+            inside.sum::<f64>() / (request.end_s - request.start_s)
+        };
+        let requests = requests.iter().map(|request| (share(request), *request)).filter(|(share, _)| *share > 0.0);
+        Seen { seconds: windows.iter().map(|[from, to]| to - from).sum(), requests: requests.collect() }
+    };
+    let seen: Vec<Seen> = windows.iter().map(of_level).collect();
     let has_tokens = |(_, request): &(f64, Asked)| request.failed || request.tokens.is_some();
     let all_have = seen.iter().flat_map(|of| &of.requests).all(has_tokens);
     let rps = rates(&seen, |_| 1.0);
@@ -158,20 +162,22 @@ pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
 }
 
 /// Work a second by level. What requests differ by beside their work is pooled over the levels: the residuals of a ratio
-/// (Cochran 1977, "Sampling Techniques", 6.4).
+/// (Cochran 1977, "Sampling Techniques", 6.4). A window tells as much as so many whole requests (Kish 1965, "Survey
+/// Sampling", 11.7): more than the shares add up to, since one that reaches into it tells all of its latency.
 fn rates(seen: &[Seen], work: impl Fn(&Asked) -> f64) -> Vec<Option<Rate>> {
     let latency = |request: &Asked| request.end_s - request.start_s;
     let (mut squares, mut freedom) = (0.0, -(seen.len() as f64));
     for of in seen {
-        let (n, done) = (of.sum(|_| 1.0), of.sum(&work));
-        let ratio = done / of.sum(latency);
-        squares += of.sum(|request| ((work(request) - ratio * latency(request)) * n / done).powi(2));
+        let (n, done) = (of.sum(|_, _| 1.0), of.sum(|_, request| work(request)));
+        let ratio = done / of.sum(|_, request| latency(request));
+        squares += of.sum(|_, request| ((work(request) - ratio * latency(request)) * n / done).powi(2));
         freedom += n;
     }
     let cv2 = (squares / freedom.max(1.0)).max(LEAST_CV * LEAST_CV);
     let rate = |of: &Seen| {
-        let log = (of.sum(&work) / of.seconds).ln();
-        log.is_finite().then(|| Rate { log, variance: cv2 / of.sum(|_| 1.0) + AT_BEST * AT_BEST })
+        let log = (of.sum(|_, request| work(request)) / of.seconds).ln();
+        let whole = of.sum(|_, _| 1.0).powi(2) / of.sum(|share, _| share);
+        log.is_finite().then(|| Rate { log, variance: cv2 / whole })
     };
     seen.iter().map(rate).collect()
 }
@@ -228,18 +234,20 @@ struct Gain {
     /// The one that is not the number.
     level: usize,
     then: f64,
-    series: Series,
+    of_both: Series,
+    /// Between the level and all others.
+    of_all: Series,
 }
 
 impl Gain {
     /// In the last three nights, with its standard deviation.
-    fn now(&self) -> (f64, f64) {
-        let (change, deviation) = self.series.change(3);
+    fn now(&self, series: &Series) -> (f64, f64) {
+        let (change, deviation) = series.change(3);
         (self.then + change, deviation)
     }
 
     fn told(&self) -> (usize, f64, f64) {
-        (self.level, self.now().0.exp() - 1.0, self.then.exp() - 1.0)
+        (self.level, self.now(&self.of_both).0.exp() - 1.0, self.then.exp() - 1.0)
     }
 }
 
@@ -252,44 +260,57 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
         look(night, level).and_then(|look: Look| if with_tokens { look.tps } else { look.rps })
     };
     let levels = levels(number, run);
-    // Over all levels, since a speed is common to them.
-    let of_night = |night: &Vec<Look>| {
+    let then = |level: usize| then(run, level, with_tokens);
+    let of_run = |levels: &[usize]| mean(levels.iter().filter_map(|&level| then(level))).variance;
+    // Against the run.
+    let of_night = |night: &Vec<Look>, levels: &[usize]| {
         let of_level = |&level: &usize| {
-            let (now, then) = (rate(night, level)?, then(run, level, with_tokens)?);
-            Some(Rate { log: now.log - then.log, variance: now.variance })
+            let (now, then) = (rate(night, level)?, then(level)?);
+            Some(Rate { log: now.log - then.log, ..now })
         };
-        let mean = mean(levels.iter().filter_map(of_level));
-        mean.log.is_finite().then(|| Rate { variance: mean.variance + BETWEEN_NIGHTS.powi(2), ..mean })
+        Some(mean(levels.iter().filter_map(of_level))).filter(|mean| mean.log.is_finite())
     };
-    let of_run = then(run, number, with_tokens).map_or(0.0, |then| then.variance) + BETWEEN_NIGHTS.powi(2);
-    let speed = Series { run: of_run, nights: nights.iter().filter_map(of_night).collect() };
-    let gain = |level: usize| {
-        let [from, to] = [level.min(number), level.max(number)];
-        let (low, high) = (then(run, from, with_tokens)?, then(run, to, with_tokens)?);
-        let then = high.log - low.log;
-        let of_night = |night: &Vec<Look>| {
-            let (low, high) = (rate(night, from)?, rate(night, to)?);
-            Some(Rate { log: high.log - low.log - then, variance: low.variance + high.variance })
+    let further = |rate: Rate, variance: f64| Rate { variance: rate.variance + variance, ..rate };
+    let between = BETWEEN_NIGHTS.powi(2);
+    let of_speed = |night| Some(further(of_night(night, &levels)?, between + AT_BEST * AT_BEST));
+    let speed = Series { run: of_run(&levels) + between, nights: nights.iter().filter_map(of_speed).collect() };
+    let series = |level: usize, others: &[usize]| {
+        let sign = if level < number { -1.0 } else { 1.0 };
+        let of_gain = |night: &Vec<Look>| {
+            let (level, others) = (of_night(night, &[level])?, of_night(night, others)?);
+            let rate = Rate { log: sign * (level.log - others.log), ..level };
+            Some(further(rate, others.variance + 2.0 * AT_BEST * AT_BEST))
         };
-        let nights: Vec<Rate> = nights.iter().filter_map(of_night).collect();
-        let series = Series { run: low.variance + high.variance, nights };
-        (!series.nights.is_empty()).then_some(Gain { level, then, series })
+        Series { run: of_run(&[level]) + of_run(others), nights: nights.iter().filter_map(of_gain).collect() }
+    };
+    let gain = |level: usize| {
+        let [low, high] = [level.min(number), level.max(number)].map(then);
+        let others: Vec<usize> = levels.iter().copied().filter(|&other| other != level).collect();
+        let (of_both, of_all) = (series(level, &[number]), series(level, &others));
+        let gain = Gain { level, then: high?.log - low?.log, of_both, of_all };
+        Some(gain).filter(|gain| !gain.of_both.nights.is_empty())
     };
     let below = levels.iter().find(|&&level| level < number).and_then(|&level| gain(level));
     let above = levels.iter().find(|&&level| level > number).and_then(|&level| gain(level));
     let tolerated = -(1.0 - policy.tolerance).ln();
     let slower = speed.shows(-1.0, OF_SPEED);
     // Half of the gain is gone, or more: the level below would do.
-    let gone = below.as_ref().filter(|gain| gain.then > tolerated && gain.now().0 < gain.then / 2.0);
-    let risen = above.as_ref().filter(|gain| gain.now().0 > tolerated);
+    let gone = below.as_ref().filter(|gain| gain.then > tolerated && gain.now(&gain.of_both).0 < gain.then / 2.0);
+    let risen = above.as_ref().filter(|gain| gain.now(&gain.of_both).0 > tolerated);
     let unseen = z(1.0 - OVERLOOKED);
     // Tonight alone: nights before a change would hide it.
     let may_be_slower = || {
         let (change, deviation) = speed.change(1);
         change - unseen * deviation < (1.0 - FALL).ln()
     };
-    let may_be_gone = |gain: &Gain| gain.then > tolerated && gain.now().0 < unseen * gain.now().1;
-    let may_rise = |gain: &Gain| gain.now().0 + unseen * gain.now().1 > (gain.level as f64 / number as f64).ln();
+    let may_be_gone = |gain: &Gain| {
+        let (now, deviation) = gain.now(&gain.of_all);
+        gain.then > tolerated && now < unseen * deviation
+    };
+    let may_rise = |gain: &Gain| {
+        let (now, deviation) = gain.now(&gain.of_all);
+        now + unseen * deviation > (gain.level as f64 / number as f64).ln()
+    };
     let failures = |level| {
         let look = nights.last().and_then(|night| look(night, level));
         look.map_or((0, 0), |look| (look.failed, look.requests))
@@ -302,8 +323,8 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
         () if fails && is_the_load => Holds::TooHigh,
         () if fails => Holds::CannotTell,
         () if nights.is_empty() || speed.nights.len() < nights.len() => Holds::CannotTell,
-        () if gone.is_some_and(|gain| slower || gain.series.shows(-1.0, OF_GAIN)) => Holds::TooHigh,
-        () if risen.is_some_and(|gain| gain.series.shows(1.0, OF_GAIN)) => Holds::TooLow,
+        () if gone.is_some_and(|gain| slower || gain.of_all.shows(-1.0, OF_GAIN_BELOW)) => Holds::TooHigh,
+        () if risen.is_some_and(|gain| gain.of_all.shows(1.0, OF_GAIN_ABOVE)) => Holds::TooLow,
         () if slower => Holds::ServerSlower,
         () if may_be_slower() || below.as_ref().is_some_and(may_be_gone) || above.as_ref().is_some_and(may_rise) => {
             Holds::CannotTell

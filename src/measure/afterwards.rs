@@ -1,6 +1,7 @@
 //! A few requests more to a server whose number is known: what `verify` and `recheck` send. Their records lie in a run
 //! folder of their own; no manifest is there, so that no decision takes them for a measurement.
 
+use std::iter;
 use std::sync::Arc;
 
 use super::criterion::Mode;
@@ -96,38 +97,40 @@ pub type Visited = (Vec<(usize, [f64; 2])>, Vec<Asked>);
 const OF_NIGHT: usize = 100;
 const OF_VISIT: usize = 5;
 
-/// Up and down over the levels: half a wave to settle, a whole one at first, since all that begins together ends in the
-/// order of its length; then one and a quarter that count, or more where a night has room for it.
+/// Up and down over the levels: half a wave to settle, of the level before where that was higher, since those who waited
+/// there are still about; then three quarters of one that count, or more where a night has room for it. Where all begins
+/// together, what is in flight after half a wave is as far as it should be on average.
 ///
 /// It ends at the lowest. What is in flight at the end goes on beside fewer and fewer others, and is the faster for it on
 /// a server that shares itself out; in the last level's figures it counts by the share of its life. At the highest that
 /// would pass for a gain.
 pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
-    fn settling(level: usize) -> usize {
-        level.div_ceil(2)
-    }
-    fn counted(level: usize) -> usize {
-        (level * 5 / 4).max(OF_VISIT)
-    }
-    let of_pass = |requests: fn(usize) -> usize| -> usize { levels.iter().map(|&level| requests(level)).sum() };
-    let (of_settling, of_counted) = (of_pass(settling), of_pass(counted));
-    let (lowest, highest) = (levels.iter().min().copied().unwrap_or(1), levels.iter().max().copied().unwrap_or(1));
-    // What ends on the way down, or at the end, belongs to no visit.
-    let between = |passes: usize| highest / 2 + passes.div_ceil(2) * (highest - lowest) + lowest;
-    let fits = |passes: &usize| passes * (of_settling + of_counted) + between(*passes) <= OF_NIGHT;
-    let passes = (1..=OF_NIGHT).take_while(fits).last().unwrap_or(1);
-    let room = OF_NIGHT.saturating_sub(passes * of_settling + between(passes)).max(passes * of_counted);
-    let visit = |&level: &usize| {
-        let completions = counted(level) * room / (passes * of_counted);
-        LoopPlan { warmup: settling(level), ..visit_plan(settings, Visit { level, completions }) }
+    // Each level with the one before, which is 0 at first.
+    let visits = |passes: usize| -> Vec<(usize, usize)> {
+        let pass = |at: usize| -> Vec<usize> {
+            let levels = levels.iter().copied();
+            if (passes - at).is_multiple_of(2) { levels.collect() } else { levels.rev().collect() }
+        };
+        let order: Vec<usize> = (0..passes).flat_map(pass).collect();
+        iter::once(0).chain(order.iter().copied()).zip(order.iter().copied()).collect()
     };
-    let pass = |at: usize| -> Vec<LoopPlan> {
-        let plans = levels.iter().map(visit);
-        if (passes - at).is_multiple_of(2) { plans.collect() } else { plans.rev().collect() }
+    let settling = |(before, level): (usize, usize)| if before == level { 0 } else { before.max(level).div_ceil(2) };
+    let counted = |level: usize| (level * 3).div_ceil(4).max(OF_VISIT);
+    // What settles, and what ends on the way down or after the last visit.
+    let beside = |visits: &[(usize, usize)]| -> usize {
+        let of_visit = |&visit: &(usize, usize)| settling(visit) + visit.0.saturating_sub(visit.1);
+        visits.iter().map(of_visit).sum::<usize>() + visits.last().map_or(0, |last| last.1)
     };
-    let mut plans: Vec<LoopPlan> = (0..passes).flat_map(pass).collect();
-    plans.iter_mut().take(1).for_each(|first| first.warmup = first.level);
-    plans
+    let least = |visits: &[(usize, usize)]| -> usize { visits.iter().map(|&(_, level)| counted(level)).sum() };
+    let fits = |visits: &Vec<(usize, usize)>| beside(visits) + least(visits) <= OF_NIGHT;
+    let visits = (1..=OF_NIGHT).map(visits).take_while(fits).last().unwrap_or_else(|| visits(1));
+    let least = least(&visits);
+    let room = OF_NIGHT.saturating_sub(beside(&visits)).max(least);
+    let plan = |visit: (usize, usize)| {
+        let completions = counted(visit.1) * room / least;
+        LoopPlan { warmup: settling(visit), ..visit_plan(settings, Visit { level: visit.1, completions }) }
+    };
+    visits.into_iter().map(plan).collect()
 }
 
 impl Afterwards<'_> {
