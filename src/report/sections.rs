@@ -224,7 +224,8 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     if throughput.series.iter().any(|series| !series.band.is_empty()) {
         caption += " Band: the 95 % interval.";
     }
-    if throughput.series.iter().any(|series| series.name.ends_with(THROUGHPUT[1].0)) {
+    let mut levels = runs.iter().flat_map(|run| &run.recommendation.levels);
+    if levels.any(|level| level.summary.goodput.is_some()) {
         caption += " Goodput: what keeps within policy.slo.";
     }
     let models = runs.iter().enumerate().flat_map(|(at, run)| beside_throughput(runs, at, run, &throughput));
