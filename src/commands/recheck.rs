@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::known::Known;
+use super::recommended::Recommended;
 use super::{ConfigFile, NO_LONGER, NOTHING_TO_WRITE, print};
 use crate::decide::recheck::{self, Holds};
 use crate::load::closed_loop::LoopPlan;
@@ -29,23 +29,30 @@ pub(crate) struct Recheck {
 
 impl Recheck {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let known = Known::read(Some(self.file), &self.config, self.settings.given)?;
-        let (number, run) = (known.number()?.0.summary.concurrency, &known.decided.levels);
+        let recommended = Recommended::read(Some(self.file), &self.config, self.settings.given)?;
+        let (number, run) = (recommended.level()?.0.summary.concurrency, &recommended.decided.levels);
         let mut night = Night {
             started_at: None,
-            fingerprint: known.fingerprint.clone(),
+            fingerprint: recommended.fingerprint.clone(),
             concurrency: number,
-            run_id: known.run_id.clone(),
+            run_id: recommended.run_id.clone(),
             verdict: Holds::CannotTell,
             looks: Vec::new(),
         };
-        let earlier = night.earlier(&known.places)?;
+        let earlier = night.earlier(&recommended.places)?;
         let levels = recheck::levels(number, run);
-        let plans = visits_to(&known.settings, &levels);
+        let plans = visits_to(&recommended.settings, &levels);
         let all: u64 = plans.iter().map(LoopPlan::tickets).sum();
         let what = format!("short visits to levels {}", words::list(&levels));
         let highest = levels.last().copied().unwrap_or(number);
-        let mut asked = Afterwards::begin(&known.settings, &known.prompts, &known.places, &what, [all, all], highest)?;
+        let mut asked = Afterwards::begin(
+            &recommended.settings,
+            &recommended.prompts,
+            &recommended.places,
+            &what,
+            [all, all],
+            highest,
+        )?;
         let (windows, requests) = asked.visits(&plans)?;
         if let Some(stop) = asked.stopped() {
             eprintln!("{}", words::recheck_stopped());
@@ -54,11 +61,11 @@ impl Recheck {
         night.started_at.clone_from(&asked.run.manifest.about.started_at);
         night.looks = recheck::looks(&windows, &requests);
         let nights: Vec<_> = earlier.into_iter().map(|night| night.looks).chain([night.looks.clone()]).collect();
-        let found = recheck::recheck(number, run, &nights, &known.settings.config.policy);
+        let found = recheck::recheck(number, run, &nights, &recommended.settings.config.policy);
         night.verdict = found.verdict;
-        let simulated = if known.decided.simulated { "SIMULATED: " } else { "" };
+        let simulated = if recommended.decided.simulated { "SIMULATED: " } else { "" };
         print(format!("\n{simulated}{}\n", words::rechecked(number, &found).join("\n  ")))?;
-        let path = night.save(&known.places)?;
+        let path = night.save(&recommended.places)?;
         eprintln!("Written: {}, after {} requests", path.display(), asked.sent);
         Ok(ExitCode::from(match found.verdict {
             Holds::Holds => 0,

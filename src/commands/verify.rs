@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::known::Known;
+use super::recommended::Recommended;
 use super::{ConfigFile, NO_LONGER, NOTHING_TO_WRITE, page, print, report};
 use crate::decide::verify::Verified;
 use crate::load::open_loop::Arrivals;
@@ -45,15 +45,16 @@ const TIMES: usize = 5;
 
 impl Verify {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let known = Known::read(self.file, &self.config, self.settings.given)?;
-        let (level, throughput_rps) = known.number()?;
-        let (permits, settings) = (level.summary.concurrency, &known.settings);
+        let recommended = Recommended::read(self.file, &self.config, self.settings.given)?;
+        let (level, throughput_rps) = recommended.level()?;
+        let (permits, settings) = (level.summary.concurrency, &recommended.settings);
         let rates = self.rate.map_or_else(|| SHARES.map(|share| share * throughput_rps).to_vec(), |rate| vec![rate]);
         let count = FEWEST.max(permits.saturating_mul(TIMES));
         let what = words::arrivals_planned(count, &rates, permits);
         let all = (count * rates.len()) as u64;
         let requests = [count as u64, all];
-        let mut asked = Afterwards::begin(settings, &known.prompts, &known.places, &what, requests, permits)?;
+        let mut asked =
+            Afterwards::begin(settings, &recommended.prompts, &recommended.places, &what, requests, permits)?;
         let mut verified = Verified {
             started_at: asked.run.manifest.about.started_at.clone(),
             concurrency: permits,
@@ -75,17 +76,20 @@ impl Verify {
         if verified.loads.is_empty() {
             return Ok(ExitCode::from(INTERRUPTED));
         }
-        let simulated = if known.decided.simulated { "SIMULATED: " } else { "" };
+        let simulated = if recommended.decided.simulated { "SIMULATED: " } else { "" };
         let carries = words::carries(&verified);
         print(format!("\n{}\n{simulated}{carries}\n", text::loads(&verified, &settings.config.policy)))?;
         let stopped = asked.stopped();
         if stopped == Some(Stop::Interrupted) {
             return Ok(ExitCode::from(INTERRUPTED));
         }
-        ResultsFile::write_verified(&known.path, &verified)?;
-        eprintln!("Written: {}, section `verified`", known.path.display());
-        let page = report::run_of(ResultsFile::read(&known.path)?, &known.places);
-        eprintln!("{}", page::write(&known.places.results.join(page::name(&known.path)), html::page(&[page])));
+        ResultsFile::write_verified(&recommended.path, &verified)?;
+        eprintln!("Written: {}, section `verified`", recommended.path.display());
+        let page = report::run_of(ResultsFile::read(&recommended.path)?, &recommended.places);
+        eprintln!(
+            "{}",
+            page::write(&recommended.places.results.join(page::name(&recommended.path)), html::page(&[page]))
+        );
         Ok(match verified.carries_rps {
             Some(_) => ExitCode::SUCCESS,
             None if stopped.is_some() => ExitCode::from(NOTHING_TO_WRITE),

@@ -54,11 +54,12 @@ impl Micros {
     }
 
     pub fn get(self) -> Option<u32> {
-        known(self.0)
+        unless_unknown(self.0)
     }
 }
 
-fn known(number: u32) -> Option<u32> {
+/// The largest number stands for one that is unknown.
+fn unless_unknown(number: u32) -> Option<u32> {
     (number < u32::MAX).then_some(number)
 }
 
@@ -178,7 +179,7 @@ impl Request {
     }
 
     pub fn output_tokens(&self) -> Option<u32> {
-        known(self.output_tokens)
+        unless_unknown(self.output_tokens)
     }
 
     /// Seconds of its life inside `window`.

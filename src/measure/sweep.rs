@@ -135,7 +135,7 @@ pub fn run(
         visits: earlier,
         sent,
         not_before: None,
-        looked_again: BTreeMap::new(),
+        visited_again: BTreeMap::new(),
         suspects: None,
     };
     if let Some(load) = load.as_ref().filter(|_| args.mode == Mode::Measure) {
@@ -216,13 +216,13 @@ struct Sweep<'a> {
     /// Until when the server asked to be left alone.
     not_before: Option<Instant>,
     /// How often a level was visited for another reason than the race's.
-    looked_again: BTreeMap<usize, u32>,
+    visited_again: BTreeMap<usize, u32>,
     /// What may have fallen against the baseline, once the race is over.
     suspects: Option<BTreeSet<usize>>,
 }
 
 /// A level that was disturbed, or a server that is gone, is looked at so often again at most.
-const LOOKS: u32 = 3;
+const AGAIN: u32 = 3;
 
 impl Sweep<'_> {
     fn measure_all(&mut self, mut group: Group) -> Result<(), SweepError> {
@@ -234,7 +234,7 @@ impl Sweep<'_> {
         }
         if self.mode == Mode::Measure {
             self.race()?;
-            self.hand_over_visits(&mut group)?;
+            self.give_visits_to_criterion(&mut group)?;
         }
         group.finish();
         Ok(())
@@ -427,7 +427,7 @@ impl Sweep<'_> {
         // A server that is gone may come back; until then a level says nothing.
         match self.lost_in_a_row() {
             (0, _) => {}
-            (lost, _) if lost > LOOKS => return None,
+            (lost, _) if lost > AGAIN => return None,
             (1, [last, _]) => return Some(visit(last)),
             (_, [_, served]) => return Some(visit(served)),
         }
@@ -442,7 +442,7 @@ impl Sweep<'_> {
             }
             let judged = judge(&self.swept.run.summaries, policy, true);
             let open: Vec<usize> = open_outages(&judged).map(|level| level.summary.concurrency).collect();
-            if let Some(level) = open.into_iter().find(|level| self.look_again(*level)) {
+            if let Some(level) = open.into_iter().find(|level| self.may_visit_again(*level)) {
                 return Some(visit(level));
             }
             // Levels that were named for a quick run are meant, also where the answer does not need them.
@@ -473,15 +473,15 @@ impl Sweep<'_> {
         (lost as u32, [last, served.min().unwrap_or(last)])
     }
 
-    fn look_again(&mut self, level: usize) -> bool {
-        let looks = self.looked_again.entry(level).or_default();
-        *looks += 1;
-        *looks <= LOOKS
+    fn may_visit_again(&mut self, level: usize) -> bool {
+        let visits = self.visited_again.entry(level).or_default();
+        *visits += 1;
+        *visits <= AGAIN
     }
 
     /// The windows of all visits to a level, as ten samples of its entry in Criterion. Levels that were measured in full
     /// have theirs.
-    fn hand_over_visits(&mut self, group: &mut Group) -> Result<(), SweepError> {
+    fn give_visits_to_criterion(&mut self, group: &mut Group) -> Result<(), SweepError> {
         if self.is_stopped() {
             return Ok(());
         }

@@ -51,7 +51,7 @@ impl Identity {
 
     /// As far as a results file tells it. What it does not tell, and yet is not the same, are the prompts, or the
     /// simulator's settings.
-    pub(super) fn as_told(about: &About, now: &Identity) -> Self {
+    pub(super) fn recorded(about: &About, now: &Identity) -> Self {
         let request = about.settings.request.clone().map(|request| json!(RequestSettings { prompts: None, ..request }));
         let mut then = Identity {
             endpoint: about.endpoint.clone().unwrap_or_default(),

@@ -106,7 +106,7 @@ impl ResultsFile {
             return Ok(());
         }
         let then = self.manifest(places).map(|(_, manifest)| manifest.identity);
-        let then = then.unwrap_or_else(|| Identity::as_told(&self.about, now));
+        let then = then.unwrap_or_else(|| Identity::recorded(&self.about, now));
         Err(ResultsError::OtherThanMeasured { path: path.to_owned(), differences: then.differences(now) })
     }
 

@@ -196,7 +196,7 @@ impl Race {
 
     /// The next visit; `None` when the answer stands or cannot be had.
     pub fn next(&mut self, evidence: &Evidence) -> Option<Visit> {
-        if let Some(first) = self.first_look(evidence) {
+        if let Some(first) = self.first_visit(evidence) {
             return Some(first);
         }
         let (&lowest, &highest) = (self.choices.first()?, self.choices.last()?);
@@ -217,7 +217,7 @@ impl Race {
     }
 
     /// Each choice in full where that is asked for; else, at the very beginning, the lowest.
-    fn first_look(&self, evidence: &Evidence) -> Option<Visit> {
+    fn first_visit(&self, evidence: &Evidence) -> Option<Visit> {
         let is_visited = |level: &usize| evidence.visits.iter().any(|visit| visit.level == *level);
         let unvisited = self.choices.iter().find(|level| !is_visited(level));
         if let Some((each, &level)) = self.rules.each.zip(unvisited) {
@@ -464,8 +464,8 @@ impl Race {
         let in_time = |i: usize, rate: f64| {
             self.rules.policy.max_p95_seconds.is_some() || time(i, rate) <= DEFAULT_P95_FACTOR * time(0, alone)
         };
-        let look = |kind| own::look(observed, kind, &self.choices, self.rules.policy.tolerance, in_time);
-        likely.filter_map(|(kind, _)| look(kind)).min_by(|a, b| a.probability.total_cmp(&b.probability))
+        let decide = |kind| own::decide(observed, kind, &self.choices, self.rules.policy.tolerance, in_time);
+        likely.filter_map(|(kind, _)| decide(kind)).min_by(|a, b| a.probability.total_cmp(&b.probability))
     }
 
     /// Of the levels up to one that is surely good enough, the smallest that most likely is: the rule asks for the smallest.

@@ -21,7 +21,7 @@ pub(super) struct Own {
 }
 
 /// `in_time` says which level counts, by its place and its throughput.
-pub(super) fn look(
+pub(super) fn decide(
     observed: &Observed,
     kind: Kind,
     choices: &[usize],

@@ -13,7 +13,7 @@ use crate::record::{Identity, Places, ResultsFile, RunId, load_measured};
 use crate::report::words;
 use crate::settings::{Overrides, Settings};
 
-pub(super) struct Known {
+pub(super) struct Recommended {
     pub(super) path: PathBuf,
     pub(super) settings: Settings,
     pub(super) places: Places,
@@ -23,7 +23,7 @@ pub(super) struct Known {
     pub(super) run_id: Option<RunId>,
 }
 
-impl Known {
+impl Recommended {
     /// Of `file`, else of the latest run as `recommend` finds it. What was measured must be what the settings name.
     pub(super) fn read(file: Option<PathBuf>, config: &ConfigFile, flags: Overrides) -> Result<Self> {
         let settings = Settings::load(config.config.as_deref(), flags)?;
@@ -41,14 +41,14 @@ impl Known {
             bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
         }
         let fingerprint = now.fingerprint();
-        Ok(Known { path, settings, places, prompts, decided, fingerprint, run_id: file.run_id })
+        Ok(Recommended { path, settings, places, prompts, decided, fingerprint, run_id: file.run_id })
     }
 
     /// The level that was recommended, and its throughput, requests/s.
-    pub(super) fn number(&self) -> Result<(&JudgedLevel, f64)> {
+    pub(super) fn level(&self) -> Result<(&JudgedLevel, f64)> {
         let level = self.decided.chosen();
-        let known = level.and_then(|level| Some((level, level.throughput().filter(|&rps| rps > 0.0)?)));
-        known.with_context(|| format!("{} tells no throughput of the recommended level", self.path.display()))
+        let throughput = level.and_then(|level| Some((level, level.throughput().filter(|&rps| rps > 0.0)?)));
+        throughput.with_context(|| format!("{} tells no throughput of the recommended level", self.path.display()))
     }
 }
 
