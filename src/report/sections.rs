@@ -358,7 +358,7 @@ fn queueing(runs: &[Run]) -> Option<Figure> {
 fn tradeoff(runs: &[Run]) -> Option<Figure> {
     let [Run { recommendation, policy, .. }] = runs else { return None };
     let summaries: Vec<LevelSummary> = recommendation.levels.iter().map(|level| level.summary.clone()).collect();
-    // Without limits on times but for that on P99. After a race few requests are enough.
+    // Without the two limits that have sliders; the others hold. After a race few requests are enough.
     let raced = recommendation.levels.iter().any(|l| l.verdict != Verdict::NotUsed && l.summary.requests < Some(30));
     let unlimited = Policy { max_p95_seconds: Some(f64::MAX), max_ttft_p95_seconds: None, ..policy.clone() };
     let judged = judge(&summaries, &unlimited, raced);
