@@ -25,7 +25,7 @@ pub struct Visited<'a> {
     /// From the moment at which the level was reached to the start of the last request.
     pub span_s: [f64; 2],
     /// Those that began inside, without those that filled the loop up or came over from the level before.
-    /// They are told one by one, since a measurement in full may be of millions.
+    /// One by one, since a measurement in full may be of millions.
     pub requests: Box<dyn Fn() -> Box<dyn Iterator<Item = Seen> + 'a> + 'a>,
 }
 
@@ -153,7 +153,7 @@ impl Observed {
                 at: levels.binary_search(&visit.level).unwrap_or_default(),
                 time: visit.at_s / service_s,
                 log: (visit.level as f64 * worth / cycle_s).ln(),
-                own: control.request_cv.powi(2) / visit.told,
+                own: control.request_cv.powi(2) / visit.requests,
             }
         });
         let points = points.collect();
@@ -308,8 +308,8 @@ struct Shown {
     level: usize,
     at_s: f64,
     fit: Fit,
-    /// Successes.
-    told: f64,
+    /// Successes, and half of what is on its way.
+    requests: f64,
     /// For each of them, the time of what failed and of permits that were held back.
     lost_s: f64,
     tokens: Option<f64>,
@@ -343,7 +343,7 @@ impl Shown {
                 fit.add_request(latency, typical.map_or(1.0, |typical| own / typical), one_in(latency));
             }
         }
-        let told = latencies.len() as f64;
+        let ended = latencies.len() as f64;
         // Those that are still on their way will take as long as the others that took longer than they have by now.
         latencies.sort_unstable_by(f64::total_cmp);
         for age in &ages {
@@ -351,14 +351,14 @@ impl Shown {
             let mean = longer.iter().sum::<f64>() / longer.len() as f64;
             fit.add_request(if longer.is_empty() { 1.3 * age } else { mean }, 1.0, 1.0);
         }
-        let told_in_all = told + 0.5 * ages.len() as f64;
-        (told > 0.0).then_some(Shown {
+        let requests = ended + 0.5 * ages.len() as f64;
+        (ended > 0.0).then_some(Shown {
             level: visit.level,
             at_s: visit.middle_s(),
             fit,
-            told: told_in_all,
-            lost_s: lost_s / (told + ages.len() as f64),
-            tokens: reports.then_some(tokens / told),
+            requests,
+            lost_s: lost_s / (ended + ages.len() as f64),
+            tokens: reports.then_some(tokens / ended),
         })
     }
 }

@@ -38,9 +38,9 @@ pub(super) fn decide(
     };
     let best = *usable.iter().max_by(|&&i, &&j| heights[i].total_cmp(&heights[j]))?;
     let pick = *usable.iter().find(|&&i| heights[i] >= heights[best] + (1.0 - tolerance).ln())?;
-    let told =
+    let known =
         |i: usize| observed.points.iter().filter(|point| point.at == i).map(|point| 1.0 / point.own).sum::<f64>();
-    let less_told = |i: usize, j: usize| levels[if told(i) < told(j) { i } else { j }];
+    let less_known = |i: usize, j: usize| levels[if known(i) < known(j) { i } else { j }];
     // Good enough beside each of the others.
     let keeps = |i: usize| {
         let others = usable.iter().copied().filter(move |&j| j != i).map(move |j| (j, above(i, j, KEEP)));
@@ -51,9 +51,9 @@ pub(super) fn decide(
     let floor = choices.iter().copied().rfind(|&choice| ABOVE * (choice as f64) < levels[pick] as f64);
     let below = floor.map(|floor| {
         let seen = usable.iter().copied().filter(|&i| levels[i] >= floor && i < pick).map(|i| (i, refuted(i)));
-        seen.max_by(|a, b| a.1.total_cmp(&b.1)).map_or((floor, 0.0), |(i, by)| (less_told(i, best), by))
+        seen.max_by(|a, b| a.1.total_cmp(&b.1)).map_or((floor, 0.0), |(i, by)| (less_known(i, best), by))
     });
-    let rival = keeps(pick).map(|(j, by)| (less_told(pick, j), by));
+    let rival = keeps(pick).map(|(j, by)| (less_known(pick, j), by));
     let open = [below, rival].into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1));
     let (next, by) = open.unwrap_or((levels[pick], f64::INFINITY));
     let low = usable.iter().copied().take_while(|&i| i < pick).filter(|&i| refuted(i) >= 2.0).last();
