@@ -2,6 +2,8 @@
 
 #![cfg(all(unix, feature = "suite"))]
 
+#[path = "common/known.rs"]
+mod known;
 mod servers;
 #[path = "common/virtual_server.rs"]
 mod virtual_server;
@@ -155,6 +157,18 @@ fn simulator(slots: usize) -> Simulator {
     Simulator::start(SimulatorConfig { slots, ..SimulatorConfig::default() }, 0).expect("a free port")
 }
 
+/// Level and number of each visit, by server.
+fn visits(folder: &Path) -> Vec<Vec<(u64, u64)>> {
+    let runs = fs::read_dir(folder.join("target/concurrency")).expect("the runs");
+    let of_run = |run: fs::DirEntry| {
+        let manifest = fs::read_to_string(run.path().join("run.json")).expect("a manifest");
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).expect("JSON");
+        let visits = manifest["levels"].as_array().unwrap().iter();
+        visits.map(|of| (of["concurrency"].as_u64().unwrap(), of["round"].as_u64().unwrap())).collect()
+    };
+    runs.flatten().map(of_run).collect()
+}
+
 /// Lines of all requests that a run wrote down, by the folders of its two servers.
 fn recorded(folder: &Path) -> usize {
     let runs = fs::read_dir(folder.join("target/concurrency")).expect("the runs");
@@ -194,13 +208,8 @@ fn levels_that_one_refuses_are_visited_once() {
     let args = ["run", "--quiet", "--levels", "1,16,20", "--against", &b.base_url()];
     let output = servers::binary(folder.path()).args(args).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    for run in fs::read_dir(folder.path().join("target/concurrency")).expect("the runs").flatten() {
-        let manifest = fs::read_to_string(run.path().join("run.json")).expect("a manifest");
-        let manifest: serde_json::Value = serde_json::from_str(&manifest).expect("JSON");
-        let of = |key: &str| -> Vec<u64> {
-            manifest["levels"].as_array().unwrap().iter().map(|of| of[key].as_u64().unwrap()).collect()
-        };
-        let (levels, numbers) = (of("concurrency"), of("round"));
+    for of_server in visits(folder.path()) {
+        let (levels, numbers): (Vec<u64>, Vec<u64>) = of_server.into_iter().unzip();
         assert_eq!(levels.iter().filter(|level| **level == 1).count(), TURNS as usize, "{levels:?}");
         assert_eq!(levels.iter().filter(|level| **level == 16).count(), 1, "{levels:?}");
         assert_eq!(numbers, (1..=levels.len() as u64).collect::<Vec<_>>(), "{levels:?}");
@@ -251,14 +260,35 @@ fn an_interrupt_leaves_what_was_measured() {
     let mut command = servers::binary(folder.path());
     command.args(["run", "--quiet", "--total-requests", "6000", "--against", &b.base_url()]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    while b.log().len() < 50 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    known::wait_until("the moment to interrupt", || b.log().len() >= 50);
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert_eq!(stderr.matches("interrupted").count(), 1, "{stderr}");
     // What was given up is recorded, too.
-    assert!(recorded(folder.path()) >= 50);
+    let recorded = recorded(folder.path());
+    let seen = || a.log().len() + b.log().len();
+    known::wait_until("the servers to see that the client left", || seen() >= recorded);
+    assert_eq!(seen(), recorded);
+}
+
+/// Room for some turns, but not for all six: the last pair that is begun is ended.
+#[test]
+fn a_budget_ends_it_between_two_pairs() {
+    let (a, b) = (simulator(4), simulator(4));
+    let folder = servers::folder(&config(&a.base_url()));
+    let args = ["run", "--quiet", "--max-requests", "100", "--against", &b.base_url()];
+    let output = servers::binary(folder.path()).args(args).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(
+        stderr.contains("Level 4 was not measured again: benchmark.budget.max_requests has no room for it"),
+        "{stderr}"
+    );
+    let (of_a, of_b) = (a.log().len(), b.log().len());
+    assert!((60..=100).contains(&(of_a + of_b)), "{of_a} and {of_b}");
+    let [first, second] = &visits(folder.path())[..] else { panic!("two runs") };
+    assert_eq!(first, second, "as many visits to the one as to the other");
+    assert_eq!(recorded(folder.path()), of_a + of_b);
 }

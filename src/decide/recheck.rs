@@ -2,12 +2,11 @@
 //!
 //! Three figures tell, each against what the run showed: the speed of the server, the gain from the level below to the
 //! number, and that from the number to the level above. A night has a speed of its own, which the gains do not know, since
-//! all three levels share it. A gain that is gone, or new, is looked for between its level and both of the others: there is
-//! more to see in two, and nothing but a knee that moved past one of the three makes it differ from both. Nights add up:
-//! the last one, two, three or all of them are held against the run and the nights before. The chances of a false alarm in
-//! all those comparisons add up to less than 1 % a night, whatever depends on what (Bonferroni): some of it is left for the
-//! spread of the requests, which is taken from few. A number holds once a change that would matter is excluded as well; in
-//! between it cannot be told.
+//! all three levels share it. A gain that is gone, or new, shows sooner between its level and both of the others than
+//! between two; to count, it must be so between the two as well. Nights add up: the last one, two, three or all of them are
+//! held against the run and the nights before. The chances of a false alarm in all those comparisons add up to less than
+//! 1 % a night, whatever depends on what (Bonferroni): some of it is left for the spread of the requests, which is taken
+//! from few. A number holds once a change that would matter is excluded as well; in between it cannot be told.
 
 use std::collections::BTreeMap;
 

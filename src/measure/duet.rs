@@ -91,7 +91,9 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
             let sent = servers.iter().map(|server| server.sent).sum::<u64>() + level.tickets();
             if let Some(key) = plan.no_room(settings[0], sent, level) {
                 let levels = vec![level.level];
-                servers[0].swept.notes.push(Note::NoRoom { levels, again: turn > 0, key: key.to_owned() });
+                let note = Note::NoRoom { levels, again: turn > 0, key: key.to_owned() };
+                eprintln!("{}", words::note(&note));
+                servers[0].swept.notes.push(note);
                 break 'turns;
             }
             let mut throughput = [0.0; 2];
