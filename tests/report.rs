@@ -371,3 +371,18 @@ fn lines_that_the_reader_has_yet_to_choose_are_hidden_with_their_names() {
         "the line, and its name at the end"
     );
 }
+
+#[test]
+fn what_holds_of_several_levels_is_said_once() {
+    let below = |level| Note::BelowConcurrency { level, in_flight: 1.9, held: None };
+    let mut run = run(&[level(1, 5.0), level(2, 9.0)]);
+    let notes = |run: &Run| words::notes(&run.recommendation).1;
+    run.recommendation.notes = vec![below(5), Note::NoCurve { why: "flat".to_owned() }];
+    assert!(notes(&run)[0].starts_with("Level 5 never ran at its concurrency: 1.9 in flight"), "{:?}", notes(&run));
+    run.recommendation.notes.push(below(10));
+    let shown = notes(&run);
+    assert!(
+        shown[0].starts_with("Levels 5, 10 never ran") && shown[1].ends_with("flat") && shown.len() == 2,
+        "{shown:?}"
+    );
+}

@@ -36,7 +36,7 @@ pub enum ResultsError {
     #[error("cannot read {path}: {cause}")]
     Read { path: PathBuf, cause: io::Error },
     #[error(
-        "cannot write {path}: {cause}\n\nMake room there, or the folder writable, or name another one (CARGO_TARGET_DIR). What was measured before is still in target/concurrency."
+        "cannot write {path}: {cause}\n\nMake room there, or the folder writable, or name another one (CARGO_TARGET_DIR; for a report --output). What was measured before is still in target/concurrency."
     )]
     Write { path: PathBuf, cause: io::Error },
     #[error("{path} is not a {what}: {message}")]

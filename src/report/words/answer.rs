@@ -141,10 +141,12 @@ fn meaning(recommendation: &Recommendation) -> &'static str {
 /// What the status means for the number, and the interval.
 fn how_sure(recommendation: &Recommendation) -> String {
     let certainty = if recommendation.provisional { "so far" } else { "95 % certain" };
-    let sure = match (recommendation.interval.map(ends), recommendation.status) {
-        (Some(ends), Status::Ok) => format!("The best number is {ends} ({certainty})."),
-        (ends, _) => {
-            let interval = ends.map_or_else(|| "interval unknown".to_owned(), |ends| format!("95 % interval: {ends}"));
+    let sure = match (recommendation.interval, recommendation.status) {
+        (Some([low, high]), Status::Ok) if low == high => format!("The best number is {low} ({certainty})."),
+        (Some([low, high]), Status::Ok) => format!("The best number is between {low} and {high} ({certainty})."),
+        (of, _) => {
+            let interval =
+                of.map_or_else(|| "interval unknown".to_owned(), |of| format!("95 % interval: {}", ends(of)));
             let (first, rest) = meaning(recommendation).split_at(1);
             format!("{}{rest} ({interval}).", first.to_uppercase())
         }

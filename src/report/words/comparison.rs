@@ -76,13 +76,12 @@ pub fn better(comparison: &Comparison) -> String {
 /// What became of the best throughput from one run to the next, and of the recommended number.
 pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], labels: [&str; 2]) -> String {
     let [a, b] = labels;
-    let bound = [before, now].into_iter().find_map(|recommendation| recommendation.client_bound_at);
+    let bound = before.client_bound_at.or(now.client_bound_at);
     let best = match (comparison.best, bound) {
-        (_, Some(level)) => {
-            format!("Nothing shown of the server: at level {level} the client was the limit")
-        }
+        (_, Some(level)) => format!("Nothing shown of the server: at level {level} the client was the limit"),
         (Some(change), None) if change.moved != Moved::NotShown => {
-            format!("At its best, {b} is {} {} than {a}", percent(change.change.abs()), moved(change.moved))
+            let (by, interval) = (percent(change.change.abs()), range(change.interval, signed));
+            format!("At its best, {b} is {by} {} than {a} ({interval})", moved(change.moved))
         }
         (Some(change), None) => format!(
             "No change shown: {:.2} {} at best in {a}, {:.2} in {b}",
@@ -90,9 +89,8 @@ pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], lab
         ),
         (None, None) => "No change shown: one of the two has no best level".to_owned(),
     };
-    let picks = [before, now].map(|recommendation| recommendation.recommended_concurrency);
-    let number = |pick: Option<usize>| pick.map_or_else(|| "no number".to_owned(), |pick| pick.to_string());
-    let [old, new] = picks.map(number);
+    let number = |of: &Recommendation| of.recommended_concurrency.map_or("no number".to_owned(), |n| n.to_string());
+    let [old, new] = [before, now].map(number);
     let set = if old == new { format!("{new} in both") } else { format!("{new} instead of {old}") };
     format!("{best}. Recommended: {set}.")
 }

@@ -16,8 +16,27 @@ pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
         matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::LeftOut { .. } | Note::Quick)
     };
     let (doubts, others): (Vec<&Note>, Vec<&Note>) = recommendation.notes.iter().partition(casts_doubt);
-    let words = doubts.iter().chain(&others).map(|it| note(it)).chain(advice(recommendation));
-    (doubts.len(), words.collect())
+    let others = others.iter().filter_map(|it| once(it, &others));
+    (doubts.len(), doubts.iter().map(|it| note(it)).chain(others).chain(advice(recommendation)).collect())
+}
+
+/// What is said of several levels is said at the first of them.
+fn once(it: &Note, all: &[&Note]) -> Option<String> {
+    let shared = |note: &Note| match note {
+        Note::BelowConcurrency { level, .. } => Some((*level, "never ran at their concurrency: fewer were in flight")),
+        Note::ClientBound { level, .. } => Some((
+            *level,
+            "were limited by this client, so the figures may be too low: use a release build, or a quieter or faster machine",
+        )),
+        Note::SetAside { level, .. } => Some((*level, "were measured again, since they found no server (outage)")),
+        _ => None,
+    };
+    let Some((level, what)) = shared(it) else { return Some(note(it)) };
+    let of = all.iter().filter_map(|note| shared(note)).filter(|other| other.1 == what).map(|other| other.0);
+    match of.collect::<Vec<_>>().as_slice() {
+        [_] => Some(note(it)),
+        all => (all[0] == level).then(|| format!("L{} {what}", &levels(all)[1..])),
+    }
 }
 
 /// Before a run goes on where it was cut off.
