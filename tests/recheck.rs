@@ -14,11 +14,12 @@ use std::path::Path;
 use bed::{Lengths, Noise, Run, Server, standard_normal};
 use known::Known;
 use llm_concurrency::client::Env;
-use llm_concurrency::decide::recheck::{Asked, Holds, Look, levels, looks, recheck};
+use llm_concurrency::client::outcome::{Failure, RequestOutcome};
+use llm_concurrency::decide::recheck::{Holds, LevelRates, levels, rates_by_level, recheck};
 use llm_concurrency::decide::{JudgedLevel, Policy, recommend};
 use llm_concurrency::figures::{Distribution, Estimate, LevelSummary};
 use llm_concurrency::load::closed_loop::LoopPlan;
-use llm_concurrency::measure::afterwards::visits_to;
+use llm_concurrency::measure::plan::night_of_visits;
 use llm_concurrency::settings::{Config, Overrides, Settings};
 use llm_concurrency::simulator::{Fault, Faults, Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
@@ -65,7 +66,7 @@ fn settings() -> Settings {
 }
 
 /// One night of a server at a speed, by the visits of the command. Gives how many requests were sent as well.
-fn night(server: &Server, plans: &[LoopPlan], speed: f64, seed: u64) -> (Vec<Look>, usize) {
+fn night(server: &Server, plans: &[LoopPlan], speed: f64, seed: u64) -> (Vec<LevelRates>, usize) {
     // Within the night it wanders a little, too.
     let mut run = Run::new(server, Noise::correlated(0.02, 5.0), seed);
     let mut windows = Vec::new();
@@ -89,20 +90,21 @@ fn night(server: &Server, plans: &[LoopPlan], speed: f64, seed: u64) -> (Vec<Loo
         run.next_end();
     }
     let reports = run.reports_tokens();
-    let asked = |request: &bed::Request| Asked {
+    let outcome = |request: &bed::Request| RequestOutcome {
         start_s: request.start_s / speed,
-        end_s: request.end_s / speed,
-        tokens: reports.then_some(request.tokens),
-        failed: request.refused,
+        end_s: Some(request.end_s / speed),
+        output_tokens: reports.then_some(request.tokens),
+        failure: request.refused.then_some(Failure::ServerError),
+        ..RequestOutcome::default()
     };
-    let requests: Vec<Asked> = run.requests.iter().map(asked).collect();
-    (looks(&windows, &requests), requests.len())
+    let outcomes: Vec<RequestOutcome> = run.requests.iter().map(outcome).collect();
+    (rates_by_level(&windows, &outcomes.iter().collect()), outcomes.len())
 }
 
 /// A number of 20 that was found once, and the nights since.
 struct Series {
     run: Vec<JudgedLevel>,
-    nights: Vec<Vec<Look>>,
+    nights: Vec<Vec<LevelRates>>,
     plans: Vec<LoopPlan>,
     rng: StdRng,
 }
@@ -111,14 +113,14 @@ impl Series {
     fn new(server: &Server, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let run = run_of(server, &mut rng);
-        let plans = visits_to(&settings(), &levels(20, &run));
+        let plans = night_of_visits(&settings(), &levels(20, &run));
         Series { run, nights: Vec::new(), plans, rng }
     }
 
     fn night(&mut self, server: &Server, factor: f64) -> (Holds, usize) {
         let speed = factor * speed(&mut self.rng);
-        let (looks, sent) = night(server, &self.plans, speed, self.rng.random());
-        self.nights.push(looks);
+        let (rates, sent) = night(server, &self.plans, speed, self.rng.random());
+        self.nights.push(rates);
         (recheck(20, &self.run, &self.nights, &Policy::default()).verdict, sent)
     }
 }
@@ -128,7 +130,7 @@ fn a_virtual_night_takes_fifty_to_a_hundred_requests_up_to_a_number_of_18() {
     let server = Server::knee("knee", 20);
     let run = run_of(&server, &mut StdRng::seed_from_u64(1));
     let sent = |number: usize| {
-        let plans = visits_to(&settings(), &levels(number, &run));
+        let plans = night_of_visits(&settings(), &levels(number, &run));
         let (_, sent) = night(&server, &plans, 1.0, number as u64);
         println!("a number of {number}: {sent} requests");
         sent

@@ -10,7 +10,8 @@ use super::recommended::Recommended;
 use super::{ConfigFile, NO_LONGER, NOTHING_TO_WRITE, print};
 use crate::decide::recheck::{self, Holds};
 use crate::load::closed_loop::LoopPlan;
-use crate::measure::afterwards::{Afterwards, visits_to};
+use crate::measure::afterwards::Afterwards;
+use crate::measure::plan::night_of_visits;
 use crate::measure::sweep::{INTERRUPTED, Stop};
 use crate::record::Night;
 use crate::report::words;
@@ -37,11 +38,11 @@ impl Recheck {
             concurrency: number,
             run_id: recommended.run_id.clone(),
             verdict: Holds::CannotTell,
-            looks: Vec::new(),
+            levels: Vec::new(),
         };
         let earlier = night.earlier(&recommended.places)?;
         let levels = recheck::levels(number, run);
-        let plans = visits_to(&recommended.settings, &levels);
+        let plans = night_of_visits(&recommended.settings, &levels);
         let all: u64 = plans.iter().map(LoopPlan::tickets).sum();
         let what = format!("short visits to levels {}", words::list(&levels));
         let highest = levels.last().copied().unwrap_or(number);
@@ -59,8 +60,8 @@ impl Recheck {
             return Ok(ExitCode::from(if stop == Stop::Interrupted { INTERRUPTED } else { NOTHING_TO_WRITE }));
         }
         night.started_at.clone_from(&asked.run.manifest.about.started_at);
-        night.looks = recheck::looks(&windows, &requests);
-        let nights: Vec<_> = earlier.into_iter().map(|night| night.looks).chain([night.looks.clone()]).collect();
+        night.levels = recheck::rates_by_level(&windows, &requests);
+        let nights: Vec<_> = earlier.into_iter().map(|night| night.levels).chain([night.levels.clone()]).collect();
         let found = recheck::recheck(number, run, &nights, &recommended.settings.config.policy);
         night.verdict = found.verdict;
         let simulated = if recommended.decided.simulated { "SIMULATED: " } else { "" };

@@ -6,7 +6,7 @@
 //! between two; to count, it must be so between the two as well. Nights add up: the last one, two, three or all of them are
 //! held against the run and the nights before. The chances of a false alarm in all those comparisons add up to less than
 //! 1 % a night, whatever depends on what (Bonferroni): some of it is left for the spread of the requests, which is taken
-//! from few. A number holds once a change that would matter is excluded as well; in between it cannot be told.
+//! from few. A number holds once a change that would matter is excluded as well; in between it cannot be decided.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
 use super::{JudgedLevel, Policy, passing, standard_error};
-use crate::figures::wilson;
+use crate::figures::{Request, Requests, wilson};
 
 /// Standard deviation of the logarithm of a server's speed, from one night or run to the next.
 const BETWEEN_NIGHTS: f64 = 0.05;
@@ -34,15 +34,6 @@ const OF_SPEED: Windows = [(1, 0.0004), (2, 0.0058), (usize::MAX, 0.0002)];
 const OF_GAIN_ABOVE: Windows = [(1, 0.0002), (3, 0.0013), (usize::MAX, 0.0001)];
 const OF_GAIN_BELOW: Windows = [(1, 0.0001), (3, 0.0002), (usize::MAX, 0.0001)];
 
-/// A request, in seconds since the first; its end is not a number if it was given up.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked {
-    pub start_s: f64,
-    pub end_s: f64,
-    pub tokens: Option<u32>,
-    pub failed: bool,
-}
-
 /// Logarithm of a rate, and its variance; that of a night by its requests alone.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
@@ -52,7 +43,7 @@ pub struct Rate {
 
 /// What one level showed in one night.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Look {
+pub struct LevelRates {
     pub level: usize,
     pub requests: u64,
     pub failed: u64,
@@ -118,53 +109,49 @@ fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
 }
 
 /// The requests of a level, each with the share of its life inside the level's windows, and how long these are.
-struct Seen {
+struct Seen<'a> {
     seconds: f64,
-    requests: Vec<(f64, Asked)>,
+    requests: Vec<(f64, &'a Request)>,
 }
 
-impl Seen {
+impl Seen<'_> {
     /// Of a value of share and request, over the successes by their shares.
-    fn sum(&self, value: impl Fn(f64, &Asked) -> f64) -> f64 {
-        let good = self.requests.iter().filter(|(_, request)| !request.failed);
+    fn sum(&self, value: impl Fn(f64, &Request) -> f64) -> f64 {
+        let good = self.requests.iter().filter(|(_, request)| request.is_success());
         good.map(|(share, request)| share * value(*share, request)).sum()
     }
 }
 
 /// What the requests of a night show in its windows (level, from, to), by level.
-pub fn looks(windows: &[(usize, [f64; 2])], requests: &[Asked]) -> Vec<Look> {
+pub fn rates_by_level(windows: &[(usize, [f64; 2])], requests: &Requests) -> Vec<LevelRates> {
     let mut by_level: BTreeMap<usize, Vec<[f64; 2]>> = BTreeMap::new();
     windows.iter().for_each(|&(level, window)| by_level.entry(level).or_default().push(window));
     let (levels, windows): (Vec<usize>, Vec<_>) = by_level.into_iter().unzip();
     let of_level = |windows: &Vec<[f64; 2]>| {
-        let share = |request: &Asked| {
-            let inside =
-                windows.iter().map(|[from, to]| (request.end_s.min(*to) - request.start_s.max(*from)).max(0.0));
-            inside.sum::<f64>() / (request.end_s - request.start_s)
-        };
-        let requests = requests.iter().map(|request| (share(request), *request)).filter(|(share, _)| *share > 0.0);
+        let share = |request: &Request| windows.iter().map(|window| request.share(*window)).sum::<f64>();
+        let requests = requests.rows.iter().map(|request| (share(request), request)).filter(|(share, _)| *share > 0.0);
         Seen { seconds: windows.iter().map(|[from, to]| to - from).sum(), requests: requests.collect() }
     };
     let seen: Vec<Seen> = windows.iter().map(of_level).collect();
-    let has_tokens = |(_, request): &(f64, Asked)| request.failed || request.tokens.is_some();
+    let has_tokens = |(_, request): &(f64, &Request)| !request.is_success() || request.output_tokens().is_some();
     let all_have = seen.iter().flat_map(|of| &of.requests).all(has_tokens);
     let rps = rates(&seen, |_| 1.0);
-    let tps = rates(&seen, |request| f64::from(request.tokens.unwrap_or_default()));
-    let look = |(at, level): (usize, usize)| Look {
+    let tps = rates(&seen, |request| f64::from(request.output_tokens().unwrap_or_default()));
+    let of_level = |(at, level): (usize, usize)| LevelRates {
         level,
         requests: seen[at].requests.len() as u64,
-        failed: seen[at].requests.iter().filter(|(_, request)| request.failed).count() as u64,
+        failed: seen[at].requests.iter().filter(|(_, request)| !request.is_success()).count() as u64,
         rps: rps[at],
         tps: tps[at].filter(|_| all_have),
     };
-    levels.into_iter().enumerate().map(look).collect()
+    levels.into_iter().enumerate().map(of_level).collect()
 }
 
 /// Work a second by level. What requests differ by beside their work is pooled over the levels: the residuals of a ratio
 /// (Cochran 1977, "Sampling Techniques", 6.4). A window tells as much as so many whole requests (Kish 1965, "Survey
 /// Sampling", 11.7): more than the shares add up to, since one that reaches into it tells all of its latency.
-fn rates(seen: &[Seen], work: impl Fn(&Asked) -> f64) -> Vec<Option<Rate>> {
-    let latency = |request: &Asked| request.end_s - request.start_s;
+fn rates(seen: &[Seen], work: impl Fn(&Request) -> f64) -> Vec<Option<Rate>> {
+    let latency = |request: &Request| request.end_s - request.start_s;
     let (mut squares, mut freedom) = (0.0, -(seen.len() as f64));
     for of in seen {
         let (n, done) = (of.sum(|_, _| 1.0), of.sum(|_, request| work(request)));
@@ -245,24 +232,24 @@ impl Gain {
         (self.then + change, deviation)
     }
 
-    fn told(&self) -> (usize, f64, f64) {
+    fn now_and_then(&self) -> (usize, f64, f64) {
         (self.level, self.now(&self.of_both).0.exp() - 1.0, self.then.exp() - 1.0)
     }
 }
 
-/// `nights` are all looks at `number` since the run, tonight's last.
-pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy: &Policy) -> Rechecked {
+/// `nights` are all since the run that were spent on `number`, tonight's last.
+pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<LevelRates>], policy: &Policy) -> Rechecked {
     let mut all = nights.iter().flatten();
-    let with_tokens = then(run, number, true).is_some() && all.all(|look| look.tps.is_some() || look.rps.is_none());
-    let look = |night: &Vec<Look>, level: usize| night.iter().find(|look| look.level == level).cloned();
-    let rate = |night: &Vec<Look>, level| {
-        look(night, level).and_then(|look: Look| if with_tokens { look.tps } else { look.rps })
+    let with_tokens = then(run, number, true).is_some() && all.all(|of| of.tps.is_some() || of.rps.is_none());
+    let at = |night: &Vec<LevelRates>, level: usize| night.iter().find(|of| of.level == level).cloned();
+    let rate = |night: &Vec<LevelRates>, level| {
+        at(night, level).and_then(|of: LevelRates| if with_tokens { of.tps } else { of.rps })
     };
     let levels = levels(number, run);
     let then = |level: usize| then(run, level, with_tokens);
     let of_run = |levels: &[usize]| mean(levels.iter().filter_map(|&level| then(level))).variance;
     // Against the run.
-    let of_night = |night: &Vec<Look>, levels: &[usize]| {
+    let of_night = |night: &Vec<LevelRates>, levels: &[usize]| {
         let of_level = |&level: &usize| {
             let (now, then) = (rate(night, level)?, then(level)?);
             Some(Rate { log: now.log - then.log, ..now })
@@ -275,7 +262,7 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
     let speed = Series { run: of_run(&levels) + between, nights: nights.iter().filter_map(of_speed).collect() };
     let series = |level: usize, others: &[usize]| {
         let sign = if level < number { -1.0 } else { 1.0 };
-        let of_gain = |night: &Vec<Look>| {
+        let of_gain = |night: &Vec<LevelRates>| {
             let (level, others) = (of_night(night, &[level])?, of_night(night, others)?);
             let rate = Rate { log: sign * (level.log - others.log), ..level };
             Some(further(rate, others.variance + 2.0 * AT_BEST * AT_BEST))
@@ -311,8 +298,8 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
         now + unseen * deviation > (gain.level as f64 / number as f64).ln()
     };
     let failures = |level| {
-        let look = nights.last().and_then(|night| look(night, level));
-        look.map_or((0, 0), |look| (look.failed, look.requests))
+        let tonight = nights.last().and_then(|night| at(night, level));
+        tonight.map_or((0, 0), |of| (of.failed, of.requests))
     };
     let (failed, requests) = failures(number);
     let fails = wilson(failed, requests).is_some_and(|[low, _]| low >= policy.max_error_rate);
@@ -335,7 +322,7 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<Look>], policy:
         nights: nights.len(),
         error_rate: failed as f64 / requests.max(1) as f64,
         speed: (!speed.nights.is_empty()).then(|| speed.moved()),
-        below: below.as_ref().map(Gain::told),
-        above: above.as_ref().map(Gain::told),
+        below: below.as_ref().map(Gain::now_and_then),
+        above: above.as_ref().map(Gain::now_and_then),
     }
 }

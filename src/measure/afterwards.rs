@@ -1,18 +1,15 @@
 //! A few requests more to a server whose number is known: what `verify` and `recheck` send. Their records lie in a run
 //! folder of their own; no manifest is there, so that no decision takes them for a measurement.
 
-use std::iter;
 use std::sync::Arc;
 
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
-use super::plan::{Plan, visit_plan};
-use super::race::Visit;
+use super::plan::Plan;
 use super::stop::{Stop, Stopper};
 use super::sweep::SweepError;
 use crate::client::Endpoint;
-use crate::decide::recheck::Asked;
-use crate::figures::{ArrivalsEnd, OpenLoad, Stage, Step};
+use crate::figures::{ArrivalsEnd, OpenLoad, Requests, Stage, Step};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::open_loop::Arrivals;
@@ -23,6 +20,9 @@ use crate::record::{Identity, Places, Run, RunSettings};
 use crate::report::words;
 use crate::settings::Settings;
 use crate::stdio;
+
+/// Visits without a drain between, each with its level and its window, and all their requests.
+pub type Visited = (Vec<(usize, [f64; 2])>, Requests);
 
 pub struct Afterwards<'a> {
     settings: &'a Settings,
@@ -88,62 +88,17 @@ impl<'a> Afterwards<'a> {
         };
         Ok(load.with(&outcomes, &self.settings.limits()))
     }
-}
 
-/// Visits of a level without a drain between, as they were made, and all their requests.
-pub type Visited = (Vec<(usize, [f64; 2])>, Vec<Asked>);
-
-/// Requests of a night at most where the levels allow for it, and of a visit that count at least.
-const OF_NIGHT: usize = 100;
-const OF_VISIT: usize = 5;
-
-/// Up and down over the levels: half a wave to settle, of the level before where that was higher, since those who waited
-/// there are still about; then three quarters of one that count, or more where a night has room for it. Where all begins
-/// together, what is in flight after half a wave is as far as it should be on average.
-///
-/// It ends at the lowest. What is in flight at the end goes on beside fewer and fewer others, and is the faster for it on
-/// a server that shares itself out; in the last level's figures it counts by the share of its life. At the highest that
-/// would pass for a gain.
-pub fn visits_to(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
-    // Each level with the one before, which is 0 at first.
-    let visits = |passes: usize| -> Vec<(usize, usize)> {
-        let pass = |at: usize| -> Vec<usize> {
-            let levels = levels.iter().copied();
-            if (passes - at).is_multiple_of(2) { levels.collect() } else { levels.rev().collect() }
-        };
-        let order: Vec<usize> = (0..passes).flat_map(pass).collect();
-        iter::once(0).chain(order.iter().copied()).zip(order.iter().copied()).collect()
-    };
-    let settling = |(before, level): (usize, usize)| if before == level { 0 } else { before.max(level).div_ceil(2) };
-    let counted = |level: usize| (level * 3).div_ceil(4).max(OF_VISIT);
-    // What settles, and what ends on the way down or after the last visit.
-    let beside = |visits: &[(usize, usize)]| -> usize {
-        let of_visit = |&visit: &(usize, usize)| settling(visit) + visit.0.saturating_sub(visit.1);
-        visits.iter().map(of_visit).sum::<usize>() + visits.last().map_or(0, |last| last.1)
-    };
-    let least = |visits: &[(usize, usize)]| -> usize { visits.iter().map(|&(_, level)| counted(level)).sum() };
-    let fits = |visits: &Vec<(usize, usize)>| beside(visits) + least(visits) <= OF_NIGHT;
-    let visits = (1..=OF_NIGHT).map(visits).take_while(fits).last().unwrap_or_else(|| visits(1));
-    let least = least(&visits);
-    let room = OF_NIGHT.saturating_sub(beside(&visits)).max(least);
-    let plan = |visit: (usize, usize)| {
-        let completions = counted(visit.1) * room / least;
-        LoopPlan { warmup: settling(visit), ..visit_plan(settings, Visit { level: visit.1, completions }) }
-    };
-    visits.into_iter().map(plan).collect()
-}
-
-impl Afterwards<'_> {
     /// Makes these visits, unless it is stopped.
     pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
         let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
         let step = Step { level: first.level, stage: Stage::Visit, round: 1 };
         let planned = Planned { step, plan: *first, not_before: None, is_first: false };
         let mut visiting = self.load.begin(&planned, &self.run)?;
-        let (mut windows, mut parts, mut rest) = (Vec::new(), Vec::new(), rest.iter());
+        let (mut windows, mut requests, mut rest) = (Vec::new(), Requests::default(), rest.iter());
         while let Some(visited) = visiting.visited() {
             windows.extend(visited.measurement.window_s.map(|window| (visited.measurement.concurrency, window)));
-            parts.extend(visited.parts.into_values());
+            visited.parts.into_values().for_each(|part| requests.append(part));
             match rest.next().filter(|_| self.stopped().is_none()) {
                 Some(next) => visiting.go_on(*next),
                 None => break,
@@ -151,13 +106,7 @@ impl Afterwards<'_> {
         }
         let ended = visiting.finish()?;
         self.sent += ended.sent;
-        parts.extend(ended.parts.into_values());
-        let asked = parts.iter().flat_map(|part| &part.rows).map(|request| Asked {
-            start_s: request.start_s,
-            end_s: request.end_s,
-            tokens: request.output_tokens(),
-            failed: !request.is_success(),
-        });
-        Ok((windows, asked.collect()))
+        ended.parts.into_values().for_each(|part| requests.append(part));
+        Ok((windows, requests))
     }
 }

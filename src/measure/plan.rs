@@ -288,6 +288,46 @@ pub fn settled_visit(settings: &Settings, level: usize, completions: usize) -> L
     LoopPlan { warmup: level, ..visit_plan(settings, Visit { level, completions }) }
 }
 
+/// Requests of a night of `recheck`, more where the levels need them; and the fewest of a visit that count.
+const OF_NIGHT: usize = 100;
+const OF_VISIT: usize = 5;
+
+/// Up and down over the levels: half a wave to settle, of the level before where that was higher, since those who waited
+/// there are still about; then three quarters of one that count, or more where a night has room for it. Where all begins
+/// together, what is in flight after half a wave is as far as it should be on average.
+///
+/// It ends at the lowest. What is in flight at the end goes on beside fewer and fewer others, and is the faster for it on
+/// a server that shares itself out; in the last level's figures it counts by the share of its life. At the highest that
+/// would pass for a gain.
+pub fn night_of_visits(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
+    // Each level with the one before, which is 0 at first.
+    let visits = |passes: usize| -> Vec<(usize, usize)> {
+        let pass = |at: usize| -> Vec<usize> {
+            let levels = levels.iter().copied();
+            if (passes - at).is_multiple_of(2) { levels.collect() } else { levels.rev().collect() }
+        };
+        let order: Vec<usize> = (0..passes).flat_map(pass).collect();
+        std::iter::once(0).chain(order.iter().copied()).zip(order.iter().copied()).collect()
+    };
+    let settling = |(before, level): (usize, usize)| if before == level { 0 } else { before.max(level).div_ceil(2) };
+    let counted = |level: usize| (level * 3).div_ceil(4).max(OF_VISIT);
+    // What settles, and what ends on the way down or after the last visit.
+    let beside = |visits: &[(usize, usize)]| -> usize {
+        let of_visit = |&visit: &(usize, usize)| settling(visit) + visit.0.saturating_sub(visit.1);
+        visits.iter().map(of_visit).sum::<usize>() + visits.last().map_or(0, |last| last.1)
+    };
+    let least = |visits: &[(usize, usize)]| -> usize { visits.iter().map(|&(_, level)| counted(level)).sum() };
+    let fits = |visits: &Vec<(usize, usize)>| beside(visits) + least(visits) <= OF_NIGHT;
+    let visits = (1..=OF_NIGHT).map(visits).take_while(fits).last().unwrap_or_else(|| visits(1));
+    let least = least(&visits);
+    let room = OF_NIGHT.saturating_sub(beside(&visits)).max(least);
+    let plan = |visit: (usize, usize)| {
+        let completions = counted(visit.1) * room / least;
+        LoopPlan { warmup: settling(visit), ..visit_plan(settings, Visit { level: visit.1, completions }) }
+    };
+    visits.into_iter().map(plan).collect()
+}
+
 fn first_visit(settings: &Settings, level: usize) -> LoopPlan {
     visit_plan(settings, rules(settings).visit_to(level))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Places, ResultsError, RunId};
-use crate::decide::recheck::{Holds, Look};
+use crate::decide::recheck::{Holds, LevelRates};
 use crate::files;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +18,8 @@ pub struct Night {
     /// The run that found the number: after another run, it begins anew.
     pub run_id: Option<RunId>,
     pub verdict: Holds,
-    pub looks: Vec<Look>,
+    #[serde(alias = "looks")]
+    pub levels: Vec<LevelRates>,
 }
 
 /// Of a line for every night of some hundred years.
