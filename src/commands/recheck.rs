@@ -43,7 +43,7 @@ impl Recheck {
         let levels = recheck::levels(number, run);
         let plans = visits_to(&known.settings, &levels);
         let all: u64 = plans.iter().map(LoopPlan::tickets).sum();
-        let what = format!("short visits to levels {}", words::list(&levels));
+        let what = format!("short visits to {}", words::levels(&levels));
         let highest = levels.last().copied().unwrap_or(number);
         let mut asked = Afterwards::begin(&known.settings, &known.prompts, &known.places, &what, [all, all], highest)?;
         let (windows, requests) = asked.visits(&plans)?;
