@@ -384,9 +384,10 @@ impl Settings {
         Ok(other)
     }
 
-    /// The number that the config holds. A simulated run has nothing to say about that of a real server.
+    /// The number that the config holds, if there is one. A simulated run has nothing to say about that of a real server.
     pub fn present(&self, simulated: bool) -> Option<usize> {
-        (!simulated || self.config_is_simulated).then_some(self.config.llm.max_concurrent_requests)
+        let is_comparable = self.path.is_file() && (!simulated || self.config_is_simulated);
+        is_comparable.then_some(self.config.llm.max_concurrent_requests)
     }
 
     /// Merges what has been read.

@@ -70,6 +70,7 @@ fn a_run_needs_no_file_where_the_endpoint_is_named_and_writes_into_none() {
     assert_eq!((refused.status.code(), server.log().len()), (Some(1), 0), "{}", text(&refused.stderr));
     let ran = run(&["--llm-model", "m"]);
     assert!(text(&ran.stdout).contains("req/s"), "{}", text(&ran.stderr));
+    assert!(!text(&ran.stdout).contains("oncurrency from"), "there is no number yet: {}", text(&ran.stdout));
     assert!(!folder.path().join("config.yaml").exists());
     let named = run(&["--config", "absent.yaml"]);
     assert!(text(&named.stderr).contains("config file not found: absent.yaml"), "{}", text(&named.stderr));

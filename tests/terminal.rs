@@ -1,4 +1,4 @@
-//! What a terminal of 80 columns shows of `cargo bench`, by script(1) of util-linux.
+//! What a terminal shows of `cargo bench` and of `run`, by script(1) of util-linux.
 
 #![cfg(all(target_os = "linux", feature = "suite"))]
 
@@ -13,12 +13,10 @@ use regex::Regex;
 const CONFIG: &str = "llm: {endpoint: simulator}\nsimulator: {base_step_ms: 0.2, per_sequence_ms: 0.01}\n\
                       benchmark: {levels: [1, 2, 4], total_requests: 30, request: {max_tokens: 8}}\n";
 
-const COLUMNS: usize = 80;
-
 /// What the terminal holds at the end, line by line.
-fn on_terminal(folder: &Path, command: &str) -> Vec<String> {
+fn on_terminal(folder: &Path, columns: usize, command: &str) -> Vec<String> {
     let mut script = Command::new("script");
-    script.args(["-qec", &format!("stty cols {COLUMNS} rows 50; {command}"), "/dev/null"]);
+    script.args(["-qec", &format!("stty cols {columns} rows 50; {command}"), "/dev/null"]);
     servers::clean(&mut script, folder);
     let output = script.output().expect("script, of Debian's package bsdutils");
     let text = String::from_utf8(output.stdout).unwrap();
@@ -36,7 +34,7 @@ fn on_terminal(folder: &Path, command: &str) -> Vec<String> {
             ("\n", None) => row += 1,
             (text, None) => {
                 for c in text.chars() {
-                    if column == COLUMNS {
+                    if column == columns {
                         (row, column) = (row + 1, 0);
                     }
                     lines.resize(lines.len().max(row + 1), Vec::new());
@@ -56,7 +54,7 @@ fn on_terminal(folder: &Path, command: &str) -> Vec<String> {
 fn a_bench_leaves_criterions_results_and_fifteen_lines() {
     let folder = servers::folder(CONFIG);
     let bench = bench_executable::path().display();
-    let lines = on_terminal(folder.path(), &format!("{bench} --bench"));
+    let lines = on_terminal(folder.path(), 80, &format!("{bench} --bench"));
     let shown = lines.join("\n");
     for residue in ["Warming up", "Collecting", "Analyzing", "Unable to complete", "Gnuplot", "measuring", "░", "left"]
     {
@@ -70,6 +68,28 @@ fn a_bench_leaves_criterions_results_and_fifteen_lines() {
     let end: Vec<&String> = lines[last + 1..].iter().skip_while(|line| !line.starts_with("SIMULATED: ")).collect();
     assert!(end.len() <= 15 && end.iter().all(|line| line.chars().count() <= 80), "{shown}");
     assert!(end.iter().any(|line| line.starts_with("Report: ")), "{shown}");
+}
+
+/// Criterion's own lines need 78 columns; `run` has none of them on a terminal.
+#[test]
+fn a_run_leaves_its_plan_and_fifteen_lines_at_any_width() {
+    for columns in [60, 80, 120] {
+        for quick in ["", " --quick"] {
+            let folder = servers::folder(CONFIG);
+            let command = format!("{} run{quick}", env!("CARGO_BIN_EXE_llm-concurrency"));
+            let lines = on_terminal(folder.path(), columns, &command);
+            let shown = lines.join("\n");
+            let answer = lines.iter().position(|line| line.starts_with("SIMULATED: ")).expect(&shown);
+            let plan = lines[..answer].iter().filter(|line| !line.is_empty());
+            assert!(plan.clone().all(|line| line.starts_with("Plan: ") || line.starts_with("      ")), "{shown}");
+            // A line that is too long would have gone on at the left edge.
+            let report = lines[answer..].iter().position(|line| line.starts_with("Report: ")).expect(&shown);
+            assert!(report < 15, "{columns}:\n{shown}");
+            let table = lines[answer..].iter().skip_while(|line| !line.starts_with("level ")).skip(1);
+            let rows = table.take_while(|line| line.starts_with("    "));
+            assert_eq!(rows.count(), 3, "{columns}:\n{shown}");
+        }
+    }
 }
 
 /// Criterion prints by `println!`, which panics where nobody reads.

@@ -44,7 +44,7 @@ impl Recheck {
         let levels = recheck::levels(number, run);
         let plans = night_of_visits(&recommended.settings, &levels);
         let all: u64 = plans.iter().map(LoopPlan::tickets).sum();
-        let what = format!("short visits to levels {}", words::list(&levels));
+        let what = format!("short visits to {}", words::levels(&levels));
         let highest = levels.last().copied().unwrap_or(number);
         let mut asked = Afterwards::begin(
             &recommended.settings,

@@ -1,6 +1,7 @@
 //! The thread that makes the load, and a measurement on it as Criterion's thread sees it.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -182,7 +183,8 @@ impl InProgress {
         let Planned { step, plan, .. } = self.planned;
         if step.stage == Stage::Visit {
             drop(self.monitor);
-            if !self.quiet && self.visits > 1 {
+            // A terminal has shown them.
+            if !self.quiet && self.visits > 1 && !std::io::stderr().is_terminal() {
                 let (visits, requests) = (count(self.visits, "visit"), count(end.sent, "request"));
                 eprintln!("{visits} ended: {requests} in {}", seconds(end.load_s));
             }

@@ -10,7 +10,7 @@ use crate::load::closed_loop::LoopPlan;
 use crate::load::preflight;
 use crate::measure::race::{Rules, Visit, grid};
 use crate::prompts::Prompt;
-use crate::report::words::{self, list};
+use crate::report::words::{self, levels};
 use crate::settings::{Budget, Levels, Settings};
 
 /// Criterion samples per level: its minimum.
@@ -197,9 +197,9 @@ impl Plan {
         let benchmark = &settings.config.benchmark;
         let target = target(settings);
         let levels = match self.auto {
-            Some((lowest, highest)) => format!("auto, from {lowest} to at most {highest},"),
-            None if self.levels.is_empty() => list(&self.race),
-            None => list(&self.levels.iter().map(|plan| plan.level).collect::<Vec<_>>()),
+            Some((lowest, highest)) => format!("levels auto, from {lowest} to at most {highest},"),
+            None if self.levels.is_empty() => levels(&self.race),
+            None => levels(&self.levels.iter().map(|plan| plan.level).collect::<Vec<_>>()),
         };
         let most = self.requests(settings).min(benchmark.budget.max_requests.unwrap_or(u64::MAX));
         let (usually, service_times) = self.usually();
@@ -211,7 +211,7 @@ impl Plan {
         };
         let probably = if usually < most { format!("probably about {usually} requests, ") } else { String::new() };
         let mut text = format!(
-            "Plan: levels {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n{how}      \
+            "Plan: {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n{how}      \
              {probably}{}\n      \
              about {service_times:.0} s of load for each second that a request takes\n",
             self.at_most(settings, most),

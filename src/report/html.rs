@@ -103,7 +103,7 @@ fn answer(run: &Run) -> Value {
     });
     context! {
         label => run.label.as_str(),
-        headline => words::headline(recommendation, run.present),
+        headline => text::glued(&words::headline(recommendation, run.present)),
         measured => words::measured(&run.about, recommendation),
         because => words::because(recommendation),
         // Whether it may be written.

@@ -163,7 +163,7 @@ pub fn fitted(text: &str, columns: usize) -> String {
 /// are.
 pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in text.replace(" %", "\u{a0}%").replace(" ms", "\u{a0}ms").split(' ') {
+    for word in glued(text).split(' ') {
         match lines.last_mut() {
             Some(line) if line.is_empty() => line.push_str(word),
             Some(line) if line.chars().count() + 1 + word.chars().count() <= width => *line += &format!(" {word}"),
@@ -171,6 +171,11 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines.into_iter().map(|line| line.replace('\u{a0}', " ")).collect()
+}
+
+/// With numbers that keep their unit.
+pub fn glued(text: &str) -> String {
+    text.replace(" %", "\u{a0}%").replace(" ms", "\u{a0}ms")
 }
 
 const SIZES: [&str; 5] = ["P50", "P95", "tokens in", "tokens out", "n"];

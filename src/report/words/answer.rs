@@ -11,9 +11,9 @@ use crate::record::About;
 pub fn measured(about: &About, recommendation: &Recommendation) -> String {
     let simulator = "the embedded simulator".to_owned();
     let of = if about.simulated() { [None, Some(simulator)] } else { [about.model.clone(), about.endpoint.clone()] };
-    let requests = recommendation.levels.iter().filter_map(|level| level.summary.requests).sum();
-    let levels = count(recommendation.levels.len() as u64, "level");
-    let counted = (requests > 0).then(|| format!("{} at {levels}", count(requests, "request")));
+    let requests: Vec<u64> = recommendation.levels.iter().filter_map(|level| level.summary.requests).collect();
+    let (sum, levels) = (requests.iter().sum(), count(requests.len() as u64, "level"));
+    let counted = (sum > 0).then(|| format!("{} at {levels}", count(sum, "request")));
     let parts = of.into_iter().chain([about.started_at.as_deref().map(moment), counted]);
     parts.flatten().collect::<Vec<_>>().join(", ")
 }

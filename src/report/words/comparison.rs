@@ -2,7 +2,7 @@
 
 use super::decision::{causes, why};
 use super::notes::source;
-use super::numbers::{count, list, percent, range, signed};
+use super::numbers::{count, levels, percent, range, signed};
 use super::simulated;
 use crate::decide::compare::{Against, Change, Comparison, Doubt, Moved, Regression};
 use crate::decide::{Note, Recommendation};
@@ -44,11 +44,11 @@ pub fn two_servers(servers: [&Settings; 2]) -> String {
 }
 
 /// Said before anything is sent.
-pub fn plan_of_duet(servers: [&Settings; 2], levels: &[usize], turns: u32, requests: u64) -> String {
+pub fn plan_of_duet(servers: [&Settings; 2], at: &[usize], turns: u32, requests: u64) -> String {
     format!(
-        "Plan: {}\n      {turns} turns of a visit to each at levels {}, alternately A and B first\n      at most {} to both together\n",
+        "Plan: {}\n      {turns} turns of a visit to each at {}, alternately A and B first\n      at most {} to both together\n",
         two_servers(servers),
-        list(levels),
+        levels(at),
         count(requests, "request"),
     )
 }

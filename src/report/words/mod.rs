@@ -24,7 +24,9 @@ pub use comparison::{
 pub use decision::{causes, gate, gates, reason};
 pub use missing::missing;
 pub use notes::{advice, curve, gain, going_on, information, note, notes};
-pub use numbers::{UNKNOWN, count, list, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd};
+pub use numbers::{
+    UNKNOWN, count, levels, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd,
+};
 pub use recheck::{recheck_stopped, rechecked};
 pub use trouble::{endpoint_problem, problem};
 pub use verify::{LOAD_HEADER, arrivals_planned, carries, load_row, no_number, no_room_at_all};

@@ -29,6 +29,7 @@ fn once(it: &Note, all: &[&Note]) -> Option<String> {
             "were limited by this client, so the figures may be too low: use a release build, or a quieter or faster machine",
         )),
         Note::SetAside { level, .. } => Some((*level, "were measured again, since they found no server (outage)")),
+        Note::Small { level, requests: Some(_), .. } => Some((*level, "have fewer requests than a full result takes")),
         _ => None,
     };
     let Some((level, what)) = shared(it) else { return Some(note(it)) };

@@ -3,13 +3,10 @@
 /// For a figure that is unknown.
 pub const UNKNOWN: &str = "–";
 
-pub fn list(levels: &[usize]) -> String {
-    levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// `level 4` or `levels 4, 5`.
-pub(super) fn levels(levels: &[usize]) -> String {
-    format!("level{} {}", if levels.len() == 1 { "" } else { "s" }, list(levels))
+pub fn levels(all: &[usize]) -> String {
+    let list = all.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    format!("level{} {list}", if all.len() == 1 { "" } else { "s" })
 }
 
 /// `1 request` or `2 requests`.
