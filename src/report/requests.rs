@@ -84,9 +84,11 @@ pub struct Curves {
     pub reasons_left_out: usize,
 }
 
-/// Shares at which a distribution is kept: every hundredth, and every thousandth of the last hundredth.
+/// Shares at which a distribution is kept: every fiftieth up to the median, where it is smooth, from there every hundredth,
+/// and every thousandth of the last hundredth.
 pub fn shares() -> Vec<f64> {
-    (0..99).map(|i| f64::from(i) / 100.0).chain((990..=1000).map(|i| f64::from(i) / 1000.0)).collect()
+    let steps = |range: std::ops::Range<u32>, of: f64| range.map(move |step| f64::from(step) / of);
+    steps(0..25, 50.0).chain(steps(50..99, 100.0)).chain(steps(990..1001, 1000.0)).collect()
 }
 
 /// The latency at each of [`shares`]; `None` for no values.
