@@ -416,7 +416,7 @@ fn the_description_names_what_is_sent_and_what_is_not() {
     let yaml = "llm: {endpoint: 'http://user:secret@host/v1?key=secret', model: m}\nbenchmark: {levels: [1, 10], budget: {max_requests: 110, usd_per_million_output: 10}}";
     let text = plan(yaml).describe(&valid(yaml));
     for part in [
-        "levels 1 against http://host/v1, model m",
+        "level 1 against http://host/v1, model m",
         "at most 110 requests of",
         "7040 in all",
         "0.07 USD",

@@ -250,8 +250,7 @@ pub fn advice(recommendation: &Recommendation) -> Vec<String> {
         format!("Too many timeouts at {at}: raise llm.request_timeout if such answers are still of use, or stay below")
     });
     let errors = levels_with(|summary| Some(summary.error_rate? - summary.timeout_rate.unwrap_or(0.0)));
-    let errors = errors.map(|at| {
-        format!("High error rates at {at}: the table has their kinds, the records of the requests each reason")
-    });
+    let errors = errors
+        .map(|at| format!("High error rates at {at}: the table says what failed, the record of each request why"));
     timeouts.into_iter().chain(errors).collect()
 }
