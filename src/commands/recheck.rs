@@ -64,7 +64,7 @@ impl Recheck {
         let nights: Vec<_> = earlier.into_iter().map(|night| night.levels).chain([night.levels.clone()]).collect();
         let found = recheck::recheck(number, run, &nights, &recommended.settings.config.policy);
         night.verdict = found.verdict;
-        let simulated = if recommended.decided.simulated { "SIMULATED: " } else { "" };
+        let simulated = words::mark(recommended.decided.simulated);
         print(format!("\n{simulated}{}\n", words::rechecked(number, &found).join("\n  ")))?;
         let path = night.save(&recommended.places)?;
         eprintln!("Written: {}, after {} requests", path.display(), asked.sent);

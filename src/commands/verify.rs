@@ -76,7 +76,7 @@ impl Verify {
         if verified.loads.is_empty() {
             return Ok(ExitCode::from(INTERRUPTED));
         }
-        let simulated = if recommended.decided.simulated { "SIMULATED: " } else { "" };
+        let simulated = words::mark(recommended.decided.simulated);
         let carries = words::carries(&verified);
         print(format!("\n{}\n{simulated}{carries}\n", text::loads(&verified, &settings.config.policy)))?;
         let stopped = asked.stopped();

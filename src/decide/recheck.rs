@@ -115,10 +115,13 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Of a value of share and request, over the successes by their shares.
-    fn sum(&self, value: impl Fn(f64, &Request) -> f64) -> f64 {
-        let good = self.requests.iter().filter(|(_, request)| request.is_success());
-        good.map(|(share, request)| share * value(*share, request)).sum()
+    fn successes(&self) -> impl Iterator<Item = &(f64, &Request)> {
+        self.requests.iter().filter(|(_, request)| request.is_success())
+    }
+
+    /// A sum over the successes by their shares.
+    fn sum(&self, value: impl Fn(&Request) -> f64) -> f64 {
+        self.successes().map(|(share, request)| share * value(request)).sum()
     }
 }
 
@@ -154,15 +157,15 @@ fn rates(seen: &[Seen], work: impl Fn(&Request) -> f64) -> Vec<Option<Rate>> {
     let latency = |request: &Request| request.end_s - request.start_s;
     let (mut squares, mut freedom) = (0.0, -(seen.len() as f64));
     for of in seen {
-        let (n, done) = (of.sum(|_, _| 1.0), of.sum(|_, request| work(request)));
-        let ratio = done / of.sum(|_, request| latency(request));
-        squares += of.sum(|_, request| ((work(request) - ratio * latency(request)) * n / done).powi(2));
+        let (n, done) = (of.sum(|_| 1.0), of.sum(&work));
+        let ratio = done / of.sum(latency);
+        squares += of.sum(|request| ((work(request) - ratio * latency(request)) * n / done).powi(2));
         freedom += n;
     }
     let cv2 = (squares / freedom.max(1.0)).max(LEAST_CV * LEAST_CV);
     let rate = |of: &Seen| {
-        let log = (of.sum(|_, request| work(request)) / of.seconds).ln();
-        let whole = of.sum(|_, _| 1.0).powi(2) / of.sum(|share, _| share);
+        let log = (of.sum(&work) / of.seconds).ln();
+        let whole = of.sum(|_| 1.0).powi(2) / of.successes().map(|(share, _)| share * share).sum::<f64>();
         log.is_finite().then(|| Rate { log, variance: cv2 / whole })
     };
     seen.iter().map(rate).collect()

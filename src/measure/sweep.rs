@@ -221,7 +221,7 @@ struct Sweep<'a> {
     suspects: Option<BTreeSet<usize>>,
 }
 
-/// A level that was disturbed, or a server that is gone, is looked at so often again at most.
+/// A level that was disturbed, or a server that is gone, is visited so often again at most.
 const AGAIN: u32 = 3;
 
 impl Sweep<'_> {

@@ -144,7 +144,7 @@ fn quoted(word: &str) -> String {
 
 /// What two runs show, in lines; and for each level the throughput before, after, its change and the interval of that,
 /// P95 before, after and its change, error rate before and after; and what that shows.
-type Changes = (String, Vec<(usize, Vec<String>, &'static str)>);
+type Changes = (Vec<String>, Vec<(usize, Vec<String>, &'static str)>);
 
 fn changes(runs: &[Run], comparison: &Comparison) -> Option<Changes> {
     let [before, after] = runs else { return None };
@@ -171,8 +171,9 @@ fn changes(runs: &[Run], comparison: &Comparison) -> Option<Changes> {
         };
         (level, cells, shows)
     };
-    let simulated = if both.iter().any(|run| run.simulated) { "SIMULATED: " } else { "" };
-    Some((simulated.to_owned() + &verdict, sections::all_levels(runs).into_iter().map(row).collect()))
+    let verdict = words::mark(both.iter().any(|run| run.simulated)).to_owned() + &verdict;
+    let lines = verdict.lines().map(str::to_owned).collect();
+    Some((lines, sections::all_levels(runs).into_iter().map(row).collect()))
 }
 
 fn compared([before, after]: [Option<f64>; 2], write: fn(f64) -> String) -> Vec<String> {

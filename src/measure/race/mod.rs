@@ -219,8 +219,9 @@ impl Race {
     /// Each choice in full where that is asked for; else, at the very beginning, the lowest.
     fn first_visit(&self, evidence: &Evidence) -> Option<Visit> {
         let is_visited = |level: &usize| evidence.visits.iter().any(|visit| visit.level == *level);
-        let unvisited = self.choices.iter().find(|level| !is_visited(level));
-        if let Some((each, &level)) = self.rules.each.zip(unvisited) {
+        if let Some(each) = self.rules.each
+            && let Some(&level) = self.choices.iter().find(|level| !is_visited(level))
+        {
             return Some(Visit { level, completions: each.max(10 * level) });
         }
         let lowest = self.choices.first().filter(|_| evidence.visits.is_empty());
@@ -235,7 +236,10 @@ impl Race {
         let top = warm.map(|visit| visit.level).max().or(levels.last().copied())?;
         let verdict = |level: &usize| observed.verdict(*level, &self.rules);
         // A level cannot have been too much where a higher one surely was not.
-        let surely_passes = |level: &&usize| verdict(level).sure && !verdict(level).fails;
+        let surely_passes = |level: &&usize| {
+            let verdict = verdict(level);
+            verdict.sure && !verdict.fails
+        };
         let passes = levels.iter().rfind(surely_passes).copied().unwrap_or_default();
         let wall = levels.range(passes + 1..).copied().find(|level| verdict(level).fails);
         let passing = levels.range(..wall.unwrap_or(usize::MAX)).next_back().copied()?;

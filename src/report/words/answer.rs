@@ -2,7 +2,7 @@
 
 use super::decision::reason;
 use super::notes::{curve, gain, information, note, notes};
-use super::numbers::{count, number, or_unknown, rate, seconds, time};
+use super::numbers::{capitalised, count, number, or_unknown, rate, seconds, time};
 use crate::decide::{JudgedLevel, Note, Recommendation, Status, known_p99};
 use crate::figures::LevelSummary;
 use crate::record::About;
@@ -29,6 +29,11 @@ pub fn moment(time: &str) -> String {
 /// Before the status wherever a number of the embedded simulator stands.
 pub fn simulated(is_simulated: bool) -> &'static str {
     if is_simulated { "SIMULATED, " } else { "" }
+}
+
+/// The same before a sentence.
+pub fn mark(is_simulated: bool) -> &'static str {
+    if is_simulated { "SIMULATED: " } else { "" }
 }
 
 pub fn answer(recommendation: &Recommendation) -> Vec<String> {
@@ -80,7 +85,7 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
 
 /// What to do, for a config that holds the number `present`, and what that changes where both levels were measured.
 pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> String {
-    let simulated = if recommendation.simulated { "SIMULATED: " } else { "" };
+    let simulated = mark(recommendation.simulated);
     let headline = match (recommendation.recommended_concurrency, present) {
         (None, _) => format!("No number to recommend: {}.", meaning(recommendation)),
         (Some(pick), _) if recommendation.provisional => {
@@ -147,8 +152,7 @@ fn how_sure(recommendation: &Recommendation) -> String {
         (of, _) => {
             let interval =
                 of.map_or_else(|| "interval unknown".to_owned(), |of| format!("95 % interval: {}", ends(of)));
-            let (first, rest) = meaning(recommendation).split_at(1);
-            format!("{}{rest} ({interval}).", first.to_uppercase())
+            format!("{} ({interval}).", capitalised(meaning(recommendation)))
         }
     };
     let may_do = recommendation.notes.iter().find(|of| matches!(of, Note::MayDo { .. }));

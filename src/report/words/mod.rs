@@ -16,7 +16,7 @@ mod writing;
 
 use serde_json::{Value, json};
 
-pub use answer::{answer, because, headline, measured, moment, simulated};
+pub use answer::{answer, because, headline, mark, measured, moment, simulated};
 pub use comparison::{
     against, baseline, better, doubt, moved, once, outcome, plan_of_duet, regression, sides, two_servers,
     verdict as of_two,

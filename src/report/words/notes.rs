@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::decision::{early_end, found_no_server, gate};
-use super::numbers::{count, levels, percent, range, seconds, share, usd};
+use super::numbers::{capitalised, count, levels, percent, range, seconds, share, usd};
 use crate::decide::causes::ClientLimit;
 use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
 use crate::figures::{Estimate, Goodput, LeftOut, LevelSummary, Outage};
@@ -36,7 +36,7 @@ fn once(it: &Note, all: &[&Note]) -> Option<String> {
     let of = all.iter().filter_map(|note| shared(note)).filter(|other| other.1 == what).map(|other| other.0);
     match of.collect::<Vec<_>>().as_slice() {
         [_] => Some(note(it)),
-        all => (all[0] == level).then(|| format!("L{} {what}", &levels(all)[1..])),
+        all => (all[0] == level).then(|| format!("{} {what}", capitalised(&levels(all)))),
     }
 }
 
@@ -122,7 +122,7 @@ pub fn note(note: &Note) -> String {
         Note::NoRoom { levels: left_out, again, key } => {
             let (were, them) = if left_out.len() == 1 { ("was", "it") } else { ("were", "them") };
             let again = if *again { " again" } else { "" };
-            let left_out = levels(left_out).replacen('l', "L", 1);
+            let left_out = capitalised(&levels(left_out));
             format!("{left_out} {were} not measured{again}: benchmark.budget.{key} has no room for {them}")
         }
         Note::LeftOut { levels: left_out } => format!(

@@ -9,6 +9,12 @@ pub fn levels(all: &[usize]) -> String {
     format!("level{} {list}", if all.len() == 1 { "" } else { "s" })
 }
 
+/// As a sentence begins.
+pub(super) fn capitalised(text: &str) -> String {
+    let (first, rest) = text.split_at(text.chars().next().map_or(0, char::len_utf8));
+    first.to_uppercase() + rest
+}
+
 /// `1 request` or `2 requests`.
 pub fn count(n: u64, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
