@@ -236,23 +236,25 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 /// unknown, and no reason to doubt the answer.
 fn counts(usage: &RawValue) -> TokenCounts {
     let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
-    let count = |place: &str| {
-        let number = match usage.pointer(place)? {
+    let count = |of: &Value, name: &str| {
+        let number = match of.get(name)? {
             Value::Number(number) => number.as_f64(),
             Value::String(text) => text.trim().parse().ok(),
             _ => None,
         };
         number.filter(|n| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n)).map(|n| n as u32)
     };
-    let either = |places: [&str; 2]| places.into_iter().find_map(count);
+    let total = |name| count(&usage, name);
+    let detail = |of, name| count(&usage[of], name);
     // Anthropic counts what comes from the cache, or goes into it, apart from `input_tokens`.
-    let beside = ["/cache_read_input_tokens", "/cache_creation_input_tokens"].map(count);
+    let beside = ["cache_read_input_tokens", "cache_creation_input_tokens"].map(total);
     let input =
-        count("/input_tokens").map(|input| beside.iter().flatten().fold(input, |n, &more| n.saturating_add(more)));
+        total("input_tokens").map(|input| beside.iter().flatten().fold(input, |n, &more| n.saturating_add(more)));
+    let either = |chat, responses, name| detail(chat, name).or_else(|| detail(responses, name));
     TokenCounts {
-        input: count("/prompt_tokens").or(input),
-        output: either(["/completion_tokens", "/output_tokens"]),
-        cached: either(["/prompt_tokens_details/cached_tokens", "/input_tokens_details/cached_tokens"]).or(beside[0]),
-        reasoning: either(["/completion_tokens_details/reasoning_tokens", "/output_tokens_details/reasoning_tokens"]),
+        input: total("prompt_tokens").or(input),
+        output: total("completion_tokens").or_else(|| total("output_tokens")),
+        cached: either("prompt_tokens_details", "input_tokens_details", "cached_tokens").or(beside[0]),
+        reasoning: either("completion_tokens_details", "output_tokens_details", "reasoning_tokens"),
     }
 }
