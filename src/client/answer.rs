@@ -1,4 +1,4 @@
-//! An answer while it is read: what it brings, when, and within which bounds.
+//! An answer as it is read: its content, its timing, and the limits on its size.
 
 use std::time::Duration;
 
@@ -17,24 +17,24 @@ use super::quota::exceeded;
 use super::sse::{LineTooLong, SseParser};
 use super::transport::within;
 
-/// Longest stream that is read, bytes. An answer of 100,000 tokens is about 25 MiB.
+/// Longest stream accepted, bytes. An answer of 100,000 tokens is about 25 MiB.
 const LONGEST_STREAM: usize = 32 << 20;
-/// Longest answer in one piece, bytes.
+/// Longest non-streamed answer accepted, bytes.
 const LONGEST_BODY: usize = 4 << 20;
-/// Longest line of a stream, bytes.
+/// Longest line, or data of one event, in a stream, bytes.
 const LONGEST_LINE: usize = 1 << 20;
-/// This much of an answer each request in flight may hold in memory, bytes. Above it only a few may at a time, so that
-/// a server that sends without end takes little memory at any level; the others leave theirs with the server meanwhile.
+/// What each request in flight may buffer of its answer, bytes. Only a few may exceed it at a time, so that endless
+/// answers cannot exhaust memory at any level; the others stop reading, which leaves the data with the server.
 pub(super) const SMALL_ANSWER: usize = 64 << 10;
-/// Gaps between the chunks of one answer that are kept.
+/// Maximum number of gaps between chunks that are kept per answer.
 const MOST_GAPS: usize = 16 << 10;
-/// After `[DONE]` the end of the stream should follow at once; no server is waited for longer than this.
+/// The stream should end right after `[DONE]`; this is how long we wait for it.
 const AFTER_DONE: Duration = Duration::from_millis(50);
 
-/// An answer, while it is read and thereafter.
+/// An answer, both while it is read and afterwards.
 pub(crate) struct Answer {
     pub reply: Reply,
-    /// Where it is to be kept.
+    /// The text of the answer, if it is to be kept.
     pub text: Option<String>,
     pub finish_reason: Option<String>,
     pub sent: Instant,
@@ -58,10 +58,10 @@ impl Answer {
         }
     }
 
-    /// Reads what follows the head of a good answer.
+    /// Reads the body of a successful response.
     pub async fn read(&mut self, response: &mut Response, idle: Option<f64>, places: &Semaphore) -> Result<(), Failed> {
         let is_stream = is_event_stream(response.headers());
-        // They would keep the buffer that they were read into from being used again: 8 KiB for each stream.
+        // Drop the headers: they keep an 8 KiB read buffer per stream from being reused.
         *response.headers_mut() = HeaderMap::new();
         *response.extensions_mut() = hyper::http::Extensions::new();
         let incoming = Incoming { response, idle, places, place: None };
@@ -90,7 +90,7 @@ impl Answer {
             incoming.hold(parser.held()).await;
         }
         if self.done {
-            // Reading to the very end gives the connection back to the pool.
+            // Reading to the end of the body returns the connection to the pool.
             let _ = timeout(AFTER_DONE, async { while let Ok(Some(_)) = incoming.response.chunk().await {} }).await;
         } else if self.finish_reason.is_none() && self.failed.is_none() {
             self.reply.cut = true;
@@ -110,7 +110,7 @@ impl Answer {
         Ok(())
     }
 
-    /// One event of a stream, which arrived at `now`.
+    /// Handles one event of a stream, which arrived at `now`.
     fn event(&mut self, data: &[u8], now: Instant) {
         if self.done || self.failed.is_some() {
             return;
@@ -129,7 +129,7 @@ impl Answer {
         }
     }
 
-    /// Takes a chunk or a whole body; true if there was content in it.
+    /// Handles a chunk or a whole body; returns true if it has content.
     fn take(&mut self, data: &[u8]) -> bool {
         let chunk = match (self.wire.read)(data) {
             Ok(chunk) if !chunk.is_error => chunk,
@@ -154,7 +154,7 @@ impl Answer {
         chunk.has_content
     }
 
-    /// The failure as it is, after noting which quota was used up if it is for one.
+    /// Returns `failed` unchanged; for a 429 also records which quota was exhausted.
     pub fn with_quota(&mut self, failed: Failed, body: &[u8]) -> Failed {
         let limit = &mut self.reply.rate_limit;
         if failed.kind == Failure::RateLimited
@@ -165,14 +165,14 @@ impl Answer {
         failed
     }
 
-    /// The verdict once the body is over.
+    /// The verdict once the body has been read.
     fn conclude(&mut self) -> Result<(), Failed> {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
         let reply = &self.reply;
-        // Where the first token is the one that ends an answer, it is a whole one; a server that has broken down says
-        // nothing of tokens.
+        // If the first token ends the answer, an answer without content is valid; a broken
+        // server reports no token count.
         let ended_at_once =
             self.wire.limit_key.is_some() && self.finish_reason.is_some() && reply.tokens.output >= Some(1);
         if reply.chunks == 0 && !ended_at_once {
@@ -182,11 +182,11 @@ impl Answer {
     }
 }
 
-/// What follows the head, while it comes in.
+/// The rest of a response after its headers, as it arrives.
 struct Incoming<'a> {
     response: &'a mut Response,
     idle: Option<f64>,
-    /// Where few answers at a time may hold more than [`SMALL_ANSWER`].
+    /// Permits for the few answers that may buffer more than [`SMALL_ANSWER`] at a time.
     places: &'a Semaphore,
     place: Option<SemaphorePermit<'a>>,
 }
@@ -198,13 +198,13 @@ impl Incoming<'_> {
         chunk.map_err(|error| Failed::malformed(format!("the answer was cut short: {}", chain(&error))))
     }
 
-    /// This answer holds so many bytes: reads on only where it may. It may then grow to its limit, so that no two wait
-    /// for each other.
+    /// Called when this answer buffers `bytes`; above the threshold, waits for a permit before
+    /// reading on. With it the answer may grow to its limit, so no two answers deadlock.
     async fn hold(&mut self, bytes: usize) {
         if bytes <= SMALL_ANSWER {
             self.place = None;
         } else if self.place.is_none() {
-            // Nobody closes the semaphore.
+            // The semaphore is never closed.
             self.place = self.places.acquire().await.ok();
         }
     }
@@ -232,8 +232,8 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     kind.get(..KIND.len()).is_some_and(|start| start.eq_ignore_ascii_case(KIND))
 }
 
-/// The counts of a `usage`, as any of the kinds names them. Some write them as `5.0` or `"5"`; what can be no count is
-/// unknown, and no reason to doubt the answer.
+/// The token counts in `usage`, under the names that any request kind uses. Some servers write
+/// them as `5.0` or `"5"`. An invalid count is treated as unknown; the answer is still good.
 fn counts(usage: &RawValue) -> TokenCounts {
     let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
     let count = |of: &Value, name: &str| {
@@ -246,7 +246,7 @@ fn counts(usage: &RawValue) -> TokenCounts {
     };
     let total = |name| count(&usage, name);
     let detail = |of, name| count(&usage[of], name);
-    // Anthropic counts what comes from the cache, or goes into it, apart from `input_tokens`.
+    // Anthropic excludes tokens read from or written to the cache from `input_tokens`.
     let beside = ["cache_read_input_tokens", "cache_creation_input_tokens"].map(total);
     let input =
         total("input_tokens").map(|input| beside.iter().flatten().fold(input, |n, &more| n.saturating_add(more)));

@@ -1,4 +1,4 @@
-//! The section `llm` of config.yaml and the environment: what a client needs.
+//! Client settings: the section `llm` of config.yaml, and the environment.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use super::headers::{self, Headers};
 use super::redact;
 use crate::files::Format;
 
-/// What is wrong with the settings, where, and how to mend it.
+/// An error in the settings: what is wrong, where, and how to fix it.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// There is no such file.
+    /// The config file does not exist.
     #[error(
         "config file not found: {0}\n\nMake one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\n(`llm-concurrency init` writes one), name another with --config (LLM_CONFIG), or measure without one: --llm-endpoint URL --llm-model NAME."
     )]
@@ -25,9 +25,9 @@ pub enum ConfigError {
     /// A file, key, variable or flag is wrong.
     #[error("{what}: {message}")]
     Value {
-        /// The key, variable or flag, or the file with the line and column where they are known.
+        /// The key, variable or flag; or the file, with line and column where they are known.
         what: String,
-        /// What is wrong, and what would be right.
+        /// What is wrong and what would be valid.
         message: String,
     },
 }
@@ -36,45 +36,45 @@ pub(crate) fn invalid(what: impl Into<String>, message: impl Into<String>) -> Co
     ConfigError::Value { what: what.into(), message: message.into() }
 }
 
-/// A key or variable that is nearly one of ours, and would be ignored.
+/// The error for a name that is almost one of ours: a typo that would otherwise be ignored silently.
 pub(super) fn near_miss(place: impl Into<String>, kind: &str, name: &str, ours: &str) -> ConfigError {
     let remedy = "As it stands it would be ignored: correct it, or remove it.";
     invalid(place, format!("unknown {kind} `{name}`; did you mean `{ours}`?\n\n{remedy}"))
 }
 
-/// The section `llm`. Unknown keys are the caller's own.
+/// The section `llm`. Unknown keys are allowed: the file may belong to another program as well.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Llm {
-    /// A base URL, or the word `simulator`. Required, here or in the environment or as a flag.
+    /// A base URL, or the word `simulator`. Required in the file, in the environment or as a flag.
     pub endpoint: Option<Endpoint>,
     /// The model's name, as the server knows it.
     pub model: String,
-    /// Requests in parallel: what `recommend --update-config` writes. `null` is as good as left out.
+    /// Maximum number of requests in flight; `recommend --update-config` writes it. `null` means the default.
     #[serde(deserialize_with = "count_or_default")]
     pub max_concurrent_requests: usize,
-    /// Seconds until a request counts as timed out.
+    /// Seconds until a request is considered timed out.
     pub request_timeout: f64,
-    /// Seconds for a connection to be made (TLS included): 10, or `request_timeout` if that is less.
+    /// Seconds allowed for connecting, TLS handshake included. Default: 10, or `request_timeout` if that is shorter.
     pub connect_timeout: Option<f64>,
-    /// Seconds until the head of the answer: no limit but `request_timeout`. Without streaming that is all of the work.
+    /// Seconds until the response headers arrive (without streaming, the whole answer); by default no separate limit.
     pub first_byte_timeout: Option<f64>,
-    /// Seconds without a byte in mid-answer, such as between two tokens: no limit but `request_timeout`.
+    /// Seconds between two chunks of an answer, such as between tokens; by default no separate limit.
     pub idle_timeout: Option<f64>,
-    /// A PEM file of certificates to trust beside the system's (or `SSL_CERT_FILE`'s), relative to config.yaml's folder.
+    /// PEM file of CAs trusted in addition to the system's (or `SSL_CERT_FILE`'s), relative to config.yaml's folder.
     pub ca_file: Option<PathBuf>,
-    /// Sent with every request, and redacted wherever it might show.
+    /// Extra headers for every request. Their values are redacted wherever they might appear.
     pub headers: Headers,
-    /// The header that carries the API key as it is, such as `api-key`; otherwise the key is sent as
-    /// `Authorization: Bearer` (`x-api-key` for requests of kind `messages`).
+    /// Header that carries the bare API key, such as `api-key`. Without it the key is sent as
+    /// `Authorization: Bearer` (as `x-api-key` for requests of kind `messages`).
     pub api_key_header: Option<String>,
-    /// Retries of [`LlmClient`](crate::LlmClient) after a failure that may pass; never while measuring.
+    /// Retries by [`LlmClient`](crate::LlmClient) after a failure that may be temporary. Measurements never retry.
     pub retry_attempts: u32,
 }
 
 const DEFAULT_LIMIT: usize = 10;
 
-/// What the patcher can fill must be readable: nothing, or the number as a text.
+/// Accepts what the patcher can replace: `null`, or the number as a string.
 fn count_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let written = match Option::<serde_yaml::Value>::deserialize(deserializer)? {
         None => return Ok(DEFAULT_LIMIT),
@@ -103,8 +103,8 @@ impl Default for Llm {
 }
 
 impl Llm {
-    /// What [`LlmClient`](crate::LlmClient) needs, and the API key: the section `llm` of the config file named by `path`,
-    /// else by `LLM_CONFIG`, else `config.yaml`, and the environment. Other sections are not looked at.
+    /// The settings for [`LlmClient`](crate::LlmClient), and the API key. Reads the environment and the section
+    /// `llm` of the config file: `path`, else `LLM_CONFIG`, else `config.yaml`. Other sections are ignored.
     pub fn load(path: Option<&Path>) -> Result<(Self, Option<SecretString>), ConfigError> {
         #[derive(Default, Deserialize, Serialize)]
         struct Sections {
@@ -123,7 +123,7 @@ impl Llm {
         Ok((llm, api_key(&env)))
     }
 
-    /// Checks it, and puts in what it leaves to the place of the file and to the environment.
+    /// Checks the values, makes `ca_file` relative to the config file's folder, and fills in variables in headers.
     pub(crate) fn complete(&mut self, path: &Path, env: &Env) -> Result<(), ConfigError> {
         self.check()?;
         if let Some(file) = &mut self.ca_file {
@@ -143,7 +143,7 @@ impl Llm {
         })
     }
 
-    /// Whether the values make sense.
+    /// Checks that the values make sense.
     pub fn check(&self) -> Result<(), ConfigError> {
         let timeouts = [
             ("llm.request_timeout", Some(self.request_timeout)),
@@ -152,7 +152,7 @@ impl Llm {
             ("llm.idle_timeout", self.idle_timeout),
         ];
         for (key, value) in timeouts {
-            // A year and no more: `Duration` has an end too.
+            // At most a year, since `Duration` overflows at some point.
             if value.is_some_and(|v| !(v > 0.0 && v <= 31_536_000.0)) {
                 return Err(invalid(key, "must be a positive number of seconds, such as 30.0"));
             }
@@ -176,12 +176,12 @@ impl Llm {
     }
 }
 
-/// The environment as this run sees it: the process's variables over those of a `.env` file.
+/// The environment as this run sees it: the process's variables take precedence over those of a `.env` file.
 #[derive(Clone, Default)]
 pub struct Env(pub(crate) HashMap<String, String>);
 
 impl Env {
-    /// The process's environment over the `.env` beside the config file, if there is one, or the config file that is one.
+    /// Reads the process's environment and the `.env` file beside `config` (or `config` itself if it is one).
     pub fn load(config: &Path) -> Result<Self, ConfigError> {
         let path = if Format::of(config) == Format::Env { config.to_owned() } else { config.with_file_name(".env") };
         let mut vars = HashMap::new();
@@ -196,10 +196,10 @@ impl Env {
         Ok(Env(vars))
     }
 
-    /// Refuses names that are nearly one of `ours`, and would be ignored.
+    /// Rejects variables whose name is almost one of `ours`: they would be ignored silently.
     pub(crate) fn refuse_near_misses(&self, ours: &[&str]) -> Result<(), ConfigError> {
         for name in self.0.keys().filter(|name| !ours.contains(&name.as_str())) {
-            // One edit, not two: the environment is everybody's, and these are a neighbour's.
+            // Only one edit is tolerated, not two: other programs use the environment too. These prefixes are theirs.
             let foreign = ["VLLM_", "GLM_"].iter().any(|prefix| name.starts_with(prefix));
             if let Some(near) = ours.iter().find(|ours| !foreign && strsim::osa_distance(name, ours) == 1) {
                 return Err(near_miss("environment", "variable", name, near));
@@ -213,13 +213,13 @@ impl Env {
         Env(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
     }
 
-    /// A variable that is set and not empty.
+    /// The variable's value, unless it is unset or blank.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.trim().is_empty())
     }
 }
 
-/// The line itself is left out: it may hold the key.
+/// Describes the error without quoting the line, which may contain the key.
 fn dotenv_reason(error: dotenvy::Error) -> String {
     match error {
         dotenvy::Error::LineParse(_, column) => format!("a line is not NAME=value (at character {column} of it)"),
@@ -237,7 +237,7 @@ pub(crate) fn config_path(path: Option<&Path>) -> PathBuf {
     path.map(Path::to_owned).or_else(named).unwrap_or_else(|| PathBuf::from("config.yaml"))
 }
 
-/// `LLM_API_KEY`, else `OPENAI_API_KEY`; never from the config file.
+/// `LLM_API_KEY`, else `OPENAI_API_KEY`. The key is never read from the config file.
 pub(crate) fn api_key(env: &Env) -> Option<SecretString> {
     env.get("LLM_API_KEY").or_else(|| env.get("OPENAI_API_KEY")).map(SecretString::from)
 }

@@ -1,4 +1,4 @@
-//! Reads a config file that holds our sections beside anybody's.
+//! Reads a config file in which our sections may sit among those of other programs.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -10,10 +10,10 @@ use serde_yaml::Value;
 use super::config::{ConfigError, invalid, near_miss};
 use crate::files::{self, Format};
 
-/// Nobody keeps a larger configuration, and one of this size is parsed in well under a second.
+/// In bytes. No real configuration is larger, and parsing this much takes well under a second.
 const LARGEST_FILE: u64 = 1 << 20;
 
-/// Nobody nests deeper; the parser's time grows with the square of the depth.
+/// No real configuration nests deeper; the parser's time grows with the square of the depth.
 const DEEPEST: usize = 64;
 
 pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
@@ -23,8 +23,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// Parses the text of a config file; `path` is for messages. Keys that are nearly ours are refused, those of others are
-/// left alone.
+/// Parses the text of a config file; `path` is for messages. Rejects keys that are almost ours
+/// and ignores all other unknown keys.
 pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path: &Path) -> Result<T, ConfigError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if depth(text) > DEEPEST {
@@ -34,7 +34,7 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     let broken = |error: serde_yaml::Error| with_place(&error, path);
     let format = Format::of(path);
     let mut value: Value = match format {
-        // All settings in it are variables of the environment.
+        // All of its settings are read as environment variables.
         Format::Env => return Ok(T::default()),
         Format::Toml => toml_edit::de::from_str(text).map_err(|error| {
             let at = error.span().map(|span| text[..span.start].lines().count().max(1));
@@ -53,7 +53,7 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     let ours = serde_yaml::to_value(T::default()).map_err(broken)?;
     refuse_near_misses(text, path, &value, &ours)?;
     refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
-    // Read from the text wherever that will do: then an error has its line.
+    // Deserialize from the text where possible, so that errors have a line number.
     let is_yaml = format == Format::Yaml;
     let merges = is_yaml && text.contains("<<");
     if merges {
@@ -67,7 +67,7 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     }
 }
 
-/// Line and column go to the front, where editors look for them.
+/// Puts line and column first, where editors look for them.
 fn with_place(error: &serde_yaml::Error, path: &Path) -> ConfigError {
     let message = error.to_string();
     let Some(at) = error.location() else { return invalid(path.display().to_string(), message) };
@@ -76,7 +76,7 @@ fn with_place(error: &serde_yaml::Error, path: &Path) -> ConfigError {
     invalid(format!("{}:{line}:{column}", path.display()), message)
 }
 
-/// How deep brackets and dashes nest at most. Those in quotes and comments count too: a few do no harm.
+/// The deepest nesting of brackets and dashes. Those in quotes and comments count too; a few do no harm.
 fn depth(text: &str) -> usize {
     let (mut open, mut deepest) = (0_usize, 0);
     for line in text.lines() {
@@ -110,15 +110,15 @@ fn refuse_near_misses(text: &str, path: &Path, section: &Value, ours: &Value) ->
     Ok(())
 }
 
-/// At most two letters dropped, added, changed or swapped; one in names as short as `llm`. Case, dashes and underscores
-/// make no difference.
+/// Whether at most two letters (one in names as short as `llm`) are dropped, added, changed or
+/// swapped. Case, dashes and underscores are ignored.
 fn is_near(name: &str, ours: &str) -> bool {
     let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
     let most = if ours.len() < 5 { 1 } else { 2 };
     strsim::osa_distance(name, ours) <= most || plain(name) == plain(ours)
 }
 
-/// Whether `name` stands in this line as a key.
+/// Whether `name` is a key in this line.
 fn names_key(line: &str, name: &str) -> bool {
     line.match_indices(name)
         .any(|(at, _)| line[at + name.len()..].trim_start_matches(['"', '\'']).trim_start().starts_with([':', '=']))

@@ -1,4 +1,4 @@
-//! Where requests go: a URL of which messages show no more than they may.
+//! Where requests go: a URL whose secrets are kept out of messages.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,20 +8,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::kind::RequestKind;
 
-/// The word for the embedded simulator as an endpoint.
+/// The endpoint value that stands for the embedded simulator.
 pub const SIMULATOR: &str = "simulator";
 
-/// Where requests go.
+/// The destination of requests.
 #[derive(Clone, PartialEq)]
 pub enum Endpoint {
     /// The embedded simulator.
     Simulator,
-    /// An OpenAI-compatible server's base URL, such as `http://localhost:8000/v1`. May hold userinfo and a query.
+    /// Base URL of an OpenAI-compatible server, such as `http://localhost:8000/v1`. May contain userinfo and a query.
     Url(Url),
 }
 
 impl Endpoint {
-    /// For messages and files: without userinfo and query, which may hold secrets.
+    /// The endpoint for messages and files, without userinfo and query, which may contain secrets.
     pub fn redacted(&self) -> String {
         match self {
             Endpoint::Simulator => SIMULATOR.to_owned(),
@@ -36,10 +36,10 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// A URL without userinfo, query and fragment.
+/// The URL without userinfo, query and fragment.
 pub fn redacted(url: &Url) -> String {
     let mut url = url.clone();
-    // Only URLs without a host refuse these, and `Endpoint` takes none.
+    // These fail only for URLs without a host, which `Endpoint` never contains.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_query(None);
@@ -55,19 +55,19 @@ impl FromStr for Endpoint {
         if text == SIMULATOR {
             return Ok(Endpoint::Simulator);
         }
-        // The text itself is not repeated: it may hold a password.
+        // The text is not quoted: it may contain a password.
         let hint = "expected `simulator` or a base URL such as http://localhost:8000/v1";
         let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {hint}"))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            // Nor is the scheme: without one, it is the user's name.
+            // Nor is the scheme: in `user:password@host` it is the user name.
             return Err(format!("neither http nor https; {hint}"));
         }
         Ok(Endpoint::Url(base_url(url)))
     }
 }
 
-/// The base URL all paths are appended to: `/v1` is added where the URL has no path, a trailing slash and a whole
-/// `/chat/completions` are cut off.
+/// The base URL that all paths are appended to. Adds `/v1` if the URL has no path; removes a
+/// trailing slash and a full route such as `/chat/completions`.
 fn base_url(mut url: Url) -> Url {
     let path = url.path().trim_end_matches('/');
     let routes = RequestKind::ALL.map(|kind| kind.wire().route);

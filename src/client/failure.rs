@@ -1,4 +1,4 @@
-//! What went wrong with a request, by kind and in words.
+//! Why a request failed: the kind of failure, and a message.
 
 use std::error::Error;
 use std::fmt;
@@ -11,35 +11,35 @@ use serde_json::Value;
 
 use super::endpoint::redacted;
 
-/// Of a malformed body no more is searched for secrets than this, bytes.
+/// Limit on how much of a malformed body is kept for the message and searched for secrets, bytes.
 const LONGEST_MALFORMED: usize = 64 << 10;
 
-/// Stands before the status in the message of an HTTP error.
+/// Precedes the status code in the message of an HTTP error.
 #[doc(hidden)]
 pub const STATUS: &str = "HTTP ";
 
-/// Why a request did not succeed. A short answer is a success; no answer at all is not.
+/// The kind of failure of a request. A short answer is a success; an empty one is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Failure {
     /// No connection, or it was lost before any byte of the answer came back.
     Connect,
-    /// One of the timeouts was over.
+    /// One of the timeouts expired.
     Timeout,
     /// HTTP 429.
     RateLimited,
-    /// Any other HTTP 4xx, and a redirect (never followed: the key must not travel).
+    /// Any other HTTP 4xx, or a redirect (not followed: the key must not be sent elsewhere).
     ClientError,
     /// HTTP 5xx.
     ServerError,
-    /// An answer that is not the protocol, or a stream cut short.
+    /// An answer that violates the protocol, or a stream that was cut short.
     Malformed,
-    /// HTTP 2xx without content (for embeddings: without a vector), unless the answer has a reason to end and a token
-    /// count: then the first token ended it.
+    /// HTTP 2xx without content (for embeddings: without a vector). An answer with a finish
+    /// reason and a token count is no failure: its first token ended it.
     EmptyOutput,
 }
 
 impl Failure {
-    /// All kinds, in their order.
+    /// All kinds, in declaration order.
     pub const ALL: [Failure; 7] = [
         Failure::Connect,
         Failure::Timeout,
@@ -50,7 +50,7 @@ impl Failure {
         Failure::EmptyOutput,
     ];
 
-    /// As it stands in every file and message.
+    /// The name used in all files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Failure::Connect => "Connect",
@@ -63,7 +63,7 @@ impl Failure {
         }
     }
 
-    /// The kind of an HTTP status that is no success.
+    /// The kind of failure for an HTTP status other than success.
     pub(super) fn of_status(status: u16) -> Self {
         match status {
             429 => Failure::RateLimited,
@@ -72,7 +72,7 @@ impl Failure {
         }
     }
 
-    /// Whether another try may fare better.
+    /// Whether a retry may succeed.
     pub(super) fn may_pass(self) -> bool {
         matches!(self, Failure::Connect | Failure::Timeout | Failure::RateLimited | Failure::ServerError)
     }
@@ -84,14 +84,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A failure and its message.
+/// The kind of a failure, and its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[doc(hidden)]
 pub struct Failed {
     pub kind: Failure,
-    /// Of the HTTP error, whether it came as the answer's status or as a code inside an answer with status 200.
+    /// Status of the HTTP error: the response's own, or a code inside an answer with status 200.
     pub status: Option<u16>,
-    /// In the words of the server or the network. In a `Reply` it is short and free of secrets.
+    /// Text from the server or the network. In a `Reply` it is short and contains no secrets.
     pub message: String,
 }
 
@@ -104,7 +104,7 @@ impl Failed {
         Failed::new(Failure::Malformed, message)
     }
 
-    /// An answer whose status is no success. A redirect is not followed.
+    /// A response whose status is not a success. Redirects are not followed.
     pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = match encoding(headers) {
             _ if status.is_redirection() => {
@@ -121,7 +121,7 @@ impl Failed {
         Failed { kind: Failure::of_status(status), status: Some(status), message }
     }
 
-    /// An error that came under status 200. Some say their true status inside.
+    /// An error sent with status 200. Some servers put the real status in the body.
     pub(super) fn inside(body: &[u8]) -> Self {
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
         let status = ["/error/code", "/error/status"].iter().find_map(|place| value.pointer(place)?.as_u64());
@@ -133,7 +133,7 @@ impl Failed {
         if looks_like_html(body) {
             return Failed::malformed("HTML instead of JSON (is the path of llm.endpoint right?)");
         }
-        // Shortened to a quote only when the secrets are out: half a secret would not be found.
+        // Not truncated to a quote until secrets are removed: a truncated secret would not be recognized.
         let body = String::from_utf8_lossy(&body[..body.len().min(LONGEST_MALFORMED)]);
         Failed::malformed(format!("not the JSON of the protocol ({error}): {body}"))
     }
@@ -154,13 +154,13 @@ impl Failed {
     }
 }
 
-/// How a body is packed, unless it is not.
+/// The content encoding of a body, or `None` if it is not encoded.
 pub(super) fn encoding(headers: &HeaderMap) -> Option<&str> {
     let encoding = headers.get(header::CONTENT_ENCODING)?.to_str().unwrap_or("unreadable").trim();
     (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then_some(encoding)
 }
 
-/// The status of an error that only has a name, as OpenAI (`code`) and Anthropic (`type`) put it into a stream.
+/// The status of an error that has only a name, as OpenAI (`code`) and Anthropic (`type`) send it in a stream.
 fn named_status(value: &Value) -> Option<u16> {
     let places = ["/error/type", "/error/code", "/response/error/code", "/code"];
     places.iter().find_map(|place| match value.pointer(place)?.as_str()? {
@@ -174,7 +174,7 @@ fn named_status(value: &Value) -> Option<u16> {
     })
 }
 
-/// What an error body says, in any of the shapes servers use.
+/// The message in an error body, in any of the shapes that servers use.
 pub(super) fn error_text(body: &[u8]) -> String {
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         let text = String::from_utf8_lossy(body);
@@ -200,7 +200,7 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
     std::iter::successors(error.source(), |&error| error.source())
 }
 
-/// Whether the connection closed before any byte of the answer.
+/// Whether the connection closed before any byte of the answer arrived.
 pub(super) fn died_unanswered(error: &reqwest::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
     let closed = |e: &hyper::Error| e.is_incomplete_message() || e.is_canceled() || e.is_closed();
@@ -208,12 +208,12 @@ pub(super) fn died_unanswered(error: &reqwest::Error) -> bool {
     !error.is_connect() && (cause(error).is_some_and(closed) || cause(error).is_some_and(lost))
 }
 
-/// An error's causes without the URL (which may hold secrets), the innermost last.
+/// The chain of causes, innermost last, without the URL (which may contain secrets).
 pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in causes(error) {
         let text = cause.to_string();
-        // The pool's own "client error (…)" repeats our kind; its cause says more.
+        // The pool's own "client error (…)" only repeats our kind; its cause says more.
         let says_more = !cause.is::<legacy::Error>() || cause.source().is_none();
         if says_more && parts.last().is_none_or(|last| !last.contains(&text)) {
             parts.push(text);

@@ -1,4 +1,4 @@
-//! The headers of every request, beside the body's type: `llm.headers`, the API key, and those of the kind.
+//! The headers of every request: the content type, `llm.headers`, the API key, and those of the request kind.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,17 +12,17 @@ use super::config::{ConfigError, Env, Llm, invalid};
 use super::kind::Wire;
 use super::llm_client::LlmError;
 
-/// `llm.headers`: names and secret values. In a config file a value may name environment variables as `${NAME}`.
+/// `llm.headers`: names and secret values. In a config file, values may refer to environment variables as `${NAME}`.
 #[derive(Clone, Default, PartialEq)]
 pub struct Headers {
     values: BTreeMap<String, String>,
-    /// The values of the variables, which are secrets by themselves.
+    /// Values of the referenced variables, each a secret in its own right.
     from_env: Vec<String>,
-    /// The key of one that cannot be sent, or of all of them, and why.
+    /// The key of a header that cannot be sent (or `llm.headers` as a whole), and the reason.
     wrong: Option<(String, String)>,
 }
 
-/// By these the HTTP client frames a message, or asks for one that it can read.
+/// Headers that frame the message or negotiate its encoding, which is the HTTP client's job.
 const OF_THE_CONNECTION: [&str; 9] = [
     "accept-encoding",
     "connection",
@@ -36,12 +36,12 @@ const OF_THE_CONNECTION: [&str; 9] = [
 ];
 
 impl Headers {
-    /// Their names, in alphabetical order.
+    /// The names of the headers, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)
     }
 
-    /// Puts the variables in. A missing one is an error only when something is to be sent.
+    /// Substitutes environment variables. A missing one is reported only when a request is to be sent.
     pub(crate) fn resolve(&mut self, env: &Env) {
         for (name, value) in &mut self.values {
             match filled(value, env, &mut self.from_env) {
@@ -65,7 +65,7 @@ impl Headers {
                 return Err(invalid(place, "is there twice, in capitals and small letters; remove one"));
             }
         }
-        // Last: what is no name is never repeated.
+        // Checked last, after all names: it quotes the name, and an invalid name must never be quoted.
         match &self.wrong {
             Some((key, reason)) => Err(invalid(key, reason)),
             None => Ok(headers),
@@ -76,16 +76,16 @@ impl Headers {
         self.values.values().map(|value| value.trim())
     }
 
-    /// What no message may show, beside the values themselves.
+    /// Parts of the values that no message may show on their own.
     pub(super) fn parts(&self) -> Vec<String> {
-        // Of `Bearer KEY` or `session=KEY; x=y` the key is enough.
+        // From `Bearer KEY` or `session=KEY; x=y`, this also hides the key alone.
         let parts = self.values().flat_map(|value| value.split([' ', ';', ',', '=']));
         let parts = parts.filter(|part| part.len() > "Bearer".len());
         parts.chain(self.from_env.iter().map(|value| value.trim())).map(str::to_owned).collect()
     }
 }
 
-/// `value` with its variables; their values go to `secrets`, too.
+/// `value` with its variables substituted; their values are also added to `secrets`.
 fn filled(value: &str, env: &Env, secrets: &mut Vec<String>) -> Result<String, String> {
     let mut parts = value.split("${");
     let mut filled = parts.next().unwrap_or_default().to_owned();
@@ -103,7 +103,7 @@ fn filled(value: &str, env: &Env, secrets: &mut Vec<String>) -> Result<String, S
     Ok(filled)
 }
 
-/// What is no name is not repeated: it may be a key that was put there by mistake.
+/// Parses a header name. An invalid name is not quoted: it may be a key pasted into the wrong place.
 pub(super) fn header_name(place: &str, name: &str) -> Result<HeaderName, ConfigError> {
     let wrong = |_| invalid(place, "expected the name of an HTTP header, such as api-key");
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(wrong)?;
@@ -113,19 +113,19 @@ pub(super) fn header_name(place: &str, name: &str) -> Result<HeaderName, ConfigE
     Ok(name)
 }
 
-/// What the key is sent in; `Authorization` takes it as `Bearer KEY`.
+/// The header that carries the key. In `Authorization` it is sent as `Bearer KEY`.
 pub(crate) fn key_header<'a>(llm: &'a Llm, wire: &'a Wire) -> &'a str {
     llm.api_key_header.as_deref().or(wire.key_header).unwrap_or("Authorization")
 }
 
-/// All of them. Those of `llm.headers` replace others of their name.
+/// All headers of a request. Those in `llm.headers` override others of the same name.
 pub(super) fn of(llm: &Llm, wire: &Wire, base: &Url, key: Option<&SecretString>) -> Result<HeaderMap, LlmError> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for (name, value) in wire.headers {
         headers.insert(*name, HeaderValue::from_static(value));
     }
-    // Userinfo in the URL was written for this endpoint; a key in the environment may be for another.
+    // Userinfo in the URL belongs to this endpoint; a key in the environment may belong to another.
     if let Some(key) = key.filter(|_| base.username().is_empty() || llm.api_key_header.is_some()) {
         let name = header_name("llm.api_key_header", key_header(llm, wire))?;
         let scheme = if name == AUTHORIZATION { "Bearer " } else { "" };
@@ -139,7 +139,7 @@ pub(super) fn of(llm: &Llm, wire: &Wire, base: &Url, key: Option<&SecretString>)
 }
 
 impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Headers {
-    /// The values as they are: no variable is looked up.
+    /// Takes the values literally: no variables are substituted.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(headers: I) -> Self {
         let values = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Headers { values, ..Headers::default() }
@@ -172,7 +172,7 @@ impl<'de> Deserialize<'de> for Headers {
             Value::Mapping(map) => map.into_iter().map(|(name, value)| Some((text(name)?, text(value)?))).collect(),
             _ => None,
         };
-        // Another program's key, perhaps: an error only when something is to be sent. What is wrong is not repeated.
+        // Possibly another program's key, so an error only when a request is to be sent. The value is not quoted.
         let expected = "expected names with a text each, such as {X-Team: \"${TEAM}\"}";
         let wrong = Some(("llm.headers".to_owned(), expected.to_owned()));
         Ok(headers.unwrap_or(Headers { wrong, ..Headers::default() }))

@@ -1,4 +1,4 @@
-//! How connections are made: certificates, proxies, and no redirect is followed.
+//! Sets up the HTTP client: certificates, proxies, and no redirects.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::endpoint::redacted;
 use super::failure::chain;
 use super::llm_client::LlmError;
 
-/// A client for requests to `base` that keeps up to `most_idle` connections for further ones.
+/// A client for requests to `base` that keeps up to `most_idle` idle connections open for reuse.
 pub(super) fn client(
     base: &Url,
     connect_timeout: Duration,
@@ -22,18 +22,18 @@ pub(super) fn client(
 ) -> Result<Client, LlmError> {
     let builder = Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        // Without the zero each request would be copied for a second try that never comes.
+        // Without the zero, every request would be copied for a retry that never happens.
         .retry(reqwest::retry::never().max_retries_per_request(0))
         .connect_timeout(connect_timeout)
         .pool_max_idle_per_host(most_idle)
         .user_agent(concat!("llm-concurrency/", env!("CARGO_PKG_VERSION")));
-    // Elsewhere the proxy that the HTTP client finds in the environment is the one that `proxy` finds there.
+    // For other hosts, the HTTP client finds the same proxy in the environment as `proxy` does.
     let builder = if is_loopback(base) { builder.no_proxy() } else { builder };
     #[cfg(feature = "tls")]
     let builder = {
-        // An error means that the program has installed a provider of its own, which is as good.
+        // This fails if the program has already installed its own provider, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // Plain HTTP needs no certificates, and reading the system's takes time (or fails where there are none).
+        // Plain HTTP needs no certificates, and loading the system's takes time (or fails where there are none).
         let builder = if base.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
         match ca_file {
             Some(path) => builder.tls_certs_merge(certificates(path)?),
@@ -58,7 +58,7 @@ fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ConfigError> {
     Ok(certificates)
 }
 
-/// The proxy through which requests to `base` go, redacted.
+/// The proxy used for requests to `base`, redacted.
 pub fn proxy_of(base: &Url) -> Option<String> {
     let uri = proxy(base)?.uri().to_string();
     Some(Url::parse(&uri).map_or_else(|_| "a proxy".to_owned(), |url| redacted(&url)))
@@ -69,7 +69,7 @@ pub(super) fn proxy(base: &Url) -> Option<Intercept> {
     Matcher::from_system().intercept(&base.as_str().parse().ok()?)
 }
 
-/// This machine, which a proxy would take for itself.
+/// Whether the URL is this machine, a name that a proxy would resolve to itself.
 fn is_loopback(base: &Url) -> bool {
     let host = base.host_str().unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();

@@ -1,4 +1,4 @@
-//! The client for programs: one limit, retries, and the text of an answer.
+//! The client for programs: a concurrency limit, retries, and the text of an answer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// Why a call of [`LlmClient`] failed.
 #[derive(Debug, Error)]
 pub enum LlmError {
-    /// The settings are wrong, or a file they name.
+    /// The settings, or a file that they name, are invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// `llm.endpoint` is `simulator`, which only the suite can start.
@@ -34,27 +34,27 @@ pub enum LlmError {
         "llm.endpoint is `simulator`, which exists only inside the benchmark suite: start one with `llm-concurrency simulate --port 8000` and set llm.endpoint (LLM_ENDPOINT) to http://127.0.0.1:8000/v1"
     )]
     Simulator,
-    /// The API key cannot be sent.
+    /// The API key contains characters that a header cannot carry.
     #[error("the API key (LLM_API_KEY or OPENAI_API_KEY) holds characters that an HTTP header cannot carry")]
     Key,
-    /// The crate was built without TLS.
+    /// TLS is needed, but the crate was built without it.
     #[error("llm.endpoint is https, and this program was built without the feature `tls` of llm-concurrency")]
     NoTls,
-    /// The HTTP client could not be built.
+    /// The HTTP client could not be set up.
     #[error("cannot set up the HTTP client: {0}")]
     Client(String),
-    /// The request failed, all retries included.
+    /// The request failed, as did all retries.
     #[error("{failure} from {url} after {attempts} attempt(s): {message}")]
     Request {
-        /// Of the last attempt.
+        /// The failure of the last attempt.
         failure: Failure,
-        /// The HTTP status of the error, if the server answered with one.
+        /// The HTTP status of the error, if the server sent one.
         status: Option<u16>,
-        /// What the server or the network said, short and without secrets.
+        /// The error text of the server or the network, short and without secrets.
         message: String,
-        /// Without userinfo and query.
+        /// The URL without userinfo and query.
         url: String,
-        /// The first included.
+        /// Number of attempts, including the first.
         attempts: u32,
     },
 }
@@ -64,25 +64,25 @@ pub enum LlmError {
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// The text.
+    /// The text of the message.
     pub content: String,
 }
 
-/// A chat to be continued.
+/// A chat for the model to continue.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ChatRequest {
     /// The messages so far.
     pub messages: Vec<Message>,
-    /// Longest answer, tokens; the server's default without it.
+    /// Maximum length of the answer in tokens; `None` leaves it to the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
-    /// Anything else the server understands (`temperature`, …).
+    /// Any other parameters that the server supports (`temperature`, …).
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl ChatRequest {
-    /// A single question.
+    /// A chat that consists of a single question.
     pub fn user(text: impl Into<String>) -> Self {
         ChatRequest {
             messages: vec![Message { role: "user".to_owned(), content: text.into() }],
@@ -94,13 +94,13 @@ impl ChatRequest {
 /// The answer to a [`ChatRequest`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatResponse {
-    /// The text, with a model's reasoning where the server sends it apart.
+    /// The text, including the model's reasoning where the server sends it separately.
     pub content: String,
     /// Why the server stopped (`stop`, `length`, …).
     pub finish_reason: Option<String>,
-    /// As the server reported them.
+    /// Token counts as reported by the server.
     pub tokens: TokenCounts,
-    /// How often it was tried, the first included.
+    /// Number of attempts, including the first.
     pub attempts: u32,
 }
 
@@ -113,7 +113,7 @@ pub struct ChatResponse {
 /// use llm_concurrency::client::{ChatRequest, Llm};
 /// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 ///
-/// // A server to talk to; yours has a URL already.
+/// A server to talk to; yours already has a URL.
 /// let simulator = Simulator::start(SimulatorConfig::default(), 0)?;
 /// let llm = Llm { endpoint: Some(simulator.base_url().parse()?), max_concurrent_requests: 5, ..Llm::default() };
 /// let client = LlmClient::from_config(llm, None)?;
@@ -138,8 +138,8 @@ struct Inner {
 }
 
 impl LlmClient {
-    /// The one client of this process and its one limit, made as [`new`](Self::new) makes it when it is first asked for.
-    /// Callers that each made a client of their own would together exceed the limit that was measured.
+    /// The process-wide client with its single limit, created on first use as by [`new`](Self::new).
+    /// Separate clients for each caller would together exceed the limit that was measured.
     ///
     /// # Errors
     /// As [`new`](Self::new); the next call tries again.
@@ -148,16 +148,16 @@ impl LlmClient {
         SHARED.get_or_try_init(Self::new)
     }
 
-    /// From `config.yaml` in the working folder (or `LLM_CONFIG`) and the environment.
+    /// Creates a client from `config.yaml` in the working directory (or `LLM_CONFIG`) and the environment.
     ///
     /// # Errors
-    /// If the settings are wrong or missing, or the HTTP client cannot be set up with them.
+    /// If settings are invalid or missing, or the HTTP client cannot be set up with them.
     pub fn new() -> Result<Self, LlmError> {
         let (llm, key) = Llm::load(None)?;
         Self::from_config(llm, key)
     }
 
-    /// From a config file and the environment.
+    /// Creates a client from a config file and the environment.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -166,8 +166,8 @@ impl LlmClient {
         Self::from_config(llm, key)
     }
 
-    /// From a configuration made by the program; no file is read, and of the environment only what names a proxy or
-    /// certificates.
+    /// Creates a client from settings made by the program. Reads no file, and from the
+    /// environment only proxies and certificates.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -183,8 +183,8 @@ impl LlmClient {
 
     /// Sends a chat and waits for the whole answer.
     ///
-    /// Connection errors, timeouts, 429 and 5xx are tried again up to `llm.retry_attempts` times, after an
-    /// exponential backoff with jitter or what `Retry-After` asks for; the place in the queue is given up meanwhile.
+    /// Connection errors, timeouts, 429 and 5xx are retried up to `llm.retry_attempts` times, after an
+    /// exponential backoff with jitter, or later if `Retry-After` asks for it. The permit is released meanwhile.
     ///
     /// # Errors
     /// [`LlmError::Request`] with the last failure.
@@ -195,7 +195,7 @@ impl LlmClient {
         let body = Bytes::from(body.to_string());
         let mut attempts = 0;
         loop {
-            // Nobody closes the semaphore, so there is always a permit in the end.
+            // The semaphore is never closed, so this always yields a permit eventually.
             let permit = inner.permits.acquire().await;
             let answer = inner.transport.exchange(|| body.clone(), true).await;
             drop(permit);
@@ -222,7 +222,7 @@ impl LlmClient {
     }
 }
 
-/// What the server asked for, else 0.5 s doubled with each attempt, times a random factor between 0.5 and 1.
+/// Half a second, doubled with each attempt, times a random factor between 0.5 and 1; or longer if the server asks.
 fn backoff(attempts: u32, asked: Option<Duration>) -> Duration {
     let doubled = FIRST_BACKOFF.saturating_mul(1 << (attempts - 1).min(16));
     let jittered = doubled.min(LONGEST_BACKOFF).mul_f64(rand::rng().random_range(0.5..=1.0));

@@ -1,12 +1,12 @@
 //! The OpenAI-compatible client: [`LlmClient`] for programs, `Transport` for the measurement.
 //!
-//! Both send through the same path: one request, one `Reply` with everything that can be known of it.
+//! Both share one code path: one request, one `Reply` with everything that can be known about it.
 //!
 //! ```text
 //! config, endpoint, headers,
-//! request, prompt, kind/             what is asked of whom       http       connections, TLS, proxies
-//! transport                          one request, one reply      answer     the reply while it is read (sse: streams)
-//! failure, quota                     what went wrong, and which limit a server states       redact   what nobody may see
+//! request, prompt, kind/       what to send, and where              http       connections, TLS, proxies
+//! transport                    one request, one reply               answer     reads the reply (streams: sse)
+//! failure, quota               what failed, which quotas apply      redact     keeps secrets out of texts
 //! ```
 
 mod answer;

@@ -1,4 +1,4 @@
-//! What happened to one request: the record every figure is derived from.
+//! What happened to one request: the record from which every figure is derived.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use super::failure::{Failed, Failure, STATUS};
 pub use super::quota::{Counted, Period, Quota, RateLimit};
 
-/// Token counts as the server reported them; `None` where it did not.
+/// Token counts as reported by the server; `None` where it does not report them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts {
     /// Tokens of the prompt.
@@ -22,7 +22,7 @@ pub struct TokenCounts {
 }
 
 impl TokenCounts {
-    /// With what a later chunk of the same answer says. Some state the prompt's at the start only, and 0 at the end.
+    /// Merges in a later chunk's counts. Some servers send the prompt's only at the start, and 0 at the end.
     pub(super) fn updated(self, later: TokenCounts) -> Self {
         TokenCounts {
             input: self.input.max(later.input),
@@ -33,74 +33,73 @@ impl TokenCounts {
     }
 }
 
-/// What one exchange with the server came to, before the closed loop gives it a place in time.
+/// The result of one exchange with the server, before the closed loop adds the times.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
-    /// Of HTTP; `None` if the server did not answer.
+    /// HTTP status; `None` if there was no response.
     pub status: Option<u16>,
     /// Time to the first non-empty content. Streaming only.
     pub ttft: Option<Duration>,
-    /// Gaps between content chunks after the first, in microseconds.
+    /// Gaps between successive content chunks, in microseconds.
     pub gaps_us: Vec<u32>,
-    /// Chunks with content.
+    /// Number of chunks with content.
     pub chunks: u32,
     pub tokens: TokenCounts,
     pub failure: Option<Failed>,
     pub retry_after: Option<Duration>,
     pub rate_limit: Option<RateLimit>,
-    /// How often the request was sent again because a reused connection had died unseen.
+    /// How often the request was resent because a reused connection turned out to be dead.
     pub resent: u32,
-    /// Whether the connection was lost in mid-answer.
+    /// Whether the connection was lost in the middle of the answer.
     pub cut: bool,
 }
 
 impl Reply {
-    /// A reply that is nothing but a failure.
+    /// A reply that consists of a failure only.
     pub fn failed(kind: Failure, message: impl Into<String>) -> Self {
         Reply { failure: Some(Failed::new(kind, message)), ..Reply::default() }
     }
 }
 
-/// Where in a level's life a request was issued.
+/// The stage of a level at which a request was issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Before the measured window: fills the pipeline, counted nowhere but in the record.
+    /// Before the measured window: fills the pipeline; kept in the record but in no figure.
     #[default]
     Warmup,
-    /// Inside the measured window: the cohort.
+    /// Inside the measured window: part of the cohort.
     Measured,
 }
 
-/// One request, one line of the sidecar. Times in seconds since the level began.
+/// One request, stored as one line of the sidecar. Times are in seconds since the level began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestOutcome {
-    /// Order of issue within the level, from 0.
+    /// Position in the order of issue within the level, from 0.
     pub seq: u64,
-    /// The visit in which it was issued, from 1, where a loop makes several.
+    /// The visit in which it was issued, from 1; null unless the loop makes several visits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visit: Option<u32>,
-    /// Of its **issue**.
+    /// Phase at the time of **issue**.
     pub phase: Phase,
-    /// Window in which it **completed**; null before and after the measured window, and where the level had changed by
-    /// then.
+    /// Window in which it **completed**; null outside the measured window, and if the level had changed by then.
     pub sample: Option<u32>,
-    /// When it arrived, where requests arrive by themselves (an open loop).
+    /// When the request arrived; open loop only, where requests arrive on their own schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_s: Option<f64>,
-    /// When it might be sent (permit held).
+    /// When it was allowed to be sent (permit acquired).
     pub start_s: f64,
-    /// When its last byte came; null if the run was interrupted first.
+    /// When its last byte arrived; null if the run was interrupted first.
     pub end_s: Option<f64>,
     /// `end_s - start_s`.
     pub latency_s: Option<f64>,
-    /// Null without streaming or content.
+    /// Null without streaming or without content.
     pub ttft_s: Option<f64>,
     pub chunks: u32,
     pub output_tokens: Option<u32>,
     pub input_tokens: Option<u32>,
     pub cached_tokens: Option<u32>,
-    /// Of the output tokens.
+    /// Included in the output tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_tokens: Option<u32>,
     pub status: Option<u16>,
@@ -111,20 +110,20 @@ pub struct RequestOutcome {
     pub resent: u32,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
-    /// How long its permit was held back after it had failed.
+    /// How long its permit was held back after it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_s: Option<f64>,
-    /// Label of the prompt (`small`, `medium`, `large`, or that of the prompts file).
+    /// Label of the prompt (`small`, `medium`, `large`, or the one in the prompts file).
     pub prompt_size: Option<Arc<str>>,
 }
 
 impl RequestOutcome {
-    /// Whether an answer came and was good.
+    /// Whether a complete answer arrived without a failure.
     pub fn is_success(&self) -> bool {
         self.failure.is_none() && self.end_s.is_some()
     }
 
-    /// As it counts where so many of the first requests are left out.
+    /// This outcome with the first `first` requests excluded: they count as warm-up.
     pub fn leaving_out(self, first: u64) -> Self {
         if self.seq < first { RequestOutcome { phase: Phase::Warmup, sample: None, ..self } } else { self }
     }
@@ -140,7 +139,7 @@ impl RequestOutcome {
 pub(crate) mod tests {
     use super::*;
 
-    /// A success of the cohort.
+    /// A successful request of the cohort.
     pub(crate) fn outcome(start: f64, end: f64) -> RequestOutcome {
         RequestOutcome {
             phase: Phase::Measured,

@@ -1,4 +1,4 @@
-//! One prompt, and the body of the request that asks it.
+//! A prompt, and the body of the request that sends it.
 
 use std::sync::Arc;
 
@@ -13,22 +13,22 @@ use super::request::{Cache, RequestSettings};
 /// One of a run's prompts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Prompt {
-    /// That of the file, else `prompt-0001` and so on by position.
+    /// ID from the prompts file; otherwise `prompt-0001` and so on by position.
     pub id: String,
-    /// The label of the file, else by length in characters: below 800 small, below 3000 medium, else large. (The
-    /// generated snippets fall on the same sides of these marks, more or less.)
+    /// Label from the prompts file; otherwise by length in characters: below 800 small, below 3000
+    /// medium, else large. (The sizes of the generated snippets roughly match these thresholds.)
     pub size: String,
-    /// Stands before everything else.
+    /// System prompt.
     pub system: Option<Arc<str>>,
-    /// What was said before.
+    /// Earlier messages of the conversation.
     pub history: Vec<Message>,
-    /// What the user says now.
+    /// The user's current message.
     pub text: String,
-    /// What the user says later in the same conversation, each as soon as the one before is answered.
+    /// The user's later messages in the same conversation, each sent once the one before is answered.
     pub later: Vec<String>,
-    /// In place of the settings' own.
+    /// Overrides `max_tokens` of the settings.
     pub max_tokens: Option<u32>,
-    /// Merged into its body, below the settings' own.
+    /// Merged into the request body; the settings' own `extra_body` takes precedence.
     pub extra_body: Map<String, Value>,
 }
 
@@ -45,17 +45,17 @@ impl Prompt {
         self.system.iter().map(|text| ("system", &**text)).chain(history).chain([("user", self.text.as_str())])
     }
 
-    /// All messages of what is sent first as one text.
+    /// All messages of the first request, joined into one text.
     pub fn joined(&self) -> String {
         self.messages().map(|(_, text)| text).collect::<Vec<_>>().join("\n")
     }
 
-    /// Of what is sent first; the answers that a conversation brings come on top.
+    /// Length of the first request's messages; later turns add the answers to it.
     pub fn characters(&self) -> usize {
         self.messages().map(|(_, text)| text.chars().count()).sum()
     }
 
-    /// Goes on to the next turn, if there is one.
+    /// Moves on to the next turn, if there is one.
     #[cfg(feature = "suite")]
     pub(crate) fn answered(mut self, answer: String) -> Option<Self> {
         if self.later.is_empty() {
@@ -69,14 +69,14 @@ impl Prompt {
     }
 }
 
-/// The body of a request, built once per prompt; only the mark that makes it unique is filled in per request.
+/// The body of a request, serialized once per prompt; only the mark that makes it unique varies per request.
 pub struct BodyTemplate {
     before: Bytes,
     after: Bytes,
 }
 
 impl BodyTemplate {
-    /// The body that asks `model` about `prompt` as `settings` say.
+    /// The body that sends `prompt` to `model` as `settings` specify.
     pub fn new(model: &str, settings: &RequestSettings, prompt: &Prompt) -> Self {
         let wire = settings.kind.wire();
         let mut others = prompt.extra_body.clone();
@@ -97,7 +97,7 @@ impl BodyTemplate {
             Cache::Shared => messages.iter().position(|(role, _)| *role == "user").unwrap_or_default(),
             Cache::Fresh | Cache::Reuse => 0,
         };
-        // Stands for the mark, and cannot be in any text.
+        // A random placeholder for the mark, which no text contains.
         let place = format!("{:032x}", rand::random::<u128>());
         messages[marked].1.insert_str(0, &place);
         if let Some(key) = wire.system_key.filter(|_| prompt.system.is_some()) {
@@ -119,7 +119,7 @@ impl BodyTemplate {
         }
     }
 
-    /// Holds what comes before the mark together with `other`, if that begins with the same.
+    /// Shares the bytes before the mark with `other` if they are equal.
     pub fn sharing(self, other: Option<&BodyTemplate>) -> Self {
         match other {
             Some(BodyTemplate { before, .. }) if *before == self.before => {
@@ -129,7 +129,7 @@ impl BodyTemplate {
         }
     }
 
-    /// The body with `mark` (plain letters and digits) in its place.
+    /// The body with `mark` (plain letters and digits) inserted.
     pub fn fill(&self, mark: &str) -> Bytes {
         [&self.before, mark.as_bytes(), &self.after].concat().into()
     }

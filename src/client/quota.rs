@@ -1,5 +1,5 @@
-//! What a server states of its quotas: the headers `x-ratelimit-…` (or `anthropic-ratelimit-…`) and `retry-after`, and the
-//! text of a 429.
+//! The quotas a server reports: the headers `x-ratelimit-…` (or `anthropic-ratelimit-…`),
+//! `retry-after`, and the text of a 429.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,24 +9,24 @@ use serde_json::Value;
 
 use super::failure::error_text;
 
-/// What a server states of its quotas; `None` where it does not.
+/// The quotas that a server reports; `None` where it does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RateLimit {
-    /// The whole quota, mostly of a minute.
+    /// The whole quota, usually per minute.
     pub limit_requests: Option<u64>,
     pub remaining_requests: Option<u64>,
-    /// Until it is full again.
+    /// Seconds until it is full again.
     pub reset_s: Option<f64>,
     pub limit_tokens: Option<u64>,
     pub remaining_tokens: Option<u64>,
     pub reset_tokens_s: Option<f64>,
-    /// The quota that a 429 was for.
+    /// The quota that caused a 429.
     pub exceeded: Option<Quota>,
 }
 
 impl RateLimit {
-    /// `later`, and of this what `later` leaves open.
+    /// `later`, with its missing values taken from `self`.
     pub fn updated(self, later: RateLimit) -> Self {
         RateLimit {
             limit_requests: later.limit_requests.or(self.limit_requests),
@@ -40,7 +40,7 @@ impl RateLimit {
     }
 }
 
-/// A quota as a 429 names it.
+/// A quota as described in a 429.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
     pub counts: Counted,
@@ -52,7 +52,7 @@ pub struct Quota {
 #[serde(rename_all = "lowercase")]
 pub enum Counted {
     Requests,
-    /// Of prompts, answers or both.
+    /// Tokens of prompts, answers or both.
     Tokens,
 }
 
@@ -65,7 +65,7 @@ pub enum Period {
     Day,
 }
 
-/// How long to wait: `retry-after-ms`, as OpenAI has it beside the other, or `Retry-After` in seconds or as a date.
+/// How long to wait: `retry-after-ms`, which OpenAI also sends, or `Retry-After` in seconds or as a date.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &str| text(name)?.parse::<f64>().ok();
@@ -74,16 +74,16 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         return Duration::try_from_secs_f64(seconds).ok();
     }
     let date = |name: &str| httpdate::parse_http_date(text(name)?).ok();
-    // By the server's own clock, where it shows it: ours may be another.
+    // By the server's own clock if it sends the time: the clocks may differ.
     let now = date("date").unwrap_or_else(SystemTime::now);
     Some(date("retry-after")?.duration_since(now).unwrap_or_default())
 }
 
-/// What the headers state, as OpenAI and Anthropic name them; `None` if nothing. Anthropic's resets are dates, which are
-/// left unread.
+/// The quotas in the headers, under OpenAI's or Anthropic's names; `None` if there are none.
+/// Anthropic's reset times are dates, which are ignored.
 pub(super) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
     let mut limit = RateLimit::default();
-    // They are looked for in every answer: one walk is cheaper than a lookup for each name.
+    // Every answer is searched: one pass over the headers is cheaper than a lookup per name.
     for (name, value) in headers {
         let name = name.as_str();
         let of = |prefix| name.strip_prefix(prefix);
@@ -103,8 +103,8 @@ pub(super) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
     (limit != RateLimit::default()).then_some(limit)
 }
 
-/// The quota that a 429 is for: as its type (OpenAI's `tokens` or `requests`) or its text says, else by what its headers
-/// say is left.
+/// The quota that caused a 429: from the error's type (OpenAI's `tokens` or `requests`) or
+/// text, else from the quotas left according to its headers.
 pub(super) fn exceeded(body: &[u8], headers: RateLimit) -> Option<Quota> {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     let kind = value.pointer("/error/type").and_then(Value::as_str);
@@ -124,7 +124,7 @@ pub(super) fn exceeded(body: &[u8], headers: RateLimit) -> Option<Quota> {
         _ => match (headers.remaining_requests, headers.remaining_tokens) {
             (Some(0), Some(0)) => return None,
             (Some(0), _) => Counted::Requests,
-            // Of requests there is something left.
+            // Some requests are left, so it must be the tokens.
             (_, Some(0)) | (Some(_), Some(_)) => Counted::Tokens,
             _ => return None,
         },
@@ -142,7 +142,7 @@ pub(super) fn exceeded(body: &[u8], headers: RateLimit) -> Option<Quota> {
     Some(Quota { counts, limit, per })
 }
 
-/// `6m0s`, `1.5s`, `20ms`, or plain seconds; the result in seconds.
+/// Parses `6m0s`, `1.5s`, `20ms` or plain seconds; returns seconds.
 fn written_duration(text: &str) -> Option<f64> {
     let mut seconds = 0.0;
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! What comes from outside, fit to be shown and kept: no character that acts on a terminal or hides, and no secret.
+//! Makes outside text safe to show and store: no terminal control or invisible characters, and no secrets.
 
 use std::sync::Arc;
 
@@ -12,27 +12,27 @@ use serde_json::{Map, Value};
 
 // ---- characters ----
 
-/// Text on one line of a terminal.
+/// The text on a single line, safe for a terminal.
 pub fn one_line(text: &str) -> String {
     let seen: String = text.chars().filter(|&c| c.is_whitespace() || is_seen(c)).collect();
     seen.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Text whose lines were meant as such.
+/// The text with its line breaks kept, safe for a terminal.
 pub fn lines(text: &str) -> String {
     text.chars().filter(|&c| c == '\n' || is_seen(c)).collect()
 }
 
-/// Neither a control character (escape sequences begin with one) nor one that is not drawn, such as marks of direction
-/// and spaces without a width.
+/// Whether `c` is visible or a space: not a control character (escape sequences begin with
+/// one), and not invisible, such as direction marks and zero-width spaces.
 pub fn is_seen(c: char) -> bool {
-    // Not among those that may be ignored, but not drawn either: the marks around annotations.
+    // Interlinear annotation marks are not default-ignorable, but invisible as well.
     !c.is_control()
         && !matches!(c, '\u{fff9}'..='\u{fffb}')
         && !CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
 }
 
-/// The same for every text in a value, keys included.
+/// Applies [`lines`] to all strings in a value, including keys.
 pub fn value_in_lines(value: Value) -> Value {
     match value {
         Value::String(text) => lines(&text).into(),
@@ -44,15 +44,15 @@ pub fn value_in_lines(value: Value) -> Value {
 
 // ---- secrets of a connection, in what a server says ----
 
-/// Of an error's text no more is quoted than this, characters.
+/// Longest quote from an error's text, characters.
 const LONGEST_QUOTE: usize = 200;
 
-/// What no message may show, the longest first: a server may echo the request, as it was written or decoded.
+/// Strings that no message may show, longest first. A server may echo the request, encoded or decoded.
 #[derive(Clone)]
 pub(super) struct Secrets(Arc<[String]>);
 
 impl Secrets {
-    /// The key, the userinfo and the query of `base`, and the values of `headers` (`Basic` and base64 also decoded).
+    /// The key, the userinfo and query of `base`, and the values of `headers` (`Basic` credentials also decoded).
     pub fn of<'a>(base: &Url, key: Option<&SecretString>, headers: impl IntoIterator<Item = &'a str>) -> Self {
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let userinfo = [base.username(), base.password().unwrap_or_default()];
@@ -62,7 +62,7 @@ impl Secrets {
         all.extend(query.split('&').filter_map(|pair| Some(pair.split_once('=')?.1.to_owned())));
         all.extend(base.query_pairs().map(|(_, value)| value.into_owned()));
         if userinfo != ["", ""] {
-            // As it travels.
+            // As sent in the `Authorization` header.
             all.push(BASE64_STANDARD.encode(userinfo.map(decoded).join(":")));
         }
         for header in headers {
@@ -75,7 +75,7 @@ impl Secrets {
         Secrets(Arc::default()).and(all)
     }
 
-    /// These, too, as they stand in the text of one line and in JSON.
+    /// Adds more secrets, each as it appears on one line and in JSON.
     pub fn and(&self, more: Vec<String>) -> Self {
         let mut all: Vec<String> = more.iter().map(|secret| one_line(secret)).collect();
         let in_json: Vec<_> = all.iter().map(|secret| Value::from(secret.as_str()).to_string()).collect();
@@ -88,9 +88,9 @@ impl Secrets {
         Secrets(all.into())
     }
 
-    /// Short, on one line, and without any of them.
+    /// The message without these secrets, shortened and on one line.
     pub fn removed_from(&self, message: &str) -> String {
-        // First of all, lest a character that is left out afterwards hides a secret.
+        // Before the search: a hidden or escaped character would otherwise hide a secret.
         let mut text = one_line(&unescaped(message));
         for secret in self.0.iter() {
             text = text.replace(secret.as_str(), "[redacted]");
@@ -102,7 +102,7 @@ impl Secrets {
     }
 }
 
-/// Without JSON's escapes for single characters, which a quoted body may hold.
+/// Resolves JSON's `\/` and `\u` escapes, which a quoted body may contain.
 fn unescaped(text: &str) -> String {
     let text = text.replace("\\/", "/");
     let mut parts = text.split("\\u");
@@ -119,11 +119,11 @@ fn unescaped(text: &str) -> String {
 
 // ---- secrets in a request's body ----
 
-/// Ends the name of a key whose value is for the server alone.
+/// Words in a key's name that mark its value as a secret, unless the name ends in `id` or `ids`.
 const SECRET_WORDS: &str =
     " key apikey token secret password passwd passphrase pwd authorization auth bearer credential credentials ";
 
-/// `api_key`, `X-Auth-Token`, `clientSecret`, and not `stop_token_ids`.
+/// True for `api_key`, `X-Auth-Token` and `clientSecret`, but not for `stop_token_ids`.
 fn is_secret(key: &str) -> bool {
     let mut words = String::new();
     for c in key.chars() {
@@ -138,7 +138,7 @@ fn is_secret(key: &str) -> bool {
         && words.any(|word| SECRET_WORDS.contains(&format!(" {word} ")))
 }
 
-/// Texts and numbers under such keys, at any depth.
+/// Strings and numbers under secret keys, at any depth.
 pub fn secrets(map: &Map<String, Value>) -> Vec<String> {
     let mut all = Vec::new();
     let _ = without(map, &mut |secret| {
@@ -148,7 +148,7 @@ pub fn secrets(map: &Map<String, Value>) -> Vec<String> {
     all
 }
 
-/// The same map with those made unreadable. What is left of each tells two apart, and too little to guess it by.
+/// The map with secrets replaced by a short hash: enough to tell two apart, too little to guess one.
 pub fn without_secrets(map: &Map<String, Value>) -> Map<String, Value> {
     without(map, &mut |secret| format!("[redacted {:06x}]", fnv1a(secret.as_bytes()) & 0xff_ffff).into())
 }

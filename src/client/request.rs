@@ -1,4 +1,4 @@
-//! How requests are made: the section `benchmark.request` of config.yaml.
+//! What requests look like: the section `benchmark.request` of config.yaml.
 
 use std::path::{Path, PathBuf};
 
@@ -9,26 +9,26 @@ use super::config::{ConfigError, invalid};
 use super::kind::RequestKind;
 use super::redact;
 
-/// What is sent: part of the fingerprint.
+/// The settings that shape a request; part of the fingerprint.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestSettings {
-    /// The route.
+    /// The API route.
     pub kind: RequestKind,
-    /// Whether answers are streamed; without it there is no TTFT.
+    /// Whether answers are streamed; without streaming there is no TTFT.
     pub stream: bool,
-    /// Longest answer, tokens.
+    /// Maximum length of an answer, tokens.
     pub max_tokens: u32,
-    /// The prompts, a file beside config.yaml (or an absolute path). Without it `test-data/test_snippets.json`, and
-    /// where that does not exist the same snippets from memory.
+    /// Prompts file, relative to config.yaml's folder or absolute. Default:
+    /// `test-data/test_snippets.json`, or the same snippets built in if that file does not exist.
     pub prompts: Option<PathBuf>,
-    /// What every prompt begins with. Saved only as part of the hash of the prompts.
+    /// System prompt for all prompts. Saved only as part of the hash of the prompts.
     #[serde(skip_serializing)]
     pub system: Option<System>,
-    /// What of a prompt the server may have in its prefix cache; `None`: as [`cache`](Self::cache()) says.
+    /// What part of a prompt may come from the server's prefix cache; for `None` see [`cache`](Self::cache()).
     #[serde(serialize_with = "or_fresh")]
     pub cache: Option<Cache>,
-    /// Merged into the body of every request. What is secret in it is not written into any file.
+    /// Merged into the body of every request. Secrets in it are not written to any file.
     #[serde(serialize_with = "without_secrets")]
     pub extra_body: Map<String, Value>,
 }
@@ -51,7 +51,7 @@ fn without_secrets<S: Serializer>(map: &Map<String, Value>, serializer: S) -> Re
     redact::without_secrets(map).serialize(serializer)
 }
 
-/// Runs of earlier versions had no system prompt.
+/// Serializes `None` as `fresh`: runs of earlier versions had no system prompt.
 fn or_fresh<S: Serializer>(cache: &Option<Cache>, serializer: S) -> Result<S::Ok, S::Error> {
     cache.unwrap_or_default().serialize(serializer)
 }
@@ -60,23 +60,23 @@ fn or_fresh<S: Serializer>(cache: &Option<Cache>, serializer: S) -> Result<S::Ok
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(untagged, deny_unknown_fields, expecting = "expected a text, or {file: PATH}")]
 pub enum System {
-    /// Itself.
+    /// The text itself.
     Text(String),
-    /// What a file holds.
+    /// The content of a file.
     File {
-        /// Beside config.yaml, or an absolute path.
+        /// Relative to config.yaml's folder, or absolute.
         file: PathBuf,
     },
 }
 
 impl RequestSettings {
-    /// What is set, else `shared` where there is a system prompt to share, else `fresh`.
+    /// The setting; by default `shared` if there is a system prompt to share, else `fresh`.
     pub fn cache(&self) -> Cache {
         self.cache.unwrap_or(if self.system.is_some() { Cache::Shared } else { Cache::Fresh })
     }
 
-    /// Adding to a request is what `extra_body` is for. What it would replace has a key of its own, by which a run is
-    /// planned and counted.
+    /// Checks that `extra_body` only adds to a request. Whatever it must not replace has a key
+    /// of its own, which planning and counting rely on.
     pub fn check(&self) -> Result<(), ConfigError> {
         let system = |message: &str| Err(invalid("benchmark.request.system", message));
         match &self.system {
@@ -99,7 +99,7 @@ impl RequestSettings {
         let (prompt_key, limit_key) = (wire.prompt_key, wire.limit_key.unwrap_or("max_tokens"));
         let system_key = wire.system_key.unwrap_or_default();
         let asks_for_usage = |options: &Value| options.is_null() || options["include_usage"] == true;
-        // Some models know the limit by this name only, and refuse the other unless it is null.
+        // Some models know the limit only by this name, and reject the other unless it is null.
         let renamed = body.get("max_completion_tokens");
         let rules = [
             (prompt_key, has(prompt_key), "it carries the prompts; set benchmark.request.prompts instead"),
@@ -134,16 +134,16 @@ impl RequestSettings {
     }
 }
 
-/// What of a prompt the server may have in its prefix cache: which traffic a measurement stands for.
+/// What part of a prompt may come from the server's prefix cache; decides which traffic a run represents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
     /// Nothing: every prompt begins with a short unique mark. For traffic in which no two prompts begin alike.
     #[default]
     Fresh,
-    /// What stands before the first message of the user, which begins with the mark. For a program that sends its
-    /// system prompt with every request, and each time another task.
+    /// Everything before the first user message, which begins with the mark. For programs that
+    /// send the same system prompt with every request, followed by a different task.
     Shared,
-    /// All of it: prompts are sent as they are. For a program that sends the same prompts again and again.
+    /// All of it: prompts are sent unmodified. For programs that send the same prompts again and again.
     Reuse,
 }

@@ -1,19 +1,19 @@
-//! Server-sent events, read incrementally: bytes in, the `data` of whole events out.
+//! Incremental parser for server-sent events: bytes in, the `data` of complete events out.
 //!
-//! Takes LF, CRLF and CR, comments, several `data` lines per event, a byte order mark, characters split between
-//! reads, and a last event without its blank line. Data stay bytes: the JSON parser checks their UTF-8.
-//! (WHATWG HTML, section 9.2.6, but for the last: the standard drops an event without its blank line.)
+//! Handles LF, CRLF and CR, comments, several `data` lines per event, a byte order mark, characters split
+//! between reads, and a last event without its blank line. Data stay bytes: the JSON parser checks their
+//! UTF-8. (WHATWG HTML, section 9.2.6, except that the standard drops an event without its blank line.)
 
-/// The stream cannot be trusted any more.
+/// The error for an overlong line or event, after which the stream cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a line of the stream is longer than {0} bytes")]
 pub struct LineTooLong(usize);
 
-/// The state between two reads.
+/// The parser's state between two reads.
 pub struct SseParser {
     limit: usize,
     line: Vec<u8>,
-    /// The data of the event so far, lines joined by `\n`.
+    /// Data of the current event so far, lines joined by `\n`.
     data: Vec<u8>,
     has_data: bool,
     first_line: bool,
@@ -22,17 +22,17 @@ pub struct SseParser {
 }
 
 impl SseParser {
-    /// A parser that takes events of up to `limit` bytes.
+    /// A parser that rejects lines and events of more than `limit` bytes.
     pub fn new(limit: usize) -> Self {
         SseParser { limit, line: Vec::new(), data: Vec::new(), has_data: false, first_line: true, after_cr: false }
     }
 
-    /// Bytes held until their event is whole.
+    /// Bytes buffered for incomplete lines and events.
     pub fn held(&self) -> usize {
         self.line.len() + self.data.len()
     }
 
-    /// Takes the next bytes and hands the data of each event they complete to `on_data`.
+    /// Parses the next bytes and passes the data of each event that they complete to `on_data`.
     pub fn feed(&mut self, mut bytes: &[u8], mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
         if self.after_cr && !bytes.is_empty() {
             bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
@@ -53,7 +53,7 @@ impl SseParser {
         self.extend_line(bytes)
     }
 
-    /// The stream has ended: hands over an event whose blank line never came.
+    /// Ends the stream and passes on an event whose blank line never came.
     pub fn finish(&mut self, mut on_data: impl FnMut(&[u8])) -> Result<(), LineTooLong> {
         if !self.line.is_empty() {
             self.end_own_line(&mut on_data)?;

@@ -1,4 +1,4 @@
-//! One request, one reply.
+//! Sends one request and returns one reply.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -26,15 +26,15 @@ use super::outcome::Reply;
 use super::quota::{rate_limit, retry_after};
 use super::redact::Secrets;
 
-/// So many answers at a time may hold more than [`SMALL_ANSWER`](super::answer::SMALL_ANSWER).
+/// Number of answers that may buffer more than [`SMALL_ANSWER`](super::answer::SMALL_ANSWER) at a time.
 const LARGE_ANSWERS: usize = 4;
-/// Of an error's body no more is read than this, bytes.
+/// Limit on how much of an error's body is read, bytes.
 const LONGEST_ERROR: usize = 64 << 10;
-/// The status says that it is an error; its body is not waited for longer than this.
+/// Limit on waiting for an error's body; the status alone already tells that it is an error.
 const ERROR_BODY_WAIT: Duration = Duration::from_secs(1);
-/// A list of models or a server's `/metrics` is read up to here, bytes.
+/// Limit on how much of a model list or of `/metrics` is read, bytes.
 const LONGEST_STATEMENT: usize = 4 << 20;
-/// A busy server may take this long to say what it has or how busy it is.
+/// Timeout for the model list and `/metrics`; a busy server may need this long.
 const STATEMENT_WAIT: Duration = Duration::from_secs(5);
 
 /// Sends single requests to one route of one server. Cheap to clone.
@@ -46,11 +46,11 @@ pub struct Transport {
 
 struct Inner {
     http: reqwest::Client,
-    /// Opens a connection for each request: what is sent again must not meet a second dead one.
+    /// Opens a new connection for each request, so that a resent request cannot meet a second dead one.
     fresh: reqwest::Client,
-    /// Our addresses of the connections that have brought an answer: whoever uses one of them again reuses it.
+    /// Local addresses of the connections that have delivered an answer: a request on one of them reuses it.
     answered: Mutex<HashSet<SocketAddr>>,
-    /// What is sent, but for its body.
+    /// The request without its body.
     request: Request,
     models: Request,
     wire: &'static Wire,
@@ -58,7 +58,7 @@ struct Inner {
     large_answers: Semaphore,
 }
 
-/// `future`, or a failure that says that there was `what` for too long and which setting says so.
+/// Awaits `future`; on a timeout, fails with a message made of `what` and the setting responsible.
 pub(super) async fn within<T>(
     limit_s: Option<f64>,
     what: &str,
@@ -70,7 +70,7 @@ pub(super) async fn within<T>(
     timeout(limit, future).await.map_err(too_late)
 }
 
-/// Unless set otherwise, a connection is there after ten seconds (or `request_timeout`), or it is none.
+/// By default, connecting may take ten seconds, or `request_timeout` if that is shorter.
 fn connect_timeout(llm: &Llm) -> Duration {
     Duration::from_secs_f64(llm.connect_timeout.unwrap_or(llm.request_timeout.min(10.0)))
 }
@@ -79,7 +79,7 @@ impl Transport {
     /// A transport to `base` (see [`Endpoint`](super::Endpoint)), with the timeouts, headers and CA file of `llm`.
     ///
     /// # Errors
-    /// If the key or a header cannot be sent, the CA file cannot be read, or there is no TLS where it is needed.
+    /// If the key or a header cannot be sent, the CA file cannot be read, or TLS is needed but not built in.
     pub fn new(base: &Url, kind: RequestKind, llm: &Llm, key: Option<&SecretString>) -> Result<Self, LlmError> {
         let wire = kind.wire();
         let headers = headers::of(llm, wire, base, key)?;
@@ -103,17 +103,17 @@ impl Transport {
         Ok(Transport { inner: Arc::new(inner), secrets })
     }
 
-    /// The same, and no message shows these either.
+    /// A transport that hides these secrets in messages as well.
     pub fn hiding(self, more: Vec<String>) -> Self {
         Transport { secrets: self.secrets.and(more), ..self }
     }
 
-    /// Sends `body` and reads the answer to its end. Never fails: a failure is part of the reply.
+    /// Sends `body` and reads the whole answer. Never returns an error: failures are part of the reply.
     pub async fn send(&self, body: Bytes) -> Reply {
         self.exchange(|| body.clone(), false).await.reply
     }
 
-    /// The models the server says it has (`GET /models`); `None` if it does not say.
+    /// The models that the server lists (`GET /models`); `None` if it does not answer properly.
     pub async fn models(&self) -> Option<Vec<String>> {
         #[derive(Deserialize)]
         struct List {
@@ -128,7 +128,7 @@ impl Transport {
         Some(list.data.into_iter().map(|model| self.secrets.removed_from(&model.id)).collect())
     }
 
-    /// What the server says of itself at `/metrics`, beside the API; `None` if it says nothing.
+    /// The server's metrics, from `/metrics` at the root of its host; `None` if there are none.
     pub async fn metrics(&self) -> Option<String> {
         let mut request = self.inner.models.try_clone()?;
         request.url_mut().set_path("/metrics");
@@ -146,18 +146,18 @@ impl Transport {
         timeout(STATEMENT_WAIT, read).await.ok()?
     }
 
-    /// The URL requests go to, redacted.
+    /// The URL that requests go to, redacted.
     pub fn url(&self) -> String {
         redacted(self.inner.request.url())
     }
 
-    /// The same with a body that is made when it is sent, and again if it has to be sent again: nobody keeps it
-    /// until the answer comes.
+    /// Like [`send`](Self::send), but creates the body when it is sent, and again for a resend,
+    /// so that it does not stay in memory until the answer arrives.
     pub(crate) async fn exchange(&self, body: impl Fn() -> Bytes, keep_text: bool) -> Answer {
         let inner = &self.inner;
         let mut answer = Answer::new(inner.wire, keep_text);
         let done = {
-            // Boxed: a future that is handed on is copied each time.
+            // Boxed: a future is copied each time it is passed on.
             let attempt = Box::pin(async {
                 let mut response = self.attempt(&body, &mut answer).await?;
                 self.read(&mut response, &mut answer).await
@@ -171,14 +171,13 @@ impl Transport {
         answer
     }
 
-    /// One request; a second time, on a fresh connection, if a reused one turns out to have been closed before any byte
-    /// came back.
+    /// Sends one request; resends it once on a fresh connection if a reused one was closed before any byte came back.
     ///
-    /// Some servers close the connection after every answer although they announced to keep it open. Which of the
-    /// two sides notices first is a race, and no failure of the server's.
+    /// Some servers close the connection after every answer despite announcing keep-alive.
+    /// Which side notices first is a race, and not a failure of the server.
     async fn attempt(&self, body: &impl Fn() -> Bytes, answer: &mut Answer) -> Result<Response, Failed> {
         let inner = &self.inner;
-        // Boxed by the HTTP client, so that it is cheap to move.
+        // The HTTP client boxes this future, so it is cheap to move.
         let send = |http: &reqwest::Client| {
             let mut request = inner.request.try_clone().expect("it has no body yet");
             *request.body_mut() = Some(body().into());
@@ -211,16 +210,16 @@ impl Transport {
         }
     }
 
-    /// Whether the connection that failed had brought an answer before.
+    /// Whether the failed connection had already delivered an answer.
     ///
-    /// Asking instead whether this request has opened a connection would not do: while one is being opened, another's
-    /// may become free and is taken.
+    /// It is not enough to check whether this request opened a connection: while one is being
+    /// opened, another may become free and be used instead.
     fn was_reused(&self, error: &reqwest::Error) -> bool {
         let connection = cause::<hyper_util::client::legacy::Error>(error).and_then(|error| error.connect_info());
         let mut about = hyper::http::Extensions::new();
         connection.inspect(|connection| connection.get_extras(&mut about));
         let Some(connection) = about.get::<HttpInfo>() else { return false };
-        // It is dead: its address may come back as that of a fresh one.
+        // Remove it: the connection is dead, and a new one may get the same address.
         self.inner.answered.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection.local_addr())
     }
 

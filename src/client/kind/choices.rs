@@ -1,4 +1,4 @@
-//! Answers with `choices`, as chats and completions have them.
+//! Answers with `choices`, as used by chats and completions.
 
 use std::fmt;
 
@@ -40,7 +40,7 @@ struct Part<'a> {
     tool_calls: Option<&'a RawValue>,
 }
 
-/// All choices of a chunk. Added up as they are read: a list of them would be an allocation per chunk.
+/// All choices of a chunk, merged as they are read: a list would cost an allocation per chunk.
 #[derive(Default)]
 struct Choices<'a>(Chunk<'a>);
 

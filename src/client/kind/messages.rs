@@ -19,7 +19,7 @@ pub(super) static WIRE: Wire = Wire {
     ..Wire::PLAIN
 };
 
-/// A whole answer (`content`), or an event of a stream: its start (`message`), a piece or the end (`delta`).
+/// A whole answer (`content`), or an event of a stream: its start (`message`), a piece or its end (`delta`).
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct Body<'a> {
@@ -44,9 +44,9 @@ struct Start<'a> {
 struct Part<'a> {
     text: Option<&'a RawValue>,
     thinking: Option<&'a RawValue>,
-    /// Of a tool call, in a stream.
+    /// Arguments of a tool call, in a stream.
     partial_json: Option<&'a RawValue>,
-    /// The same in one piece.
+    /// Arguments of a tool call, in a whole answer.
     input: Option<IgnoredAny>,
     stop_reason: Option<String>,
 }

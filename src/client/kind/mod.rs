@@ -1,5 +1,5 @@
-//! Where the kinds of request differ, one file each: a new kind is a file, a variant here, its place in `ALL` and its arm
-//! of `wire`; and a file in the simulator's `protocol`.
+//! The differences between request kinds, one file each. A new kind needs a file, a variant
+//! here, an entry in `ALL`, an arm in `wire`, and a file in the simulator's `protocol`.
 
 mod chat;
 mod choices;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// The route requests go to.
+/// The API route that requests go to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RequestKind {
@@ -53,45 +53,45 @@ impl RequestKind {
     }
 }
 
-/// How a prompt is written.
+/// The form of a prompt in the body.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// One text, messages one after the other.
+    /// A single string; messages are concatenated.
     Text,
     /// A list of messages.
     Messages,
-    /// A text where it is one message, else a list.
+    /// A string if there is only one message, else a list.
     Either,
 }
 
-/// A kind of request as it travels.
+/// How a kind of request is encoded on the wire.
 pub(crate) struct Wire {
-    /// Below the base URL.
+    /// Path below the base URL.
     pub route: &'static str,
-    /// What carries the prompt in the body, and in which shape.
+    /// Key of the prompt in the body. Its form is `shape`.
     pub prompt_key: &'static str,
     pub shape: Shape,
-    /// What carries a system prompt; `None`: the same, before the rest.
+    /// Key of the system prompt; `None` if it is the first part of the prompt itself.
     pub system_key: Option<&'static str>,
-    /// What limits the tokens of an answer. Where none are generated there is nothing to limit or stream, and no reason
-    /// why an answer ends.
+    /// Key that limits the tokens of an answer. `None` if none are generated: there is nothing
+    /// to limit or to stream, and no finish reason.
     pub limit_key: Option<&'static str>,
-    /// Whether a stream tells the tokens only if `stream_options` asks for them.
+    /// Whether a stream reports token counts only if `stream_options` asks for them.
     pub usage_on_request: bool,
-    /// What carries the API key unless `llm.api_key_header` says so; `None`: `Authorization: Bearer`.
+    /// Header for the API key unless `llm.api_key_header` is set; `None`: `Authorization: Bearer`.
     pub key_header: Option<&'static str>,
-    /// What every request needs besides.
+    /// Further headers that every request needs.
     pub headers: &'static [(&'static str, &'static str)],
-    /// Reads a chunk of a stream or a whole answer.
+    /// Parses a chunk of a stream or a whole answer.
     pub read: fn(&[u8]) -> serde_json::Result<Chunk<'_>>,
-    /// What an answer without content is said to lack.
+    /// Name for the content that an empty answer lacks, used in the error message.
     pub content: &'static str,
-    /// What ends a stream.
+    /// Name for the end of a stream, used in the error message.
     pub end: &'static str,
 }
 
 impl Wire {
-    /// What most kinds have in common.
+    /// Defaults that most kinds share.
     const PLAIN: Wire = Wire {
         route: "",
         prompt_key: "",
@@ -107,7 +107,7 @@ impl Wire {
     };
 }
 
-/// What a chunk of a stream, or a whole answer, brings. All of it is optional: servers differ.
+/// The content of a chunk of a stream, or of a whole answer. All of it is optional: servers differ.
 #[derive(Default)]
 pub(crate) struct Chunk<'a> {
     pub has_content: bool,
@@ -115,7 +115,7 @@ pub(crate) struct Chunk<'a> {
     pub finish_reason: Option<String>,
     pub usage: Option<&'a RawValue>,
     pub is_error: bool,
-    /// Whether nothing follows.
+    /// Whether this is the last chunk.
     pub is_last: bool,
 }
 
@@ -127,13 +127,13 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// Whether a list, or a string (a vector may be base64), holds nothing. What is neither holds nothing.
+/// Whether a list or a string (a vector may be base64) is empty. Anything else counts as empty.
 fn is_empty(written: &RawValue) -> bool {
     let written = written.get();
     !written.starts_with(['[', '"']) || written[1..written.len() - 1].trim_ascii().is_empty()
 }
 
-/// A string, or a list of parts with a `text` each.
+/// The text of a string, or of a list of parts that each have a `text`.
 fn text_of(written: &RawValue) -> Cow<'_, str> {
     fn joined(value: Value) -> String {
         match value {

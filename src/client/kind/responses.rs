@@ -23,7 +23,7 @@ pub(super) static WIRE: Wire = Wire {
 struct Event<'a> {
     #[serde(rename = "type")]
     kind: Option<&'a RawValue>,
-    /// Of text, of reasoning, or of a tool call's arguments.
+    /// A piece of text, of reasoning, or of a tool call's arguments.
     delta: Option<&'a RawValue>,
     response: Option<Whole<'a>>,
     error: Option<IgnoredAny>,
@@ -57,7 +57,7 @@ fn read(data: &[u8]) -> serde_json::Result<Chunk<'_>> {
     }
     let is_last = matches!(kind, "response.completed" | "response.incomplete" | "response.failed");
     let is_error = kind == "error" || event.error.is_some();
-    // The end repeats what the deltas have brought.
+    // The final event repeats the output that the deltas have already delivered.
     let end = whole(Whole { output: None, ..event.response.unwrap_or_default() })?;
     Ok(Chunk { is_last, is_error: is_error || end.is_error, ..end })
 }
