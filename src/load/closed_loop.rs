@@ -1,15 +1,15 @@
-//! The closed loop: keeps `level` requests in flight and cuts the stream of completions into windows.
+//! The closed loop: keeps `level` requests in flight and divides the completions into windows.
 //!
-//! One [`tokio::sync::Semaphore`] with `level` permits; every send holds a permit from start to end, and as one
-//! ends the next starts. Windows follow one another without a gap: requests in flight at the end of one carry
-//! over into the next, and only the very last ones are drained. A batch that waits for its own last request (a
-//! barrier) measures its slowest request instead of the server.
+//! A [`tokio::sync::Semaphore`] has `level` permits; every request holds one from start to end,
+//! and as one request ends the next starts. Windows follow one another without a gap: requests in
+//! flight at the end of one carry over into the next, and only the last are drained. A batch that
+//! waits for its own last request (a barrier) measures its slowest request instead of the server.
 //!
-//! The level may change while the loop runs ([`visits`]): it is filled up, or comes down as requests end, without a
-//! drain. A visit begins once the new level is reached; what is still in flight when it ends has begun in it, but ends
-//! among other neighbours (its `sample` is null).
+//! The level may change while the loop runs ([`visits`]): it fills up, or shrinks as requests
+//! end, without a drain. A visit begins once the new level is reached. Requests still in flight
+//! when a visit ends belong to it, but they end under a different load (their `sample` is null).
 //!
-//! The loop knows no network: it takes a `send` closure and tokio's clock, so that it runs in virtual time too.
+//! The loop does no I/O: it takes a `send` closure and uses tokio's clock, so it also runs in virtual time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -24,37 +24,37 @@ use super::cold::was_cold;
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
 use crate::figures::{LeftOut, LevelState, Measurement, Sample};
 
-/// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
+/// A request that fails sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
-/// How many requests start together. Fewer would cost clearly more processor time where the server answers at once; with
-/// more, the first token of streams that begin together seems later than it is.
+/// Number of requests that start together. Fewer would cost noticeably more CPU time where the server
+/// answers at once; with more, the first tokens of streams that start together appear later than they are.
 pub const AT_ONCE: u64 = 4;
 
-/// How much one level measures; `warmup` and `measured` count completions.
+/// The amount of measuring at one level; `warmup` and `measured` count completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopPlan {
     pub level: usize,
     pub warmup: usize,
-    /// So many more are left out at most as long as the engine is getting faster.
+    /// Maximum number of further completions that are left out while the engine is still getting faster.
     pub cold: usize,
-    /// In all windows together.
+    /// Completions of all windows together.
     pub measured: usize,
-    /// Windows.
+    /// Number of windows.
     pub samples: usize,
-    /// A `Retry-After` is honoured up to this long.
+    /// Upper limit on the `Retry-After` that is honoured.
     pub longest_wait: Duration,
     /// The level is given up after this long without a success.
     pub patience: Duration,
     pub time_limit: Duration,
 }
 
-/// A level has stalled after this many times the longest a request may take without a success.
+/// Patience in units of the request timeout.
 const PATIENCE: u32 = 3;
 
 impl LoopPlan {
-    /// The plan of a level that measures at least `total` requests in `samples` windows of at least
-    /// `smallest_window` completions, after `max(warmup, level)` completions of warm-up.
+    /// A plan for at least `total` requests in `samples` windows of at least `smallest_window`
+    /// completions, after `max(warmup, level)` completions of warm-up.
     pub fn new(level: usize, total: usize, warmup: usize, samples: usize, smallest_window: usize) -> Self {
         LoopPlan {
             level,
@@ -65,7 +65,7 @@ impl LoopPlan {
         }
     }
 
-    /// A visit of so many completions, in as many windows or fewer.
+    /// A visit of `completions` completions, in at most `samples` windows.
     pub fn visit(level: usize, completions: usize, samples: usize) -> Self {
         LoopPlan {
             level,
@@ -79,8 +79,8 @@ impl LoopPlan {
         }
     }
 
-    /// With the limits that follow from the time a request may take. The level's own is what it takes if every
-    /// request takes all of its time.
+    /// Sets the limits that follow from the request timeout. The level's own time limit is what
+    /// it takes if every request uses its full timeout.
     pub fn with_request_timeout(self, timeout: Duration) -> Self {
         let waves = self.tickets().div_ceil(self.level.max(1) as u64);
         LoopPlan {
@@ -91,17 +91,17 @@ impl LoopPlan {
         }
     }
 
-    /// The ceiling on tickets: all that may ever be sent at this level.
+    /// Upper limit on the tickets, and thus on the requests sent at this level.
     pub fn tickets(&self) -> u64 {
         self.of_warm_engine() + self.cold as u64
     }
 
-    /// The same where nothing is left out after the warm-up.
+    /// The same without the completions that a cold engine may cost.
     pub fn of_warm_engine(&self) -> u64 {
         (self.warmup + self.measured + self.level) as u64
     }
 
-    /// Completions of a window.
+    /// Number of completions in the window at index `at`.
     pub fn window(&self, at: usize) -> usize {
         self.measured * (at + 1) / self.samples - self.measured * at / self.samples
     }
@@ -110,23 +110,23 @@ impl LoopPlan {
 /// The right to send one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
-    /// Order of issue, from 0.
+    /// Position in the order of issue, from 0.
     pub seq: u64,
     pub phase: Phase,
-    /// The level when it was issued, and which visit of the loop that was, from 0.
+    /// The level at the time of issue, and the index of the visit within the loop, from 0.
     pub level: usize,
     pub visit: u32,
 }
 
-/// A stretch of the level's life, in seconds since it began.
+/// One window of the measurement, in seconds since the level began.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
     pub start_s: f64,
-    /// Its end: the moment of its last completion.
+    /// The time of its last completion.
     pub end_s: f64,
     pub completed: usize,
     pub succeeded: usize,
-    /// Latencies of the successes, added up, and their output tokens; not a number where one answer's are unknown.
+    /// Sum of the latencies of the successes, and of their output tokens (NaN if a count is unknown).
     pub busy_s: f64,
     pub tokens: f64,
 }
@@ -141,13 +141,13 @@ impl Window {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Complete,
-    /// All of the warm-up failed, so each window shrank to one completion.
+    /// The whole warm-up failed, so each window shrank to one completion.
     Hopeless,
-    /// No request succeeded for as long as [`LoopPlan::patience`]: the remaining windows shrank to one completion.
+    /// No request succeeded for [`LoopPlan::patience`], so the remaining windows shrank to one completion.
     Stalled,
-    /// [`LoopPlan::time_limit`] was over: the remaining windows shrank to one completion.
+    /// [`LoopPlan::time_limit`] passed, so the remaining windows shrank to one completion.
     Overdue,
-    /// It was stopped from outside; requests in flight were given up.
+    /// Stopped from outside; requests in flight were given up.
     Cut,
 }
 
@@ -156,7 +156,7 @@ pub struct LoopRecord {
     pub ending: Ending,
     pub windows: Vec<Window>,
     pub left_out: Option<LeftOut>,
-    /// By the loop so far, and what it may send at most until it is told what comes next.
+    /// Requests sent by the loop so far, and the most it may have sent before the next order arrives.
     pub sent: u64,
     pub at_most: u64,
 }
@@ -167,7 +167,7 @@ impl LoopRecord {
         Some([self.windows.first()?.start_s, self.windows.last()?.end_s])
     }
 
-    /// What it came to at `level`, as far as the loop knows.
+    /// The measurement of `level`, as far as the loop knows it.
     pub fn measurement(&self, level: usize) -> Measurement {
         let sample = |window: &Window| Sample {
             duration_s: window.duration_s(),
@@ -189,24 +189,24 @@ impl LoopRecord {
     }
 }
 
-/// Is called as things happen, on the loop's own task: keep it short.
+/// Receives the loop's events. The methods run on the loop's own task, so they must be quick.
 pub trait Observer {
-    /// A visit begins, the first one included.
+    /// A visit begins; also called for the first.
     fn begins(&mut self, _plan: &LoopPlan, _visit: u32) {}
     fn issued(&mut self, _ticket: Ticket) {}
-    /// A request ended (or was given up: `end_s` is null).
+    /// A request ended, or was given up (`end_s` is null).
     fn ended(&mut self, outcome: RequestOutcome, reply: Reply);
-    /// `permits` are held back after failures now.
+    /// The number of permits held back after failures changed.
     fn held(&mut self, _permits: usize) {}
     /// The warm-up or a window ended.
     fn window(&mut self, window: Window);
-    /// The windows so far do not count: the engine was still getting faster. Nor do the requests issued so far.
+    /// The windows and requests so far are left out, since the engine was still getting faster.
     fn anew(&mut self, _left_out: &LeftOut) {}
-    /// A visit ended, the last one included. Its own requests that are in flight were issued at these times.
+    /// A visit ended; also called for the last. `_in_flight_s` holds the start times of its cohort still in flight.
     fn visited(&mut self, _level: usize, _visit: u32, _record: LoopRecord, _in_flight_s: Vec<f64>) {}
 }
 
-/// Keeps what became of each request.
+/// Collects the outcomes of all requests.
 impl Observer for Vec<RequestOutcome> {
     fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
         self.push(outcome);
@@ -214,23 +214,23 @@ impl Observer for Vec<RequestOutcome> {
     fn window(&mut self, _: Window) {}
 }
 
-/// Runs one level to its end, the drain included.
+/// Runs one level to its end, including the drain.
 ///
-/// `send` is called once a permit is held, and its future is spawned: latency is from there to its return.
-/// Setting `stop` to true gives up what is in flight.
+/// `send` is called once a permit is held, and its future is spawned: latency is from there to
+/// its return. Setting `stop` to true gives up the requests in flight.
 pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     plan: &LoopPlan,
     stop: watch::Receiver<bool>,
     send: impl FnMut(Ticket) -> F,
     observer: &mut impl Observer,
 ) -> LoopRecord {
-    // Nobody will ask for more.
+    // The sender is dropped at once, so no further visit follows.
     let (_, none) = mpsc::channel(1);
     visits(plan, none, stop, send, observer).await
 }
 
-/// Runs one visit after the other: as one ends, `orders` says which is next; once it is closed, the loop ends. While it
-/// waits for the next order it keeps the level full, up to the visit's tickets. Gives the record of the last visit.
+/// Runs one visit after another. When one ends, `orders` provides the next; once the channel is closed, the loop
+/// ends. While waiting it keeps the level full, up to the visit's tickets. Returns the record of the last visit.
 pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
     first: &LoopPlan,
     mut orders: mpsc::Receiver<LoopPlan>,
@@ -245,7 +245,7 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
     observer.begins(first, 0);
     while state.issuing() || state.waiting() || !in_flight.is_empty() {
         tokio::select! {
-            // Completions first: the window they close decides the phase of what is issued next.
+            // Completions first: closing a window decides the phase of the requests issued next.
             biased;
             Ok(_) = stop.wait_for(|&stop| stop), if !state.cut => {
                 state.cut = true;
@@ -292,8 +292,8 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
                     let reply = exchange.await;
                     Completion { seq: ticket.seq, end: Instant::now(), reply, permit }
                 });
-                // Where many ended at the same time, those that start first are to be on their way before the others'
-                // times begin to count.
+                // When many requests end at the same time, send the first replacements before
+                // the clocks of the others start.
                 if state.issued.is_multiple_of(AT_ONCE) {
                     tokio::task::yield_now().await;
                 }
@@ -304,7 +304,7 @@ pub async fn visits<F: Future<Output = Reply> + Send + 'static>(
     state.into_record(observer)
 }
 
-/// A request whose answer is there, good or bad.
+/// A request that has ended, successfully or not.
 struct Completion {
     seq: u64,
     end: Instant,
@@ -312,33 +312,32 @@ struct Completion {
     permit: OwnedSemaphorePermit,
 }
 
-/// Where the loop stands: which visit, which window is open, how many tickets are left.
+/// The state of the loop: the current visit, the open window, the tickets issued.
 struct State {
     plan: LoopPlan,
     visit: u32,
     began: Instant,
     issued: u64,
-    /// Of this visit.
     issued_in_visit: u64,
     issued_measured: usize,
-    /// What is in flight, by number, and since when.
+    /// Requests in flight by sequence number, with their start times.
     open_tickets: BTreeMap<u64, (Ticket, Instant)>,
-    /// Tickets to issue until the level is reached, and permits to come back until then.
+    /// Tickets to issue, and surplus permits to come back, until the level is reached.
     missing: usize,
     surplus: usize,
     warmed_up: bool,
-    /// The level has clearly failed, in this way.
+    /// Set once the level has clearly failed.
     given_up: Option<Ending>,
     visit_began: Instant,
     last_success: Instant,
     cut: bool,
-    /// Nothing follows on this visit.
+    /// Whether no further visit follows.
     is_last: bool,
-    /// `None` until the level is reached.
+    /// `None` until the level is reached, unless the first visit has a warm-up.
     open: Option<Window>,
     windows: Vec<Window>,
     left_out: Option<LeftOut>,
-    /// Completions of the windows that were left out.
+    /// Completions in the windows that were left out.
     left_out_windows: usize,
     typical: TypicalLatency,
 }
@@ -370,7 +369,7 @@ impl State {
         }
     }
 
-    /// The next visit, with so many permits in use.
+    /// Begins the next visit while `taken` permits are in use.
     fn begin(&mut self, plan: LoopPlan, taken: usize) {
         let now = Instant::now();
         self.missing = plan.level.saturating_sub(taken);
@@ -391,7 +390,7 @@ impl State {
         self.windows.len() == self.plan.samples
     }
 
-    /// The visit is over, and what comes next is not known yet.
+    /// Whether the visit is over and the next order has not arrived yet.
     fn waiting(&self) -> bool {
         self.done() && !self.is_last && !self.cut
     }
@@ -412,7 +411,7 @@ impl State {
         ticket
     }
 
-    /// A permit comes back, and is gone if there are more than the level.
+    /// Takes back a permit; discards it while there are more than the level allows.
     fn give_back(&mut self, permit: OwnedSemaphorePermit) {
         if self.surplus > 0 {
             self.surplus -= 1;
@@ -420,7 +419,7 @@ impl State {
         }
     }
 
-    /// The permit, and until when it is to be held back after a failure that came too soon.
+    /// Returns the permit and, after a failure, the time until which to hold it back, if at all.
     fn completed(
         &mut self,
         completion: Completion,
@@ -457,8 +456,8 @@ impl State {
         (permit, held_s.map(|_| end + held))
     }
 
-    /// Gives the level up if it has made no progress for too long. Every request comes to its end in time, so that
-    /// it is enough to check when one does.
+    /// Gives up the level if it has made no progress for too long. Checking on completions is
+    /// enough, since every request ends eventually (by its timeout).
     fn check_time(&mut self, now: Instant) {
         let since = |then| now.saturating_duration_since(then);
         if since(self.last_success) > self.plan.patience {
@@ -468,8 +467,8 @@ impl State {
         }
     }
 
-    /// Opens the first window once the level is reached, and closes one that is full. It ends with its last completion:
-    /// where many come at the same instant, the cohort is whole only once the tickets after them are issued.
+    /// Opens the first window once the level is reached, and closes a full one. A window ends at its last completion,
+    /// but may close later: after several at once, the cohort is full only when their replacements are issued.
     fn go_on(&mut self, observer: &mut impl Observer) {
         if self.done() || self.cut {
             return;
@@ -502,7 +501,7 @@ impl State {
         }
     }
 
-    /// Requests a second at first and since, if it does and the plan has room to begin anew.
+    /// Requests per second before and after the speed-up, if there was one and the plan allows starting over.
     fn still_gets_faster(&self) -> Option<[f64; 2]> {
         let completed: usize = self.windows.iter().map(|window| window.completed).sum();
         let has_room = self.left_out_windows + completed <= self.plan.cold && self.given_up.is_none();
@@ -526,13 +525,13 @@ impl State {
         if !self.warmed_up {
             return open.completed >= self.plan.warmup;
         }
-        // Permits held after failures may leave the cohort a few short of the plan: the last window waits for it.
+        // Permits held after failures may leave the cohort short of the plan: the last window waits until it is full.
         let at = self.windows.len();
         let last = at + 1 == self.plan.samples;
         open.completed >= self.plan.window(at) && (!last || self.issued_measured >= self.plan.measured)
     }
 
-    /// For how long the permit of a failed request is held back, so that refusals do not turn the loop into a flood.
+    /// How long to hold back the permit of a failed request, so that rejections do not turn the loop into a flood.
     fn hold(&self, latency: Duration, retry_after: Option<Duration>) -> Duration {
         let typical = self.typical.median().unwrap_or(LONGEST_HOLD).min(LONGEST_HOLD);
         let asked = retry_after.unwrap_or_default().min(self.plan.longest_wait);
@@ -558,7 +557,7 @@ impl State {
         observer.visited(self.plan.level, self.visit, self.record(), in_flight_s);
     }
 
-    /// Ends the loop; what is still in flight was given up.
+    /// Ends the loop. Requests still in flight are recorded as given up.
     fn into_record(self, observer: &mut impl Observer) -> LoopRecord {
         for &(ticket, start) in self.open_tickets.values() {
             observer.ended(record(ticket, None, self.seconds(start), None, &Reply::default()), Reply::default());
@@ -607,12 +606,12 @@ pub(crate) fn record(
         resent: reply.resent,
         cut: reply.cut,
         held_s: None,
-        // The loop knows no prompts.
+        // The loop does not know the prompts.
         prompt_size: None,
     }
 }
 
-/// The median of the most recent successes' latencies; bounded, so that a long run costs no memory.
+/// Median latency of the most recent successes; bounded, so that memory does not grow with the run.
 #[derive(Default)]
 struct TypicalLatency(VecDeque<Duration>);
 

@@ -1,20 +1,20 @@
-//! Whether an engine was still getting faster while it was measured: a cold one compiles, fills its caches or scales up.
+//! Detects an engine that was still getting faster while measured: a cold one compiles, fills caches or scales up.
 
 use super::closed_loop::Window;
 use crate::figures::student_t;
 
-/// No fewer windows tell, nor do fewer than two at the speed that counts.
+/// Minimum number of windows for a verdict. At least two of them must be at the final speed.
 const FEWEST: usize = 4;
-/// What is left in would make the throughput this much lower, and it is likelier than this that it is no chance. All
-/// looks at a level together take a steady server for a cold one in some 1 to 2 % of runs (speed AR(1) 5 %, correlated
-/// over 100 requests).
+/// The slow windows are left out if keeping them would lower throughput by this factor, and if the
+/// change has at most this probability of being chance. Over all checks of a level, a steady server
+/// is taken for a cold one in some 1 to 2 % of runs (speed AR(1) 5 %, correlated over 100 requests).
 const MATTERS: f64 = 1.03;
 const BY_CHANCE: f64 = 0.001;
-/// Speed wanders by no less from one window to the next.
+/// Lowest coefficient of variation assumed for the speed of a window.
 const LEAST_CV: f64 = 0.05;
 
-/// Requests a second at first and since, if these windows were clearly slower up to some moment than they were from then
-/// on. Time is taken for each token where these are known, so that the luck of the answers' lengths is not in it.
+/// Requests per second before and after a change point, if the windows before it were clearly slower.
+/// Based on time per token if token counts are known, so that answers of random length do not matter.
 pub(super) fn was_cold(windows: &[Window]) -> Option<[f64; 2]> {
     let n = windows.len();
     let by_token = windows.iter().all(|of| of.tokens > 0.0);

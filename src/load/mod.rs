@@ -1,4 +1,4 @@
-//! Makes load, and watches itself and the server meanwhile.
+//! Generates load, and monitors this client and the server meanwhile.
 
 pub mod closed_loop;
 mod cold;

@@ -1,8 +1,8 @@
-//! The limit of open files: each request in flight holds a connection, which counts as one.
+//! The limit on open files: each request in flight holds a connection, which counts as an open file.
 
 use thiserror::Error;
 
-/// Files that are open beside the connections: sidecars, Criterion's, the runtimes' own.
+/// Open files besides the connections: sidecars, Criterion's files, and those of the runtimes.
 const OTHERS: u64 = 100;
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -16,14 +16,14 @@ pub struct TooFewFiles {
     pub allowed: u64,
 }
 
-/// Open files that `level` requests in flight take. A connection may still be on its way when its request has found
-/// another that became free, so there may be some more than requests. With the server in this process each has two ends.
+/// Number of open files for `level` requests in flight. There may be slightly more connections than requests: one
+/// may still be opening when its request takes another that became free. A server in this process doubles them.
 fn needed(level: usize, server_is_here: bool) -> u64 {
     let connections = level as u64 + level as u64 / 10;
     connections * if server_is_here { 2 } else { 1 } + OTHERS
 }
 
-/// Sees to it that a level can be reached: raises this process's own (soft) limit where it is too low.
+/// Ensures that a level is possible, by raising this process's soft limit if it is too low.
 ///
 /// # Errors
 /// If the hard limit is too low as well.
@@ -33,21 +33,21 @@ pub fn allow(level: usize, server_is_here: bool) -> Result<(), TooFewFiles> {
     if allowed < needed { Err(TooFewFiles { level, needed, allowed }) } else { Ok(()) }
 }
 
-/// Raises the soft limit to `needed` if it is lower and may be; the limit as it is then.
+/// Raises the soft limit to `needed` if it is lower and the hard limit permits; returns the resulting limit.
 #[cfg(unix)]
 fn raise_to(needed: u64) -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    // `None` means that there is no limit.
+    // `None` means unlimited.
     let number = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if number(current) < needed && number(maximum) >= needed {
-        // If it is refused all the same, the limit is still the old one.
+        // If this fails, the old limit remains in force.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum });
     }
     number(getrlimit(Resource::Nofile).current)
 }
 
-/// Elsewhere sockets do not count as files, or the limit is not known.
+/// On other systems, sockets are not files, or the limit is unknown.
 #[cfg(not(unix))]
 fn raise_to(_needed: u64) -> u64 {
     u64::MAX

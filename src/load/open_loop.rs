@@ -1,8 +1,8 @@
-//! The open loop: requests arrive when they are due, whether others have ended or not, and a semaphore stands before
-//! them as the one that `LlmClient` holds. A late arrival counts from when it was due, so that a client or a server that
-//! falls behind hides nothing (coordinated omission).
+//! The open loop: requests arrive when they are due, whether others have ended or not, and wait
+//! for a semaphore like that of `LlmClient`. Latency counts from the due time, so that a client
+//! or a server that falls behind hides nothing (coordinated omission).
 //!
-//! It knows no network, as the closed loop.
+//! Like the closed loop, it does no I/O itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -19,19 +19,19 @@ use super::closed_loop::{Ticket, record};
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
 use crate::figures::ArrivalsEnd;
 
-/// Poisson arrivals at a rate, given their number: the gaps of the process are scaled to that rate, since of a hundred
-/// arrivals alone one cannot tell a rate from one a tenth above it.
+/// Poisson arrivals at a given rate and of a given number. The gaps are scaled to match the rate
+/// exactly: from a hundred arrivals alone, a rate cannot be told from one that is 10 % higher.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrivals {
     pub rate_rps: f64,
     pub count: usize,
-    /// Requests that may be in flight.
+    /// Maximum number of requests in flight.
     pub permits: usize,
     pub seed: u64,
 }
 
 impl Arrivals {
-    /// Seconds from the beginning, ascending.
+    /// Arrival times in seconds from the start, ascending.
     pub fn due_s(&self) -> Vec<f64> {
         let mut rng = StdRng::seed_from_u64(self.seed);
         let mut at = 0.0;
@@ -46,18 +46,18 @@ impl Arrivals {
     }
 }
 
-/// What the arrivals came to, beside the record of each request.
+/// The result of a run, besides the record of each request.
 #[derive(Clone, Debug)]
 pub struct Arrived {
     pub ending: ArrivalsEnd,
-    /// How many waited for a permit when the last one came.
+    /// Number of requests that waited for a permit when the last one arrived.
     pub backlog: usize,
-    /// How late the loop was with each that arrived, seconds, ascending.
+    /// How late the loop handled each arrival, seconds, ascending.
     pub late_s: Vec<f64>,
 }
 
-/// Lets them arrive, and all of them come to their end. A queue that clearly grows ends it: what still waits then is
-/// never sent. Setting `stop` to true gives up what is in flight as well.
+/// Lets the requests arrive and waits for all of them to end. If the queue clearly grows, it stops early
+/// and never sends what is still waiting. Setting `stop` to true also gives up the requests in flight.
 pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     plan: &Arrivals,
     mut stop: watch::Receiver<bool>,
@@ -68,7 +68,7 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     let mut due: VecDeque<Instant> = plan.due_s().into_iter().map(|at| began + Duration::from_secs_f64(at)).collect();
     let permits = Arc::new(Semaphore::new(plan.permits));
     let mut waiting: VecDeque<(u64, Instant)> = VecDeque::new();
-    // When each in flight was due and was sent.
+    // Due and start times of the requests in flight.
     let mut open: BTreeMap<u64, [Instant; 2]> = BTreeMap::new();
     let mut in_flight: JoinSet<(u64, Instant, Reply)> = JoinSet::new();
     let mut saturation = Saturation { since: None, seconds: 0.0, ended: 0.0, latency: [0.0; 3] };
@@ -121,7 +121,7 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
                 while let Some(at) = due.pop_front_if(|at| *at <= now) {
                     waiting.push_back((result.late_s.len() as u64, at));
                     result.late_s.push((now - at).as_secs_f64());
-                    // Those that come when all permits are taken wait; the first few of the others are on their way.
+                    // Arrivals beyond the free permits have to wait; the others are about to be sent.
                     result.backlog = waiting.len().saturating_sub(permits.available_permits());
                 }
             }
@@ -135,19 +135,19 @@ pub async fn run<F: Future<Output = Reply> + Send + 'static>(
     result
 }
 
-/// Detects an overload: while all permits are taken the server ends requests as fast as it can. If that is slower than
-/// they are due, beyond chance, they will never be caught up with. Arrivals burstier than Poisson's would need more room.
+/// Detects overload: a server that completes requests more slowly than they arrive, beyond chance, while
+/// all permits are taken will never catch up. Arrivals burstier than Poisson's would need more room.
 struct Saturation {
     since: Option<Instant>,
     seconds: f64,
     ended: f64,
-    /// Of the successes: their number, latency, and its square.
+    /// Number of successes, sum of their latencies, and sum of the squares.
     latency: [f64; 3],
 }
 
-/// In standard errors. It is asked after each request; while the rate is below the limit, the difference drifts away.
+/// In standard errors. Checked after each request; below the arrival rate, the difference keeps growing.
 const BEYOND_CHANCE: f64 = 3.0;
-/// Latencies vary by no less than this share: they depend on one another.
+/// Lowest coefficient of variation assumed for latencies, since they depend on one another.
 const LEAST_CV: f64 = 0.3;
 
 impl Saturation {
@@ -164,7 +164,7 @@ impl Saturation {
         self.since = full.then(Instant::now);
     }
 
-    /// Up to `permits` requests may be on their way at the end of a time, without any fault of the server.
+    /// Up to `permits` requests may be in flight at the end of a saturated period without being overdue.
     fn is_overload(&self, plan: &Arrivals) -> bool {
         let [n, sum, squares] = self.latency;
         let cv = if n < 10.0 { 1.0 } else { (squares * n / (sum * sum) - 1.0).max(0.0).sqrt().max(LEAST_CV) };

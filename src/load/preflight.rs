@@ -1,5 +1,5 @@
-//! Two of a run's own prompts, sent one after the other before anything is measured: what is wrong with the key, the
-//! model or a prompt that is too long shows here, for two requests instead of a sweep.
+//! Sends two of a run's own prompts, one after the other, before anything is measured. A bad
+//! key, an unknown model or an overlong prompt shows up after two requests instead of a sweep.
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::load::closed_loop::{self, Ticket};
 use crate::load::target::Target;
 use crate::prompts::Prompt;
 
-/// Requests that a preflight sends at most: two prompts, each once more if it was refused.
+/// Maximum number of requests: two prompts, each sent once more if it was rejected.
 pub const AT_MOST: u64 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +22,20 @@ pub struct Probe {
     pub which: Which,
     pub id: String,
     pub characters: usize,
-    /// Seconds from sending it to the answer's last byte.
+    /// Seconds from sending the request to the last byte of the answer.
     pub latency_s: f64,
     pub reply: Reply,
 }
 
 impl Probe {
-    /// Whether the server does not want this request, however often and however slowly it is sent.
+    /// Whether the server rejects this request as such, so that retrying or slowing down would not help.
     pub fn is_refused(&self) -> bool {
         self.reply.failure.as_ref().is_some_and(|failed| failed.kind == Failure::ClientError)
     }
 }
 
-/// Sends a typical and the longest of `prompts`, and a refused one again, since a single refusal may be chance. Stops at
-/// the first that stays refused. `record` takes the record of each request.
+/// Sends a typical prompt and the longest one. A rejected prompt is sent again, since a single rejection may
+/// be chance; the preflight stops if it is rejected twice. `record` receives the record of each request.
 pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnMut(RequestOutcome)) -> Vec<Probe> {
     let began = Instant::now();
     let mut probes: Vec<Probe> = Vec::new();
@@ -64,7 +64,7 @@ pub async fn preflight(target: &Target, prompts: &[Prompt], mut record: impl FnM
     probes
 }
 
-/// The numbers of a prompt of median length and of the longest; one where they are the same.
+/// The indices of the prompt of median length and of the longest; only one if they are the same.
 fn chosen(prompts: &[Prompt]) -> Vec<(Which, usize)> {
     let mut by_length: Vec<usize> = (0..prompts.len()).collect();
     by_length.sort_by_key(|&at| prompts[at].characters());

@@ -1,5 +1,5 @@
-//! Writes down what the closed loop reports of a measurement: each request into the sidecar, what the figures need into
-//! memory, and the rest into its record.
+//! Records what the closed loop reports: each request goes to the sidecar, the inputs of the
+//! figures stay in memory, and everything else goes to the measurement's record.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
@@ -13,56 +13,56 @@ use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
 use crate::figures::{LeftOut, Measurement, Requests, Stage, Step, histogram};
 
-/// Begin it on the load thread, inside its runtime.
+/// Must be created on the load thread, inside its runtime.
 pub struct Recorder<O> {
     target: Arc<Target>,
-    /// Gets everything as well: the sidecar, the live view, Criterion.
+    /// The next observer, which receives all events too: the sidecar, the live view, Criterion.
     next: O,
     began: Instant,
     visits: Option<Visits>,
-    /// What has ended and was not handed on, by visit.
+    /// Requests that have ended but were not handed on yet, by visit.
     parts: BTreeMap<u32, Requests>,
-    /// Of the visit in hand, as all below.
+    /// The current visit; the fields below refer to it.
     visit: u32,
     gaps_us: Histogram<u64>,
     self_check: SelfCheck,
     rate_limit: Option<RateLimit>,
-    /// A `Retry-After` counts up to this.
+    /// Upper limit on the `Retry-After` that is honoured.
     longest_wait: Duration,
     not_before: Option<Instant>,
     last_failure: Option<Failed>,
-    /// So many of the first requests do not count.
+    /// Number of initial requests that are left out.
     left_out: u64,
 }
 
-/// Where a loop of several visits tells of each as it ends, and the number of its first.
+/// The channel that receives each visit of a loop as it ends, and the number of the first one.
 pub struct Visits {
     pub first: u32,
     pub to: mpsc::Sender<Recorded>,
 }
 
-/// A measurement that has come to its end, the drain included; or a visit, without one.
+/// A finished measurement, including its drain; or a visit, which has no drain.
 pub struct Recorded {
     pub measurement: Measurement,
-    /// By visit; all of a measurement that is none in visit 0.
+    /// Requests by visit; visit 0 holds those of a measurement that is not a visit.
     pub parts: BTreeMap<u32, Requests>,
-    /// When those of its cohort were issued that are in flight, seconds since the loop began.
+    /// Issue times of its cohort's requests still in flight, seconds since the loop began.
     pub in_flight_s: Vec<f64>,
     pub ending: Ending,
     pub began: Instant,
     /// Seconds from the first request to the end of the last.
     pub load_s: f64,
-    /// By the loop so far, and what it may send until it is told what comes next.
+    /// Requests sent by the loop so far, and the most it may have sent before the next order arrives.
     pub sent: u64,
     pub at_most: u64,
     pub last_failure: Option<Failed>,
-    /// The server asked to be left alone until then.
+    /// The server asked for no requests before this time.
     pub not_before: Option<Instant>,
 }
 
 impl<O: Observer> Recorder<O> {
-    /// `room` is for the requests of the first visit. The caller makes it, so that the thread that frees it is the one
-    /// that allocated it.
+    /// `room` is for the requests of the first visit. The caller allocates it, so that it is
+    /// freed on the thread that allocated it.
     pub fn start(plan: &LoopPlan, target: Arc<Target>, next: O, visits: Option<Visits>, room: Requests) -> Self {
         Recorder {
             target,
@@ -81,7 +81,7 @@ impl<O: Observer> Recorder<O> {
         }
     }
 
-    /// What is left to hand on when the loop has ended.
+    /// What remains to be handed on after the loop has ended.
     pub fn finish(mut self, step: Step, record: LoopRecord) -> (Recorded, O) {
         (self.recorded(step, record, Vec::new()), self.next)
     }
@@ -166,7 +166,7 @@ impl<O: Observer> Observer for Recorder<O> {
     fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
         let Some(Visits { first, to }) = &self.visits else { return };
         let (step, to) = (Step { level, stage: Stage::Visit, round: first + visit }, to.clone());
-        // Nobody is there to be told any more only if the run has failed.
+        // The receiver is gone only if the run has failed.
         let _ = to.send(self.recorded(step, record, in_flight_s));
     }
 }

@@ -1,4 +1,4 @@
-//! Whether this client is the limit: the CPU time of the thread that makes the load, and how late its timers are.
+//! Detects whether this client is the bottleneck: CPU time of the load thread, and lateness of its timers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,24 +9,24 @@ use tokio::task::JoinSet;
 use crate::figures::{ClientLoad, Distribution, histogram};
 
 const TICK: Duration = Duration::from_millis(20);
-/// Tokio's timer rounds up to a whole millisecond, and the wait for events below it does so once more.
+/// Tokio's timer rounds up to a whole millisecond, and so does the wait for events below it.
 const TIMER_ROUNDING: Duration = Duration::from_millis(2);
 
-/// Watches the thread it was started on, which must be the one that makes the load, while its runtime runs.
+/// Monitors the thread that it was started on, which must be the load thread, while its runtime runs.
 #[derive(Debug)]
 pub struct SelfCheck {
-    /// The end of the warm-up, and the CPU time by then.
+    /// End of the warm-up, and CPU time at that point.
     from: Option<(Instant, Option<Duration>)>,
-    /// The end of the last window so far.
+    /// End of the latest window, and CPU time at that point.
     to: Option<(Instant, Option<Duration>)>,
-    /// In microseconds. It does not grow with their number.
+    /// Timer lags in microseconds. A histogram does not grow with their number.
     lags_us: Arc<Mutex<Histogram<u64>>>,
-    /// Ends when it is dropped.
+    /// Aborts the task when dropped.
     _ticker: JoinSet<()>,
 }
 
 impl SelfCheck {
-    /// Begins to watch. Call it inside the load thread's runtime.
+    /// Starts monitoring. Call it inside the load thread's runtime.
     pub fn start() -> Self {
         let lags_us = Arc::new(Mutex::new(histogram(3)));
         let ticker = JoinSet::from_iter([tick(lags_us.clone())]);
@@ -44,7 +44,7 @@ impl SelfCheck {
         }
     }
 
-    /// What was seen between the end of the warm-up and that of the last window.
+    /// The load between the end of the warm-up and that of the last window.
     pub fn result(&self) -> ClientLoad {
         let lags = self.lags_us.lock().unwrap_or_else(PoisonError::into_inner);
         let in_seconds = |us: u64| us as f64 / 1e6;
@@ -77,7 +77,7 @@ pub enum Cpu {
     OfProcess,
 }
 
-/// CPU time of the calling thread or of this process so far, user and system; `None` where the system does not tell.
+/// User and system CPU time of the calling thread or this process so far; `None` if the system does not report it.
 #[cfg_attr(not(unix), expect(unused_variables))]
 pub fn cpu_time(of: Cpu) -> Option<Duration> {
     #[cfg(unix)]
@@ -87,7 +87,7 @@ pub fn cpu_time(of: Cpu) -> Option<Duration> {
             Cpu::OfThread => ClockId::ThreadCPUTime,
             Cpu::OfProcess => ClockId::ProcessCPUTime,
         };
-        // Such a clock starts at 0.
+        // Infallible in practice: CPU clocks start at 0, so the time is never negative.
         Duration::try_from(clock_gettime(clock)).ok()
     }
     #[cfg(not(unix))]

@@ -1,4 +1,4 @@
-//! What the server itself says of its load while a run lasts: its `/metrics`, read once a second on a thread of its own.
+//! The server's own report of its load during a run: `/metrics`, read once a second on a separate thread.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const WAITING: [&str; 4] = [
 const KV_CACHE: [&str; 4] =
     ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio", "sglang:token_usage"];
 
-/// The gauges that are known in a text of Prometheus' format; `None` if there are none.
+/// The known gauges in a text in Prometheus format; `None` if there are none.
 fn parse(text: &str) -> Option<ServerLoad> {
     let values = |names: &[&str]| -> Vec<f64> {
         let of = |line: &str| {
@@ -35,7 +35,7 @@ fn parse(text: &str) -> Option<ServerLoad> {
         };
         text.lines().filter_map(of).collect()
     };
-    // Engines side by side each have a series: what they do adds up, and the fullest cache is the one that matters.
+    // Parallel engines have one series each: requests add up, and the fullest cache is the one that counts.
     let sum = |values: Vec<f64>| values.into_iter().reduce(|a, b| a + b);
     let load = ServerLoad {
         readings: 1,
@@ -46,7 +46,7 @@ fn parse(text: &str) -> Option<ServerLoad> {
     (load.running.is_some() || load.waiting.is_some()).then_some(load)
 }
 
-/// Reads the server's metrics until it is dropped.
+/// Reads the server's metrics until dropped.
 #[derive(Debug)]
 pub struct ServerWatch {
     readings: Arc<Mutex<Vec<(Instant, ServerLoad)>>>,
@@ -54,10 +54,10 @@ pub struct ServerWatch {
 }
 
 impl ServerWatch {
-    /// Begins to read, by connections of `transport` that nothing else uses.
+    /// Starts reading, over connections of `transport` that nothing else uses.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// If the thread or its runtime cannot be created.
     pub fn start(transport: Transport) -> std::io::Result<Self> {
         let readings: Arc<Mutex<Vec<_>>> = Arc::default();
         let (until_dropped, dropped) = oneshot::channel::<()>();
@@ -72,7 +72,7 @@ impl ServerWatch {
         Ok(ServerWatch { readings, _until_dropped: until_dropped })
     }
 
-    /// The means of what was seen in between; `None` if nothing was.
+    /// Mean of the readings in this period; `None` if there are none.
     pub fn between(&self, from: Instant, to: Instant) -> Option<ServerLoad> {
         let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
         readings.iter().filter(|(at, _)| (from..=to).contains(at)).map(|(_, load)| *load).reduce(ServerLoad::with)
@@ -88,7 +88,7 @@ async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLo
         let load = transport.metrics().await.as_deref().and_then(parse);
         match load {
             Some(load) => seen.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), load)),
-            // A server that has them may be too busy for a moment; one that has none is not asked again.
+            // A server that has metrics may be too busy for a moment; one that has none is not asked again.
             None if is_known => {}
             None => {
                 eprintln!("note: the server has no /metrics of a kind that is known (vLLM, llama.cpp, SGLang)");

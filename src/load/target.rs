@@ -1,4 +1,4 @@
-//! What a measurement sends, and where: the prompts in the same order at every level, each made unique.
+//! What a measurement sends, and where: the same prompts in the same order at every level, each made unique.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,25 +15,25 @@ pub struct Target {
     bodies: Vec<Arc<BodyTemplate>>,
     sizes: Vec<Arc<str>>,
     salt: String,
-    /// The prompts again, where some are the first turns of conversations.
+    /// A copy of the prompts; empty unless some of them begin conversations.
     conversations: Vec<Prompt>,
     open: Arc<Mutex<Open>>,
 }
 
-/// Conversations that have begun in a loop.
+/// Conversations in progress within a loop.
 #[derive(Default)]
 struct Open {
     begun: usize,
-    /// Those whose last turn was answered, and what makes each unique. As many are in flight as there are requests,
-    /// since the next turn follows at once; more only wait here where the level has come down.
+    /// Conversations whose last turn was answered, each with its unique mark. The next turn
+    /// follows at once, so they rarely wait here: only while the level decreases.
     answered: Vec<(Prompt, String)>,
 }
 
-/// A request to send: its body, what makes it unique, and the conversation that goes on after it.
+/// A request to send: its body, its unique mark, and the conversation that continues after it.
 type Turn = (Arc<BodyTemplate>, String, Option<Prompt>);
 
 impl Target {
-    /// Asks `model` about `prompts` (at least one) as `request` says. `salt` tells this run's requests from another's.
+    /// Sends `prompts` (at least one) to `model` as `request` specifies. `salt` makes this run's requests unique.
     pub fn new(
         transport: Transport,
         model: &str,
@@ -63,7 +63,7 @@ impl Target {
         (seq % self.bodies.len() as u64) as usize
     }
 
-    /// `None` where requests are turns of conversations: which one comes next depends on which is answered first.
+    /// Size label of a prompt; `None` for conversations, whose next turn depends on which answer comes first.
     pub fn prompt_size(&self, seq: u64) -> Option<Arc<str>> {
         self.conversations.is_empty().then(|| self.sizes[self.prompt(seq)].clone())
     }
@@ -73,13 +73,14 @@ impl Target {
         self.send_in_round(0, level, seq)
     }
 
-    /// Sends the prompt with this number before anything is measured; `seq` makes it unique.
+    /// Sends the prompt at this index before anything is measured; `seq` makes it unique.
     pub fn send_before(&self, prompt: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
-        // Level 0 is none: no measured request carries the same mark.
+        // Level 0 does not exist, so no measured request carries the same mark.
         self.send_turn((self.bodies[prompt].clone(), self.mark(0, 0, seq), None))
     }
 
-    /// The same in a visit, from 1: what the level's first measurement left in the server's cache must not help.
+    /// Like [`send`](Self::send), in visit `round` (from 1): must not benefit from what earlier
+    /// ones left in the cache.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         let mark = self.mark(round, level, seq);
         self.send_turn(match self.conversations[..] {
@@ -88,7 +89,7 @@ impl Target {
         })
     }
 
-    /// The next turn of the conversation that was answered last, else the first of another.
+    /// The next turn of the most recently answered conversation, or else the first turn of a new one.
     fn next_turn(&self, seq: u64, mark: String) -> Turn {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if seq == 0 {
@@ -106,7 +107,7 @@ impl Target {
         let (transport, open) = (self.transport.clone(), self.open.clone());
         async move {
             let answer = transport.exchange(|| body.fill(&mark), conversation.is_some()).await;
-            // After a failure there is nothing to go on from.
+            // After a failure the conversation cannot continue.
             if answer.reply.failure.is_none()
                 && let Some(next) = conversation.and_then(|so_far| so_far.answered(answer.text.unwrap_or_default()))
             {
@@ -124,12 +125,12 @@ impl Target {
     }
 }
 
-/// Short, and always of the same length: over run, round, level and sequence.
-/// Six digits, as each token of it costs prefill: tokenizers take digits one to three at a time, and letters among them
-/// apart. Within a level no two are equal for a million requests; those of other levels and runs begin elsewhere.
+/// A short mark of constant length, derived from run, round, level and sequence number. It has six
+/// digits, as each of its tokens costs prefill: tokenizers take one to three digits at a time, but split
+/// at letters. A level's marks are unique for a million requests; other levels and runs start elsewhere.
 fn unique_mark(salt: &str, round: u32, level: usize, seq: u64) -> String {
     const MARKS: u64 = 1_000_000;
-    // Near the golden section, and without a factor in common: neighbours in time share no beginning.
+    // Near the golden ratio and coprime to `MARKS`: consecutive marks do not begin alike.
     const STRIDE: u64 = 618_033;
     let numbers = [u64::from(round), level as u64].map(u64::to_le_bytes);
     let start = fnv1a(salt.as_bytes().iter().chain(numbers.iter().flatten())) % MARKS;
