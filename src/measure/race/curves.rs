@@ -1,25 +1,25 @@
-//! The family of curves that throughput over concurrency may be.
+//! The family of possible curves of throughput over concurrency.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// The logarithm of the throughput of each curve at one level.
+/// Log throughput of every curve at one level.
 pub(super) type Column = Arc<[f64]>;
 
-/// Levels come again and again, in this race and in others.
+/// Log throughput of every curve at `level`. Cached: the same levels recur, in this race and in others.
 pub(super) fn at_level(level: usize) -> Column {
     static COLUMNS: Mutex<BTreeMap<usize, Column>> = Mutex::new(BTreeMap::new());
     let mut columns = COLUMNS.lock().unwrap_or_else(PoisonError::into_inner);
     columns.entry(level).or_insert_with(|| FAMILY.iter().map(|curve| curve.log(level as f64)).collect()).clone()
 }
 
-/// Where each curve first reaches the tolerance of its best of these levels, and the logarithm of that best; `between`
-/// two of them, where that counts. From the first level on that takes `slowest` times as long as one request alone, none
-/// counts.
+/// For each curve, the level at which it first comes within the tolerance of its best over `levels`,
+/// and the log of that best. With `between`, interpolates between two levels. The first level at
+/// which a request takes more than `slowest` times as long as alone is left out, as are all above it.
 pub(super) fn picks(levels: &[usize], between: bool, tolerance: f64, slowest: Option<f64>) -> Vec<(f64, f64)> {
     let columns: Vec<(f64, Column)> = levels.iter().map(|&level| (level as f64, at_level(level))).collect();
     let (alone, slowest) = (at_level(1), slowest.map_or(f64::INFINITY, f64::ln));
-    // Without the levels that take too long.
+    // Lowest log speedup over a single request at which a level is still fast enough.
     let allowed: Vec<f64> = columns.iter().map(|(n, _)| n.ln() - slowest).collect();
     let mut values: Vec<(f64, f64)> = Vec::new();
     let mut pick = |curve: usize| {
@@ -47,24 +47,24 @@ pub(super) struct Curve {
     pub prior: f64,
 }
 
-/// What becomes of the straight line `n` at the knee.
+/// How the straight line `n` changes at the knee.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
-    /// `n / (1 + (n / knee)^hardness)^(1 / hardness)`: from the hyperbola of Amdahl's law to a corner.
+    /// `n / (1 + (n / knee)^hardness)^(1 / hardness)`: from the hyperbola of Amdahl's law to a sharp corner.
     Bend(f64),
-    /// A bend that declines as `1 / (1 + (n / fall)^2)`, `fall` in knees.
+    /// A bend of this hardness times `1 / (1 + (n / fall)^2)`, with `fall` in knees.
     Decline(f64, f64),
-    /// The Universal Scalability Law (Gunther 2007), with the root of 1 / kappa in knees of 1 / sigma.
+    /// The Universal Scalability Law (Gunther 2007): this is `sqrt(1 / kappa)` in knees, and the knee is `1 / sigma`.
     Usl(f64),
-    /// It rises on with a smaller slope, up to so many knees.
+    /// Rises on at this smaller slope, up to this many knees, and is flat from there.
     Second(f64, f64),
-    /// A bend of this hardness up to a break, so many knees out. From there it falls by this power of the level, down to
-    /// this share: caches that run out, and what was evicted is computed anew.
+    /// A bend of this hardness up to a break at this many knees. From there it falls with this power
+    /// of the level, down to this share: caches overflow, and evicted entries are computed again.
     Break(f64, f64, f64, f64),
 }
 
 impl Curve {
-    /// The logarithm of throughput.
+    /// Log throughput at concurrency `n`.
     fn log(&self, n: f64) -> f64 {
         let x = n / self.knee;
         let bent = |n: f64, hardness: f64| {
@@ -85,7 +85,7 @@ impl Curve {
     }
 }
 
-/// All curves that are thought of, with knees a twentieth apart.
+/// All curves that are considered; their knees are 5 % apart.
 pub(super) static FAMILY: LazyLock<Vec<Curve>> = LazyLock::new(|| {
     const BENDS: [f64; 5] = [1.0, 1.5, 2.5, 5.0, 64.0];
     let mut shapes: Vec<(Shape, f64)> = BENDS.iter().map(|&hardness| (Shape::Bend(hardness), 0.6)).collect();

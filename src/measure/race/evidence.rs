@@ -1,4 +1,4 @@
-//! What the visits have shown: throughputs with their errors, and how each level stands at the gates.
+//! What the visits have shown: throughputs with their errors, and how each level fares at the gates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,25 +7,25 @@ use statrs::distribution::{Binomial, DiscreteCDF};
 use super::Rules;
 use crate::decide::{DEFAULT_P95_FACTOR, FEWEST_FOR_P99, Gate, Objective};
 
-/// All that a race decides from. The engine gives all visits each time: a request that was on its way at the last call
-/// may have ended since.
+/// Everything that a race decides from. Each call gets all visits anew: a request that was in
+/// flight at the previous call may have ended since.
 #[derive(Default)]
 pub struct Evidence<'a> {
-    /// In the order of time. Not those that were disturbed (an outage) and are made again.
+    /// In chronological order. Visits disturbed by an outage are left out, unless their level has no others.
     pub visits: Vec<Visited<'a>>,
     /// Seconds since the run began.
     pub now_s: f64,
-    /// All requests that were sent, whatever for.
+    /// All requests sent, for any purpose.
     pub sent: u64,
 }
 
-/// One visit as it was made.
+/// One visit and its requests.
 pub struct Visited<'a> {
     pub level: usize,
-    /// From the moment at which the level was reached to the start of the last request.
+    /// From when the level was reached to the start of the last request.
     pub span_s: [f64; 2],
-    /// Those that began inside, without those that filled the loop up or came over from the level before.
-    /// One by one, since a measurement in full may be of millions.
+    /// Requests that began in this span, without those that filled the loop up or were carried
+    /// over from the level before. Iterated over, since a full measurement may have millions.
     pub requests: Box<dyn Fn() -> Box<dyn Iterator<Item = Seen> + 'a> + 'a>,
 }
 
@@ -35,18 +35,18 @@ impl Visited<'_> {
     }
 }
 
-/// One request of a visit. Times in seconds since the run began.
+/// One request of a visit. Times are in seconds since the run began.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     pub start_s: f64,
-    /// Not a number while it is on its way.
+    /// NaN while it is in flight.
     pub end_s: f64,
-    /// How long its permit was held back after it had failed.
+    /// How long its permit was held back after it failed.
     pub held_s: f64,
     pub failed: bool,
-    /// A failure that has no latency but is beyond every limit on one.
+    /// Whether it failed without a latency but exceeds every latency limit.
     pub timed_out: bool,
-    /// Output tokens, where the server reports them.
+    /// Output tokens, if the server reports them.
     pub tokens: Option<u32>,
     pub ttft_s: Option<f64>,
     pub tpot_s: Option<f64>,
@@ -59,40 +59,40 @@ pub struct Seen {
 pub(super) struct Verdict {
     pub fails: bool,
     pub sure: bool,
-    /// It is the limit that is not known well enough.
+    /// Whether the limit itself is not known well enough.
     pub limit_open: bool,
 }
 
-/// A verdict is sure where chance leads to it in one of a hundred cases; and as sure as it gets with so many requests.
+/// A verdict is sure if chance produces it in at most one of a hundred cases, or after this many requests.
 const CHANCE: f64 = 0.01;
 const SETTLED: usize = 400;
-/// A P95 of fewer requests fails nothing but surely.
+/// With fewer requests, a P95 fails a gate only if that is sure.
 const FEWEST_FOR_P95: usize = 75;
 
-/// What is known of a level from all its visits.
+/// What is known about a level from all its visits.
 #[derive(Clone, Debug, Default)]
 struct Level {
     requests: usize,
     failed: usize,
     met_slo: usize,
-    /// Ascending. Small, since there may be millions.
+    /// Ascending. `f32` to save memory, since there may be millions.
     latencies: Vec<f32>,
     ttfts: Vec<f32>,
     tpots: Vec<f32>,
-    /// Successes of the visits of which all requests have ended, their tokens and the squares of these.
+    /// Number of successes, sum of their tokens and of the squares; of visits that have fully ended.
     answers: [f64; 3],
     fit: Fit,
 }
 
-/// Logarithm of a throughput.
+/// Log throughput of one visit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Point {
-    /// The place of its level.
+    /// Index of its level.
     pub at: usize,
-    /// The middle of the visit, in service times.
+    /// Middle of the visit, in service times.
     pub time: f64,
     pub log: f64,
-    /// The variance that comes of the luck of its requests.
+    /// Variance due to the random mix of its requests.
     pub own: f64,
 }
 
@@ -102,13 +102,13 @@ pub(super) struct Observed {
     pub request_cv: f64,
     pub service_s: f64,
     of: BTreeMap<usize, Level>,
-    /// The lowest level that may set the limit on P95, that limit, and how high it may be.
+    /// The level that sets the default limit on P95, that limit, and the upper end of its interval.
     limit: Option<(usize, [f64; 2])>,
 }
 
 impl Observed {
-    /// What was seen before `warm_from_s` says nothing of throughput, and of the gates only where a level has no other
-    /// visit. `pick` as it is so far.
+    /// Visits before `warm_from_s` do not count for throughput, and count for the gates only if
+    /// the level has no others. `pick` is the pick so far.
     pub fn new(evidence: &Evidence, rules: &Rules, pick: Option<usize>, warm_from_s: f64) -> Self {
         let is_cold = |visit: &Visited| visit.middle_s() < warm_from_s;
         let is_warm: BTreeSet<usize> = evidence.visits.iter().filter(|v| !is_cold(v)).map(|v| v.level).collect();
@@ -161,20 +161,20 @@ impl Observed {
         Observed { points, request_cv: control.request_cv, levels, service_s, of, limit }
     }
 
-    /// Without what lies above `cap`: what a level serves that fails is on no curve.
+    /// Drops everything above `cap`: the throughput of a failing level is on no curve.
     pub fn up_to(&mut self, cap: usize) {
         self.levels.retain(|&level| level <= cap);
         let n = self.levels.len();
         self.points.retain(|point| point.at < n);
     }
 
-    /// Throughput at the nearest level that was visited.
+    /// Throughput at the visited level that is nearest to `level`.
     pub fn rate_at(&self, level: usize) -> f64 {
         let apart = |point: &&Point| (self.levels[point.at] as f64 / level as f64).ln().abs();
         self.points.iter().min_by(|a, b| apart(a).total_cmp(&apart(b))).map_or(1.0, |point| point.log.exp())
     }
 
-    /// By the gates of `decide`, which look at the point estimate.
+    /// The verdict of the gates of `decide`, which use the point estimate.
     pub fn verdict(&self, level: usize, rules: &Rules) -> Verdict {
         let Some(of) = self.of.get(&level) else { return Verdict::default() };
         let (n, limit) = (of.requests, rules.policy.max_error_rate);
@@ -201,7 +201,7 @@ impl Observed {
             Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99 as usize),
             Gate::TtftP95 => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
             Gate::TpotP95 => (&of.tpots, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            // They limit no time.
+            // These do not limit a time.
             Gate::Errors | Gate::Output | Gate::Attainment => return Verdict { sure: true, ..Verdict::default() },
         };
         let n = values.len();
@@ -211,7 +211,7 @@ impl Observed {
             let fails = known == Some(true) || (n >= fewest && quantile(values, p) > limit);
             return Verdict { fails, sure: known.is_some() || n >= SETTLED.max(10 * level), limit_open: false };
         }
-        // The curves know better how latency grows (by Little's law, from all visits): this fails only what surely fails.
+        // The curves predict latency better (by Little's law, from all visits), so only a sure failure counts here.
         let default = self.limit.filter(|&(lowest, _)| gate == Gate::P95 && lowest < level);
         let fails = default.is_some_and(|(_, [_, at_most])| known(at_most) == Some(true));
         let is_open =
@@ -221,18 +221,18 @@ impl Observed {
     }
 }
 
-/// Five times the P95 of the lowest level, and the upper end of its interval of order statistics.
+/// Five times the P95 of the lowest passing level, and five times the upper end of its order-statistics interval.
 fn default_limit(of: &BTreeMap<usize, Level>, rules: &Rules) -> Option<(usize, [f64; 2])> {
     let passes = |of: &Level| !of.fails_on_errors(rules.policy.max_error_rate) && !of.latencies.is_empty();
     let (&lowest, of) = of.iter().find(|(_, of)| passes(of))?;
     let n = of.latencies.len();
-    // So many of the values lie above the percentile but in 2.5 % of all cases.
+    // In 97.5 % of all cases, at least this many values lie above the percentile.
     let above = Binomial::new(0.05, n as u64).map_or(0, |binomial| binomial.inverse_cdf(0.025) as usize);
     let high = if above > 0 { of.latencies[n - above].into() } else { f64::INFINITY };
     Some((lowest, [quantile(&of.latencies, 0.95), high].map(|p95| DEFAULT_P95_FACTOR * p95)))
 }
 
-/// Whether a share is surely above a limit (`true`) or below it, by so many of `n`.
+/// Whether a share, observed as `k` of `n`, is surely above the limit (`true`) or surely below it (`false`).
 fn surely(k: usize, n: usize, limit: f64) -> Option<bool> {
     if at_most(k, n, limit) <= CHANCE {
         return Some(false);
@@ -244,17 +244,17 @@ fn at_most(k: usize, n: usize, p: f64) -> f64 {
     Binomial::new(p, n as u64).map_or(1.0, |binomial| binomial.cdf(k as u64))
 }
 
-/// Hyndman-Fan type 7.
+/// Quantile of sorted values, Hyndman-Fan type 7.
 fn quantile(sorted: &[f32], p: f64) -> f64 {
     crate::figures::quantile(sorted.len() as u64, p, |rank| sorted[rank as usize].into()).unwrap_or_default()
 }
 
-/// Lengths shift where their means are this many standard deviations apart, and by more than this share.
+/// Answer lengths have shifted if a mean is off by this many standard errors, and by more than this share.
 const SHIFTED: (f64, f64) = (4.0, 0.1);
 
 impl Level {
     fn count(&mut self, visit: &Visited) {
-        // Short answers end first: until all have ended, they say nothing of lengths.
+        // Short answers end first: until all requests have ended, the visit says nothing about lengths.
         let is_over = (visit.requests)().all(|request| !request.end_s.is_nan());
         for request in (visit.requests)().filter(|request| !request.end_s.is_nan()) {
             self.requests += 1;
@@ -267,7 +267,7 @@ impl Level {
         }
     }
 
-    /// What ended after the visit had a next level for company, which may be `slower`.
+    /// Adds the times, corrected for the part that ran after the visit: the next level may be `slower`.
     fn add_times(&mut self, visit: &Visited, slower: f64) {
         for request in (visit.requests)().filter(|request| !request.end_s.is_nan()) {
             if !request.failed {
@@ -290,7 +290,7 @@ impl Level {
         self.failed >= 3 && self.failed as f64 >= limit * self.requests as f64
     }
 
-    /// By the variance of all answers: where the long ones are missing by chance, the level's own is too small.
+    /// Uses the variance of all answers: if the long ones are missing by chance, the level's own is too small.
     fn is_shifted_from(&self, mean_tokens: f64, variance: f64) -> bool {
         let [n, tokens, _] = self.answers;
         let error = (variance / n).sqrt();
@@ -299,30 +299,30 @@ impl Level {
     }
 }
 
-/// No request counts for more than the inverse of it.
+/// Caps a request's weight, the inverse of the share of such requests that end within the visit.
 const RAREST: f64 = 0.2;
 
-/// What one visit showed: by the requests that began and ended in it, where the server reports their tokens; else by all
-/// that began in it, since those that end in time are the short ones.
+/// The result of one visit. With reported tokens it covers the requests that began and ended in
+/// it; otherwise all that began in it, since those that end in time are mostly the short ones.
 struct Shown {
     level: usize,
     at_s: f64,
     fit: Fit,
-    /// Successes, and half of what is on its way.
+    /// Number of successes, plus half of the requests in flight.
     requests: f64,
-    /// For each of them, the time of what failed and of permits that were held back.
+    /// Time lost to failures and held permits, per request.
     lost_s: f64,
     tokens: Option<f64>,
 }
 
 impl Shown {
-    /// `typical` is the mean length of an answer, where lengths are used.
+    /// `typical` is the mean length of an answer; `None` if lengths are not used.
     fn of(visit: &Visited, now_s: f64, typical: Option<f64>) -> Option<Self> {
         let reports = (visit.requests)().any(|request| request.tokens.is_some() && !request.failed);
         let in_time = |request: &Seen| !reports || request.end_s <= visit.span_s[1];
         let mut starts: Vec<f64> = (visit.requests)().map(|request| request.start_s).collect();
         starts.sort_unstable_by(f64::total_cmp);
-        // Of the requests that take so long, those also end in the visit that began early enough: one in so many.
+        // Requests of this latency end within the visit only if they begin early enough: weight them accordingly.
         let one_in = |latency: f64| {
             let in_time = starts.partition_point(|start_s| start_s + latency <= visit.span_s[1]) as f64;
             if reports { 1.0 / (in_time / starts.len() as f64).max(RAREST) } else { 1.0 }
@@ -344,7 +344,7 @@ impl Shown {
             }
         }
         let ended = latencies.len() as f64;
-        // Those that are still on their way will take as long as the others that took longer than they have by now.
+        // Those still in flight are expected to take as long as the mean of those that outlasted their current age.
         latencies.sort_unstable_by(f64::total_cmp);
         for age in &ages {
             let longer = &latencies[latencies.partition_point(|latency| latency <= age)..];
@@ -363,9 +363,9 @@ impl Shown {
     }
 }
 
-/// Sums over requests for a linear fit of latency on length, which is 1 for a typical answer: of 1, length, its square,
-/// latency, latency times length and its square, with weights by which a long answer tells no more than a short one; and
-/// their number.
+/// Weighted sums over requests for a linear fit of latency on length (1 for a typical answer):
+/// of 1, length, its square, latency, latency times length, and latency squared; and the number
+/// of requests. The weights give a long answer no more influence than a short one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fit([f64; 7]);
 
@@ -380,8 +380,8 @@ impl Fit {
         self.0.iter_mut().zip(other.0).for_each(|(sum, value)| *sum += value);
     }
 
-    /// The latency of a typical answer where this share of it grows with the length, and the squares of the relative
-    /// residuals.
+    /// The latency of a typical answer if this share of it grows with the length, and the sum
+    /// of the squared relative residuals.
     fn left(&self, share: f64) -> (f64, f64) {
         let [one, length, square, latency, both, latency2, _] = self.0;
         let fixed = 1.0 - share;
@@ -396,21 +396,21 @@ impl Fit {
     }
 }
 
-/// Which share of a latency grows with the length of its answer, by level, and what is left of its spread: a control
-/// variate (Lavenberg and Welch 1981).
+/// The share of latency that grows with the length of the answer, by level, and the spread that
+/// remains: a control variate (Lavenberg and Welch 1981).
 struct Control {
     shared: f64,
     shares: BTreeMap<usize, f64>,
-    /// Coefficient of variation of a service time beside what its length explains.
+    /// Coefficient of variation of service times, without what their lengths explain.
     request_cv: f64,
 }
 
-/// A level's share is worth so many requests before it has any of its own.
+/// Weight of the shared estimate against a level's own, in requests.
 const PRIOR_REQUESTS: f64 = 4.0;
 
 impl Control {
-    /// A level's share is its own as far as it knows it, and else that of the levels up to the pick: above it a request
-    /// waits for others, and its latency says less of its own length.
+    /// A level uses its own share as far as it is known, and otherwise that of the levels up to the
+    /// pick: above it, requests wait for one another, and their latency says less about their length.
     fn new(of: &BTreeMap<usize, Level>, pick: Option<usize>) -> Self {
         let fits = of.iter().filter(|(_, of)| of.fit.0[6] >= 4.0).map(|(&level, of)| (level, of.fit));
         let fits: Vec<(usize, Fit)> = fits.collect();

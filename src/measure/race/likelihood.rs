@@ -1,11 +1,11 @@
-//! How likely each curve is, given all visits: a Gaussian process in time for the server's speed, and the curve's own
-//! error, by level.
+//! The likelihood of each curve, given all visits. The server's speed is a Gaussian process in
+//! time; in addition, each level deviates from the curve.
 
 use super::curves::{Column, FAMILY};
 use super::evidence::Observed;
 
-/// The server's speed: coefficient of variation, and over how many service times it is the same (an Ornstein-Uhlenbeck
-/// process). What these are is not known; the likelihood is averaged over them.
+/// Models of the server's speed: coefficient of variation, and correlation time in service times (an
+/// Ornstein-Uhlenbeck process). The true values are unknown; the likelihood is averaged over these.
 const SPEEDS: [(f64, f64); 10] = [
     (0.01, 20.0),
     (0.03, 4.0),
@@ -18,8 +18,8 @@ const SPEEDS: [(f64, f64); 10] = [
     (0.12, 20.0),
     (0.12, 100.0),
 ];
-/// A cold engine is slow up to some moment, in service times, and nobody knows by how much. It is taken for cold where
-/// that is so many times likelier than that it is as fast as later, at first and from then on.
+/// A cold engine is slow until some moment, in service times, by an unknown amount. It is considered cold if
+/// that is `COLD_SURE` times likelier than one speed throughout: first to be found cold, then to stay so.
 const COLD_UNTIL: [f64; 5] = [10.0, 14.0, 20.0, 28.0, 40.0];
 const COLD_SPEEDS: [usize; 3] = [1, 3, 6];
 const COLD_CV: f64 = 0.35;
@@ -36,7 +36,7 @@ pub(super) fn kinds() -> Vec<Kind> {
     SPEEDS.map(|(cv, correlation)| Kind { cv, correlation, cold_until: 0.0 }).into()
 }
 
-/// Until when the engine was cold, in service times, where that is far likelier than that it never was.
+/// Until when the engine was cold, in service times, if that is far likelier than that it never was.
 pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) -> Option<f64> {
     let kind = |cold_until| COLD_SPEEDS.map(|at| Kind { cold_until, ..kinds()[at] });
     let all: Vec<Kind> = [0.0].into_iter().chain(COLD_UNTIL).flat_map(kind).collect();
@@ -46,7 +46,7 @@ pub(super) fn cold_until(observed: &Observed, curves: &[usize], was_cold: bool) 
     (sums[most] > COLD_SURE[usize::from(was_cold)] * sums[0]).then_some(COLD_UNTIL[most - 1])
 }
 
-/// What each level's own visits show, without any curve: the logarithms of throughput, and their covariance.
+/// Log throughputs as shown by each level's own visits, without any curve, and their covariance.
 pub(super) fn without_curve(observed: &Observed, kind: Kind) -> Option<(Vec<f64>, Vec<f64>)> {
     let m = observed.levels.len();
     let (a, _) = innovations(observed, kind);
@@ -62,10 +62,10 @@ pub(super) fn without_curve(observed: &Observed, kind: Kind) -> Option<(Vec<f64>
     Some((heights, (0..m * m).map(|k| system[k / m * wide + m + k % m]).collect()))
 }
 
-/// So many curves are weighed at once.
+/// Number of curves that are weighed at once.
 const LANES: usize = 8;
 
-/// How likely each curve is, and each kind of noise, up to one factor, whose logarithm stands beside them.
+/// Likelihoods of each curve and of each kind of noise, up to a common factor whose logarithm is `log`.
 pub(super) struct Weighed {
     pub by_curve: Vec<f64>,
     pub by_kind: Vec<f64>,
@@ -73,7 +73,7 @@ pub(super) struct Weighed {
 }
 
 impl Weighed {
-    /// The logarithm of the likelihood of all these curves together, each by its prior.
+    /// Log likelihood of all these curves together, weighted by their priors.
     pub fn evidence(&self, curves: &[usize]) -> f64 {
         let prior = |&curve: &usize| FAMILY[curve].prior;
         let sum: f64 = curves.iter().zip(&self.by_curve).map(|(curve, likelihood)| prior(curve) * likelihood).sum();
@@ -81,8 +81,8 @@ impl Weighed {
     }
 }
 
-/// Of each of these curves and of each kind of noise. `misfit` is the standard deviation by which the
-/// logarithm of a level's throughput may lie off the true curve.
+/// Computes the likelihood of each curve and of each kind of noise. `misfit` is the standard
+/// deviation of a level's log throughput around the true curve.
 pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfit: f64) -> Weighed {
     let columns: Vec<Column> = observed.levels.iter().map(|&level| super::curves::at_level(level)).collect();
     let facts: Vec<Option<Facts>> = kinds.iter().map(|kind| Facts::new(observed, *kind, misfit)).collect();
@@ -110,8 +110,8 @@ pub(super) fn weigh(observed: &Observed, curves: &[usize], kinds: &[Kind], misfi
     Weighed { by_curve, by_kind, log: highest }
 }
 
-/// The visits reduced to their levels: the likelihood of levels `h` is that of a Gaussian with this precision. The height
-/// of the curve is free and integrated out.
+/// The visits reduced to their levels: the likelihood of log throughputs `h` is that of a
+/// Gaussian with this precision. The overall height of the curve is free and integrated out.
 struct Facts {
     precision: Vec<f64>,
     weighted: Vec<f64>,
@@ -163,9 +163,9 @@ impl Facts {
     }
 }
 
-/// Of all levels, what a cold engine costs, and the visits' logarithms: the sums of squares and products of the errors
-/// with which each is foreseen from the visits before (Kalman 1960), by their variances; and the logarithm of the
-/// determinant.
+/// Predicts each visit from those before it (Kalman 1960). Returns the sums of squares and
+/// products of the errors, over their variances, for all levels, the effect of a cold engine,
+/// and the log throughputs; and the logarithm of the determinant.
 fn innovations(observed: &Observed, kind: Kind) -> (Vec<f64>, f64) {
     let m = observed.levels.len();
     let width = m + 2;
@@ -192,7 +192,7 @@ fn innovations(observed: &Observed, kind: Kind) -> (Vec<f64>, f64) {
         }
         speed *= 1.0 - gain;
     }
-    // What the cold costs is not known: it is integrated out.
+    // The effect of a cold engine is unknown, so it is integrated out.
     let cold: Vec<f64> = sums[m * width..(m + 1) * width].to_vec();
     let precision = cold[m] + COLD_CV.powi(-2);
     for i in 0..width {
@@ -203,7 +203,7 @@ fn innovations(observed: &Observed, kind: Kind) -> (Vec<f64>, f64) {
     (sums, log_det + (precision * COLD_CV.powi(2)).ln())
 }
 
-/// Gauss and Jordan's elimination of the first `m` columns, in place; gives the logarithm of the determinant.
+/// Gauss-Jordan elimination of the first `m` columns, in place; returns the logarithm of the determinant.
 fn solve(system: &mut [f64], m: usize) -> Option<f64> {
     let width = system.len() / m;
     let mut log_det = 0.0;

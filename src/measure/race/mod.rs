@@ -1,20 +1,20 @@
-//! Which level to visit next, for how long, and when enough is known. Pure: no clock, no I/O.
+//! Decides which level to visit next, for how long, and when enough is known. Pure: no clock, no I/O.
 //!
-//! All visits to all levels are explained together: by one curve out of a family (throughput over concurrency, from hard
-//! knees to curves that bend slowly, with and without a decline), by a speed of the server that wanders in time, and by
-//! the luck of the requests that a visit met. What is asked is whether a level is good enough, and not which one is best:
-//! several are, which makes the answer cheap (Degenne and Koolen 2019).
+//! All visits to all levels are explained together: by one curve of a family (throughput over concurrency,
+//! from sharp knees to gradual bends, with and without a decline), by a server speed that drifts over
+//! time, and by the random mix of requests in each visit. The question is whether a level is good enough,
+//! not which one is best: several are, which makes the answer cheap (Degenne and Koolen 2019).
 //!
-//! The answer stands once the curves by which the level is good enough have `1 / doubt` times the likelihood of those by
-//! which it is not, both averaged over the family. If it is not good enough, that ratio is a martingale of mean 1 (the
-//! method of mixtures: Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon 2021), so by Ville's inequality it ever gets
-//! there with probability `doubt`, however often one looks.
+//! The answer stands once the curves for which the level is good enough are `1 / doubt` times as likely as
+//! those for which it is not, both averaged over the family. If it is not good enough, that ratio is a
+//! martingale of mean 1 (the method of mixtures: Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon 2021). So
+//! by Ville's inequality it ever gets there with a probability of at most `doubt`, however often one checks.
 //!
-//! A server that no curve explains is decided by its visits alone, level against level (`own.rs`).
+//! If no curve explains a server, its visits decide alone, level against level (`own.rs`).
 //!
-//! Who drives it makes the visit that [`Race::next`] asks for, adds it to the [`Evidence`] and asks again. Moving between
-//! levels needs no draining: permits are added or taken, and what was begun before belongs to no visit. A visit that an
-//! outage disturbed is left out and comes again by itself.
+//! The caller makes the visit that [`Race::next`] asks for, adds it to the [`Evidence`] and asks
+//! again. Changing the level needs no drain: permits are added or removed, and requests that began
+//! before belong to no visit. A visit disturbed by an outage is left out, so it is asked for again.
 
 mod curves;
 mod evidence;
@@ -33,31 +33,31 @@ use crate::decide::{DEFAULT_P95_FACTOR, Policy, Raced};
 use curves::FAMILY;
 use evidence::Observed;
 
-/// One visit to make: completions after as many that are not counted.
+/// One visit to make: its level, and the completions to measure there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Visit {
     pub level: usize,
     pub completions: usize,
 }
 
-/// What is asked, and with what means. `doubt`, `visit`, `misfit` and `control` are parameters so that the study can vary
-/// them one by one.
+/// The question, and the means to answer it. `doubt`, `visit`, `misfit` and `control` are
+/// parameters so that the study can vary them one by one.
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub policy: Policy,
-    /// The choices are a grid, and the levels between them count, too.
+    /// Whether the choices are a grid, so that the levels between them count too.
     pub between: bool,
-    /// Each choice is measured with as many requests first (or ten times the level), and then the race begins.
+    /// Requests with which each choice is first measured (at least ten times the level), before the race begins.
     pub each: Option<usize>,
-    /// Most requests of the race; and at least 120 times the pick.
+    /// Maximum number of requests of the race; at least 120 times the pick.
     pub requests: u64,
-    /// The probability that the answer ever stands where the level is not good enough.
+    /// The probability that the answer ever stands although the level is not good enough.
     pub doubt: f64,
-    /// Completions of a visit by the level, and at least.
+    /// Completions of a visit: a multiple of the level, and a minimum.
     pub visit: (f64, usize),
-    /// Standard deviation of the logarithm of a level's throughput from the curve.
+    /// Standard deviation of a level's log throughput around the curve.
     pub misfit: f64,
-    /// Whether tokens are used.
+    /// Whether token counts are used.
     pub control: bool,
 }
 
@@ -76,8 +76,8 @@ impl Rules {
         }
     }
 
-    /// The choices are a list that somebody gave: each is measured with as many requests first, or, without a number, no
-    /// more than the answer takes.
+    /// The choices are a list given by the user. Each is first measured with `each` requests;
+    /// `None` sends no more than the answer takes.
     pub fn list(policy: Policy, each: Option<usize>) -> Self {
         Rules { between: false, each, ..Rules::auto(policy) }
     }
@@ -87,47 +87,47 @@ impl Rules {
         Visit { level, completions: ((waves * level as f64).ceil() as usize).max(least) }
     }
 
-    /// After so many requests of its own the race ends, if this is its pick.
+    /// Maximum number of requests of the race itself, if this is its pick.
     pub fn most_requests(&self, pick: usize) -> u64 {
         self.requests.max(120 * pick as u64)
     }
 }
 
-/// The grid has every level up to this one.
+/// The grid contains every level up to this one.
 const EACH: usize = 16;
-/// A level is good enough with this share of the best.
+/// A level is good enough with this share of the best throughput.
 const KEEP: f64 = 0.93;
-/// So many times the smallest acceptable level is not too high. In a list, one step is often a third; in the grid, two are.
+/// Highest acceptable multiple of the smallest acceptable level: one step of many lists, two steps of the grid.
 const ABOVE: f64 = 1.35;
-/// The share of the curves' probability by which the pick is good enough, where requests end first.
+/// Probability of a good pick that suffices when the requests run out.
 const SURE: f64 = 0.9;
-/// With this probability a level is good enough to be preferred to a higher one that surely is.
+/// Probability of being good enough at which a level is preferred to a higher one that surely is.
 const LIKELY: f64 = 0.98;
-/// So many waves of the most requests are left for the gates at the pick.
+/// Waves of the maximum number of requests that are reserved for the gates at the pick.
 const GATE_WAVES: usize = 15;
-/// It is worth going higher as long as the pick lies above all that was visited with this probability.
+/// Climbing continues while the pick lies above all visited levels with more than this probability.
 const CLIMB: f64 = 0.05;
-/// For the interval the likelihood counts with this power: no family holds all servers.
+/// Power of the likelihood in the interval: no family contains all servers, so it must be wider.
 const POWER: f64 = 0.4;
-/// As many requests are as dear as so many service times.
+/// This many requests cost as much as this many service times.
 const PRICE: (f64, f64) = (2_000.0, 150.0);
-/// Standard deviation of the server's speed between two visits, where what a visit tells is foreseen.
+/// Standard deviation assumed for the server's speed between two visits, to predict what a visit will tell.
 const WANDER: f64 = 0.03;
-/// Visits that tell this share of the most telling one are as good.
+/// Visits that tell at least this share of the most informative one count as equally good.
 const AS_TELLING: f64 = 0.8;
-/// Standard deviation of the logarithm of a level's throughput from the curve where no curve of the family fits.
+/// Standard deviation of a level's log throughput around the curve if no curve of the family fits.
 const LOOSE: f64 = 0.1;
-/// The visits decide alone where `LOOSE` is this many times likelier than the family. Kinds of noise that are this much
-/// less likely than the likeliest are left out then.
+/// The visits decide alone if `LOOSE` is this many times likelier than the family. Kinds of
+/// noise that are this much less likely than the likeliest are then ignored.
 const ODDS: f64 = 20.0;
-/// Curves that are this much less likely than the mean of the family are no longer thought of.
+/// Curves below this share of the family's mean likelihood are no longer considered.
 const LEAST: f64 = 0.01;
-/// An engine is warm after so many service times.
+/// After this many service times an engine is surely warm.
 const WARM_BY: f64 = 60.0;
-/// After so many visits it shows whether it was cold at first.
+/// Numbers of visits at which to check whether the engine was cold at first.
 const COLD_SHOWS: std::ops::Range<usize> = 5..30;
 
-/// Whether it can be told from a curve that is lower there: a level was visited before and after, or so many were after.
+/// Whether a cold start can be told from a low curve: some level was visited before and after, or at least 4 after.
 fn shows_cold(evidence: &Evidence, until_s: f64) -> bool {
     let (before, after): (Vec<&Visited>, Vec<&Visited>) =
         evidence.visits.iter().partition(|visit| visit.middle_s() < until_s);
@@ -141,14 +141,14 @@ pub struct Race {
     rules: Rules,
     /// The levels to choose from, ascending.
     choices: Vec<usize>,
-    /// Where each curve reaches the tolerance of its best, and the logarithm of that best, if levels end so high.
+    /// The highest level considered; by curve, where it reaches the tolerance of its best, and the log of that best.
     picks: (usize, Vec<(f64, f64)>),
-    /// Curves that are worth another look, and how often they were weighed.
+    /// Curves that are still weighed, and how often they have been.
     active: Vec<usize>,
     weighed: usize,
-    /// The curves that are possible, each with its likelihood times its prior, up to a factor.
+    /// Curves that are still possible, each with its likelihood times its prior, up to a factor.
     possible: Vec<(usize, f64)>,
-    /// The logarithm of the likelihood of all curves together.
+    /// Log likelihood of all curves together.
     evidence: f64,
     standing: Raced,
     rng: StdRng,
@@ -156,18 +156,18 @@ pub struct Race {
 
 /// How far the visits have come.
 struct Reached {
-    /// How many were visited.
+    /// Number of levels visited.
     levels: usize,
-    /// The highest since the engine is warm, and the last.
+    /// The highest level since the engine has been warm, and the latest level.
     top: usize,
     last: Option<usize>,
-    /// The lowest that fails a gate and is not surely passed by a higher one, and the highest below it.
+    /// The lowest level that fails a gate above all that surely pass, and the highest visited one below it.
     wall: Option<usize>,
     passing: usize,
 }
 
-/// Every level at first, where one more is a large step; from there on by this factor apart, so that doublings are among
-/// them.
+/// Every level up to `EACH`, where steps of one are large; above that, levels a constant factor
+/// apart, so that doublings are among them.
 pub fn grid(lowest: usize, highest: usize) -> Vec<usize> {
     let apart = (0..).map(|step| (lowest as f64 * 2f64.powf(f64::from(step) / 5.0)).round() as usize);
     let levels: BTreeSet<usize> = (lowest..=EACH).chain(apart.take_while(|&level| level <= highest)).collect();
@@ -175,7 +175,7 @@ pub fn grid(lowest: usize, highest: usize) -> Vec<usize> {
 }
 
 impl Race {
-    /// `choices` ascend.
+    /// `choices` must be ascending.
     pub fn new(choices: Vec<usize>, rules: Rules) -> Self {
         Race {
             rules,
@@ -194,7 +194,7 @@ impl Race {
         self.standing
     }
 
-    /// The next visit; `None` when the answer stands or cannot be had.
+    /// The next visit; `None` if the answer stands or cannot be found.
     pub fn next(&mut self, evidence: &Evidence) -> Option<Visit> {
         if let Some(first) = self.first_visit(evidence) {
             return Some(first);
@@ -216,7 +216,7 @@ impl Race {
         Some(self.rules.visit_to(next))
     }
 
-    /// Each choice in full where that is asked for; else, at the very beginning, the lowest.
+    /// Each choice in full, if that is asked for; otherwise the lowest choice, at the very beginning.
     fn first_visit(&self, evidence: &Evidence) -> Option<Visit> {
         let is_visited = |level: &usize| evidence.visits.iter().any(|visit| visit.level == *level);
         if let Some(each) = self.rules.each
@@ -228,14 +228,14 @@ impl Race {
         lowest.map(|&lowest| self.rules.visit_to(lowest))
     }
 
-    /// `None` where not even the lowest level passes.
+    /// `None` if not even the lowest level passes.
     fn reached(&self, evidence: &Evidence, observed: &Observed) -> Option<Reached> {
         let levels: BTreeSet<usize> = evidence.visits.iter().map(|visit| visit.level).collect();
-        // What a cold engine did at a level says nothing of how much there is to gain above it.
+        // A visit to a cold engine does not show what there is to gain above its level.
         let warm = evidence.visits.iter().filter(|visit| visit.middle_s() >= self.standing.warm_from_s);
         let top = warm.map(|visit| visit.level).max().or(levels.last().copied())?;
         let verdict = |level: &usize| observed.verdict(*level, &self.rules);
-        // A level cannot have been too much where a higher one surely was not.
+        // A level below one that surely passes cannot have been too high.
         let surely_passes = |level: &&usize| {
             let verdict = verdict(level);
             verdict.sure && !verdict.fails
@@ -247,7 +247,7 @@ impl Race {
         Some(Reached { levels: levels.len(), top, last, passing, wall })
     }
 
-    /// How probable it is that the pick lies above a level.
+    /// Probability that the pick lies above this level.
     fn is_higher(&self, level: usize) -> f64 {
         self.share(|curve| self.picks.1[curve].0 > 1.001 * level as f64)
     }
@@ -258,12 +258,12 @@ impl Race {
         higher().filter(|&level| level <= 2 * top).max().or(higher().min())
     }
 
-    /// The level to climb to, or towards the wall, while throughput may still rise there.
+    /// The level to climb to, or one below the wall, while throughput may still rise there.
     fn outward(&self, evidence: &Evidence, observed: &Observed, reached: &Reached) -> Option<usize> {
         let &Reached { levels, top, last, passing, wall } = reached;
         let Some(wall) = wall else {
             let next = self.above(top).filter(|_| levels < 4 || self.is_higher(top) > CLIMB)?;
-            // Whether it is faster by now shows where little is in flight.
+            // Visit a low level first: few requests in flight show best whether the engine has become faster.
             let lowest = self.choices.first()?;
             let echo = self.choices.iter().copied().find(|&level| level >= 4 * lowest).filter(|&echo| top >= 4 * echo);
             let echo = echo.filter(|_| last == Some(top) && evidence.now_s < WARM_BY * observed.service_s);
@@ -272,7 +272,7 @@ impl Race {
         self.between(passing, wall).filter(|_| self.is_higher(passing) > 0.0)
     }
 
-    /// Whether the answer stands, and if not, the level that settles most.
+    /// Checks whether the answer stands; if not, returns the level that settles most.
     fn judge(&mut self, evidence: &Evidence, observed: &Observed, reached: &Reached) -> Option<usize> {
         let &Reached { top, last, passing, wall, .. } = reached;
         let own = self.by_themselves(observed);
@@ -298,7 +298,8 @@ impl Race {
             self.standing.interval = own.map_or_else(|| self.interval(observed, wall, rises), |own| own.interval);
             return None;
         }
-        // The default limit rests on the lowest level: near it, that is looked at again when the engine is surely warm.
+        // The default limit rests on the lowest level: if it is near, visit that level again
+        // once the engine is surely warm.
         let slow = |level: usize| level as f64 / observed.rate_at(level);
         let is_near =
             self.rules.policy.max_p95_seconds.is_none() && slow(pick) > 0.7 * DEFAULT_P95_FACTOR * slow(lowest);
@@ -307,7 +308,7 @@ impl Race {
         if is_near && evidence.now_s > warm_by_s && !evidence.visits.iter().any(is_warm) {
             return Some(lowest);
         }
-        // What is left by then is for the gates.
+        // The remaining requests are reserved for the gates.
         let is_late = is_probable && evidence.sent.saturating_add((GATE_WAVES * pick.max(8)) as u64) >= most;
         Some(match (open.filter(|_| clear || is_late), own) {
             (Some(level), _) => level,
@@ -319,10 +320,10 @@ impl Race {
         })
     }
 
-    /// What was seen since the engine is warm.
+    /// The observations since the engine has been warm.
     fn observe(&mut self, evidence: &Evidence) -> Observed {
         let (pick, was_cold) = (self.standing.pick, self.standing.warm_from_s > 0.0);
-        // A run that goes on may have had more visits than that before it is asked for the first time.
+        // A resumed run may have more visits than that before the first call.
         let visits = evidence.visits.len();
         if COLD_SHOWS.contains(&visits) || (self.weighed == 0 && visits > COLD_SHOWS.end) {
             let all = Observed::new(evidence, &self.rules, pick, 0.0);
@@ -333,7 +334,7 @@ impl Race {
         Observed::new(evidence, &self.rules, pick, self.standing.warm_from_s)
     }
 
-    /// A level in the middle of two that are worth telling apart.
+    /// A level midway between two that are worth telling apart.
     fn between(&self, low: usize, high: usize) -> Option<usize> {
         let middle = ((low * high) as f64).sqrt().round() as usize;
         let inside = |level: &usize| (low + 1..high).contains(level);
@@ -343,7 +344,7 @@ impl Race {
         self.choices.iter().copied().filter(inside).min_by_key(|level| level.abs_diff(middle))
     }
 
-    /// The level to visit where chance may have decided a gate that the answer rests on.
+    /// The level to visit if chance may have decided a gate that the answer rests on.
     fn open_gate(&self, observed: &Observed, pick: usize, lowest: usize, wall: Option<usize>) -> Option<usize> {
         let next_to_pick = |wall: &usize| *wall as f64 <= ABOVE * pick as f64;
         let gates = [Some(pick), wall.filter(next_to_pick)];
@@ -352,7 +353,7 @@ impl Race {
         Some(if verdict.limit_open { lowest } else { level })
     }
 
-    /// How likely each curve is, averaged over kinds of noise, and which stay possible.
+    /// Computes how likely each curve is, averaged over the kinds of noise, and which remain possible.
     fn weigh(&mut self, observed: &Observed, cap: usize) {
         if self.weighed < 7 || self.weighed.is_multiple_of(24) {
             self.active = (0..FAMILY.len()).collect();
@@ -365,7 +366,7 @@ impl Race {
         let weighted = |(&at, likelihood): (&usize, &f64)| (at, likelihood * FAMILY[at].prior);
         self.possible = self.active.iter().zip(&weighed.by_curve).map(weighted).collect();
         let least = LEAST * self.possible.iter().map(|curve| curve.1).sum::<f64>() / prior;
-        // What is far from possible now hardly comes back: it is looked at again now and then.
+        // Very unlikely curves hardly ever recover; they are reconsidered only now and then.
         let mut likelihoods = weighed.by_curve.iter();
         self.active.retain(|_| likelihoods.next().is_some_and(|&likelihood| likelihood > 0.1 * least));
         self.possible.retain(|&(at, weight)| weight >= least * FAMILY[at].prior);
@@ -377,7 +378,7 @@ impl Race {
         }
     }
 
-    /// What the best is the best of: the choices, and what lies between, where that counts.
+    /// The levels over which the best is taken: the choices, and those between them if they count.
     fn levels_up_to(&self, cap: usize) -> Vec<usize> {
         if !self.rules.between {
             return self.choices.iter().copied().filter(|&level| level <= cap).collect();
@@ -387,13 +388,13 @@ impl Race {
         std::iter::successors(Some(lowest), above).take_while(|&level| level < cap).chain([cap]).collect()
     }
 
-    /// The probability that a curve is of this kind.
+    /// Probability of the curves for which `is_so` holds.
     fn share(&self, is_so: impl Fn(usize) -> bool) -> f64 {
         let all: f64 = self.possible.iter().map(|curve| curve.1).sum();
         self.possible.iter().filter(|curve| is_so(curve.0)).map(|curve| curve.1).sum::<f64>() / all
     }
 
-    /// The interval, by more curves than those that decided.
+    /// The interval of the pick, based on more curves than those that decided.
     fn interval(&self, observed: &Observed, wall: Option<usize>, rises: bool) -> [usize; 2] {
         let all: Vec<usize> = (0..FAMILY.len()).collect();
         let weights = likelihood::weigh(observed, &all, &likelihood::kinds(), self.rules.misfit).by_curve;
@@ -412,7 +413,7 @@ impl Race {
         let [low, high] = [end(0.025), end(0.975)];
         let pick = self.standing.pick.unwrap_or(low);
         let near = wall.filter(|&wall| wall as f64 <= ABOVE * pick as f64);
-        // Just below a wall, some requests fail already. Where throughput still rises there, what lies between is not known.
+        // Just below a wall, some requests fail already. If throughput still rises there, nothing between is known.
         let low = near.map_or(low, |_| ((low as f64 * (1.0 - self.rules.policy.max_error_rate)) as usize).max(1));
         let high = wall.filter(|_| rises).map_or(high, |wall| wall - 1);
         [low.min(pick), high.max(pick)]
@@ -434,7 +435,7 @@ impl Race {
         picks.fold([f64::INFINITY, 0.0], |[low, high], pick| [low.min(pick), high.max(pick)])
     }
 
-    /// The lowest level that is surely good enough, or that which most probably is, and how probable that is.
+    /// The lowest level that is surely good enough, or else the one most likely to be; and that probability.
     fn best_choice(&self, passing: usize) -> (usize, f64) {
         let [low, high] = self.possible_picks();
         let within =
@@ -452,8 +453,8 @@ impl Race {
         best
     }
 
-    /// What levels show by themselves, where that they lie off every curve is far likelier than that they lie on one; by
-    /// the kind of noise that leaves most in doubt.
+    /// The verdict of the levels alone, if it is far likelier that they lie off every curve
+    /// than on one. Uses the kind of noise that leaves the most doubt.
     fn by_themselves(&self, observed: &Observed) -> Option<own::Own> {
         let (kinds, thinned) = (likelihood::kinds(), (0..FAMILY.len()).step_by(11).collect::<Vec<usize>>());
         let loose = likelihood::weigh(observed, &thinned, &kinds, LOOSE);
@@ -472,14 +473,14 @@ impl Race {
         likely.filter_map(|(kind, _)| decide(kind)).min_by(|a, b| a.probability.total_cmp(&b.probability))
     }
 
-    /// Of the levels up to one that is surely good enough, the smallest that most likely is: the rule asks for the smallest.
+    /// The lowest level that is likely good enough, at most `sure`: the rule asks for the smallest.
     fn smallest_likely(&self, sure: usize) -> usize {
         let likely = |level: &usize| self.share(self.accepts(*level)) >= LIKELY;
         self.choices.iter().copied().take_while(|&level| level < sure).find(likely).unwrap_or(sure)
     }
 
-    /// The level up to `highest` where a visit tells the likeliest curve that accepts the pick best from the likeliest that
-    /// does not, by what it costs; one of several that do so equally well.
+    /// The level up to `highest` where a visit best separates the likeliest curve that accepts the pick
+    /// from the likeliest that does not, relative to its cost; one of several that are about equally good.
     fn most_telling(&mut self, observed: &Observed, pick: usize, highest: usize, last: Option<usize>) -> usize {
         let accepts = self.accepts(pick);
         let likeliest = |accepting: bool| {
@@ -491,7 +492,7 @@ impl Race {
             let column = curves::at_level(level);
             column[leading] - column[opposed]
         };
-        // As far as they lie apart where both go through what was seen.
+        // Only their distance counts after both are fitted to the visits.
         let (mut offset, mut weight) = (0.0, 0.0);
         for point in &observed.points {
             let known = 1.0 / (point.own + WANDER * WANDER);
@@ -499,7 +500,7 @@ impl Race {
             weight += known;
         }
         let offset = offset / weight;
-        // In a list, the next level may lie further off.
+        // In a list, the neighbouring levels may be further away.
         let at = self.choices.partition_point(|&level| level < pick);
         let beside = self.choices[at.saturating_sub(1)]..=*self.choices.get(at + 1).unwrap_or(&pick);
         let near = |level: &usize| {

@@ -1,4 +1,4 @@
-//! What levels show by themselves: where no curve explains a server, its visits decide alone, level against level.
+//! Decides without a curve: if none explains a server, its visits decide alone, level against level.
 
 use statrs::distribution::{ContinuousCDF, Normal};
 
@@ -6,21 +6,21 @@ use super::evidence::Observed;
 use super::likelihood::{Kind, without_curve};
 use super::{ABOVE, KEEP};
 
-/// By so many standard deviations one level is surely above another.
+/// By this many standard deviations one level is surely above another.
 const SURELY: f64 = 3.0;
 
-/// The smallest level that is good enough by what was seen of each.
+/// The smallest level that is good enough, judged only by the visits to each level.
 pub(super) struct Own {
     pub pick: usize,
-    /// That it is good enough and not too high.
+    /// The probability that it is good enough and not too high.
     pub probability: f64,
     pub is_sure: bool,
-    /// The level of which more is to be known.
+    /// The level that needs more visits.
     pub next: usize,
     pub interval: [usize; 2],
 }
 
-/// `in_time` says which level counts, by its place and its throughput.
+/// `in_time` says whether a level counts, given its index and its throughput.
 pub(super) fn decide(
     observed: &Observed,
     kind: Kind,
@@ -31,7 +31,7 @@ pub(super) fn decide(
     let (heights, covariance) = without_curve(observed, kind)?;
     let (m, levels) = (heights.len(), &observed.levels);
     let usable: Vec<usize> = (0..m).take_while(|&i| in_time(i, heights[i].exp())).collect();
-    // By how many standard deviations one is higher than this share of the other.
+    // By how many standard deviations level `i` is above this share of level `j`.
     let above = |i: usize, j: usize, share: f64| {
         let variance = covariance[i * m + i] + covariance[j * m + j] - 2.0 * covariance[i * m + j];
         (heights[i] - heights[j] - share.ln()) / variance.max(1e-12).sqrt()
@@ -41,13 +41,13 @@ pub(super) fn decide(
     let known =
         |i: usize| observed.points.iter().filter(|point| point.at == i).map(|point| 1.0 / point.own).sum::<f64>();
     let less_known = |i: usize, j: usize| levels[if known(i) < known(j) { i } else { j }];
-    // Good enough beside each of the others.
+    // The level against which `i` is least surely good enough.
     let keeps = |i: usize| {
         let others = usable.iter().copied().filter(move |&j| j != i).map(move |j| (j, above(i, j, KEEP)));
         others.min_by(|a, b| a.1.total_cmp(&b.1))
     };
     let refuted = |i: usize| above(best, i, 1.0 / (1.0 - tolerance));
-    // Not too high: a level just below what may be is too low.
+    // The pick is not too high if a level below it, but not below `floor`, is surely too low.
     let floor = choices.iter().copied().rfind(|&choice| ABOVE * (choice as f64) < levels[pick] as f64);
     let below = floor.map(|floor| {
         let seen = usable.iter().copied().filter(|&i| levels[i] >= floor && i < pick).map(|i| (i, refuted(i)));
