@@ -1,4 +1,4 @@
-//! What requests met that arrive at a rate.
+//! The figures of requests that arrive at a given rate.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::client::outcome::{Failure, Phase, RequestOutcome};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ArrivalsEnd {
-    /// All arrived, and came to their end.
+    /// All requests arrived and ended.
     #[default]
     Complete,
     /// The queue clearly grew.
@@ -18,32 +18,32 @@ pub enum ArrivalsEnd {
     Cut,
 }
 
-/// Arrivals at one rate. Without the first of them, as many as there are permits, which met an idle server.
+/// Arrivals at one rate. The first ones, as many as there are permits, do not count: they met an idle server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OpenLoad {
     pub rate_rps: f64,
     pub requests: u64,
     pub failed: u64,
-    /// From when a request was due until it had a permit.
+    /// Wait from when a request was due until it had a permit.
     pub wait_s: Option<Distribution>,
-    /// Until its last byte, the wait included; a timeout counts as that.
+    /// Time until the last byte, including the wait; a timeout counts as the request timeout.
     pub latency_s: Option<Distribution>,
-    /// Until its first token, the wait included.
+    /// Time until the first token, including the wait.
     pub ttft_s: Option<Distribution>,
-    /// Per output token after the first, for which no wait counts.
+    /// Time per output token after the first; the wait does not affect it.
     pub tpot_s: Option<Distribution>,
-    /// Requests that met `policy.slo`, if there is one, the wait included in TTFT and latency.
+    /// Requests that met `policy.slo`, with the wait included in TTFT and latency. `None` without an SLO.
     pub within_slo: Option<u64>,
-    /// The share of all arrivals that had a permit when the last one came.
+    /// Share of all arrivals that had a permit when the last one came.
     pub kept_up: f64,
-    /// How late this client was with them.
+    /// How late this client was in handling arrivals.
     pub late_p99_s: Option<f64>,
     pub ending: ArrivalsEnd,
 }
 
 impl OpenLoad {
-    /// Adds the figures of the requests.
+    /// Adds the figures derived from the requests.
     pub fn with(self, outcomes: &[RequestOutcome], limits: &Limits) -> Self {
         let cohort = || outcomes.iter().filter(|outcome| outcome.phase == Phase::Measured && outcome.end_s.is_some());
         let distribution = |time: &dyn Fn(&RequestOutcome) -> Option<f64>| {

@@ -1,4 +1,4 @@
-//! Requests that keep within the user's own limits (a service level objective), and what requests cost.
+//! Requests that meet the user's own limits (a service level objective), and the cost of requests.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,14 +7,14 @@ use super::quantiles::{Estimate, seconds};
 use super::requests::Request;
 use super::summary::null_as_default;
 
-/// The section `policy.slo`: the limits that a request must meet, in seconds, and the share that must meet all of them.
+/// The section `policy.slo`: limits for a request, in seconds, and the share of requests that must meet all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Slo {
     pub ttft: Option<f64>,
     pub tpot: Option<f64>,
     pub latency: Option<f64>,
-    /// A fraction: a level passes from this on.
+    /// Minimum share of requests with which a level passes.
     pub attainment: f64,
 }
 
@@ -34,8 +34,8 @@ impl Slo {
         request.is_success() && self.is_met(times.map(|time| time.map(seconds)), request.output_tokens())
     }
 
-    /// By TTFT, TPOT and latency. A time that is unknown meets no limit; but an answer of one token has no time between
-    /// tokens.
+    /// Takes TTFT, TPOT and latency. An unknown time does not meet a limit, except that an
+    /// answer of one token has no TPOT.
     pub(crate) fn is_met(&self, times_s: [Option<f64>; 3], tokens: Option<u32>) -> bool {
         let within = |((name, limit), time): ((&str, Option<f64>), Option<f64>)| {
             let excused = name == "tpot" && tokens.is_some_and(|tokens| tokens <= 1);
@@ -45,23 +45,23 @@ impl Slo {
     }
 }
 
-/// What of a level keeps within the limits.
+/// The share and the rate of a level's requests that meet the limits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Goodput {
-    /// The limits by which it was counted.
+    /// The limits that were applied.
     pub slo: Slo,
     /// Requests of the cohort that succeeded and met all limits.
     pub met: u64,
     /// `met` / requests, with Wilson's interval.
     pub attainment: Estimate,
-    /// Such requests per second, by the same shares as the throughput.
+    /// Rate of such requests per second, by the same shares as the throughput.
     pub rps: Estimate,
-    /// As [`LevelSummary::blocks_rps`], of such requests.
+    /// Like [`LevelSummary::blocks_rps`], for such requests only.
     #[serde(default, deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
 }
 
-/// What is paid, in US dollars.
+/// Prices in US dollars.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prices {
     pub per_million_input: Option<f64>,
@@ -69,18 +69,18 @@ pub struct Prices {
     pub server_per_hour: Option<f64>,
 }
 
-/// US dollars for 1,000 successful requests. A part without a price is `None`.
+/// US dollars per 1,000 successful requests. A part without a price is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cost {
-    /// By the mean tokens of the level's successes.
+    /// Cost of tokens, from the mean counts of the level's successes.
     pub tokens: Option<f64>,
-    /// The server's time at the level's throughput.
+    /// Cost of the server's time at the level's throughput.
     pub server: Option<f64>,
 }
 
 impl Prices {
-    /// `None` without prices, and where a figure that one of them needs is unknown.
+    /// `None` without prices, and if a figure that one of them needs is unknown.
     pub fn of_1000(&self, summary: &LevelSummary) -> Option<Cost> {
         let Prices { per_million_input: input, per_million_output: output, server_per_hour: hour } = *self;
         let of_tokens =

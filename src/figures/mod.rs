@@ -1,4 +1,4 @@
-//! The outcomes of a level's requests to its [`LevelSummary`]: the one place where figures are computed. Pure.
+//! Turns the outcomes of a level's requests into its [`LevelSummary`]. All figures are computed here. Pure.
 
 mod arrivals;
 mod goodput;

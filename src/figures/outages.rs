@@ -1,19 +1,19 @@
-//! A server that was gone for a while.
+//! Detects that the server was gone for a while.
 
 use serde::{Deserialize, Serialize};
 
 use super::quantiles::wilson;
 use crate::client::outcome::{Failure, RequestOutcome};
 
-/// How many requests of a measurement found no server.
+/// The number of requests of a measurement that found no server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Reach {
-    /// Requests that came to an end, those of the warm-up included: it may be where the server is gone.
+    /// Requests that ended, including those of the warm-up: the server may be gone even then.
     pub requests: u64,
-    /// Those whose connection was refused, reset or cut, and those that a gateway answered without a server (502).
+    /// Requests whose connection was refused, reset or cut, or for which a gateway found no server (502).
     pub lost: u64,
-    /// Those that got a 503: of a server that is starting where connections were lost too, else of one that is full.
+    /// Requests answered with 503: the server is restarting if connections were lost too, else overloaded.
     pub unavailable: u64,
 }
 
@@ -36,7 +36,7 @@ impl Reach {
         }
     }
 
-    /// Whether more than `limit` of the requests were lost, and not by chance.
+    /// Whether more than `limit` of the requests were lost, beyond chance.
     pub fn is_outage(&self, limit: f64) -> bool {
         self.lost > 0 && wilson(self.found_none(), self.requests).is_some_and(|[low, _]| low >= limit)
     }
@@ -46,30 +46,30 @@ impl Reach {
     }
 }
 
-/// Measurements of a level in which the server was gone. They are set aside if it was there in another one.
+/// Measurements of a level during which the server was gone. They are set aside if the level has others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Outage {
     /// Requests in them that found no server.
     pub lost: u64,
     pub requests: u64,
-    /// How many such measurements there are.
+    /// Number of such measurements.
     pub measurements: u64,
-    /// How many measurements there are in all.
+    /// Number of all measurements of the level.
     pub of: u64,
-    /// How many measurements there are since the latest of them.
+    /// Number of measurements made since the latest outage.
     pub since: u64,
 }
 
 impl Outage {
-    /// Whether its measurements do not count, since there are others.
+    /// Whether these measurements are ignored because there are others.
     pub fn is_set_aside(&self) -> bool {
         self.measurements < self.of
     }
 }
 
-/// Of a level's measurements those that count: without those in which more than `limit` of the requests found no server,
-/// unless that is all of them.
+/// The measurements of a level that count: those in which at most `limit` of the requests found
+/// no server, or all of them if there are none.
 pub(super) fn without_outages<T: Copy>(
     measurements: &[T],
     reach: impl Fn(T) -> Reach,

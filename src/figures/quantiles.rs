@@ -1,4 +1,4 @@
-//! Quantiles, and intervals around figures: each defined here and nowhere else.
+//! Quantiles and confidence intervals; the only place where they are defined.
 
 use hdrhistogram::{Counter, Histogram};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     pub estimate: f64,
-    /// Null where no interval was computed.
+    /// Null if no interval was computed.
     pub lower: Option<f64>,
     pub upper: Option<f64>,
 }
@@ -21,17 +21,17 @@ pub struct Distribution {
     pub p50: Option<f64>,
     pub p90: Option<f64>,
     pub p95: Option<f64>,
-    /// With fewer than 400 values it is little more than the largest.
+    /// With fewer than 400 values, little more than the maximum.
     pub p99: Option<f64>,
     pub max: Option<f64>,
 }
 
-/// A time as whole microseconds in four bytes: a run may be of millions of requests. More than 71 minutes count as that.
+/// Whole microseconds in four bytes, as a run may have millions of requests. Saturates at 71 minutes.
 pub(super) fn micros(seconds: f64) -> u32 {
     (seconds * 1e6).round() as u32
 }
 
-/// For times in microseconds, to so many digits; more than an hour counts as one.
+/// A histogram for times in microseconds with this many significant digits. Times above one hour count as one hour.
 pub fn histogram<T: Counter>(digits: u8) -> Histogram<T> {
     Histogram::new_with_bounds(1, 3_600_000_000, digits).expect("bounds and digits that it can have")
 }
@@ -41,7 +41,7 @@ pub(super) fn seconds(micros: u32) -> f64 {
 }
 
 impl Distribution {
-    /// Of at most `most` values in microseconds, with the interval of their P95; `None` if there are none.
+    /// The distribution of at most `most` values in microseconds, and the interval of its P95; `None` without values.
     pub(super) fn of(most: usize, values: impl Iterator<Item = u32>) -> (Option<Self>, Option<[f64; 2]>) {
         let mut sorted = Vec::with_capacity(most);
         sorted.extend(values);
@@ -54,7 +54,7 @@ impl Distribution {
         Self::from_parts(values.len() as u64, sum as f64 / 1e6, |rank| seconds(values[rank as usize]))
     }
 
-    /// Of values binned as ascending `(value, count)`; `None` if there are none.
+    /// The distribution of values binned as ascending `(value, count)`; `None` without values.
     pub fn of_binned(bins: &[(f64, u64)]) -> Option<Self> {
         let sum = bins.iter().map(|&(value, count)| value * count as f64).sum::<f64>();
         Self::from_parts(bins.iter().map(|bin| bin.1).sum(), sum, |rank| {
@@ -74,10 +74,10 @@ impl Distribution {
     }
 }
 
-/// Quantile of `n` ascending values, of which `nth` gives the one at a rank (from 0).
+/// Quantile of `n` ascending values; `nth` returns the value at a rank, from 0.
 ///
 /// Hyndman and Fan (1996), "Sample Quantiles in Statistical Packages", type 7: linear interpolation at rank
-/// `(n - 1) p`. It is numpy's default and the only definition used in this project. `None` for no values.
+/// `(n - 1) p`. This is numpy's default, and the only definition used in this project. `None` without values.
 pub fn quantile(n: u64, p: f64, nth: impl Fn(u64) -> f64) -> Option<f64> {
     let last = n.checked_sub(1)?;
     let rank = p.clamp(0.0, 1.0) * last as f64;
@@ -86,7 +86,7 @@ pub fn quantile(n: u64, p: f64, nth: impl Fn(u64) -> f64) -> Option<f64> {
     Some(low + (rank - below as f64) * (high - low))
 }
 
-/// Puts an interval around `rps`: Student's t on the blocks, as a share of their mean.
+/// Puts an interval around `rps`: Student's t on the blocks, relative to their mean.
 pub(super) fn with_interval(rps: f64, blocks: &[f64]) -> Estimate {
     let half = relative_half_width(blocks).map(|half| rps * half);
     Estimate { estimate: rps, lower: half.map(|h| (rps - h).max(0.0)), upper: half.map(|h| rps + h) }
@@ -108,12 +108,12 @@ pub fn student_t(freedom: f64, p: f64) -> Option<f64> {
     Some(StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(p))
 }
 
-/// The 95 % interval of the 95th percentile, from order statistics: between two of the sorted values, whose ranks the
-/// binomial distribution gives whatever the distribution of the values (Conover, "Practical Nonparametric Statistics",
-/// 3rd ed., 3.2). `None` if there are too few values to bound it from above, which takes 72.
+/// The 95 % interval of the 95th percentile from order statistics: between two of the sorted values, whose
+/// ranks follow from the binomial distribution whatever the distribution of the values (Conover, "Practical
+/// Nonparametric Statistics", 3rd ed., 3.2). `None` below 72 values, too few for an upper bound.
 pub(super) fn p95_interval(sorted: &[u32]) -> Option<[f64; 2]> {
     let below = Binomial::new(0.95, sorted.len() as u64).ok()?;
-    // Ranks from 1: the value at `low` lies above the percentile in at most 2.5 % of all cases, that at `high` below it.
+    // Ranks from 1: in at most 2.5 % of cases each, `low` is above the percentile or `high` below it.
     let (low, high) = (below.inverse_cdf(0.025) as usize, below.inverse_cdf(0.975) as usize + 1);
     (low > 0 && high <= sorted.len()).then(|| [seconds(sorted[low - 1]), seconds(sorted[high - 1])])
 }
@@ -140,7 +140,7 @@ mod tests {
         assert!((got - want).abs() <= 1e-12 * want.abs().max(1.0), "got {got}, want {want}");
     }
 
-    /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)`, scipy 1, by the mean of x.
+    /// `scipy.stats.t.ppf(.975, n - 1) * np.std(x, ddof=1) / np.sqrt(n)` over the mean of x, scipy 1.
     #[test]
     fn the_half_width_is_that_of_student_t() {
         let rates = [9.8, 10.1, 10.4, 9.9, 10.3, 10.0, 9.7, 10.6, 10.2, 10.0];
@@ -159,8 +159,8 @@ mod tests {
         assert_eq!(with_interval(10.0, &[8.0]), Estimate { estimate: 10.0, lower: None, upper: None });
     }
 
-    /// Ranks by `scipy.stats.binom.ppf([.025, .975], n, .95) + [0, 1]`: 64 and 72 of 72, 90 and 100 of 100, 371 and 389
-    /// of 400. Of 71 the upper one would be the 72nd.
+    /// Ranks by `scipy.stats.binom.ppf([.025, .975], n, .95) + [0, 1]`: 64 and 72 of 72, 90 and
+    /// 100 of 100, 371 and 389 of 400. With 71 values, the upper rank would be 72.
     #[test]
     fn the_interval_of_p95_lies_between_order_statistics() {
         let first = |n: u32| p95_interval(&(1..=n).map(|n| micros(n.into())).collect::<Vec<_>>());

@@ -1,5 +1,5 @@
-//! Why a level ended early, and why its requests failed: in the server's own words, grouped, since ids and token counts
-//! differ from one to the next.
+//! Why a level ended early, and why its requests failed: in the server's own words, grouped
+//! across differing ids and token counts.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::outcome::{Failure, STATUS};
 
-/// Different reasons that are kept; a server that never says the same twice is not to fill the memory.
+/// Maximum number of distinct reasons, so that a server with a new message for every error does not fill memory.
 const MOST: usize = 1_000;
-/// Characters of a reason that are kept.
+/// Maximum length of a reason, characters.
 const LENGTH: usize = 240;
 
-/// Why a level ended before it was complete; `Other` as earlier versions wrote it.
+/// Why a level ended before it was complete; `Other` is the form that earlier versions wrote.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum EarlyEnd {
@@ -23,7 +23,7 @@ pub enum EarlyEnd {
     TimeLimit {
         seconds: f64,
     },
-    /// The warm-up included.
+    /// The counts include the warm-up.
     MostlyFailed {
         failed: usize,
         requests: usize,
@@ -34,11 +34,11 @@ pub enum EarlyEnd {
     Other(String),
 }
 
-/// A failure's kind and words, and how often it came.
+/// The kind and message of a failure, and how often it occurred.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     pub kind: Failure,
-    /// What the server or the network said of one of them, short and redacted.
+    /// The message of one of these failures, short and redacted.
     pub text: String,
     pub count: u64,
 }
@@ -64,7 +64,7 @@ impl Reasons {
         all
     }
 
-    /// The groups, each with what its members have in common.
+    /// The groups, each with the key that its members share.
     pub fn groups(&self) -> impl Iterator<Item = (&(Failure, String), &Reason)> {
         self.0.iter()
     }
@@ -74,7 +74,7 @@ impl Reasons {
     }
 }
 
-/// The text with `#` for every word with a digit, an id or a count or a time, but for the status of an HTTP error.
+/// Replaces words that contain a digit (ids, counts, times) by `#`, except the status of an HTTP error.
 fn without_ids(text: &str) -> String {
     let mut plain = String::new();
     for part in text.split_inclusive(|c: char| !c.is_alphanumeric()).take(LENGTH) {

@@ -1,4 +1,4 @@
-//! The requests of one measurement, reduced to what its figures need, since a run may be of millions.
+//! The requests of a measurement, reduced to what its figures need, since a run may have millions.
 
 use std::sync::Arc;
 
@@ -7,22 +7,22 @@ use super::quantiles::{micros, seconds};
 use super::reasons::Reasons;
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
 
-/// The requests of a measurement in memory: 40 bytes each.
+/// The requests of a measurement in memory, 40 bytes each.
 #[derive(Debug, Default)]
 pub struct Requests {
-    /// In the order of their ends.
+    /// In the order in which they ended.
     pub(crate) rows: Vec<Request>,
-    /// Size labels of the prompts; `None` where a request came without.
+    /// Size labels of the prompts; `None` for requests without a label.
     pub(super) sizes: Vec<Option<Arc<str>>>,
-    /// Of the cohort's failures.
+    /// Reasons for the cohort's failures.
     pub(crate) reasons: Reasons,
     pub(super) reach: Reach,
     /// Successes of the cohort whose first token ended the answer.
     pub(super) ended_at_once: u64,
-    /// Tokens of the prompts of the cohort's successes by place in `sizes`, as far as they were counted, and whether all were.
+    /// Known prompt tokens of the cohort's successes, by index in `sizes`; and whether any count is missing.
     pub(super) input_tokens: Vec<u64>,
     pub(super) input_unknown: bool,
-    /// Of these from the server's prefix cache; `None` where no answer said so.
+    /// Prompt tokens that came from the server's prefix cache; `None` if no answer reported any.
     pub(super) cached_tokens: Option<u64>,
 }
 
@@ -30,21 +30,21 @@ pub struct Requests {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     pub start_s: f64,
-    /// Not a number for a request that was given up.
+    /// NaN for a request that was given up.
     pub end_s: f64,
-    /// How long its permit was held back after it had failed.
+    /// How long its permit was held back after it failed.
     pub held: Micros,
     pub ttft: Micros,
     pub tpot: Micros,
     output_tokens: u32,
     pub seq: u32,
-    /// Its place in [`Requests::sizes`].
+    /// Its index in [`Requests::sizes`].
     pub size: u16,
     pub failure: Option<Failure>,
     pub phase: Phase,
 }
 
-/// A time in microseconds, or the largest number for one that is unknown: an `Option` would take twice the room.
+/// A time in microseconds; the largest number means unknown. An `Option` would take twice the space.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Micros(u32);
 
@@ -58,7 +58,7 @@ impl Micros {
     }
 }
 
-/// The largest number stands for one that is unknown.
+/// The largest number means unknown.
 fn unless_unknown(number: u32) -> Option<u32> {
     (number < u32::MAX).then_some(number)
 }
@@ -66,7 +66,7 @@ fn unless_unknown(number: u32) -> Option<u32> {
 const _: () = assert!(size_of::<Request>() <= 40);
 
 impl Requests {
-    /// Makes room, so that nothing is copied as it grows. It is no more than a wish.
+    /// Reserves memory, so that growing does not copy. If that fails, it is not an error.
     pub fn with_room_for(requests: u64) -> Self {
         let mut made = Requests::default();
         let _ = made.rows.try_reserve_exact(usize::try_from(requests).unwrap_or(usize::MAX));
@@ -104,7 +104,7 @@ impl Requests {
         }
     }
 
-    /// None of them counts.
+    /// Leaves out all requests so far: they count as warm-up.
     pub fn leave_out(&mut self) {
         let mut rows = std::mem::take(&mut self.rows);
         rows.iter_mut().for_each(|request| request.phase = Phase::Warmup);
@@ -112,7 +112,7 @@ impl Requests {
         *self = Requests { rows, input_tokens: vec![0; sizes.len()], sizes, reach: self.reach, ..Requests::default() };
     }
 
-    /// What lies beyond the first 65,535 sizes counts with the last of them.
+    /// The index of a size label. All beyond the first 65,535 share the last index.
     fn size_of(&mut self, label: &Option<Arc<str>>) -> u16 {
         let at = self.sizes.iter().position(|size| size == label).unwrap_or_else(|| {
             self.sizes.push(label.clone());
@@ -122,12 +122,12 @@ impl Requests {
         u16::try_from(at).unwrap_or(u16::MAX)
     }
 
-    /// Whether the server was gone: more than `limit` of the requests found none, and not by chance.
+    /// Whether the server was gone: more than `limit` of the requests found none, beyond chance.
     pub fn is_outage(&self, limit: f64) -> bool {
         self.reach.is_outage(limit)
     }
 
-    /// Takes what ended later.
+    /// Adds requests that ended later.
     pub fn append(&mut self, later: Requests) {
         let sizes: Vec<u16> = later.sizes.iter().map(|size| self.size_of(size)).collect();
         sizes.iter().zip(&later.input_tokens).for_each(|(at, tokens)| self.input_tokens[usize::from(*at)] += tokens);
@@ -144,13 +144,13 @@ impl Requests {
         self.rows.len()
     }
 
-    /// Those that were issued inside the window.
+    /// The requests that were issued inside the window.
     pub(crate) fn cohort(&self) -> impl Iterator<Item = &Request> {
         self.rows.iter().filter(|request| request.phase == Phase::Measured)
     }
 }
 
-/// What is not stated counts as 0 where something is: some servers state only what is not.
+/// A missing count is 0 if the other is known: some servers report only nonzero counts.
 pub(super) fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.into_iter().chain(other).reduce(|one, other| one + other)
 }
@@ -168,7 +168,7 @@ impl Request {
         self.failure.is_none() && !self.end_s.is_nan()
     }
 
-    /// How long it held its permit, microseconds: its latency and, after a failure, for how long it was held back.
+    /// How long it held its permit, microseconds: its latency and, after a failure, the time it was held back.
     pub fn held_us(&self) -> u32 {
         let latency = if self.end_s.is_nan() { 0.0 } else { self.end_s - self.start_s };
         micros(latency + self.held_s())
@@ -182,18 +182,18 @@ impl Request {
         unless_unknown(self.output_tokens)
     }
 
-    /// Seconds of its life inside `window`.
+    /// Seconds of its lifetime inside `window`.
     pub fn overlap_s(&self, window: [f64; 2]) -> f64 {
         overlap([self.start_s, self.end_s], window)
     }
 
-    /// Seconds inside `window` in which its permit was held back.
+    /// Seconds inside `window` during which its permit was held back.
     pub fn held_back_s(&self, window: [f64; 2]) -> f64 {
         overlap([self.end_s, self.end_s + self.held_s()], window)
     }
 
-    /// Share of its life inside `window`, between 0 and 1. An instantaneous request (latency 0) counts whole if it ended
-    /// inside.
+    /// Share of its lifetime inside `window`, from 0 to 1. A request with latency 0 counts in
+    /// full if it ended inside.
     pub fn share(&self, window: [f64; 2]) -> f64 {
         let latency = self.end_s - self.start_s;
         if latency > 0.0 {
@@ -203,7 +203,7 @@ impl Request {
     }
 }
 
-/// 0 where an end is not a number.
+/// 0 if an end is NaN.
 fn overlap([from, to]: [f64; 2], window: [f64; 2]) -> f64 {
     if to.is_nan() { 0.0 } else { (to.min(window[1]) - from.max(window[0])).max(0.0) }
 }

@@ -1,4 +1,4 @@
-//! The requests of a level's measurements to its [`LevelSummary`].
+//! Turns the requests of a level's measurements into its [`LevelSummary`].
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use super::reasons::{EarlyEnd, Reason, Reasons};
 use super::requests::{Micros, Request, Requests, sum};
 use crate::client::outcome::{Failure, Phase, RateLimit};
 
-/// The part of a level's cohort whose prompts carry the same size label.
+/// The part of a level's cohort whose prompts have the same size label.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SizeSummary {
-    /// The label: `small`, `medium`, `large`, or that of the prompts file.
+    /// The label: `small`, `medium`, `large`, or one from the prompts file.
     pub size: String,
     pub requests: u64,
     pub succeeded: u64,
@@ -25,7 +25,7 @@ pub struct SizeSummary {
     pub mean_output_tokens: Option<f64>,
 }
 
-/// What one level came to. Unknown is `None`, never 0.
+/// The figures of one level. Unknown figures are `None`, never 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LevelSummary {
@@ -41,22 +41,22 @@ pub struct LevelSummary {
     pub error_rate: Option<f64>,
     /// Timeouts / requests.
     pub timeout_rate: Option<f64>,
-    /// Length of the measured windows together, seconds.
+    /// Total length of the measured windows, seconds.
     pub duration_s: Option<f64>,
-    /// Successes per second over the measured window, each by the share of its life inside it; of a visit by Little's
-    /// law.
+    /// Successes per second over the measured window, each weighted by the share of its
+    /// lifetime inside; for a visit, by Little's law.
     pub throughput_rps: Option<Estimate>,
     /// The windows, one per Criterion sample.
     pub samples: Option<Vec<Sample>>,
-    /// Throughput as consecutive tenths of the cohort give it, each alone; what the intervals are made from. Ten per
-    /// measurement, one measurement after the other.
+    /// Throughput of consecutive tenths of the cohort, from which the intervals are made: ten
+    /// per measurement, in the order of the measurements.
     #[serde(deserialize_with = "null_as_default")]
     pub blocks_rps: Vec<f64>,
     /// Latency of the cohort's successes.
     pub latency_s: Option<Distribution>,
-    /// The same with every timeout counted as `request_timeout`: what the latency gates use.
+    /// The same with every timeout counted as `request_timeout`, for the latency gates.
     pub gate_latency_s: Option<Distribution>,
-    /// The 95 % interval of that P95; null where there are too few requests for one.
+    /// The 95 % interval of that P95; null if there are too few requests.
     pub p95_interval_s: Option<[f64; 2]>,
     /// Time to first token of the cohort's successes.
     pub ttft_s: Option<Distribution>,
@@ -66,35 +66,35 @@ pub struct LevelSummary {
     /// Time per output token after the first.
     pub tpot_s: Option<Distribution>,
     pub tpot_p95_interval_s: Option<[f64; 2]>,
-    /// Null without `policy.slo`, and where a time that it limits is unknown.
+    /// Null without `policy.slo`, and if a time that it limits is unknown.
     pub goodput: Option<Goodput>,
-    /// Null without prices, and where a figure that one of them needs is unknown.
+    /// Null without prices, and if a figure that one of them needs is unknown.
     pub usd_per_1000: Option<Cost>,
-    /// Output tokens per second over the measured window, by the same shares.
+    /// Output tokens per second over the measured window, weighted by the same shares.
     pub output_tps: Option<f64>,
     pub mean_output_tokens: Option<f64>,
-    /// Mean tokens of a success's prompt.
+    /// Mean prompt tokens of a success.
     pub mean_input_tokens: Option<f64>,
-    /// Share of these tokens that came from the server's prefix cache; null where it does not say.
+    /// Share of these tokens that came from the server's prefix cache; null if it does not report that.
     pub cached_rate: Option<f64>,
-    /// Successes without content: their first token was the one that ends an answer.
+    /// Successes without content, whose first token ended the answer.
     pub ended_at_once: Option<u64>,
-    /// The cohort by the size of the prompts, where there is more than one.
+    /// The cohort by prompt size, if there is more than one.
     #[serde(deserialize_with = "null_as_default")]
     pub by_size: Vec<SizeSummary>,
-    /// Requests in flight, averaged over the measured window: was the level reached?
+    /// Requests in flight, averaged over the measured window; shows whether the level was reached.
     pub mean_in_flight: Option<f64>,
-    /// Permits held back after failures, averaged over the measured window; null without any.
+    /// Permits held back after failures, averaged over the measured window; null if there were none.
     pub mean_held: Option<f64>,
-    /// Measurements of the level in which the server was gone.
+    /// Measurements of the level during which the server was gone.
     pub outage: Option<Outage>,
-    /// What the measuring cost this client.
+    /// The load on this client.
     pub client: Option<ClientLoad>,
-    /// What the server said of its own load meanwhile, where it was asked.
+    /// The load that the server reported, if it was queried.
     pub server: Option<ServerLoad>,
-    /// What the server said last of its quota.
+    /// The quota that the server reported last.
     pub rate_limit: Option<RateLimit>,
-    /// Requests at the begin of its measurements that do not count, since the engine was still getting faster.
+    /// Requests at the start of its measurements that were left out, since the engine was still getting faster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<LeftOut>,
     /// Whether the level ended as planned.
@@ -112,8 +112,7 @@ pub(crate) fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserializ
 }
 
 impl LevelSummary {
-    /// With every figure that cannot be (not finite, negative, a rate above 1) made unknown. Files from elsewhere
-    /// may hold such.
+    /// Makes every impossible figure (not finite, negative, a rate above 1) unknown. Foreign files may contain some.
     pub fn without_impossible(mut self) -> Self {
         let can_be = |figure: &f64| figure.is_finite() && *figure >= 0.0;
         let requests = self.requests.unwrap_or(u64::MAX);
@@ -170,15 +169,15 @@ impl LevelSummary {
     }
 }
 
-/// What a level's figures depend on beside its measurements.
+/// What a level's figures depend on besides its measurements.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// What a timeout counts for in the latency gates, seconds.
+    /// What a timeout counts as in the latency gates, seconds.
     pub request_timeout_s: f64,
-    /// A measurement in which more of the requests found no server is set aside.
+    /// A measurement is set aside if more than this share of its requests found no server.
     pub max_error_rate: f64,
-    /// The engine was cold until then, seconds since the run began: what was measured before counts only where a level
-    /// has nothing else.
+    /// The engine was cold until then, seconds since the run began. Earlier measurements count
+    /// only if a level has no others.
     pub warm_from_s: f64,
     pub slo: Option<Slo>,
     pub prices: Prices,
@@ -187,12 +186,11 @@ pub struct Limits {
 /// A measurement with its requests.
 pub type Measured<'a> = (&'a Measurement, &'a Requests);
 
-/// Derives the figures of a level from all its measurements, each with a window of its own, in the order in which they
-/// were made.
+/// Derives the figures of a level from all its measurements in chronological order, each with a window of its own.
 ///
-/// n, error rate and percentiles are those of the cohort (issued inside the window, drained to their end); rates are taken
-/// over all requests by the share of their life inside the window. Measurements that were interrupted, or in which the
-/// server was gone, count only if there are no others.
+/// Counts, error rate and percentiles are those of the cohort (issued inside the window and drained).
+/// Rates cover all requests, weighted by the share of their lifetime inside the window. Interrupted
+/// measurements and those during which the server was gone count only if there are no others.
 pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
     let is_usable = |(measurement, _): &Measured| measurement.state != LevelState::Cut;
     let mut usable: Vec<Measured> = level.iter().copied().filter(is_usable).collect();
@@ -204,7 +202,7 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
         usable.retain(is_warm);
     }
     let (counted, outage) = without_outages(&usable, |(_, requests)| requests.reach, limits.max_error_rate);
-    // One that was given up is enough to doubt the level.
+    // A single measurement that was given up is enough to doubt the level.
     let doubted = counted.iter().find(|(measurement, _)| measurement.state != LevelState::Complete);
     let doubted = doubted.or(counted.first()).map(|(measurement, _)| measurement);
     let summary = pooled(&counted, limits);
@@ -217,7 +215,7 @@ pub fn summarize(level: &[Measured], limits: Limits) -> LevelSummary {
     }
 }
 
-/// One column after the other, since together they would take much memory.
+/// Computes one column after another, since together they would take much memory.
 fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> LevelSummary {
     let rates = Rates::of(level, Request::is_success);
     let blocks_rps = blocks(level, Request::is_success);
@@ -286,7 +284,7 @@ fn pooled(level: &[Measured], Limits { request_timeout_s, slo, .. }: Limits) -> 
     }
 }
 
-/// Averaged by the time that was measured: of many short visits one is always disturbed.
+/// Averaged by measured time: among many short visits, one is always disturbed.
 fn client(level: &[Measured]) -> Option<ClientLoad> {
     let mean = |figure: fn(ClientLoad) -> Option<f64>| {
         let known = level.iter().filter_map(|(of, _)| Some((figure(of.client?)?, of.window_s?)));
@@ -327,26 +325,26 @@ fn failures(level: &[Measured]) -> BTreeMap<Failure, u64> {
     failures
 }
 
-/// Sums over the measured windows, each request by the share of its life inside.
+/// Sums over the measured windows, with each request weighted by the share of its lifetime inside.
 #[derive(Debug, Default)]
 struct Rates {
     duration_s: f64,
     successes: f64,
     tokens: f64,
-    /// Whether a success that counts came without its tokens.
+    /// Whether the token count of a success is missing.
     tokens_missing: bool,
     in_flight_s: f64,
     held_back_s: f64,
 }
 
 impl Rates {
-    /// A success is what counts as one.
+    /// `counts` decides what is a success.
     fn of(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Self {
         let mut rates = Rates::default();
         for (measurement, requests) in level {
             let window = measurement.window_s.unwrap_or_default();
             if measurement.stage == Stage::Visit {
-                // Permits that are held for what failed before the window are none of the cohort's.
+                // Permits held for failures before the window are not available to the cohort.
                 let before = requests.rows.iter().filter(|request| request.phase != Phase::Measured);
                 let held_s: f64 = before.map(|request| request.held_back_s(window)).sum();
                 let seconds = window[1] - window[0];
@@ -361,8 +359,8 @@ impl Rates {
         rates
     }
 
-    /// A visit is too short for shares: what it met on its way in would count as its own. By Little's law its cohort
-    /// took as long as its permits were held, over their number.
+    /// A visit is too short for shares, which would credit it with requests from before it. By Little's
+    /// law, its cohort took the total time that its permits were held, divided by their number.
     fn add_whole(&mut self, request: &Request, permits: f64, counts: bool) {
         let held_s = seconds(request.held_us());
         self.duration_s += held_s / permits;
@@ -397,12 +395,11 @@ impl Rates {
 /// Blocks per measurement.
 pub const BLOCKS: usize = 10;
 
-/// Throughput of what counts by consecutive blocks of each measurement's cohort, in order of issue.
+/// Throughput of the requests that count, by consecutive blocks of each measurement's cohort in order of issue.
 ///
-/// A closed loop holds `level` permits all the time, so a block's throughput is `level` x successes / time its
-/// permits were held (Little's law). Blocks of requests are independent where their latencies are, while windows of
-/// time share the requests that cross their border; and blocks that follow each other show a server that changes
-/// its speed.
+/// A closed loop holds `level` permits all the time, so a block's throughput is `level` x successes / total time its
+/// permits were held (Little's law). Blocks of requests are as independent as their latencies, while time windows
+/// share the requests that cross their borders. Consecutive blocks also reveal a server that changes its speed.
 fn blocks(level: &[Measured], counts: impl Fn(&Request) -> bool) -> Vec<f64> {
     let of = |(measurement, requests): &Measured| blocks_of(measurement.concurrency, &requests.rows, &counts);
     level.iter().flat_map(of).collect()
@@ -446,7 +443,7 @@ fn by_size(level: &[Measured]) -> Vec<SizeSummary> {
         for request in requests.cohort() {
             let Some(Some(label)) = requests.sizes.get(usize::from(request.size)) else { continue };
             let rank = USUAL.iter().position(|&usual| usual == &**label).unwrap_or(USUAL.len());
-            // The tokens are a sum at first, unknown once one came without a count.
+            // Holds the sum of the tokens at first; unknown once a count is missing.
             let new =
                 || SizeSummary { size: label.to_string(), mean_output_tokens: Some(0.0), ..SizeSummary::default() };
             let (size, latencies) = sizes.entry((rank, label)).or_insert_with(|| (new(), Vec::new()));

@@ -1,4 +1,4 @@
-//! The Universal Scalability Law, fitted to measured throughput. Pure: numbers in, numbers out.
+//! Fits the Universal Scalability Law to measured throughput. Pure: numbers in, numbers out.
 //!
 //! ```text
 //!                    lambda N
@@ -6,51 +6,51 @@
 //!        1 + sigma (N - 1) + kappa N (N - 1)
 //! ```
 //!
-//! `N` is the concurrency, `X` the throughput. `lambda` is the throughput of one request at a time, `sigma` the
-//! contention (the share of the work that waits in line), `kappa` the crosstalk (what each request costs every
-//! other). Source: N. J. Gunther, *Guerrilla Capacity Planning*, Springer 2007, chapters 4 to 6; the three-parameter
-//! form with `lambda` is that of B. Schwartz, *Practical Scalability Analysis with the Universal Scalability Law*,
-//! 2015.
+//! `N` is the concurrency, `X` the throughput. `lambda` is the throughput of one request at a
+//! time, `sigma` the contention (the share of work that is serialized), `kappa` the crosstalk
+//! (the cost that each request imposes on every other). Source: N. J. Gunther, *Guerrilla
+//! Capacity Planning*, Springer 2007, chapters 4 to 6; the three-parameter form with `lambda` is
+//! from B. Schwartz, *Practical Scalability Analysis with the Universal Scalability Law*, 2015.
 //!
-//! The fit is ordinary least squares in `X` with `sigma` and `kappa` in \[0, 1\] and `lambda` > 0: the same problem
-//! that R's package `usl` (2.0 and later) hands to `nls(algorithm = "port")` or to `nlxb`, so its published figures
-//! serve as the reference in the tests.
+//! The fit is ordinary least squares in `X` with `sigma` and `kappa` in \[0, 1\] and `lambda` >
+//! 0. R's package `usl` (2.0 and later) solves the same problem with `nls(algorithm = "port")`
+//! or `nlxb`, so its published figures serve as the reference in the tests.
 
 use serde::{Deserialize, Serialize};
 
-/// The fewest distinct levels that determine three parameters. At exactly three the curve passes through the
-/// points, so `r_squared` is near 1 and proves nothing.
+/// The fewest distinct levels that determine three parameters. With exactly three, the curve
+/// passes through the points, so an `r_squared` near 1 proves nothing.
 pub const MIN_LEVELS: usize = 3;
 
-/// Of `sigma` and of `kappa`; the lower bound is 0.
+/// Upper bound of `sigma` and of `kappa`; the lower bound is 0.
 const UPPER: f64 = 1.0;
 
-/// Below this `kappa` there is no peak to speak of: it would lie beyond a concurrency of a hundred thousand.
+/// Below this `kappa` there is effectively no peak: it would lie beyond a concurrency of a hundred thousand.
 const KAPPA_ZERO: f64 = 1e-10;
 
-/// Two fits whose squared errors differ by less than this share of the sum of squares are equally good, and the
-/// simpler one (a parameter exactly 0) is taken. It is far below what any measurement resolves.
+/// Two fits whose squared errors differ by less than this share of the sum of squares are equally good,
+/// and the simpler one (a parameter exactly 0) is chosen. No measurement resolves such a difference.
 const TIE: f64 = 1e-20;
 
-/// What golden section leaves out of an interval at each step, `(3 - sqrt(5)) / 2`, and after how many of them a cell of
-/// the grid is known to twelve digits.
+/// The share of an interval that golden section discards at each step, `(3 - sqrt(5)) / 2`, and
+/// the number of steps that determine a grid cell to twelve digits.
 const GOLDEN: f64 = 0.381_966_011_250_105_1;
 const STEPS: u32 = 50;
 
-/// The field names are the symbols of the literature.
+/// The field names are the symbols used in the literature.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Usl {
     /// Contention, a fraction between 0 and 1.
     pub sigma: f64,
     /// Crosstalk (coherency delay) per pair, between 0 and 1.
     pub kappa: f64,
-    /// Throughput at a concurrency of 1, in the unit of the throughput that was given (requests per second).
+    /// Throughput at a concurrency of 1, in the unit of the input (requests per second).
     pub lambda: f64,
-    /// Share of the variance of the throughput about its mean that the curve explains: 1 is a perfect fit, and it
-    /// is negative where the mean itself would have been a better curve.
+    /// Share of the variance of throughput that the curve explains: 1 is a perfect fit;
+    /// negative if the mean would have been a better curve.
     pub r_squared: f64,
-    /// Where the curve is highest: `N* = sqrt((1 - sigma) / kappa)`, maybe far outside the measured levels. `None` where
-    /// `kappa` is 0 or as good as 0: the curve then rises towards `lambda / sigma` and never falls.
+    /// Where the curve is highest: `N* = sqrt((1 - sigma) / kappa)`, possibly far outside the measured levels.
+    /// `None` if `kappa` is (nearly) 0: the curve then rises towards `lambda / sigma` and never falls.
     pub peak: Option<f64>,
 }
 
@@ -67,7 +67,7 @@ pub enum UslError {
          more levels"
     )]
     TooFewLevels { distinct: usize },
-    /// Nothing is faster than the lowest level, in the data or on the fitted curve.
+    /// No level is faster than the lowest one, in the data or on the fitted curve.
     #[error(
         "the throughput is falling: no level does better than the lowest one (concurrency {lowest}), so a USL curve \
          says nothing on a peak; measure lower levels, if there are any"
@@ -77,11 +77,11 @@ pub enum UslError {
 
 /// Fits the law to `(concurrency, throughput)` points by least squares in throughput.
 ///
-/// Several points of one level are all used; points whose numbers are not finite and positive are left out. For a given
-/// `(sigma, kappa)` the best `lambda` has a closed form, and for a given `kappa` the best `sigma` is found by a search in
-/// one dimension, as that `kappa` is.
+/// All points of a level are used; points that are not finite and positive are ignored. For a
+/// given `(sigma, kappa)` the best `lambda` has a closed form. For a given `kappa`, a
+/// one-dimensional search finds the best `sigma`; another finds `kappa`.
 ///
-/// [`UslError::Falling`] where the lowest level is the best one, or the fitted curve is highest at or below it.
+/// [`UslError::Falling`] if the lowest level is the best one, or the fitted curve is highest at or below it.
 pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
     let is_usable = |point: &(f64, f64)| [point.0, point.1].iter().all(|v| v.is_finite() && *v > 0.0);
     let points: Vec<_> = points.iter().copied().filter(is_usable).collect();
@@ -96,7 +96,7 @@ pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
     if means.iter().all(|&mean| mean <= means[0]) {
         return Err(falling);
     }
-    // Divided by their maximum, so that no tolerance depends on the caller's unit.
+    // Normalized by the maximum, so that no tolerance depends on the caller's unit.
     let unit = points.iter().fold(0.0_f64, |max, p| max.max(p.1));
     let problem = Problem(points.iter().map(|&(n, x)| (n, x / unit)).collect());
     let Candidate { sigma, kappa, lambda, sse } = problem.solve();
@@ -107,12 +107,12 @@ pub fn fit(points: &[(f64, f64)]) -> Result<Usl, UslError> {
     Ok(Usl { sigma, kappa, lambda: lambda * unit, r_squared: 1.0 - sse / problem.squares_about_mean(), peak })
 }
 
-/// `X(N) / lambda`: throughput in units of that of one request at a time.
+/// `X(N) / lambda`: throughput relative to that of one request at a time.
 fn capacity(sigma: f64, kappa: f64, n: f64) -> f64 {
     n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
 }
 
-/// A point of the search, its best `lambda`, and the squared error that is left.
+/// A point of the search, its best `lambda`, and the remaining squared error.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     sigma: f64,
@@ -137,8 +137,8 @@ impl Problem {
         Candidate { sigma, kappa, lambda, sse }
     }
 
-    /// The best `kappa`, each with its best `sigma`. The grid of `kappa` goes by factors of about 3, since useful values span
-    /// many powers of ten.
+    /// The best `kappa`, each evaluated with its best `sigma`. The grid of `kappa` has factors
+    /// of about 3, since useful values span many powers of ten.
     fn solve(&self) -> Candidate {
         let tie = TIE * self.0.iter().map(|p| p.1 * p.1).sum::<f64>();
         let sigmas: Vec<f64> = (0..=20).map(|i| f64::from(i) / 20.0).collect();
@@ -153,8 +153,8 @@ impl Problem {
     }
 }
 
-/// The candidate of the least error: about the best point of the grid, by golden section (Kiefer 1953). The grid's first
-/// point where that is as good, so that a parameter which is 0 comes out as exactly 0, not as a rounding error.
+/// The candidate with the least error, by golden section (Kiefer 1953) around the best grid point;
+/// or the grid's first point if it is as good, so that a parameter that is 0 comes out as exactly 0.
 fn least(grid: &[f64], tie: f64, candidate: impl Fn(f64) -> Candidate) -> Candidate {
     let mut best = candidate(grid[0]);
     let (first, mut at) = (best, 0);
