@@ -79,8 +79,7 @@ impl Target {
         self.send_turn((self.bodies[prompt].clone(), self.mark(0, 0, seq), None))
     }
 
-    /// Like [`send`](Self::send), in visit `round` (from 1): must not benefit from what earlier
-    /// ones left in the cache.
+    /// Like [`send`](Self::send), in visit `round` (from 1), so that a cache filled by earlier visits does not help.
     pub fn send_in_round(&self, round: u32, level: usize, seq: u64) -> impl Future<Output = Reply> + Send + 'static {
         let mark = self.mark(round, level, seq);
         self.send_turn(match self.conversations[..] {

@@ -22,7 +22,7 @@ pub struct Evidence<'a> {
 /// One visit and its requests.
 pub struct Visited<'a> {
     pub level: usize,
-    /// From when the level was reached to the start of the last request.
+    /// The measured window, which begins once the level is reached.
     pub span_s: [f64; 2],
     /// Requests that began in this span, without those that filled the loop up or were carried
     /// over from the level before. Iterated over, since a full measurement may have millions.

@@ -298,8 +298,7 @@ impl Race {
             self.standing.interval = own.map_or_else(|| self.interval(observed, wall, rises), |own| own.interval);
             return None;
         }
-        // The default limit rests on the lowest level: if it is near, visit that level again
-        // once the engine is surely warm.
+        // The default limit rests on the lowest level: near it, visit that level again once the engine is surely warm.
         let slow = |level: usize| level as f64 / observed.rate_at(level);
         let is_near =
             self.rules.policy.max_p95_seconds.is_none() && slow(pick) > 0.7 * DEFAULT_P95_FACTOR * slow(lowest);
