@@ -1,4 +1,4 @@
-//! The command line: which commands there are. The options of each stand with it, in `commands`.
+//! The command line and its commands. The options of each command are defined with it, in `commands`.
 
 use std::process::ExitCode;
 
@@ -64,7 +64,7 @@ impl Cli {
     }
 }
 
-/// The bin `recommend`.
+/// The command line of the binary `recommend`.
 #[derive(Debug, Parser)]
 #[command(name = "recommend", version, about = "Decides from what is on disk, and writes the number into config.yaml", after_help = EXIT_CODES)]
 pub struct RecommendCli {

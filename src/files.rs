@@ -1,4 +1,4 @@
-//! Reading files that anybody may have put there, and writing such that nobody finds half of one.
+//! Reads files that may be anything, and writes files so that no reader finds a partial one.
 
 use std::fs::{self, File};
 use std::io::{self, Error, ErrorKind, Read};
@@ -7,7 +7,7 @@ use std::path::Path;
 #[cfg(feature = "suite")]
 pub use writing::{TEMPORARY, append_to, replace, temporary_with};
 
-/// What a config file is written in.
+/// The format of a config file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Yaml,
@@ -17,21 +17,21 @@ pub enum Format {
 }
 
 impl Format {
-    /// By the file's name; YAML unless that says otherwise.
+    /// The format by file name; YAML if the name does not tell.
     pub fn of(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         match name.rsplit_once('.') {
             Some((_, "json")) => Format::Json,
             Some((_, "toml")) => Format::Toml,
             Some((_, "env")) => Format::Env,
-            // `.env.production`
+            // Such as `.env.production`.
             _ if name.starts_with(".env.") => Format::Env,
             _ => Format::Yaml,
         }
     }
 }
 
-/// Opens a regular file of at most `most` bytes: opening a pipe would wait for somebody to write.
+/// Opens a regular file of at most `most` bytes. Anything else is rejected: opening a pipe would wait for a writer.
 pub fn open(path: &Path, most: u64) -> io::Result<File> {
     let found = fs::metadata(path)?;
     if !found.is_file() {
@@ -42,10 +42,10 @@ pub fn open(path: &Path, most: u64) -> io::Result<File> {
     File::open(path)
 }
 
-/// Reads such a file.
+/// Reads a regular file of at most `most` bytes.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // It may be growing.
+    // The file may be growing.
     open(path, most)?.take(most + 1).read_to_end(&mut bytes)?;
     check_size(bytes.len() as u64, most)?;
     Ok(bytes)
@@ -59,7 +59,7 @@ fn check_size(found: u64, most: u64) -> io::Result<()> {
     Err(Error::new(ErrorKind::FileTooLarge, format!("it is {found} MiB, and at most {most} MiB are read")))
 }
 
-/// Reads such a file of UTF-8 text.
+/// Reads a regular file of at most `most` bytes as UTF-8 text.
 pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read(path, most)?)
         .map_err(|_| Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8"))
@@ -73,11 +73,11 @@ mod writing {
 
     use tempfile::NamedTempFile;
 
-    /// Begins the name of a file that is not complete, and locked for as long as somebody writes to it.
+    /// Prefix of the name of an incomplete file. The file is locked while it is being written.
     pub const TEMPORARY: &str = ".llm-concurrency-";
 
-    /// Writes a file, and the folders above it where they are missing, so that a reader sees the old or the new one, never
-    /// a torn one. Where `path` is a symbolic link, the file that it points to is replaced and the link stays.
+    /// Writes a file, creating missing parent folders, so that a reader sees either the old or the new content,
+    /// never a mix. If `path` is a symbolic link, the file it points to is replaced and the link stays.
     pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -86,11 +86,11 @@ mod writing {
         Ok(())
     }
 
-    /// A line that a killed program may have left without its end is looked for so far back.
+    /// How far back to search for an incomplete line that a killed program may have left, bytes.
     const LONGEST_LINE: u64 = 1 << 20;
 
-    /// Opens a file of lines to add to its end, and makes it, and its folder, where they are missing. A last line without
-    /// its end goes: the next would be glued to it.
+    /// Opens a file for appending lines; creates it, and its folder, if missing. Removes an
+    /// incomplete last line, which would otherwise merge with the next one.
     pub fn append_to(path: &Path) -> io::Result<File> {
         fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
         let mut file = File::options().create(true).read(true).append(true).open(path)?;
@@ -105,7 +105,7 @@ mod writing {
         Ok(file)
     }
 
-    /// A temporary file that holds these bytes, on disk, with the mode of an ordinary one (tempfile's own default is 0600).
+    /// A temporary file with this content, synced to disk, with ordinary permissions (tempfile's default is 0600).
     pub fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMPORARY);
@@ -115,7 +115,7 @@ mod writing {
             builder.permissions(fs::Permissions::from_mode(0o644));
         }
         let mut file = builder.tempfile_in(folder)?;
-        // Where files cannot be locked, nobody will take it for one that was left behind either.
+        // If locking is not supported, this file is not taken for a leftover either: that check locks it too.
         let _ = file.as_file().try_lock();
         file.write_all(bytes)?;
         file.as_file().sync_data()?;

@@ -1,20 +1,20 @@
-//! Finds how many requests in parallel an LLM endpoint (OpenAI-compatible HTTP) serves best.
+//! Finds the number of parallel requests that an LLM endpoint (OpenAI-compatible HTTP) serves best.
 //!
-//! The data flow, one folder a step:
+//! The data flow, one folder per step:
 //!
 //! ```text
-//! commands  what was asked for; settings from file, environment and flags; prompts
-//! measure   runs level after level, each a Criterion benchmark; its race says which one next, and picks the level
-//!   load      closed loop (or open: `verify`) -> client -> one outcome a request
-//!   record    outcomes to sidecars, manifest, results file; reads Criterion's estimates again
+//! commands  the user's request; settings from file, environment and flags; prompts
+//! measure   runs one level after another, each a Criterion benchmark; its race chooses the next and the pick
+//!   load      closed loop (or open: `verify`) -> client -> one outcome per request
+//!   record    outcomes -> sidecars, manifest, results file; reads Criterion's estimates back
 //!   figures   outcomes -> LevelSummary
-//! decide    summaries + Policy (+ the race's pick) -> Recommendation: gates, status, interval; also against a baseline
+//! decide    summaries + Policy (+ the race's pick) -> Recommendation: gates, status, interval; compares baselines
 //! report    the Recommendation in English: terminal, page, exports; monitor shows it live
-//! patch     the number into config.yaml (`recommend --update-config`, `run --update-config`)
+//! patch     writes the number into config.yaml (`recommend --update-config`, `run --update-config`)
 //! ```
 //!
-//! `simulator` is a server to measure when there is none; it shares no type with the client. With
-//! `default-features = false, features = ["tls"]` only [`LlmClient`] and its configuration are built.
+//! `simulator` is a server to measure if no real one is available; it shares no type with the client. With
+//! `default-features = false, features = ["tls"]`, only [`LlmClient`] and its configuration are built.
 
 pub mod client;
 #[cfg(feature = "suite")]
@@ -65,8 +65,8 @@ pub mod stdio;
 
 pub use client::LlmClient;
 
-/// `cargo bench` of any package with a `config.yaml`: the whole suite. Its `benches/concurrency.rs` is this, and its
-/// `[[bench]]` has `harness = false`.
+/// `cargo bench` for any package with a `config.yaml`: runs the whole suite. Its
+/// `benches/concurrency.rs` is the code below, and its `[[bench]]` needs `harness = false`.
 ///
 /// ```no_run
 /// fn main() -> std::process::ExitCode {

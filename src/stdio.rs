@@ -1,15 +1,15 @@
-//! A stdout and a stderr that cannot fail: whoever reads them may leave (`| head`), or their disk be full, and the
-//! measurement goes on.
+//! A stdout and a stderr that cannot fail: their reader may leave (`| head`) or their disk may
+//! fill up, and the measurement goes on.
 //!
-//! Criterion prints by `println!`, which panics where it cannot write. So while a run lasts, each of the two that is no
-//! terminal is a pipe, emptied by a thread that passes on what it can.
+//! Criterion prints with `println!`, which panics if it cannot write. So during a run, each of the two
+//! that is not a terminal is replaced by a pipe, and a thread forwards its content as far as possible.
 
 #[cfg(not(unix))]
 pub use elsewhere::{Guard, Hush, aloud, guard, hush, leave_terminal, let_go};
 #[cfg(unix)]
 pub use unix::{Guard, Hush, aloud, guard, hush, leave_terminal, let_go};
 
-/// Elsewhere they are left as they are.
+/// On other systems the streams are left alone.
 #[cfg(not(unix))]
 mod elsewhere {
     #[derive(Debug)]
@@ -72,37 +72,37 @@ mod unix {
         }
     }
 
-    /// What a pipe stands for: one stream, or both where they are the same file, so that their lines keep their order.
+    /// The target of a pipe: one stream, or both if they are the same file, so that their lines stay in order.
     struct Forward {
         streams: Vec<Stream>,
         original: File,
         thread: JoinHandle<io::Result<()>>,
     }
 
-    /// Of the guard there is, if there is one: descriptors are the process's.
+    /// The pipes of the active guard, if there is one. Global, since file descriptors belong to the process.
     static FORWARDS: Mutex<Option<Vec<Forward>>> = Mutex::new(None);
 
     fn forwards() -> MutexGuard<'static, Option<Vec<Forward>>> {
         FORWARDS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those of the two that are no terminal.
+    /// The streams that are not terminals.
     fn not_terminals() -> impl Iterator<Item = Stream> {
         [Stream::Stdout, Stream::Stderr].into_iter().filter(|stream| !stream.fd().is_terminal())
     }
 
-    /// Ends what [`guard`] began.
+    /// Ends what [`guard`] began when dropped.
     #[derive(Debug)]
     pub struct Guard {
         is_first: bool,
     }
 
-    /// Lets nothing that is written to stdout and stderr fail, until the guard is dropped. It does nothing while there is
-    /// another one.
+    /// Keeps writes to stdout and stderr from failing until the guard is dropped. Does nothing
+    /// while another guard exists.
     pub fn guard() -> Guard {
         let mut forwards = forwards();
         let is_first = forwards.is_none();
-        // Without a pipe or a thread the streams stay as they were.
+        // If there is no pipe or no thread, the stream stays as it was.
         forwards.get_or_insert_with(begin);
         Guard { is_first }
     }
@@ -128,7 +128,7 @@ mod unix {
         Ok(Forward { streams, original, thread })
     }
 
-    /// To the end, also when nobody takes it any more. (`io::copy` would splice, which waits for room with nothing to pass.)
+    /// Forwards everything, even if nobody reads any more. (`io::copy` splices, which waits for room with nothing to pass.)
     fn pass_on(mut from: PipeReader, mut to: File) -> io::Result<()> {
         let mut passed_on = Ok(());
         let mut piece = [0; 8192];
@@ -147,11 +147,11 @@ mod unix {
             if !self.is_first {
                 return;
             }
-            // Into a pipe, which takes it.
+            // Goes into the pipe, which accepts it.
             let _ = io::stdout().flush();
             for Forward { streams, thread, .. } in take() {
                 let Ok(Err(error)) = thread.join() else { continue };
-                // A reader that has left knows.
+                // A reader that has left already knows.
                 if streams.contains(&Stream::Stdout) && error.kind() != ErrorKind::BrokenPipe {
                     let _ = writeln!(io::stderr(), "note: cannot write all of it to stdout: {error}");
                 }
@@ -167,15 +167,15 @@ mod unix {
         forwards
     }
 
-    /// Ends the guard without waiting for anybody: the process is about to end, and has a last word to say.
+    /// Ends the guard without waiting for the threads: the process is about to exit with a last message.
     pub fn let_go() {
         take();
     }
 
-    /// Where stderr leads while it is hushed.
+    /// The original stderr while it is hushed.
     static HUSHED: Mutex<Option<File>> = Mutex::new(None);
 
-    /// To stderr, also while it is hushed. That it cannot be written stops nobody.
+    /// Writes to stderr even while it is hushed. Errors are ignored.
     pub fn aloud(text: &str) {
         let hushed = HUSHED.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = match hushed.as_ref() {
@@ -184,7 +184,7 @@ mod unix {
         };
     }
 
-    /// Until it is dropped, what is written to stderr, and perhaps to stdout, is kept from the reader.
+    /// Hides what is written to stderr, and optionally to stdout, until dropped.
     #[derive(Debug)]
     pub struct Hush {
         originals: Vec<(Stream, File)>,
@@ -192,7 +192,7 @@ mod unix {
     }
 
     pub fn hush(is_stdout_too: bool) -> Hush {
-        // Without a file for it the streams stay as they are.
+        // If the file cannot be created, the streams stay as they are.
         let kept = tempfile::tempfile().ok();
         let streams = [Stream::Stderr].into_iter().chain(is_stdout_too.then_some(Stream::Stdout));
         let hushed = |stream: Stream| {
@@ -207,7 +207,7 @@ mod unix {
     }
 
     impl Hush {
-        /// It was worth reading after all.
+        /// Prints the hidden output to stderr after all.
         pub fn say(mut self) {
             let kept = self.kept.take();
             drop(self);
@@ -229,7 +229,7 @@ mod unix {
         }
     }
 
-    /// After a hang-up: a terminal that is gone fails whoever writes to it, so that nobody does.
+    /// After a hang-up: redirects streams whose terminal is gone to /dev/null, since writing to them fails.
     pub fn leave_terminal() {
         let forwards = forwards();
         let Some(forwards) = &*forwards else { return };
