@@ -128,7 +128,8 @@ mod unix {
         Ok(Forward { streams, original, thread })
     }
 
-    /// Forwards everything, even if nobody reads any more. (`io::copy` splices, which waits for room with nothing to pass.)
+    /// Empties the pipe until it closes, even after a write has failed. (`io::copy` would splice, which
+    /// waits for room even if there is nothing to pass on.)
     fn pass_on(mut from: PipeReader, mut to: File) -> io::Result<()> {
         let mut passed_on = Ok(());
         let mut piece = [0; 8192];

@@ -199,7 +199,7 @@ impl Env {
     /// Rejects variables whose name is almost one of `ours`: they would be ignored silently.
     pub(crate) fn refuse_near_misses(&self, ours: &[&str]) -> Result<(), ConfigError> {
         for name in self.0.keys().filter(|name| !ours.contains(&name.as_str())) {
-            // Only one edit is tolerated, not two: other programs use the environment too. These prefixes are theirs.
+            // One edit, not two: the environment is shared with other programs, and these prefixes are theirs.
             let foreign = ["VLLM_", "GLM_"].iter().any(|prefix| name.starts_with(prefix));
             if let Some(near) = ours.iter().find(|ours| !foreign && strsim::osa_distance(name, ours) == 1) {
                 return Err(near_miss("environment", "variable", name, near));

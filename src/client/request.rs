@@ -25,7 +25,7 @@ pub struct RequestSettings {
     /// System prompt for all prompts. Saved only as part of the hash of the prompts.
     #[serde(skip_serializing)]
     pub system: Option<System>,
-    /// What part of a prompt may come from the server's prefix cache; for `None` see [`cache`](Self::cache()).
+    /// Which part of a prompt may come from the server's prefix cache; for `None` see [`cache`](Self::cache()).
     #[serde(serialize_with = "or_fresh")]
     pub cache: Option<Cache>,
     /// Merged into the body of every request. Secrets in it are not written to any file.
@@ -134,7 +134,7 @@ impl RequestSettings {
     }
 }
 
-/// What part of a prompt may come from the server's prefix cache; decides which traffic a run represents.
+/// Which part of a prompt may come from the server's prefix cache; decides which traffic a run represents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {

@@ -145,7 +145,7 @@ struct Saturation {
     latency: [f64; 3],
 }
 
-/// In standard errors. Checked after each request; below the arrival rate, the difference keeps growing.
+/// In standard errors. Checked after each request; under overload, the difference keeps growing.
 const BEYOND_CHANCE: f64 = 3.0;
 /// Lowest coefficient of variation assumed for latencies, since they depend on one another.
 const LEAST_CV: f64 = 0.3;
