@@ -65,7 +65,7 @@ impl Reply {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Before the measured window: fills the pipeline; kept in the record but in no figure.
+    /// Outside the measured window, mostly before it. Not in the cohort; rates count its share inside the window.
     #[default]
     Warmup,
     /// Inside the measured window: part of the cohort.

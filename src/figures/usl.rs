@@ -12,9 +12,9 @@
 //! Capacity Planning*, Springer 2007, chapters 4 to 6; the three-parameter form with `lambda` is
 //! from B. Schwartz, *Practical Scalability Analysis with the Universal Scalability Law*, 2015.
 //!
-//! The fit is ordinary least squares in `X` with `sigma` and `kappa` in \[0, 1\] and `lambda` >
-//! 0. R's package `usl` (2.0 and later) solves the same problem with `nls(algorithm = "port")`
-//! or `nlxb`, so its published figures serve as the reference in the tests.
+//! The fit is ordinary least squares in `X` with `sigma` and `kappa` in \[0, 1\] and `lambda` > 0.
+//! R's package `usl` (2.0 and later) solves the same problem with `nls(algorithm = "port")` or
+//! `nlxb`, so its published figures serve as the reference in the tests.
 
 use serde::{Deserialize, Serialize};
 
