@@ -20,7 +20,7 @@ use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, co
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
 use crate::client::request::RequestSettings;
-use crate::decide::{Gate, Objective, Policy};
+use crate::decide::{Objective, Policy};
 use crate::figures::{Limits, Prices};
 use crate::simulator::SimulatorConfig;
 
@@ -507,10 +507,7 @@ impl Config {
                 return Err(invalid(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        let gates = self.policy.limits().map(|(gate, limit)| {
-            let streamed = matches!(gate, Gate::TtftP95 | Gate::TpotP95);
-            (gate.key().unwrap_or_default().to_owned(), limit, streamed)
-        });
+        let gates = self.policy.limits().map(|(gate, limit)| (gate.key().to_owned(), limit, gate.needs_streaming()));
         let of_slo = slo.limits().map(|(name, limit)| (format!("policy.slo.{name}"), limit, name != "latency"));
         let request = &self.benchmark.request;
         let streams = request.stream && request.kind.generates();

@@ -9,7 +9,9 @@ use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
-use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, known_p99, p95_limit_s, passing, value};
+use crate::decide::{
+    Objective, Policy, Status, TimeGate, Verdict, gate_times, judge, known_p99, p95_limit_s, passing, value,
+};
 use crate::figures::{Estimate, LevelSummary};
 use crate::report::words::{self, percent, rate, seconds, usd};
 
@@ -305,9 +307,9 @@ fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
     let mut all = Vec::new();
     for run in runs {
         let own = run.policy.max_p95_seconds.is_some();
-        let source = if own { "policy.max_p95_seconds" } else { "5 x the P95 of the lowest level that passes" };
+        let source = if own { TimeGate::P95.key() } else { "5 x the P95 of the lowest level that passes" };
         let p95 = p95_limit_s(&run.recommendation.levels, &run.policy).map(|limit| ("P95", limit, source));
-        let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, "policy.max_p99_seconds"));
+        let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, TimeGate::P99.key()));
         for (percentile, limit, source) in p95.into_iter().chain(p99) {
             all.push((run, format!("{percentile} limit {}", seconds(limit)), limit, source));
         }

@@ -1,9 +1,9 @@
 //! What traffic a number carries.
 
-use super::decision::gate as name;
+use super::decision::gate_on_time as name;
 use super::numbers::{count, number, or_unknown, percent, rate, seconds, time};
 use crate::decide::verify::{NotCarried, Verified, not_carried};
-use crate::decide::{Gate, Policy, Recommendation};
+use crate::decide::{Policy, Recommendation, TimeGate};
 use crate::figures::OpenLoad;
 
 pub fn no_room_at_all(requests: u64, key: &str) -> String {
@@ -52,7 +52,7 @@ pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<S
             format!("{} of the requests keep within policy.slo, waiting included, not {}", rate(share), percent(least))
         }
         Some(NotCarried::Limit(gate, limit, is)) => {
-            let waiting = if gate == Gate::TpotP95 { "" } else { ", waiting included" };
+            let waiting = if gate == TimeGate::TpotP95 { "" } else { ", waiting included" };
             format!("{} {} is above {}{waiting}", name(gate), or_unknown(is, seconds), seconds(limit))
         }
     };
