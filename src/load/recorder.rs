@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::closed_loop::{Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use super::closed_loop::{LoopPlan, LoopRecord, Observer, Ticket, Window};
 use super::self_check::SelfCheck;
 use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
@@ -48,7 +48,6 @@ pub struct Recorded {
     pub parts: BTreeMap<u32, Requests>,
     /// When those of its cohort were issued that are in flight, seconds since the loop began.
     pub in_flight_s: Vec<f64>,
-    pub ending: Ending,
     pub began: Instant,
     /// Seconds from the first request to the end of the last.
     pub load_s: f64,
@@ -100,7 +99,6 @@ impl<O: Observer> Recorder<O> {
             measurement,
             parts: std::mem::take(&mut self.parts),
             in_flight_s,
-            ending: record.ending,
             began: self.began,
             load_s: self.began.elapsed().as_secs_f64(),
             sent: record.sent,

@@ -12,7 +12,7 @@ use crate::client::Endpoint;
 use crate::decide::duet::Pair;
 use crate::decide::{Note, value};
 use crate::figures::reasons::EarlyEnd;
-use crate::figures::{self, LevelState, Measurement, Requests, Stage, Step, wilson};
+use crate::figures::{self, LevelState, Measurement, Requests, wilson};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::preflight::AT_MOST;
@@ -128,12 +128,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
 impl Server<'_> {
     /// One visit, drained. Gives its throughput.
     fn visit(&mut self, plan: &LoopPlan, number: u32) -> Result<f64, SweepError> {
-        let planned = Planned {
-            step: Step { level: plan.level, stage: Stage::Visit, round: number },
-            plan: *plan,
-            not_before: self.not_before,
-            is_first: false,
-        };
+        let planned = Planned::visit(*plan, number, self.not_before);
         let mut visiting = self.load.begin(&planned, &self.swept.run)?;
         let visited = visiting.visited();
         let rest = visiting.finish()?;

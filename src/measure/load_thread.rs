@@ -15,8 +15,8 @@ use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
 use crate::figures::reasons::EarlyEnd;
-use crate::figures::{LeftOut, Requests, Stage, Step};
-use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
+use crate::figures::{LeftOut, LevelState, Requests, Stage, Step};
+use crate::load::closed_loop::{self, LoopPlan, Observer, Ticket, Window};
 use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
 use crate::load::recorder::{Recorded, Recorder, Visits};
@@ -40,9 +40,17 @@ pub(super) struct Planned {
     pub is_first: bool,
 }
 
+impl Planned {
+    /// A visit, which has this number in its run.
+    pub fn visit(plan: LoopPlan, number: u32, not_before: Option<Instant>) -> Self {
+        let step = Step { level: plan.level, stage: Stage::Visit, round: number };
+        Planned { step, plan, not_before, is_first: false }
+    }
+}
+
 /// A loop on the load thread, as Criterion's thread sees it: one measurement, or visits from level to level.
 pub(super) struct InProgress {
-    /// The measurement in hand.
+    /// The measurement in hand, or the first visit.
     planned: Planned,
     /// Sends the plan of the next visit. Unused, and its receiver closed, where the loop makes a single measurement.
     orders: tokio::sync::mpsc::Sender<LoopPlan>,
@@ -164,12 +172,11 @@ impl InProgress {
         self.watch_next();
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let mut end = self.visited.recv().ok()?;
-        complete(&mut end, &self.planned.plan, &self.stopper, self.watch.as_deref());
+        complete(&mut end, &self.stopper, self.watch.as_deref());
         Some(end)
     }
 
     pub fn go_on(&mut self, plan: LoopPlan) {
-        self.planned.plan = plan;
         // A loop that was stopped takes no orders.
         let _ = self.orders.blocking_send(plan);
     }
@@ -180,8 +187,8 @@ impl InProgress {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let mut end = self.ended.recv().map_err(|_| ended_early())??;
-        let Planned { step, plan, .. } = self.planned;
-        if step.stage == Stage::Visit {
+        let Step { level, stage, .. } = self.planned.step;
+        if stage == Stage::Visit {
             drop(self.monitor);
             // A terminal has shown them.
             if !self.quiet && self.visits > 1 && !std::io::stderr().is_terminal() {
@@ -190,24 +197,20 @@ impl InProgress {
             }
         } else {
             self.monitor.into_iter().for_each(|monitor| monitor.finish(end.load_s));
-            complete(&mut end, &plan, &self.stopper, self.watch.as_deref());
-            end.measurement.criterion_id = criterion_id(step.level);
+            complete(&mut end, &self.stopper, self.watch.as_deref());
+            end.measurement.criterion_id = criterion_id(level);
             end.measurement.sample_ns = self.handed;
         }
         Ok(end)
     }
 }
 
-/// Why it ended, and what the server said of itself meanwhile.
-fn complete(end: &mut Recorded, plan: &LoopPlan, stopper: &Stopper, watch: Option<&ServerWatch>) {
+/// What the loop does not know: by what it was interrupted, and what the server said of itself meanwhile.
+fn complete(end: &mut Recorded, stopper: &Stopper, watch: Option<&ServerWatch>) {
     let measurement = &mut end.measurement;
-    measurement.reason = match end.ending {
-        Ending::Complete => None,
-        Ending::Hopeless => Some(EarlyEnd::WarmUpFailed),
-        Ending::Stalled => Some(EarlyEnd::NoSuccess { seconds: plan.patience.as_secs_f64() }),
-        Ending::Overdue => Some(EarlyEnd::TimeLimit { seconds: plan.time_limit.as_secs_f64() }),
-        Ending::Cut => stopper.reason().map(EarlyEnd::from),
-    };
+    if measurement.state == LevelState::Cut {
+        measurement.reason = stopper.reason().map(EarlyEnd::from);
+    }
     measurement.server = measurement.window_s.zip(watch).and_then(|(window, watch)| {
         let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
         watch.between(from, to)

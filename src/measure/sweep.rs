@@ -352,12 +352,7 @@ impl Sweep<'_> {
             return self.swept.run.save().map_err(SweepError::from);
         };
         let before = self.sent;
-        let planned = Planned {
-            step: Step { level: first.level, stage: Stage::Visit, round: self.visits + 1 },
-            plan: first,
-            not_before: self.not_before,
-            is_first: false,
-        };
+        let planned = Planned::visit(first, self.visits + 1, self.not_before);
         let mut visiting = load.begin(&planned, &self.swept.run)?;
         while let Some(visited) = visiting.visited() {
             self.sent = before + visited.at_most;
