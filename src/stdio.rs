@@ -45,9 +45,10 @@ mod unix {
     use std::io::{self, ErrorKind, IsTerminal, PipeReader, Read, Seek, Write};
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::fs::MetadataExt;
-    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use std::thread::JoinHandle;
 
+    use parking_lot::Mutex;
     use rustix::stdio;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +83,6 @@ mod unix {
     /// Of the guard there is, if there is one: descriptors are the process's.
     static FORWARDS: Mutex<Option<Vec<Forward>>> = Mutex::new(None);
 
-    fn forwards() -> MutexGuard<'static, Option<Vec<Forward>>> {
-        FORWARDS.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Those of the two that are no terminal.
     fn not_terminals() -> impl Iterator<Item = Stream> {
         [Stream::Stdout, Stream::Stderr].into_iter().filter(|stream| !stream.fd().is_terminal())
@@ -100,7 +97,7 @@ mod unix {
     /// Lets nothing that is written to stdout and stderr fail, until the guard is dropped. It does nothing while there is
     /// another one.
     pub fn guard() -> Guard {
-        let mut forwards = forwards();
+        let mut forwards = FORWARDS.lock();
         let is_first = forwards.is_none();
         // Without a pipe or a thread the streams stay as they were.
         forwards.get_or_insert_with(begin);
@@ -160,7 +157,7 @@ mod unix {
     }
 
     fn take() -> Vec<Forward> {
-        let forwards = forwards().take().unwrap_or_default();
+        let forwards = FORWARDS.lock().take().unwrap_or_default();
         for Forward { streams, original, .. } in &forwards {
             streams.iter().for_each(|stream| drop(stream.replace(original)));
         }
@@ -177,7 +174,7 @@ mod unix {
 
     /// To stderr, also while it is hushed. That it cannot be written stops nobody.
     pub fn aloud(text: &str) {
-        let hushed = HUSHED.lock().unwrap_or_else(PoisonError::into_inner);
+        let hushed = HUSHED.lock();
         let _ = match hushed.as_ref() {
             Some(mut stderr) => stderr.write_all(text.as_bytes()),
             None => io::stderr().write_all(text.as_bytes()),
@@ -201,8 +198,7 @@ mod unix {
             stream.replace(kept.as_ref()?).ok()?;
             Some((stream, original))
         };
-        *HUSHED.lock().unwrap_or_else(PoisonError::into_inner) =
-            Stream::Stderr.fd().try_clone_to_owned().ok().map(File::from);
+        *HUSHED.lock() = Stream::Stderr.fd().try_clone_to_owned().ok().map(File::from);
         Hush { originals: streams.filter_map(hushed).collect(), kept }
     }
 
@@ -222,7 +218,7 @@ mod unix {
     impl Drop for Hush {
         fn drop(&mut self) {
             let _ = io::stdout().flush();
-            *HUSHED.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *HUSHED.lock() = None;
             for (stream, original) in &self.originals {
                 let _ = stream.replace(original);
             }
@@ -231,7 +227,7 @@ mod unix {
 
     /// After a hang-up: a terminal that is gone fails whoever writes to it, so that nobody does.
     pub fn leave_terminal() {
-        let forwards = forwards();
+        let forwards = FORWARDS.lock();
         let Some(forwards) = &*forwards else { return };
         let is_a_pipe = |stream: &Stream| forwards.iter().any(|forward| forward.streams.contains(stream));
         for stream in not_terminals().filter(|stream| !is_a_pipe(stream)) {

@@ -1,8 +1,9 @@
 //! What the server itself says of its load while a run lasts: its `/metrics`, read once a second on a thread of its own.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::client::Transport;
@@ -74,7 +75,7 @@ impl ServerWatch {
 
     /// The means of what was seen in between; `None` if nothing was.
     pub fn between(&self, from: Instant, to: Instant) -> Option<ServerLoad> {
-        let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let readings = self.readings.lock();
         readings.iter().filter(|(at, _)| (from..=to).contains(at)).map(|(_, load)| *load).reduce(ServerLoad::with)
     }
 }
@@ -87,7 +88,7 @@ async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLo
         ticks.tick().await;
         let load = transport.metrics().await.as_deref().and_then(parse);
         match load {
-            Some(load) => seen.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), load)),
+            Some(load) => seen.lock().push((Instant::now(), load)),
             // A server that has them may be too busy for a moment; one that has none is not asked again.
             None if is_known => {}
             None => {

@@ -77,7 +77,7 @@ impl LevelMonitor {
     pub fn finish(mut self, load_s: f64) {
         self.hide();
         if let Some(view) = self.view.as_ref().filter(|_| !std::io::stderr().is_terminal()) {
-            eprintln!("{}", view.at_end(&self.counts.tally(), load_s));
+            eprintln!("{}", view.at_end(&self.counts.tally.lock(), load_s));
         }
     }
 }
@@ -119,10 +119,10 @@ impl View {
             bar.with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()))
         });
         while !hidden.load(Relaxed) {
-            let (tally, now) = (counts.tally().clone(), Instant::now());
+            let (tally, now) = (counts.tally.lock().clone(), Instant::now());
             self.note(&tally, now);
             if let Some(bar) = &bar {
-                let course = counts.live.course().clone();
+                let course = counts.live.course.lock().clone();
                 bar.set_message(self.on_terminal(&tally, &course, terminal_width()));
                 bar.tick();
             } else if now - self.last_line >= LINE_EVERY {
@@ -283,7 +283,7 @@ mod tests {
     /// After ten seconds.
     fn view(counts: &Counts) -> (View, Tally) {
         let began = Instant::now();
-        let (mut view, tally) = (View::new(counts, began), counts.tally().clone());
+        let (mut view, tally) = (View::new(counts, began), counts.tally.lock().clone());
         view.note(&tally, began + Duration::from_secs(10));
         (view, tally)
     }

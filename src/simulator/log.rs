@@ -1,8 +1,9 @@
 //! The server's own record of what it was asked and what it answered.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::faults::Fault;
@@ -76,7 +77,7 @@ impl RequestLog {
 
     pub(super) fn arrive(self: &Arc<Self>, path: &'static str) -> OpenRequest {
         let arrived_s = self.now_s();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let id = inner.arrived;
         inner.arrived += 1;
         inner.in_flight += 1;
@@ -98,21 +99,17 @@ impl RequestLog {
     }
 
     pub(super) fn records(&self) -> Vec<RequestRecord> {
-        let mut records = self.lock().ended.clone();
+        let mut records = self.inner.lock().ended.clone();
         records.sort_by_key(|record| record.id);
         records
     }
 
     pub(super) fn peak_in_flight(&self) -> usize {
-        self.lock().peak_in_flight
+        self.inner.lock().peak_in_flight
     }
 
     fn now_s(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no thread panics while it holds the log")
     }
 }
 
@@ -142,7 +139,7 @@ impl OpenRequest {
 
     fn put_into_log(&mut self) {
         if !std::mem::replace(&mut self.logged, true) {
-            let mut inner = self.log.lock();
+            let mut inner = self.log.inner.lock();
             inner.in_flight -= 1;
             inner.ended.push(self.record.clone());
         }

@@ -1,7 +1,9 @@
 //! The family of curves that throughput over concurrency may be.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
 
 /// The logarithm of the throughput of each curve at one level.
 pub(super) type Column = Arc<[f64]>;
@@ -9,7 +11,7 @@ pub(super) type Column = Arc<[f64]>;
 /// Levels come again and again, in this race and in others.
 pub(super) fn at_level(level: usize) -> Column {
     static COLUMNS: Mutex<BTreeMap<usize, Column>> = Mutex::new(BTreeMap::new());
-    let mut columns = COLUMNS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut columns = COLUMNS.lock();
     columns.entry(level).or_insert_with(|| FAMILY.iter().map(|curve| curve.log(level as f64)).collect()).clone()
 }
 
