@@ -92,16 +92,17 @@ impl Default for Benchmark {
 
 /// Which levels to measure.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "Written", rename_all = "lowercase")]
 pub enum Levels {
-    /// These.
-    List(Vec<usize>),
     /// Found by an adaptive search between the minimum and the maximum.
     Auto,
+    /// These.
+    #[serde(untagged)]
+    List(Vec<usize>),
 }
 
 /// Levels as a config file has them.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a list of levels such as [1, 2, 5, 10], or auto")]
 enum Written {
     List(Vec<usize>),
@@ -145,15 +146,6 @@ impl TryFrom<Written> for Levels {
             return Err(format!("level {} {fault}; write {sorted:?}", pair[1]));
         }
         Ok(Levels::List(levels))
-    }
-}
-
-impl From<Levels> for Written {
-    fn from(levels: Levels) -> Self {
-        match levels {
-            Levels::List(levels) => Written::List(levels),
-            Levels::Auto => Written::Word("auto".to_owned()),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::causes::{Cause, Limit};
 use super::{Gate, JudgedLevel, OF_VERDICT, Objective, Policy, TimeGate, Verdict, measurements, median, passing, size};
 use crate::client::outcome::Failure;
-use crate::figures::{Estimate, LevelState, LevelSummary, Outage, Reach, wilson};
+use crate::figures::{LevelState, LevelSummary, Outage, Reach, wilson};
 
 /// Requests, fixed and per level: below these a level is not used.
 const USABLE: (u64, u64) = (30, 3);
@@ -93,7 +93,7 @@ fn failed_requests(summary: &LevelSummary) -> Option<u64> {
 }
 
 /// The recorded rate, else from the counts.
-pub(super) fn error_rate(summary: &LevelSummary) -> Option<f64> {
+pub fn error_rate(summary: &LevelSummary) -> Option<f64> {
     let counted = || Some(failed_requests(summary)? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
     summary.error_rate.or_else(counted)
 }
@@ -166,10 +166,10 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     let gate = Gate::Attainment;
     let Some(least) = policy.slo.map(|slo| slo.attainment) else { return };
     let Some(goodput) = &level.summary.goodput else { return fail(level, gate, Cause::Unknown { gate }, false) };
-    let Estimate { estimate: share, lower, upper } = goodput.attainment;
+    let share = goodput.attainment.estimate;
     // Where every request met it, the interval only says how small n is.
-    let interval = lower.zip(upper).filter(|&(low, high)| share < 1.0 && low < least && high >= least);
-    let uncertain = interval.map(|(low, high)| [low, high]);
+    let interval = goodput.attainment.interval().filter(|_| share < 1.0);
+    let uncertain = interval.filter(|&[low, high]| low < least && high >= least);
     if share < least {
         return fail(level, gate, Cause::TooFewMet { share, least, uncertain }, uncertain.is_some());
     }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use causes::{Cause, Note, Reason};
-pub use gates::{gate_times, known_p99};
+pub use gates::{error_rate, gate_times, known_p99};
 pub use notes::p95_limit_s;
 
 pub use gates::value;

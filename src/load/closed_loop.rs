@@ -578,7 +578,6 @@ pub(crate) fn record(
         visit: (ticket.visit > 0).then_some(ticket.visit),
         phase: ticket.phase,
         sample,
-        due_s: None,
         start_s,
         end_s,
         latency_s: end_s.map(|end| end - start_s),
@@ -593,9 +592,7 @@ pub(crate) fn record(
         error,
         resent: reply.resent,
         cut: reply.cut,
-        held_s: None,
-        // The loop knows no prompts.
-        prompt_size: None,
+        ..RequestOutcome::default()
     }
 }
 

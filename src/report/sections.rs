@@ -10,7 +10,7 @@ use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
 use crate::decide::{
-    Objective, Policy, Status, TimeGate, Verdict, gate_times, judge, known_p99, p95_limit_s, passing, value,
+    Objective, Policy, Status, TimeGate, Verdict, error_rate, gate_times, judge, known_p99, p95_limit_s, passing, value,
 };
 use crate::figures::{Estimate, LevelSummary};
 use crate::report::words::{self, percent, rate, seconds, usd};
@@ -152,7 +152,7 @@ fn by_level(
     for (at, run) in runs.iter().enumerate() {
         for (name, alone, style, of) in measures.iter().take(if runs.len() == 1 { 3 } else { 2 }) {
             let figure = |&x: &f64| of(&run.recommendation.level(x as usize)?.summary);
-            let ends = |x: &f64| figure(x).and_then(|of| Some([*x, of.lower?, of.upper?]));
+            let ends = |x: &f64| figure(x)?.interval().map(|[lower, upper]| [*x, lower, upper]);
             let values = stops.iter().map(|x| Some(figure(x)?.estimate)).collect();
             let tone = if runs.len() == 1 { alone } else { tone(runs, at) };
             let name = named(run, runs, name);
@@ -489,11 +489,6 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
 fn rate_of(summary: &LevelSummary, kind: Failure) -> Option<f64> {
     let count = *summary.failures.get(kind.name())?;
     Some(count as f64 / summary.requests.filter(|&n| n > 0)? as f64)
-}
-
-fn error_rate(summary: &LevelSummary) -> Option<f64> {
-    let counted = || Some(1.0 - summary.succeeded? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
-    summary.error_rate.or_else(counted)
 }
 
 // ---- from the records of single requests ----

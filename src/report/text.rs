@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::verify::Verified;
 use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, known_p99, passing};
-use crate::figures::{Estimate, SizeSummary};
+use crate::figures::SizeSummary;
 use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
 /// Where it is printed: columns of a line, and whether a terminal makes text bold.
@@ -194,7 +194,7 @@ type Column = (&'static str, fn(&JudgedLevel, Option<f64>) -> Option<String>);
 pub const COLUMNS: [Column; 13] = [
     ("level", |of, _| Some(of.summary.concurrency.to_string())),
     ("req/s", |of, _| Some(number(of.throughput(), 2))),
-    ("±", |of, _| Some(number(half_width(of.summary.throughput_rps?), 2))),
+    ("±", |of, _| Some(number(of.summary.throughput_rps?.half_width(), 2))),
     ("of best", |of, best| Some(percent(of.throughput()? / best.filter(|_| of.verdict == Verdict::Pass)?))),
     ("mean", |of, _| Some(time(of.summary.latency_s?.mean))),
     ("P50", |of, _| Some(time(of.summary.latency_s?.p50))),
@@ -211,7 +211,7 @@ pub const COLUMNS: [Column; 13] = [
 const OPTIONAL: [Column; 5] = [
     ("cached", |of, _| of.summary.cached_rate.map(rate)),
     ("goodput", |of, _| Some(number(Some(of.summary.goodput.as_ref()?.rps.estimate), 2))),
-    ("±", |of, _| Some(number(half_width(of.summary.goodput.as_ref()?.rps), 2))),
+    ("±", |of, _| Some(number(of.summary.goodput.as_ref()?.rps.half_width(), 2))),
     ("in SLO", |of, _| Some(share(of.summary.goodput.as_ref()?.attainment.estimate))),
     ("USD/1000", |of, _| Some(usd(of.summary.usd_per_1000?.total()))),
 ];
@@ -242,10 +242,6 @@ pub(super) fn rows(recommendation: &Recommendation) -> (Vec<String>, Vec<Row>) {
         }
     };
     (shown.iter().map(|(name, _)| (*name).to_owned()).collect(), levels.iter().map(row).collect())
-}
-
-fn half_width(estimate: Estimate) -> Option<f64> {
-    Some((estimate.upper? - estimate.lower?) / 2.0)
 }
 
 /// Characters of a server's own words in the table.
