@@ -55,17 +55,18 @@ pub struct ServerWatch {
 }
 
 impl ServerWatch {
-    /// Begins to read, by connections of `transport` that nothing else uses.
+    /// Begins to read, by connections of `transport` that nothing else uses. `unknown` is called where the server has none
+    /// of a kind that is known.
     ///
     /// # Errors
     /// If there can be no thread.
-    pub fn start(transport: Transport) -> std::io::Result<Self> {
+    pub fn start(transport: Transport, unknown: impl FnOnce() + Send + 'static) -> std::io::Result<Self> {
         let readings: Arc<Mutex<Vec<_>>> = Arc::default();
         let (until_dropped, dropped) = oneshot::channel::<()>();
         let (runtime, seen) = (tokio::runtime::Builder::new_current_thread().enable_all().build()?, readings.clone());
         let watch = async move {
             tokio::select! {
-                () = read_metrics(&transport, &seen) => {}
+                () = read_metrics(&transport, &seen) => unknown(),
                 _ = dropped => {}
             }
         };
@@ -80,6 +81,7 @@ impl ServerWatch {
     }
 }
 
+/// Until it is given up.
 async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLoad)>>) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -91,10 +93,7 @@ async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLo
             Some(load) => seen.lock().push((Instant::now(), load)),
             // A server that has them may be too busy for a moment; one that has none is not asked again.
             None if is_known => {}
-            None => {
-                eprintln!("note: the server has no /metrics of a kind that is known (vLLM, llama.cpp, SGLang)");
-                return;
-            }
+            None => return,
         }
         is_known = true;
     }

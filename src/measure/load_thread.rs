@@ -1,7 +1,6 @@
 //! The thread that makes the load, and a measurement on it as Criterion's thread sees it.
 
 use std::future::Future;
-use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
 use crate::record::{ResultsError, Run, SidecarWriter, criterion_id, sidecar_name};
-use crate::report::words::{count, seconds};
+use crate::report::words;
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
 
@@ -59,7 +58,6 @@ pub(super) struct InProgress {
     handed: Vec<f64>,
     warmed_up: bool,
     visited: mpsc::Receiver<Recorded>,
-    visits: u64,
     /// Once the sidecar is on disk.
     ended: mpsc::Receiver<Result<Recorded, ResultsError>>,
     stopper: Stopper,
@@ -150,7 +148,6 @@ impl InProgress {
             Some(monitor) => monitor.go_on(counts),
             none => *none = Some(LevelMonitor::new(counts, self.quiet)),
         }
-        self.visits += 1;
     }
 
     fn next_window(&mut self) -> Option<Duration> {
@@ -187,16 +184,9 @@ impl InProgress {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let mut end = self.ended.recv().map_err(|_| ended_early())??;
+        self.monitor.into_iter().for_each(|monitor| monitor.finish(end.sent, end.load_s));
         let Step { level, stage, .. } = self.planned.step;
-        if stage == Stage::Visit {
-            drop(self.monitor);
-            // A terminal has shown them.
-            if !self.quiet && self.visits > 1 && !std::io::stderr().is_terminal() {
-                let (visits, requests) = (count(self.visits, "visit"), count(end.sent, "request"));
-                eprintln!("{visits} ended: {requests} in {}", seconds(end.load_s));
-            }
-        } else {
-            self.monitor.into_iter().for_each(|monitor| monitor.finish(end.load_s));
+        if stage == Stage::Sweep {
             complete(&mut end, &self.stopper, self.watch.as_deref());
             end.measurement.criterion_id = criterion_id(level);
             end.measurement.sample_ns = self.handed;
@@ -269,7 +259,7 @@ fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<Serve
         Some(simulator) => transport_to(settings, simulator)?,
         None => transport(settings)?.0,
     };
-    Ok(Arc::new(ServerWatch::start(transport)?))
+    Ok(Arc::new(ServerWatch::start(transport, || eprintln!("{}", words::no_server_metrics()))?))
 }
 
 impl Load {
@@ -327,7 +317,6 @@ impl Load {
             handed: Vec::new(),
             warmed_up: false,
             visited,
-            visits: 0,
             ended,
             stopper: self.stopper.clone(),
             watch: self.watch.clone(),
