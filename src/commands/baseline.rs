@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::decision::{decide_from, from_file};
+use super::decision::decide_from;
 use crate::decide::Recommendation;
 use crate::decide::compare::{Baseline, Comparison, compare};
-use crate::record::ResultsFile;
+use crate::record::{Basis, ResultsFile};
 use crate::report::words;
 use crate::settings::Settings;
 
@@ -36,10 +36,10 @@ pub(super) struct Against {
 impl BaselineArgs {
     pub(super) fn read(&self, settings: &Settings) -> Result<Option<Against>> {
         let Some(file) = &self.baseline else { return Ok(None) };
-        let measured = from_file(&ResultsFile::read(file)?);
+        let measured = Basis::of_file(ResultsFile::read(file)?);
         let title = words::baseline(&file.display().to_string(), measured.simulated, &measured.notes);
         let threshold = self.fail_on_regression.map(|percent| percent / 100.0);
-        Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
+        Ok(Some(Against { title, baseline: Baseline { decided: decide_from(&measured, settings), threshold } }))
     }
 }
 
