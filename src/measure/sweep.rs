@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::criterion::{Bench, Group};
-use super::evidence::{Made, evidence};
+use super::evidence::evidence;
 use super::load_thread::{Load, Planned, time_per_wave};
 use super::plan::{self, Plan, SAMPLES};
 use super::race::{Evidence, Race};
@@ -129,7 +129,6 @@ pub fn run(
         load: load.as_ref(),
         baseline: baseline.as_ref(),
         swept,
-        in_flight_s: vec![Vec::new(); requests.len()],
         before: requests.len(),
         requests,
         visits: earlier,
@@ -206,9 +205,8 @@ struct Sweep<'a> {
     load: Option<&'a Load>,
     baseline: Option<&'a Baseline>,
     swept: Swept,
-    /// Of each measurement in the manifest; and when those of its cohort were issued that are still in flight.
+    /// Of each measurement in the manifest.
     requests: Vec<Requests>,
-    in_flight_s: Vec<Vec<f64>>,
     /// Measurements, and the number of the last visit, before this process went on with the run.
     before: usize,
     visits: u32,
@@ -306,7 +304,6 @@ impl Sweep<'_> {
         let stopped = self.load.and_then(|load| load.stopper.reason());
         let stopped = stopped.filter(|_| ended.measurement.state == LevelState::Cut);
         self.requests.push(ended.parts.remove(&own).unwrap_or_default());
-        self.in_flight_s.push(ended.in_flight_s);
         self.swept.run.manifest.levels.push(ended.measurement);
         self.take(ended.parts);
         let summary = self.summary(level);
@@ -331,8 +328,6 @@ impl Sweep<'_> {
             let of_visit = |of: &Measurement| of.stage == Stage::Visit && of.round == visit;
             if let Some(at) = self.swept.run.manifest.levels.iter().position(of_visit) {
                 self.requests[at].append(later);
-                let requests = &self.requests[at];
-                self.in_flight_s[at].retain(|start_s| !requests.cohort().any(|request| request.start_s == *start_s));
             }
         }
     }
@@ -380,10 +375,8 @@ impl Sweep<'_> {
     }
 
     fn evidence(&self) -> Evidence<'_> {
-        let measurements = self.swept.run.manifest.levels.iter();
-        let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
-        let made: Vec<Made> = made.map(|((of, requests), in_flight_s)| (of, requests, &in_flight_s[..])).collect();
-        evidence(&made, self.sent, self.settings.limits())
+        let made = self.swept.run.manifest.levels.iter().zip(&self.requests).collect();
+        evidence(made, self.sent, self.settings.limits())
     }
 
     fn conclude(&mut self, raced: Raced) {
