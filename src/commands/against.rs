@@ -10,8 +10,9 @@ use super::decision::decide_swept;
 use super::{page, print};
 use crate::decide::compare::Comparison;
 use crate::decide::duet::side_by_side;
+use crate::figures::EarlyEnd;
 use crate::measure::duet;
-use crate::measure::sweep::{self, Stop, Swept};
+use crate::measure::sweep::{self, Swept};
 use crate::record::{Basis, Places, to_json, write_atomic};
 use crate::report::{html, text, words};
 use crate::settings::Settings;
@@ -64,7 +65,7 @@ impl AgainstArgs {
         });
         let html = html::page_with(&runs, Some(&comparison));
         eprintln!("{}", page::write(&in_results(format!("concurrency_against_{stamp}.html")), html));
-        let interrupted = a.stopped == Some(Stop::Interrupted);
+        let interrupted = a.stopped == Some(EarlyEnd::Interrupted);
         Ok(if interrupted { ExitCode::from(sweep::INTERRUPTED) } else { ExitCode::SUCCESS })
     }
 }

@@ -9,7 +9,8 @@ use super::against::AgainstArgs;
 use super::baseline::BaselineArgs;
 use super::write::WriteArgs;
 use super::{ConfigFile, Verbose, decision, print};
-use crate::measure::sweep::{self, CriterionArgs, Stop};
+use crate::figures::EarlyEnd;
+use crate::measure::sweep::{self, CriterionArgs};
 use crate::record::Places;
 use crate::report::text;
 use crate::settings::{Flags, Settings};
@@ -50,7 +51,7 @@ impl Run {
         if swept.stopped.is_some() {
             eprintln!("`llm-concurrency run --resume`, with the same settings, goes on from here.");
         }
-        if swept.stopped == Some(Stop::Interrupted) {
+        if swept.stopped == Some(EarlyEnd::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));
         }
         let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Gate, Objective, TimeGate};
 use crate::client::outcome::RateLimit;
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{LeftOut, Outage};
+use crate::figures::{EarlyEnd, LeftOut, Outage};
 
 /// Why a level has its verdict. `uncertain` is the interval of the figure, where that spans the limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

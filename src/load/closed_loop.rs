@@ -22,8 +22,7 @@ use tokio::time::Instant;
 
 use super::cold::was_cold;
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{LeftOut, LevelState, Measurement, Sample};
+use crate::figures::{EarlyEnd, LeftOut, LevelState, Measurement, Sample};
 
 /// A request that failed sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
 use super::plan::Plan;
-use super::stop::{Stop, Stopper};
+use super::stop::Stopper;
 use super::sweep::SweepError;
 use crate::client::Endpoint;
-use crate::figures::{ArrivalsEnd, OpenLoad, Requests};
+use crate::figures::{ArrivalsEnd, EarlyEnd, OpenLoad, Requests};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::open_loop::Arrivals;
@@ -70,7 +70,7 @@ impl<'a> Afterwards<'a> {
         self.plan.exceeds(self.settings, self.sent + further)
     }
 
-    pub fn stopped(&self) -> Option<Stop> {
+    pub fn stopped(&self) -> Option<EarlyEnd> {
         self.load.stopper.reason()
     }
 

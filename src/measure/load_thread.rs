@@ -9,12 +9,11 @@ use tokio::sync::watch;
 
 use super::criterion::Mode;
 use super::plan::SAMPLES;
-use super::stop::{Stop, Stopper};
+use super::stop::Stopper;
 use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{LeftOut, LevelState, Requests, Stage, Step};
+use crate::figures::{EarlyEnd, LeftOut, LevelState, Requests, Stage, Step};
 use crate::load::closed_loop::{self, LoopPlan, Observer, Ticket, Window};
 use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
@@ -154,7 +153,7 @@ impl InProgress {
         // There are no more once the loop has ended, or has panicked.
         let window = self.windows.recv().ok()?;
         if !self.warmed_up && self.planned.is_first && window.succeeded == 0 {
-            self.stopper.stop(Stop::NothingWorks);
+            self.stopper.stop(EarlyEnd::WarmUpFailed);
             return None;
         }
         let per_wave = time_per_wave(window.duration_s(), window.succeeded as u64, self.planned.step.level);
@@ -199,7 +198,7 @@ impl InProgress {
 fn complete(end: &mut Recorded, stopper: &Stopper, watch: Option<&ServerWatch>) {
     let measurement = &mut end.measurement;
     if measurement.state == LevelState::Cut {
-        measurement.reason = stopper.reason().map(EarlyEnd::from);
+        measurement.reason = stopper.reason();
     }
     measurement.server = measurement.window_s.zip(watch).and_then(|(window, watch)| {
         let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
@@ -414,7 +413,7 @@ fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, 
         if let Some(minutes) = max_minutes {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs_f64(60.0 * minutes)).await;
-                stopper.stop(Stop::OutOfTime);
+                stopper.stop(EarlyEnd::OutOfTime);
             });
         }
         while let Some(job) = jobs.recv().await {

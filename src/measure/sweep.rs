@@ -14,7 +14,7 @@ use super::race::{Evidence, Race};
 use crate::client::{Endpoint, LlmError};
 use crate::decide::compare::Baseline;
 use crate::decide::{Note, Raced, judge, open_outages, recommend_after};
-use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Sample, Stage, Step};
+use crate::figures::{self, EarlyEnd, LevelState, LevelSummary, Measurement, Requests, Sample, Stage, Step};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files::{self, TooFewFiles};
 use crate::load::recorder::Recorded;
@@ -29,7 +29,7 @@ use crate::stdio;
 pub use super::criterion::{CriterionArgs, Mode};
 pub use super::load_thread::transport;
 use super::stop::Stopper;
-pub use super::stop::{INTERRUPTED, Signal, Stop, signal};
+pub use super::stop::{INTERRUPTED, Signal, signal};
 
 /// Why a sweep could not be made.
 #[derive(Debug, Error)]
@@ -65,7 +65,7 @@ pub struct Swept {
     /// The run, its figures included. Empty in test and list mode.
     pub run: Run,
     /// Why it ended before all levels were measured.
-    pub stopped: Option<Stop>,
+    pub stopped: Option<EarlyEnd>,
     pub notes: Vec<Note>,
     pub began: Instant,
     /// Seconds of load, all levels together.
@@ -242,10 +242,10 @@ impl Sweep<'_> {
     fn note_why_it_ended(&mut self) {
         let is_open = self.swept.run.manifest.raced.is_some_and(|raced| !raced.decided);
         let asked = self.load.and_then(|load| load.stopper.reason()).filter(|_| self.swept.stopped.is_none());
-        if let Some(why) = asked.filter(|&why| is_open || why == Stop::Interrupted) {
-            self.swept.stopped = Some(why);
+        if let Some(why) = asked.filter(|why| is_open || *why == EarlyEnd::Interrupted) {
+            self.swept.stopped = Some(why.clone());
             let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency);
-            self.swept.notes.extend(last.map(|level| Note::Stopped { level, why: why.into() }));
+            self.swept.notes.extend(last.map(|level| Note::Stopped { level, why }));
         }
     }
 
@@ -312,10 +312,10 @@ impl Sweep<'_> {
             load.live.measured(&summary);
         }
         swept.stopped = stopped;
-        swept.notes.extend(stopped.map(|stop| Note::Stopped { level, why: stop.into() }));
+        swept.notes.extend(swept.stopped.clone().map(|why| Note::Stopped { level, why }));
         swept.run.level_ended(level, summary)?;
-        match (stopped, ended.last_failure) {
-            (Some(Stop::NothingWorks), Some(failed)) => {
+        match (&swept.stopped, ended.last_failure) {
+            (Some(EarlyEnd::WarmUpFailed), Some(failed)) => {
                 Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)))
             }
             _ => Ok(()),
@@ -355,7 +355,7 @@ impl Sweep<'_> {
             let nothing_works = visited.measurement.samples.iter().all(|sample| sample.succeeded == 0);
             self.ended(visited)?;
             if let Some(failed) = failed.filter(|_| nothing_works && self.swept.stopped.is_none()) {
-                load.stopper.stop(Stop::NothingWorks);
+                load.stopper.stop(EarlyEnd::WarmUpFailed);
                 visiting.finish()?;
                 return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
             }

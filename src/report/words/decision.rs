@@ -4,8 +4,7 @@ use super::numbers::{count, percent, range, rate as error_rate, seconds, share a
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
 use crate::decide::causes::{Limit, Passed, QuotaReached};
 use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Note, Objective, Policy, Reason, Recommendation, TimeGate};
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{Outage, Slo};
+use crate::figures::{EarlyEnd, Outage, Slo};
 
 pub fn gate(gate: Gate) -> &'static str {
     match gate {
