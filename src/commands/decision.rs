@@ -9,15 +9,9 @@ use crate::decide::{Note, Recommendation, recommend_after};
 use crate::load::self_check::{Cpu, cpu_time};
 use crate::measure::sweep::{CriterionArgs, Swept};
 use crate::monitor::textfile;
-use crate::prompts;
-use crate::record::{Basis, Identity, Places, load_measured, write_atomic};
+use crate::record::{Basis, Places, load_measured, write_atomic};
 use crate::report::{html, text, words};
 use crate::settings::Settings;
-
-pub(super) fn from_criterion(settings: &Settings, places: &Places) -> Result<Basis> {
-    let identity = Identity::of(settings, &prompts::of_run(settings)?);
-    Ok(load_measured(places, &identity, settings.limits(), None)?)
-}
 
 pub(super) fn decide_from(measured: &Basis, settings: &Settings) -> Recommendation {
     let policy = &settings.config.policy;

@@ -8,10 +8,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::baseline::BaselineArgs;
-use super::decision::{decide_from, from_criterion, printed};
+use super::decision::{decide_from, printed};
 use super::write::WriteArgs;
 use super::{ConfigFile, Verbose, page, print};
-use crate::record::{Places, ResultsFile};
+use crate::prompts;
+use crate::record::{Identity, Places, ResultsFile, load_measured};
 use crate::report::{html, text, words};
 use crate::settings::{Overrides, Settings};
 
@@ -45,7 +46,10 @@ impl Recommend {
         let places = Places::find(self.criterion_dir.as_deref());
         let measured = match &self.results {
             Some(file) => page::basis(ResultsFile::read(file)?, &places),
-            None => from_criterion(&settings, &places)?,
+            None => {
+                let now = Identity::of(&settings, &prompts::of_run(&settings)?);
+                load_measured(&places, &now, settings.limits(), None)?
+            }
         };
         let recommendation = decide_from(&measured, &settings);
         let against = self.baseline.read(&settings)?;

@@ -15,6 +15,8 @@ mod quota;
 pub mod recheck;
 pub mod verify;
 
+use std::fmt;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -124,17 +126,12 @@ impl Status {
     pub fn may_patch(self) -> bool {
         matches!(self, Status::Ok | Status::NotSaturated | Status::LimitedByGate | Status::AtOrBelowLowest)
     }
+}
 
-    pub fn name(self) -> &'static str {
-        match self {
-            Status::Ok => "ok",
-            Status::NotSaturated => "not_saturated",
-            Status::LimitedByGate => "limited_by_gate",
-            Status::AtOrBelowLowest => "at_or_below_lowest",
-            Status::RateLimited => "rate_limited",
-            Status::Unresolved => "unresolved",
-            Status::NoQualifyingLevel => "no_qualifying_level",
-        }
+/// As files have it.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 

@@ -126,7 +126,7 @@ fn answer(run: &Run) -> Value {
         run_id => Serde(&run.run_id),
         about => Serde(&run.about),
         gates => words::gates(&run.policy),
-        status => recommendation.status.name(),
+        status => Serde(recommendation.status),
         missing => words::missing(run),
         loads => Serde(loads),
     }

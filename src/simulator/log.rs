@@ -12,7 +12,7 @@ use super::faults::Fault;
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// How a request ended, as the server saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestEnd {
     /// The whole answer was handed to the connection.
@@ -26,11 +26,12 @@ pub enum RequestEnd {
     /// The fault that was meant for it has ended it.
     Faulted,
     /// The client left, or the server was shut down, before the answer was complete.
+    #[default]
     Cancelled,
 }
 
 /// What the server knows about one request to a generating route. Times are in seconds since the server's start.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RequestRecord {
     /// Number of the request in order of arrival, from 0. The answer's id ends with it.
     pub id: u64,
@@ -82,19 +83,7 @@ impl RequestLog {
         inner.arrived += 1;
         inner.in_flight += 1;
         inner.peak_in_flight = inner.peak_in_flight.max(inner.in_flight);
-        let record = RequestRecord {
-            id,
-            path,
-            status: CLIENT_CLOSED_REQUEST,
-            arrived_s,
-            first_token_s: None,
-            finished_s: None,
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            output_tokens: 0,
-            fault: None,
-            outcome: RequestEnd::Cancelled,
-        };
+        let record = RequestRecord { id, path, status: CLIENT_CLOSED_REQUEST, arrived_s, ..RequestRecord::default() };
         OpenRequest { record, log: Arc::clone(self), logged: false }
     }
 

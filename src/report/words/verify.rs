@@ -19,8 +19,8 @@ pub fn arrivals_planned(count: usize, rates: &[f64], permits: usize) -> String {
 /// Why a result is none to rely on.
 pub fn no_number(decided: &Recommendation) -> String {
     match decided.recommended_concurrency {
-        Some(_) => format!("it is provisional (status {})", decided.status.name()),
-        None => format!("its status is {}", decided.status.name()),
+        Some(_) => format!("it is provisional (status {})", decided.status),
+        None => format!("its status is {}", decided.status),
     }
 }
 
