@@ -52,12 +52,12 @@ impl Recommend {
             }
         };
         let recommendation = decide_from(&measured, &settings);
-        let against = self.baseline.read(&settings)?;
-        let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
+        let (baseline, objective) = (self.baseline.read(&settings)?, settings.config.policy.objective);
+        let comparison = baseline.as_ref().map(|baseline| baseline.compare(&recommendation, objective));
         if !self.json {
             print(printed(&recommendation, &settings, self.verbose.verbose))?;
-            if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
-                print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, true)))?;
+            if let Some((baseline, comparison)) = baseline.zip(comparison.as_ref()) {
+                print(format!("\n{}", text::comparison(comparison, baseline.threshold, true)))?;
             }
         }
         if !self.dry_run {

@@ -44,9 +44,8 @@ impl Run {
         if self.write.update_config {
             self.write.check_possible(&settings)?;
         }
-        let against = self.baseline.read(&settings)?;
-        let baseline = against.as_ref().map(|against| against.baseline.clone());
-        let swept = sweep::run(&settings, &args, &places, baseline, self.resume)?;
+        let baseline = self.baseline.read(&settings)?;
+        let swept = sweep::run(&settings, &args, &places, baseline.as_ref(), self.resume)?;
         let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
         if swept.stopped.is_some() {
             eprintln!("`llm-concurrency run --resume`, with the same settings, goes on from here.");
@@ -54,9 +53,10 @@ impl Run {
         if swept.stopped == Some(EarlyEnd::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));
         }
-        let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
-        if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
-            print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, false)))?;
+        let objective = settings.config.policy.objective;
+        let comparison = baseline.as_ref().map(|baseline| baseline.compare(&recommendation, objective));
+        if let Some((baseline, comparison)) = baseline.zip(comparison.as_ref()) {
+            print(format!("\n{}", text::comparison(comparison, baseline.threshold, false)))?;
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, false)?;
         eprint!("{}", written.text);

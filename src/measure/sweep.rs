@@ -82,11 +82,11 @@ pub fn run(
     settings: &Settings,
     args: &CriterionArgs,
     places: &Places,
-    baseline: Option<Baseline>,
+    baseline: Option<&Baseline>,
     resume: bool,
 ) -> Result<Swept, SweepError> {
     let prompts = prompts::of_run(settings)?;
-    let mut plan = planned(settings, args, &prompts, baseline.as_ref())?;
+    let mut plan = planned(settings, args, &prompts, baseline)?;
     let (identity, named) = (Identity::of(settings, &prompts), run_settings(settings, plan.configured.clone()));
     let fingerprint = identity.fingerprint();
     let resumed = match resume {
@@ -127,7 +127,7 @@ pub fn run(
         mode: args.mode,
         plan: &plan,
         load: load.as_ref(),
-        baseline: baseline.as_ref(),
+        baseline,
         swept,
         before: requests.len(),
         requests,
