@@ -241,7 +241,7 @@ fn pairs(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Pair; F
         let (mut ran, mut busy) = at_speed(1.0 - share, seed + fall * SEEDS_APART);
         let against = |now: &Recommendation| compare(&before, now, policy.objective, Some(THRESHOLD));
         let (decided, so_far) = (ran.decided(), ran.sent());
-        let baseline = Baseline { decided: before.clone(), threshold: Some(THRESHOLD) };
+        let baseline = Baseline { title: String::new(), decided: before.clone(), threshold: Some(THRESHOLD) };
         for level in baseline.suspects(&decided, policy.objective) {
             ran.made.push(measure_by(runtime, &full(level), |ticket| busy.send(ticket.level)));
         }

@@ -20,7 +20,7 @@ use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, co
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
 use crate::client::request::RequestSettings;
-use crate::decide::{Gate, Objective, Policy};
+use crate::decide::{Objective, Policy};
 use crate::figures::{Limits, Prices};
 use crate::simulator::SimulatorConfig;
 
@@ -92,16 +92,17 @@ impl Default for Benchmark {
 
 /// Which levels to measure.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "Written", rename_all = "lowercase")]
 pub enum Levels {
-    /// These.
-    List(Vec<usize>),
     /// Found by an adaptive search between the minimum and the maximum.
     Auto,
+    /// These.
+    #[serde(untagged)]
+    List(Vec<usize>),
 }
 
 /// Levels as a config file has them.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a list of levels such as [1, 2, 5, 10], or auto")]
 enum Written {
     List(Vec<usize>),
@@ -145,15 +146,6 @@ impl TryFrom<Written> for Levels {
             return Err(format!("level {} {fault}; write {sorted:?}", pair[1]));
         }
         Ok(Levels::List(levels))
-    }
-}
-
-impl From<Levels> for Written {
-    fn from(levels: Levels) -> Self {
-        match levels {
-            Levels::List(levels) => Written::List(levels),
-            Levels::Auto => Written::Word("auto".to_owned()),
-        }
     }
 }
 
@@ -507,10 +499,7 @@ impl Config {
                 return Err(invalid(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
             }
         }
-        let gates = self.policy.limits().map(|(gate, limit)| {
-            let streamed = matches!(gate, Gate::TtftP95 | Gate::TpotP95);
-            (gate.key().unwrap_or_default().to_owned(), limit, streamed)
-        });
+        let gates = self.policy.limits().map(|(gate, limit)| (gate.key().to_owned(), limit, gate.needs_streaming()));
         let of_slo = slo.limits().map(|(name, limit)| (format!("policy.slo.{name}"), limit, name != "latency"));
         let request = &self.benchmark.request;
         let streams = request.stream && request.kind.generates();

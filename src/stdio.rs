@@ -45,9 +45,10 @@ mod unix {
     use std::io::{self, ErrorKind, IsTerminal, PipeReader, Read, Seek, Write};
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::fs::MetadataExt;
-    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use std::thread::JoinHandle;
 
+    use parking_lot::Mutex;
     use rustix::stdio;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,11 +83,7 @@ mod unix {
     /// The pipes of the active guard, if there is one. Global, since file descriptors belong to the process.
     static FORWARDS: Mutex<Option<Vec<Forward>>> = Mutex::new(None);
 
-    fn forwards() -> MutexGuard<'static, Option<Vec<Forward>>> {
-        FORWARDS.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The streams that are not terminals.
+    /// Those of the two that are no terminal.
     fn not_terminals() -> impl Iterator<Item = Stream> {
         [Stream::Stdout, Stream::Stderr].into_iter().filter(|stream| !stream.fd().is_terminal())
     }
@@ -100,7 +97,7 @@ mod unix {
     /// Keeps writes to stdout and stderr from failing until the guard is dropped. Does nothing
     /// while another guard exists.
     pub fn guard() -> Guard {
-        let mut forwards = forwards();
+        let mut forwards = FORWARDS.lock();
         let is_first = forwards.is_none();
         // If there is no pipe or no thread, the stream stays as it was.
         forwards.get_or_insert_with(begin);
@@ -161,7 +158,7 @@ mod unix {
     }
 
     fn take() -> Vec<Forward> {
-        let forwards = forwards().take().unwrap_or_default();
+        let forwards = FORWARDS.lock().take().unwrap_or_default();
         for Forward { streams, original, .. } in &forwards {
             streams.iter().for_each(|stream| drop(stream.replace(original)));
         }
@@ -178,7 +175,7 @@ mod unix {
 
     /// Writes to stderr even while it is hushed. Errors are ignored.
     pub fn aloud(text: &str) {
-        let hushed = HUSHED.lock().unwrap_or_else(PoisonError::into_inner);
+        let hushed = HUSHED.lock();
         let _ = match hushed.as_ref() {
             Some(mut stderr) => stderr.write_all(text.as_bytes()),
             None => io::stderr().write_all(text.as_bytes()),
@@ -202,8 +199,7 @@ mod unix {
             stream.replace(kept.as_ref()?).ok()?;
             Some((stream, original))
         };
-        *HUSHED.lock().unwrap_or_else(PoisonError::into_inner) =
-            Stream::Stderr.fd().try_clone_to_owned().ok().map(File::from);
+        *HUSHED.lock() = Stream::Stderr.fd().try_clone_to_owned().ok().map(File::from);
         Hush { originals: streams.filter_map(hushed).collect(), kept }
     }
 
@@ -223,7 +219,7 @@ mod unix {
     impl Drop for Hush {
         fn drop(&mut self) {
             let _ = io::stdout().flush();
-            *HUSHED.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *HUSHED.lock() = None;
             for (stream, original) in &self.originals {
                 let _ = stream.replace(original);
             }
@@ -232,7 +228,7 @@ mod unix {
 
     /// After a hang-up: redirects streams whose terminal is gone to /dev/null, since writing to them fails.
     pub fn leave_terminal() {
-        let forwards = forwards();
+        let forwards = FORWARDS.lock();
         let Some(forwards) = &*forwards else { return };
         let is_a_pipe = |stream: &Stream| forwards.iter().any(|forward| forward.streams.contains(stream));
         for stream in not_terminals().filter(|stream| !is_a_pipe(stream)) {

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use llm_concurrency::client::outcome::{Failure, Phase, Reply, RequestOutcome};
+use llm_concurrency::figures::reasons::EarlyEnd;
 use llm_concurrency::figures::{ClientLoad, LevelSummary, Limits, summarize};
-use llm_concurrency::load::closed_loop::{AT_ONCE, Ending, LoopPlan, LoopRecord, Observer, Ticket, Window, visits};
+use llm_concurrency::load::closed_loop::{AT_ONCE, LoopPlan, LoopRecord, Observer, Ticket, Window, visits};
 use llm_concurrency::load::self_check::SelfCheck;
 use tokio::sync::{Semaphore, mpsc, watch};
 use virtual_server::virtual_time;
@@ -102,7 +103,7 @@ fn every_level_sends_its_tickets_in_windows_that_touch_and_never_more_than_the_l
     for level in [1, 2, 7, 50] {
         let plan = LoopPlan::new(level, 100, 5, 10, level);
         let (record, log, peak) = virtually(&[plan], some_latency);
-        assert_eq!(record.ending, Ending::Complete);
+        assert_eq!(record.early_end, None);
         assert_eq!(peak, level);
         assert_eq!(record.windows.len(), 10);
         // Completions at the very same instant (virtual time has them) are issued again a little later.
@@ -223,18 +224,23 @@ fn a_level_that_has_clearly_failed_shrinks_to_one_completion_a_window() {
     let overdue = |ticket: Ticket| (ms(10), if ticket.seq.is_multiple_of(2) { Reply::default() } else { refused(10) });
     let limited = LoopPlan { time_limit: ms(30_000), ..LoopPlan::new(1, 100, 5, 10, 1) };
     type Send<'a> = &'a dyn Fn(Ticket) -> (Duration, Reply);
-    for (ending, plan, send, most) in [
-        (Ending::Hopeless, LoopPlan::new(3, 100, 5, 10, 3), &hopeless as Send<'_>, 5 + 10 + 3),
-        (Ending::Stalled, LoopPlan::new(2, 1000, 2, 10, 2).with_request_timeout(ms(1_000)), &stalled, 20 + 2 * 4 + 11),
-        (Ending::Overdue, limited, &overdue, 8 + 9),
+    for (early_end, plan, send, most) in [
+        (EarlyEnd::WarmUpFailed, LoopPlan::new(3, 100, 5, 10, 3), &hopeless as Send<'_>, 5 + 10 + 3),
+        (
+            EarlyEnd::NoSuccess { seconds: 3.0 },
+            LoopPlan::new(2, 1000, 2, 10, 2).with_request_timeout(ms(1_000)),
+            &stalled,
+            20 + 2 * 4 + 11,
+        ),
+        (EarlyEnd::TimeLimit { seconds: 30.0 }, limited, &overdue, 8 + 9),
     ] {
         let (record, log, _) = virtually(&[plan], send);
-        assert_eq!((record.ending, record.windows.len()), (ending, 10));
-        assert!(log.outcomes.len() <= most, "{ending:?}: {}", log.outcomes.len());
+        assert_eq!((record.early_end.as_ref(), record.windows.len()), (Some(&early_end), 10));
+        assert!(log.outcomes.len() <= most, "{early_end:?}: {}", log.outcomes.len());
         let sum = |of: fn(&Window) -> usize| record.windows.iter().map(of).sum::<usize>();
-        match ending {
-            Ending::Hopeless => assert_eq!((sum(|w| w.completed), sum(|w| w.succeeded)), (10, 0)),
-            Ending::Stalled => assert_eq!(sum(|w| w.succeeded) + 2, 20),
+        match early_end {
+            EarlyEnd::WarmUpFailed => assert_eq!((sum(|w| w.completed), sum(|w| w.succeeded)), (10, 0)),
+            EarlyEnd::NoSuccess { .. } => assert_eq!(sum(|w| w.succeeded) + 2, 20),
             _ => {}
         }
     }
@@ -247,7 +253,7 @@ fn stopping_gives_up_what_is_in_flight_and_still_accounts_for_it() {
         tokio::time::sleep(ms(100)).await;
         Reply::default()
     });
-    assert_eq!(record.ending, Ending::Cut);
+    assert_eq!(record.early_end, Some(EarlyEnd::Interrupted));
     assert_eq!(log.outcomes.len() as u64, record.sent);
     let given_up: Vec<_> = log.outcomes.iter().filter(|o| o.end_s.is_none()).collect();
     assert_eq!(given_up.len(), 8);
@@ -269,7 +275,7 @@ fn visits_follow_each_other_without_a_drain_and_keep_to_their_level() {
     assert_eq!(log.visits.iter().map(|visit| visit.0).collect::<Vec<_>>(), levels);
     assert_eq!(peak, 20);
     for (at, (level, record, in_flight)) in log.visits.iter().enumerate() {
-        assert_eq!(record.ending, Ending::Complete);
+        assert_eq!(record.early_end, None);
         let window = record.window_s().expect("windows");
         // Of completions at the very same instant a few come on top.
         let completed: usize = record.windows.iter().map(|window| window.completed).sum();

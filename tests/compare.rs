@@ -129,7 +129,7 @@ fn what_clearly_fails_is_a_regression_and_what_may_be_chance_a_doubt() {
 #[test]
 fn what_fell_or_fails_is_measured_once_more() {
     let suspects = |now: &[LevelSummary], threshold| {
-        let baseline = Baseline { decided: decided(&levels(1.0)), threshold };
+        let baseline = Baseline { title: String::new(), decided: decided(&levels(1.0)), threshold };
         baseline.suspects(&decided(now), Objective::Requests).into_iter().collect::<Vec<_>>()
     };
     assert_eq!(suspects(&levels(0.95), Some(0.10)), [0; 0]);

@@ -4,7 +4,7 @@
 
 use llm_concurrency::client::outcome::{Counted, Period, Quota, RateLimit};
 use llm_concurrency::decide::{
-    Gate, Note, Objective, Policy, Raced, Recommendation, Status, Verdict, recommend, recommend_after,
+    Gate, Note, Objective, Policy, Raced, Recommendation, Status, TimeGate, Verdict, recommend, recommend_after,
 };
 use llm_concurrency::figures::reasons::EarlyEnd;
 use llm_concurrency::figures::{
@@ -270,7 +270,7 @@ fn ttft_is_gated_where_a_limit_is_set_and_must_then_be_measured() {
     let all = [answering(0.2, level(1, 10.0)), answering(0.5, level(5, 45.0)), answering(0.51, level(10, 80.0))];
     let policy = Policy { max_ttft_p95_seconds: Some(0.5), ..Policy::default() };
     let recommendation = case("ttft_p95", &all, &policy, Status::LimitedByGate, Some(5));
-    assert_eq!(recommendation.levels[2].gate, Some(Gate::TtftP95));
+    assert_eq!(recommendation.levels[2].gate, Some(Gate::Time(TimeGate::TtftP95)));
     assert_eq!(recommend(&all, &Policy::default()).recommended_concurrency, Some(10));
     let unknown = levels(&[(1, 10.0), (5, 45.0)]);
     case("ttft_p95_unknown", &unknown, &policy, Status::NoQualifyingLevel, None);
@@ -282,13 +282,16 @@ fn tpot_is_gated_as_ttft_is() {
     let all = [writing(0.02, level(1, 10.0)), writing(0.05, level(5, 45.0)), writing(0.051, level(10, 80.0))];
     let policy = Policy { max_tpot_p95_seconds: Some(0.05), ..Policy::default() };
     let recommendation = case("tpot_p95", &all, &policy, Status::LimitedByGate, Some(5));
-    assert_eq!((recommendation.levels[2].gate, recommendation.levels[2].uncertain), (Some(Gate::TpotP95), false));
+    assert_eq!(
+        (recommendation.levels[2].gate, recommendation.levels[2].uncertain),
+        (Some(Gate::Time(TimeGate::TpotP95)), false)
+    );
     // Where its interval spans the limit, it may be chance.
     let mut near = all.clone();
     near[2].tpot_p95_interval_s = Some([0.049, 0.056]);
     assert!(recommend(&near, &policy).levels[2].uncertain);
     let unknown = levels(&[(1, 10.0), (5, 45.0)]);
-    assert_eq!(recommend(&unknown, &policy).levels[0].gate, Some(Gate::TpotP95));
+    assert_eq!(recommend(&unknown, &policy).levels[0].gate, Some(Gate::Time(TimeGate::TpotP95)));
 }
 
 #[test]
@@ -540,7 +543,7 @@ fn p95_is_shown_with_its_interval_where_that_spans_the_limit() {
     let uncertain: Vec<bool> = recommendation.levels.iter().map(|level| level.uncertain).collect();
     assert_eq!(uncertain, [false, true, true, false]);
     let gates: Vec<_> = recommendation.levels.iter().map(|level| level.gate).collect();
-    assert_eq!(gates, [None, None, Some(Gate::P95), Some(Gate::P95)]);
+    assert_eq!(gates, [None, None, Some(Gate::Time(TimeGate::P95)), Some(Gate::Time(TimeGate::P95))]);
     // 5.2 to 5.9 s are clearly above a limit of 5 s of one's own, but five times level 1 may as well be 5.5 s.
     let near = [all[0].clone(), all[1].clone(), with([5.2, 5.9], slow(5.5, level(40, 130.0)))];
     let own = Policy { max_p95_seconds: Some(5.0), ..Policy::default() };

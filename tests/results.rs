@@ -390,7 +390,7 @@ fn a_run_that_is_named_by_a_path_is_left_out() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, astray.to_string()).unwrap();
         let measured = disk.load(CONFIG).unwrap();
-        assert_eq!(measured.newest.as_ref().unwrap().run_id.as_str(), "run-1");
+        assert_eq!(measured.run_id.as_ref().unwrap().as_str(), "run-1");
         let notes = notes(&measured, &disk);
         let why = format!("run-9/run.json is not a run manifest: run_id {id:?} is not made of letters");
         assert!(notes.contains(&why), "{notes}");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Failure, Reply};
-use llm_concurrency::decide::Policy;
+use llm_concurrency::decide::{Policy, Status};
 use llm_concurrency::load::closed_loop::{LoopPlan, Ticket};
 use llm_concurrency::measure::plan::SAMPLES;
 use llm_concurrency::measure::race::{Rules, grid};
@@ -118,7 +118,7 @@ fn shown(ran: &Ran) -> String {
         ran.sent(),
         decided.recommended_concurrency,
         decided.interval,
-        decided.status.name(),
+        decided.status,
         decided.provisional,
         verdicts.join(" ")
     )
@@ -139,12 +139,12 @@ fn twelve_sweeps_come_out_as_they_did_and_no_pick_is_wrong() {
         for (how, ran, choices, above) in [("list", listed, &LIST[..], 1.35), ("auto", auto, &all, 1.3)] {
             let decided = ran.decided();
             if case.quota.is_some() {
-                assert_eq!(decided.status.name(), "rate_limited", "{}, {how}", case.name);
+                assert_eq!(decided.status, Status::RateLimited, "{}, {how}", case.name);
             } else if let Some(pick) = decided.recommended_concurrency {
                 assert!(case.is_right(pick, choices, above), "{}, {how}: {pick}", case.name);
             } else {
                 // Its levels differ by less than these requests, of which no lengths are known, can tell in noise.
-                assert_eq!((case.name, decided.status.name()), ("plateau", "unresolved"), "{how}");
+                assert_eq!((case.name, decided.status), ("plateau", Status::Unresolved), "{how}");
             }
             writeln!(text, "{}, {how}\n{}", case.name, shown(&ran)).unwrap();
         }

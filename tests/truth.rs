@@ -14,7 +14,6 @@ use common::{Measured, Rig, plan};
 use llm_concurrency::client::outcome::Phase;
 use llm_concurrency::client::{Cache, RequestSettings};
 use llm_concurrency::decide::{Policy, Status, recommend};
-use llm_concurrency::load::closed_loop::Ending;
 use llm_concurrency::simulator::{OutputTokens, RequestEnd, SimulatorConfig, explain};
 
 const SLOTS: usize = 8;
@@ -75,7 +74,7 @@ fn levels_around_the_slots_are_measured_as_they_are_and_the_best_is_recommended(
 fn assert_accounts(level: usize, measured: &Measured) {
     let plan = plan(level, REQUESTS);
     let Measured { record, outcomes, summary } = measured;
-    assert_eq!(record.ending, Ending::Complete);
+    assert_eq!(record.early_end, None);
     assert!(record.sent <= plan.tickets());
     assert_eq!(outcomes.len() as u64, record.sent);
     let seqs: BTreeSet<u64> = outcomes.iter().map(|outcome| outcome.seq).collect();

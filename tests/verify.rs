@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use llm_concurrency::client::outcome::{Phase, Reply, RequestOutcome};
 use llm_concurrency::decide::verify::{NotCarried, not_carried};
-use llm_concurrency::decide::{Gate, Policy};
+use llm_concurrency::decide::{Policy, TimeGate};
 use llm_concurrency::figures::{ArrivalsEnd, Distribution, Limits, OpenLoad, Slo};
 use llm_concurrency::load::open_loop::{self, Arrivals, Arrived};
 use llm_concurrency::simulator::{Simulator, SimulatorConfig};
@@ -343,11 +343,11 @@ fn each_limit_is_held_against_its_own_time() {
     let (latency_s, ttft_s, tpot_s) = (p95(4.0), p95(0.4), p95(0.04));
     let load = OpenLoad { requests: 100, latency_s, ttft_s, tpot_s, ..OpenLoad::default() };
     type Set = fn(&mut Policy) -> &mut Option<f64>;
-    let limits: [(Set, Gate, f64); 4] = [
-        (|policy| &mut policy.max_p95_seconds, Gate::P95, 4.0),
-        (|policy| &mut policy.max_p99_seconds, Gate::P99, 8.0),
-        (|policy| &mut policy.max_ttft_p95_seconds, Gate::TtftP95, 0.4),
-        (|policy| &mut policy.max_tpot_p95_seconds, Gate::TpotP95, 0.04),
+    let limits: [(Set, TimeGate, f64); 4] = [
+        (|policy| &mut policy.max_p95_seconds, TimeGate::P95, 4.0),
+        (|policy| &mut policy.max_p99_seconds, TimeGate::P99, 8.0),
+        (|policy| &mut policy.max_ttft_p95_seconds, TimeGate::TtftP95, 0.4),
+        (|policy| &mut policy.max_tpot_p95_seconds, TimeGate::TpotP95, 0.04),
     ];
     for (limit, gate, is) in limits {
         let mut policy = Policy::default();

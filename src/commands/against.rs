@@ -6,14 +6,14 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
-use super::decision::{decide_swept, own};
-use super::page::{self, Recorded};
-use super::print;
+use super::decision::decide_swept;
+use super::{page, print};
 use crate::decide::compare::Comparison;
 use crate::decide::duet::side_by_side;
+use crate::figures::EarlyEnd;
 use crate::measure::duet;
-use crate::measure::sweep::{self, Stop, Swept};
-use crate::record::{Places, to_json, write_atomic};
+use crate::measure::sweep::{self, Swept};
+use crate::record::{Basis, Places, to_json, write_atomic};
 use crate::report::{html, text, words};
 use crate::settings::Settings;
 
@@ -38,7 +38,9 @@ impl AgainstArgs {
         let both = [settings, &other];
         let duet = duet::run(both, places)?;
         let [a, b] = &duet.servers;
-        let decide = |swept: &Swept, settings: &Settings| decide_swept(own(swept, settings), swept, settings);
+        // All that was asked for was measured, also of a quick run.
+        let basis = |swept: &Swept| Basis { quick: false, ..Basis::of_run(&swept.run) };
+        let decide = |swept: &Swept, settings: &Settings| decide_swept(&basis(swept), swept, settings);
         let decided = [decide(a, settings)?, decide(b, &other)?];
         let comparison = Comparison {
             title: words::two_servers(both),
@@ -58,12 +60,12 @@ impl AgainstArgs {
         eprintln!("Written:\n  {}\n  {}\n  {} (the comparison)", files[0], files[1], path.display());
         let [of_a, of_b] = decided;
         let runs = [("A", of_a, a), ("B", of_b, b)].map(|(label, decided, side)| {
-            let run = page::without_config(decided, settings.config.policy.clone(), Recorded::of(side));
+            let run = page::without_config(decided, settings.config.policy.clone(), basis(side));
             html::Run { label: label.to_owned(), ..run }
         });
         let html = html::page_with(&runs, Some(&comparison));
         eprintln!("{}", page::write(&in_results(format!("concurrency_against_{stamp}.html")), html));
-        let interrupted = a.stopped == Some(Stop::Interrupted);
+        let interrupted = a.stopped == Some(EarlyEnd::Interrupted);
         Ok(if interrupted { ExitCode::from(sweep::INTERRUPTED) } else { ExitCode::SUCCESS })
     }
 }

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::decision::{decide_from, from_file};
-use crate::decide::Recommendation;
-use crate::decide::compare::{Baseline, Comparison, compare};
-use crate::record::ResultsFile;
+use super::decision::decide_from;
+use crate::decide::compare::Baseline;
+use crate::record::{Basis, ResultsFile};
 use crate::report::words;
 use crate::settings::Settings;
 
@@ -28,25 +27,12 @@ fn percentage(text: &str) -> Result<f64, String> {
     percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
 }
 
-pub(super) struct Against {
-    title: String,
-    pub(super) baseline: Baseline,
-}
-
 impl BaselineArgs {
-    pub(super) fn read(&self, settings: &Settings) -> Result<Option<Against>> {
+    pub(super) fn read(&self, settings: &Settings) -> Result<Option<Baseline>> {
         let Some(file) = &self.baseline else { return Ok(None) };
-        let measured = from_file(&ResultsFile::read(file)?);
+        let measured = Basis::of_file(ResultsFile::read(file)?);
         let title = words::baseline(&file.display().to_string(), measured.simulated, &measured.notes);
         let threshold = self.fail_on_regression.map(|percent| percent / 100.0);
-        Ok(Some(Against { title, baseline: Baseline { decided: decide_from(measured, settings), threshold } }))
-    }
-}
-
-impl Against {
-    pub(super) fn compare(&self, now: &Recommendation, settings: &Settings) -> Comparison {
-        let Baseline { decided, threshold } = &self.baseline;
-        let comparison = compare(decided, now, settings.config.policy.objective, *threshold);
-        Comparison { title: self.title.clone(), ..comparison }
+        Ok(Some(Baseline { title, decided: decide_from(&measured, settings), threshold }))
     }
 }

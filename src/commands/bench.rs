@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use super::decision;
-use crate::measure::sweep::{self, CriterionArgs, Mode, Stop};
+use crate::figures::EarlyEnd;
+use crate::measure::sweep::{self, CriterionArgs, Mode};
 use crate::monitor::terminal_width;
 use crate::record::Places;
 use crate::report::text;
@@ -23,7 +24,7 @@ pub fn bench() -> Result<ExitCode> {
     // As Criterion itself is asked for more.
     let verbose = std::env::args().any(|arg| ["-v", "--verbose"].contains(&arg.as_str()));
     let recommendation = decision::conclude(&settings, &args, &places, &swept, verbose)?;
-    if swept.stopped == Some(Stop::Interrupted) {
+    if swept.stopped == Some(EarlyEnd::Interrupted) {
         bail!("interrupted: what was measured is on disk; `llm-concurrency run --resume` goes on from there");
     }
     if recommendation.status.may_patch() && !recommendation.provisional {

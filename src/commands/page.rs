@@ -2,52 +2,26 @@
 
 use std::path::Path;
 
-use crate::decide::verify::Verified;
 use crate::decide::{Policy, Recommendation};
-use crate::measure::sweep::Swept;
-use crate::record::{About, Places, RequestsFile, ResultsFile, RunId, write_atomic};
+use crate::record::{Basis, Places, RequestsFile, ResultsFile, write_atomic};
 use crate::report::html::{self, Missing, ReportError};
 use crate::report::requests::{Curves, Part};
-use crate::settings::{SIMULATED_MODEL, Settings};
+use crate::settings::Settings;
 
-/// What a run recorded beside its figures.
-#[derive(Default)]
-pub(super) struct Recorded {
-    pub(super) run_id: Option<RunId>,
-    pub(super) about: About,
-    pub(super) requests: Vec<RequestsFile>,
-    pub(super) verified: Option<Verified>,
-}
-
-impl Recorded {
-    pub(super) fn of(swept: &Swept) -> Self {
-        let manifest = &swept.run.manifest;
-        Recorded {
-            run_id: Some(manifest.run_id.clone()),
-            about: manifest.about.clone(),
-            requests: manifest.requests(swept.run.folder()),
-            verified: None,
-        }
-    }
-
-    pub(super) fn in_file(file: ResultsFile, places: &Places) -> Self {
-        let requests = file.requests(places);
-        Recorded { requests, run_id: file.run_id, about: file.about, verified: file.verified }
-    }
+/// Of a results file, with the requests of its run where they are still there.
+pub(super) fn basis(file: ResultsFile, places: &Places) -> Basis {
+    let requests = file.requests(places);
+    Basis { requests, ..Basis::of_file(file) }
 }
 
 /// `settings` are those of now, with the policy and the number that the config holds.
-pub(super) fn of(recommendation: Recommendation, settings: &Settings, recorded: Recorded) -> html::Run {
+pub(super) fn of(recommendation: Recommendation, settings: &Settings, basis: Basis) -> html::Run {
     let present = settings.present(recommendation.simulated);
-    html::Run { present, ..without_config(recommendation, settings.config.policy.clone(), recorded) }
+    html::Run { present, ..without_config(recommendation, settings.config.policy.clone(), basis) }
 }
 
-pub(super) fn without_config(recommendation: Recommendation, policy: Policy, recorded: Recorded) -> html::Run {
-    let Recorded { run_id, mut about, requests, verified } = recorded;
-    if about.simulated() {
-        // Earlier versions recorded the name of a model that was never asked.
-        about.model = Some(SIMULATED_MODEL.to_owned());
-    }
+pub(super) fn without_config(recommendation: Recommendation, policy: Policy, basis: Basis) -> html::Run {
+    let Basis { run_id, about, requests, verified, .. } = basis;
     let (curves, missing) = curves(&requests);
     html::Run { label: String::new(), recommendation, policy, run_id, about, present: None, curves, verified, missing }
 }

@@ -9,10 +9,11 @@ use clap::Args;
 use super::recommended::Recommended;
 use super::{ConfigFile, NO_LONGER, NOTHING_TO_WRITE, print};
 use crate::decide::recheck::{self, Holds};
+use crate::figures::EarlyEnd;
 use crate::load::closed_loop::LoopPlan;
 use crate::measure::afterwards::Afterwards;
 use crate::measure::plan::night_of_visits;
-use crate::measure::sweep::{INTERRUPTED, Stop};
+use crate::measure::sweep::INTERRUPTED;
 use crate::record::Night;
 use crate::report::words;
 use crate::settings::{Flags, Settings};
@@ -57,7 +58,7 @@ impl Recheck {
         let (windows, requests) = asked.visits(&plans)?;
         if let Some(stop) = asked.stopped() {
             eprintln!("{}", words::recheck_stopped());
-            return Ok(ExitCode::from(if stop == Stop::Interrupted { INTERRUPTED } else { NOTHING_TO_WRITE }));
+            return Ok(ExitCode::from(if stop == EarlyEnd::Interrupted { INTERRUPTED } else { NOTHING_TO_WRITE }));
         }
         night.started_at.clone_from(&asked.run.manifest.about.started_at);
         night.levels = recheck::rates_by_level(&windows, &requests);

@@ -8,11 +8,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::baseline::BaselineArgs;
-use super::decision::{decide_from, from_criterion, from_file, printed};
-use super::page::Recorded;
+use super::decision::{decide_from, printed};
 use super::write::WriteArgs;
 use super::{ConfigFile, Verbose, page, print};
-use crate::record::{Places, ResultsFile};
+use crate::prompts;
+use crate::record::{Identity, Places, ResultsFile, load_measured};
 use crate::report::{html, text, words};
 use crate::settings::{Overrides, Settings};
 
@@ -44,29 +44,29 @@ impl Recommend {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.config.config.as_deref(), Overrides::default())?;
         let places = Places::find(self.criterion_dir.as_deref());
-        let (measured, recorded) = match &self.results {
-            Some(file) => {
-                let file = ResultsFile::read(file)?;
-                (from_file(&file), Recorded::in_file(file, &places))
+        let measured = match &self.results {
+            Some(file) => page::basis(ResultsFile::read(file)?, &places),
+            None => {
+                let now = Identity::of(&settings, &prompts::of_run(&settings)?);
+                load_measured(&places, &now, settings.limits(), None)?
             }
-            None => from_criterion(&settings, &places)?,
         };
-        let recommendation = decide_from(measured, &settings);
-        let against = self.baseline.read(&settings)?;
-        let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
+        let recommendation = decide_from(&measured, &settings);
+        let (baseline, objective) = (self.baseline.read(&settings)?, settings.config.policy.objective);
+        let comparison = baseline.as_ref().map(|baseline| baseline.compare(&recommendation, objective));
         if !self.json {
             print(printed(&recommendation, &settings, self.verbose.verbose))?;
-            if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
-                print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, true)))?;
+            if let Some((baseline, comparison)) = baseline.zip(comparison.as_ref()) {
+                print(format!("\n{}", text::comparison(comparison, baseline.threshold, true)))?;
             }
         }
         if !self.dry_run {
-            let report = match (&self.results, &recorded.run_id) {
+            let report = match (&self.results, &measured.run_id) {
                 (Some(file), _) => page::name(file),
                 (None, Some(run_id)) => page::name(&run_id.results_file(&places)),
                 (None, None) => page::name(Path::new("criterion")),
             };
-            let run = page::of(recommendation.clone(), &settings, recorded);
+            let run = page::of(recommendation.clone(), &settings, measured);
             eprintln!("{}", page::write(&places.results.join(report), html::page(&[run])));
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;

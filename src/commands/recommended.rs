@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use super::ConfigFile;
-use super::decision::{decide_from, from_file};
+use super::decision::decide_from;
 use crate::decide::{JudgedLevel, Recommendation};
 use crate::figures::Limits;
 use crate::prompts::{self, Prompt};
-use crate::record::{Identity, Places, ResultsFile, RunId, load_measured};
+use crate::record::{Basis, Identity, Places, ResultsFile, RunId, load_measured};
 use crate::report::words;
 use crate::settings::{Overrides, Settings};
 
@@ -36,12 +36,13 @@ impl Recommended {
         };
         let file = ResultsFile::read(&path)?;
         file.check_fits(&path, &places, &now)?;
-        let decided = decide_from(from_file(&file), &settings);
+        let measured = Basis::of_file(file);
+        let decided = decide_from(&measured, &settings);
         if decided.provisional || !decided.status.may_patch() {
             bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
         }
         let fingerprint = now.fingerprint();
-        Ok(Recommended { path, settings, places, prompts, decided, fingerprint, run_id: file.run_id })
+        Ok(Recommended { path, settings, places, prompts, decided, fingerprint, run_id: measured.run_id })
     }
 
     /// The level that was recommended, and its throughput, requests/s.
@@ -53,12 +54,12 @@ impl Recommended {
 }
 
 fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
-    let newest = load_measured(places, now, Limits::default(), None)?
-        .newest
+    let run_id = load_measured(places, now, Limits::default(), None)?
+        .run_id
         .context("no run is on disk any more: name its results file")?;
-    let path = newest.run_id.results_file(places);
+    let path = run_id.results_file(places);
     if !path.exists() {
-        bail!("the results file of the latest run ({}) is not in {}", *newest.run_id, places.results.display());
+        bail!("the results file of the latest run ({}) is not in {}", *run_id, places.results.display());
     }
     Ok(path)
 }

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use super::page::Recorded;
 use super::{page, print};
 use crate::decide::{Recommendation, recommend};
 use crate::record::{Places, ResultsFile, write_atomic};
@@ -77,7 +76,7 @@ pub(super) fn run_of(file: ResultsFile, places: &Places) -> html::Run {
     let policy = recorded_policy.unwrap_or_default();
     let recommendation = recorded.unwrap_or_else(|| recommend(&file.levels, &policy));
     let recommendation = Recommendation { simulated: file.about.simulated(), ..recommendation };
-    let mut run = page::without_config(recommendation, policy, Recorded::in_file(file, places));
+    let mut run = page::without_config(recommendation, policy, page::basis(file, places));
     run.missing.extend(missing.into_iter().flatten());
     run
 }

@@ -9,7 +9,8 @@ use super::against::AgainstArgs;
 use super::baseline::BaselineArgs;
 use super::write::WriteArgs;
 use super::{ConfigFile, Verbose, decision, print};
-use crate::measure::sweep::{self, CriterionArgs, Stop};
+use crate::figures::EarlyEnd;
+use crate::measure::sweep::{self, CriterionArgs};
 use crate::record::Places;
 use crate::report::text;
 use crate::settings::{Flags, Settings};
@@ -43,19 +44,19 @@ impl Run {
         if self.write.update_config {
             self.write.check_possible(&settings)?;
         }
-        let against = self.baseline.read(&settings)?;
-        let baseline = against.as_ref().map(|against| against.baseline.clone());
-        let swept = sweep::run(&settings, &args, &places, baseline, self.resume)?;
+        let baseline = self.baseline.read(&settings)?;
+        let swept = sweep::run(&settings, &args, &places, baseline.as_ref(), self.resume)?;
         let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
         if swept.stopped.is_some() {
             eprintln!("`llm-concurrency run --resume`, with the same settings, goes on from here.");
         }
-        if swept.stopped == Some(Stop::Interrupted) {
+        if swept.stopped == Some(EarlyEnd::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));
         }
-        let comparison = against.as_ref().map(|against| against.compare(&recommendation, &settings));
-        if let Some((against, comparison)) = against.zip(comparison.as_ref()) {
-            print(format!("\n{}", text::comparison(comparison, against.baseline.threshold, false)))?;
+        let objective = settings.config.policy.objective;
+        let comparison = baseline.as_ref().map(|baseline| baseline.compare(&recommendation, objective));
+        if let Some((baseline, comparison)) = baseline.zip(comparison.as_ref()) {
+            print(format!("\n{}", text::comparison(comparison, baseline.threshold, false)))?;
         }
         let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, false)?;
         eprint!("{}", written.text);

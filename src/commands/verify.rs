@@ -9,9 +9,10 @@ use clap::Args;
 use super::recommended::Recommended;
 use super::{ConfigFile, NO_LONGER, NOTHING_TO_WRITE, page, print, report};
 use crate::decide::verify::Verified;
+use crate::figures::EarlyEnd;
 use crate::load::open_loop::Arrivals;
 use crate::measure::afterwards::Afterwards;
-use crate::measure::sweep::{INTERRUPTED, Stop};
+use crate::measure::sweep::INTERRUPTED;
 use crate::record::ResultsFile;
 use crate::report::{html, text, words};
 use crate::settings::{Flags, Settings};
@@ -80,7 +81,7 @@ impl Verify {
         let carries = words::carries(&verified);
         print(format!("\n{}\n{simulated}{carries}\n", text::loads(&verified, &settings.config.policy)))?;
         let stopped = asked.stopped();
-        if stopped == Some(Stop::Interrupted) {
+        if stopped == Some(EarlyEnd::Interrupted) {
             return Ok(ExitCode::from(INTERRUPTED));
         }
         ResultsFile::write_verified(&recommended.path, &verified)?;

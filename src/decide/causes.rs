@@ -7,10 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gate, Objective};
+use super::{Gate, Objective, TimeGate};
 use crate::client::outcome::RateLimit;
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{LeftOut, Outage};
+use crate::figures::{EarlyEnd, LeftOut, Outage};
 
 /// Why a level has its verdict. `uncertain` is the interval of the figure, where that spans the limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,9 +24,9 @@ pub enum Cause {
     GivenUp { why: Option<EarlyEnd> },
     EndedAtOnce { answers: u64, of: u64 },
     OutputShrank { tokens: f64, median: f64 },
-    TooSlow { gate: Gate, value: f64, limit: Limit, uncertain: Option<[f64; 2]> },
+    TooSlow { gate: TimeGate, value: f64, limit: Limit, uncertain: Option<[f64; 2]> },
     Unknown { gate: Gate },
-    MaybeTooSlow { gate: Gate, interval: [f64; 2], limit: Limit },
+    MaybeTooSlow { gate: TimeGate, interval: [f64; 2], limit: Limit },
     // The share of the requests that met `policy.slo`, and the share that should.
     TooFewMet { share: f64, least: f64, uncertain: Option<[f64; 2]> },
     MaybeTooFewMet { interval: [f64; 2], least: f64 },

@@ -108,9 +108,11 @@ pub enum Doubt {
     NothingInCommon,
 }
 
-/// What a run is held against while it goes on.
+/// What a run is held against, while it goes on and at its end.
 #[derive(Clone, Debug)]
 pub struct Baseline {
+    /// What it is, in words.
+    pub title: String,
     /// As the policy of now decides it.
     pub decided: Recommendation,
     /// A fall of more than this share is a regression.
@@ -227,11 +229,15 @@ impl Comparison {
 }
 
 impl Baseline {
+    pub fn compare(&self, now: &Recommendation, objective: Objective) -> Comparison {
+        Comparison { title: self.title.clone(), ..compare(&self.decided, now, objective, self.threshold) }
+    }
+
     /// The levels to measure once more before a fall is believed: where the throughput fell by more than the threshold,
     /// by chance or not, and the recommended one where a gate decides against it or it was not measured.
     pub fn suspects(&self, now: &Recommendation, objective: Objective) -> BTreeSet<usize> {
         let Some(threshold) = self.threshold else { return BTreeSet::new() };
-        let found = compare(&self.decided, now, objective, Some(threshold));
+        let found = self.compare(now, objective);
         let fallen = [found.best, found.recommended].into_iter().flatten().filter(|change| change.change < -threshold);
         let mut suspects: BTreeSet<usize> = fallen.map(|change| change.concurrency_now).collect();
         let pick = self.decided.recommended_concurrency;

@@ -1,9 +1,9 @@
 //! The gates: each level by itself, but for the two limits that other levels set.
 
 use super::causes::{Cause, Limit};
-use super::{Gate, JudgedLevel, OF_VERDICT, Objective, Policy, Verdict, measurements, median, passing, size};
+use super::{Gate, JudgedLevel, OF_VERDICT, Objective, Policy, TimeGate, Verdict, measurements, median, passing, size};
 use crate::client::outcome::Failure;
-use crate::figures::{Distribution, Estimate, LevelState, LevelSummary, Outage, Reach, wilson};
+use crate::figures::{LevelState, LevelSummary, Outage, Reach, wilson};
 
 /// Requests, fixed and per level: below these a level is not used.
 const USABLE: (u64, u64) = (30, 3);
@@ -93,7 +93,7 @@ fn failed_requests(summary: &LevelSummary) -> Option<u64> {
 }
 
 /// The recorded rate, else from the counts.
-pub(super) fn error_rate(summary: &LevelSummary) -> Option<f64> {
+pub fn error_rate(summary: &LevelSummary) -> Option<f64> {
     let counted = || Some(failed_requests(summary)? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
     summary.error_rate.or_else(counted)
 }
@@ -140,31 +140,24 @@ fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<Cause> {
 }
 
 /// The figure that a gate on a time checks.
-#[derive(Default)]
 struct Time {
     value: Option<f64>,
     interval: Option<[f64; 2]>,
     /// The fewest requests that it takes, where there are fewer.
     needs: Option<u64>,
-    /// Without the value a level does not pass.
-    must_be_known: bool,
 }
 
 impl Time {
-    fn that_must_be_known(time: Option<Distribution>, interval: Option<[f64; 2]>) -> Self {
-        Time { value: time.and_then(|time| time.p95), interval, needs: None, must_be_known: true }
-    }
-
-    fn of(summary: &LevelSummary, gate: Gate) -> Self {
-        let latency = summary.gate_latency_s.or(summary.latency_s).unwrap_or_default();
-        let needs = |least| Some(least).filter(|least| summary.requests.is_none_or(|n| n < *least));
-        match gate {
-            Gate::P95 => Time { value: latency.p95, interval: summary.p95_interval_s, ..Time::default() },
-            Gate::P99 => Time { value: latency.p99, needs: needs(FEWEST_FOR_P99), ..Time::default() },
-            Gate::TtftP95 => Time::that_must_be_known(summary.ttft_s, summary.ttft_p95_interval_s),
-            Gate::TpotP95 => Time::that_must_be_known(summary.tpot_s, summary.tpot_p95_interval_s),
-            Gate::Errors | Gate::Output | Gate::Attainment => Time::default(),
-        }
+    fn of(summary: &LevelSummary, gate: TimeGate) -> Self {
+        let latency = summary.gate_latency_s.or(summary.latency_s);
+        let (interval, least) = match gate {
+            TimeGate::P95 => (summary.p95_interval_s, None),
+            TimeGate::P99 => (None, Some(FEWEST_FOR_P99)),
+            TimeGate::TtftP95 => (summary.ttft_p95_interval_s, None),
+            TimeGate::TpotP95 => (summary.tpot_p95_interval_s, None),
+        };
+        let needs = least.filter(|least| summary.requests.is_none_or(|n| n < *least));
+        Time { value: gate.of([latency, summary.ttft_s, summary.tpot_s]), interval, needs }
     }
 }
 
@@ -173,10 +166,10 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     let gate = Gate::Attainment;
     let Some(least) = policy.slo.map(|slo| slo.attainment) else { return };
     let Some(goodput) = &level.summary.goodput else { return fail(level, gate, Cause::Unknown { gate }, false) };
-    let Estimate { estimate: share, lower, upper } = goodput.attainment;
+    let share = goodput.attainment.estimate;
     // Where every request met it, the interval only says how small n is.
-    let interval = lower.zip(upper).filter(|&(low, high)| share < 1.0 && low < least && high >= least);
-    let uncertain = interval.map(|(low, high)| [low, high]);
+    let interval = goodput.attainment.interval().filter(|_| share < 1.0);
+    let uncertain = interval.filter(|&[low, high]| low < least && high >= least);
     if share < least {
         return fail(level, gate, Cause::TooFewMet { share, least, uncertain }, uncertain.is_some());
     }
@@ -191,20 +184,20 @@ pub fn known_p99(summary: &LevelSummary) -> Option<f64> {
 
 /// The times that limits on P95 and on TTFT are held against, seconds.
 pub fn gate_times(summary: &LevelSummary) -> [Option<f64>; 2] {
-    [Gate::P95, Gate::TtftP95].map(|gate| Time::of(summary, gate).value)
+    [TimeGate::P95, TimeGate::TtftP95].map(|gate| Time::of(summary, gate).value)
 }
 
-fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(Gate, Limit)> {
-    let limit = |(gate, own): (Gate, Option<f64>)| if gate == Gate::P95 { p95 } else { own.map(Limit::own) };
-    policy.limits().into_iter().filter_map(|gate| Some((gate.0, limit(gate)?))).collect()
+fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(TimeGate, Limit)> {
+    let limit = |gate, own: Option<f64>| if gate == TimeGate::P95 { p95 } else { own.map(Limit::own) };
+    policy.limits().into_iter().filter_map(|(gate, own)| Some((gate, limit(gate, own)?))).collect()
 }
 
 /// A race holds the default limit by its curves, so that here it fails only what surely fails.
-fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)], raced: bool) {
+fn judge_times(level: &mut JudgedLevel, limits: &[(TimeGate, Limit)], raced: bool) {
     for &(gate, limit) in limits {
         let time = Time::of(&level.summary, gate);
-        if time.must_be_known && time.value.is_none() {
-            return fail(level, gate, Cause::Unknown { gate }, false);
+        if gate.needs_streaming() && time.value.is_none() {
+            return fail(level, Gate::Time(gate), Cause::Unknown { gate: Gate::Time(gate) }, false);
         }
         let Some(value) = time.value.filter(|_| time.needs.is_none()) else { continue };
         // A level that sets the limit is within it.
@@ -214,7 +207,8 @@ fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)], raced: bool) {
         let uncertain = time.interval.filter(|interval| limit.may_be_beyond(value, *interval));
         let by_chance = raced && limit.from.is_some() && uncertain.is_some();
         if value > limit.seconds && !by_chance {
-            return fail(level, gate, Cause::TooSlow { gate, value, limit, uncertain }, uncertain.is_some());
+            let cause = Cause::TooSlow { gate, value, limit, uncertain };
+            return fail(level, Gate::Time(gate), cause, uncertain.is_some());
         }
         level.uncertain |= uncertain.is_some();
         level.causes.extend(uncertain.map(|interval| Cause::MaybeTooSlow { gate, interval, limit }));
@@ -225,10 +219,10 @@ fn judge_times(level: &mut JudgedLevel, limits: &[(Gate, Limit)], raced: bool) {
 pub(super) fn unchecked(summary: &LevelSummary, policy: &Policy) -> Vec<(Gate, Option<u64>)> {
     let errors = error_rate(summary).is_none().then_some((Gate::Errors, None));
     // P95 has a limit by default.
-    let wanted = policy.limits().into_iter().filter(|(gate, own)| own.is_some() || *gate == Gate::P95);
+    let wanted = policy.limits().into_iter().filter(|(gate, own)| own.is_some() || *gate == TimeGate::P95);
     let times = wanted.filter_map(|(gate, _)| {
         let time = Time::of(summary, gate);
-        (time.value.is_none() || time.needs.is_some()).then_some((gate, time.needs))
+        (time.value.is_none() || time.needs.is_some()).then_some((Gate::Time(gate), time.needs))
     });
     errors.into_iter().chain(times).collect()
 }
@@ -244,7 +238,7 @@ pub(super) fn p95_limit<'a>(
     if let Some(seconds) = policy.max_p95_seconds {
         return Some(Limit::own(seconds));
     }
-    let p95 = |summary| Time::of(summary, Gate::P95).value;
+    let p95 = |summary| Time::of(summary, TimeGate::P95).value;
     let known: Vec<_> = passing.filter_map(|level| Some((&level.summary, p95(&level.summary)?))).collect();
     let enough = known.iter().find(|(summary, _)| summary.p95_interval_s.is_some());
     let &(lowest, p95) = enough.or(known.first().filter(|_| !raced))?;

@@ -15,12 +15,14 @@ mod quota;
 pub mod recheck;
 pub mod verify;
 
+use std::fmt;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use causes::{Cause, Note, Reason};
-pub use gates::{gate_times, known_p99};
+pub use gates::{error_rate, gate_times, known_p99};
 pub use notes::p95_limit_s;
 
 pub use gates::value;
@@ -31,7 +33,7 @@ pub(crate) use gates::{DEFAULT_P95_FACTOR, FEWEST_FOR_P99};
 pub(crate) use pick::half_width;
 
 use crate::figures::usl::{self, Usl};
-use crate::figures::{BLOCKS, LevelSummary, Slo};
+use crate::figures::{BLOCKS, Distribution, LevelSummary, Slo};
 
 /// What the decision maximises: successful requests per second, output tokens per second, or the requests per second that
 /// meet `policy.slo`.
@@ -91,13 +93,13 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The gates on percentiles of times, each with its limit in seconds where one is set.
-    pub fn limits(&self) -> [(Gate, Option<f64>); 4] {
+    /// The gates on times, each with its limit in seconds where one is set.
+    pub fn limits(&self) -> [(TimeGate, Option<f64>); 4] {
         [
-            (Gate::P95, self.max_p95_seconds),
-            (Gate::P99, self.max_p99_seconds),
-            (Gate::TtftP95, self.max_ttft_p95_seconds),
-            (Gate::TpotP95, self.max_tpot_p95_seconds),
+            (TimeGate::P95, self.max_p95_seconds),
+            (TimeGate::P99, self.max_p99_seconds),
+            (TimeGate::TtftP95, self.max_ttft_p95_seconds),
+            (TimeGate::TpotP95, self.max_tpot_p95_seconds),
         ]
     }
 }
@@ -124,17 +126,12 @@ impl Status {
     pub fn may_patch(self) -> bool {
         matches!(self, Status::Ok | Status::NotSaturated | Status::LimitedByGate | Status::AtOrBelowLowest)
     }
+}
 
-    pub fn name(self) -> &'static str {
-        match self {
-            Status::Ok => "ok",
-            Status::NotSaturated => "not_saturated",
-            Status::LimitedByGate => "limited_by_gate",
-            Status::AtOrBelowLowest => "at_or_below_lowest",
-            Status::RateLimited => "rate_limited",
-            Status::Unresolved => "unresolved",
-            Status::NoQualifyingLevel => "no_qualifying_level",
-        }
+/// As files have it.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -155,26 +152,46 @@ pub enum Gate {
     Errors,
     /// The length of its answers beside those of the other levels.
     Output,
+    /// The share of the requests that meet `policy.slo`.
+    Attainment,
+    #[serde(untagged)]
+    Time(TimeGate),
+}
+
+/// A limit on a percentile of a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeGate {
     P95,
     P99,
     TtftP95,
     TpotP95,
-    /// The share of the requests that meet `policy.slo`.
-    Attainment,
 }
 
-impl Gate {
+impl TimeGate {
     /// The key of its limit in config.yaml.
-    pub fn key(self) -> Option<&'static str> {
+    pub fn key(self) -> &'static str {
         match self {
-            Gate::Errors => Some("policy.max_error_rate"),
-            Gate::Output => None,
-            Gate::P95 => Some("policy.max_p95_seconds"),
-            Gate::P99 => Some("policy.max_p99_seconds"),
-            Gate::TtftP95 => Some("policy.max_ttft_p95_seconds"),
-            Gate::TpotP95 => Some("policy.max_tpot_p95_seconds"),
-            Gate::Attainment => Some("policy.slo"),
+            TimeGate::P95 => "policy.max_p95_seconds",
+            TimeGate::P99 => "policy.max_p99_seconds",
+            TimeGate::TtftP95 => "policy.max_ttft_p95_seconds",
+            TimeGate::TpotP95 => "policy.max_tpot_p95_seconds",
         }
+    }
+
+    /// Its percentile, of a latency, a TTFT and a TPOT.
+    pub fn of(self, [latency, ttft, tpot]: [Option<Distribution>; 3]) -> Option<f64> {
+        match self {
+            TimeGate::P95 => latency?.p95,
+            TimeGate::P99 => latency?.p99,
+            TimeGate::TtftP95 => ttft?.p95,
+            TimeGate::TpotP95 => tpot?.p95,
+        }
+    }
+
+    /// Whether only streamed answers have that time.
+    pub fn needs_streaming(self) -> bool {
+        matches!(self, TimeGate::TtftP95 | TimeGate::TpotP95)
     }
 }
 

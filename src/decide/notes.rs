@@ -4,7 +4,7 @@ use super::causes::Note;
 use super::gates::{p95_limit, unchecked, value};
 use super::outages::open_outages;
 use super::pick::{best_passing, block_rates, client_bound};
-use super::{FULL, Gate, JudgedLevel, Policy, Verdict, passing, size};
+use super::{FULL, Gate, JudgedLevel, Policy, TimeGate, Verdict, passing, size};
 use crate::figures::{LevelSummary, Outage};
 
 /// Below this share of its level it never ran at its concurrency.
@@ -47,7 +47,7 @@ pub(super) fn may_do(
 fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note> {
     let objective = policy.objective;
     let (_, best) = best_passing(levels, policy.objective).filter(|_| policy.max_p95_seconds.is_none())?;
-    let late = levels.iter().filter(|level| level.gate == Some(Gate::P95)).map(|level| &level.summary);
+    let late = levels.iter().filter(|level| level.gate == Some(Gate::Time(TimeGate::P95))).map(|level| &level.summary);
     let (level, reached) = late
         .filter_map(|summary| Some((summary.concurrency, value(summary, objective)?)))
         .max_by(|a, b| a.1.total_cmp(&b.1))?;

@@ -219,8 +219,7 @@ fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
 
 pub(crate) fn half_width(summary: &LevelSummary) -> Option<f64> {
     let throughput = summary.throughput_rps?;
-    let (lower, upper) = (throughput.lower?, throughput.upper?);
-    (throughput.estimate > 0.0).then(|| (upper - lower) / 2.0 / throughput.estimate)
+    throughput.half_width().filter(|_| throughput.estimate > 0.0).map(|half| half / throughput.estimate)
 }
 
 fn explain_pick(

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gate, Policy};
+use super::{Policy, TimeGate};
 use crate::figures::{ArrivalsEnd, OpenLoad};
 
 /// The section `verified` of a results file.
@@ -31,7 +31,7 @@ pub enum NotCarried {
     Cut,
     Errors(f64),
     /// A limit of the policy, and what was there instead; unknown counts as failed.
-    Limit(Gate, f64, Option<f64>),
+    Limit(TimeGate, f64, Option<f64>),
     /// The share of the requests within `policy.slo`, and what it should be.
     Slo(f64, f64),
 }
@@ -51,13 +51,7 @@ pub fn not_carried(load: &OpenLoad, policy: &Policy) -> Option<NotCarried> {
     let mut limits = policy.limits().into_iter();
     let limit = limits.find_map(|(gate, limit)| {
         let limit = limit?;
-        let measured = match gate {
-            Gate::P95 => load.latency_s.and_then(|time| time.p95),
-            Gate::P99 => load.latency_s.and_then(|time| time.p99),
-            Gate::TtftP95 => load.ttft_s.and_then(|time| time.p95),
-            Gate::TpotP95 => load.tpot_s.and_then(|time| time.p95),
-            Gate::Errors | Gate::Output | Gate::Attainment => return None,
-        };
+        let measured = gate.of([load.latency_s, load.ttft_s, load.tpot_s]);
         measured.is_none_or(|seconds| seconds > limit).then_some(NotCarried::Limit(gate, limit, measured))
     });
     limit.or(slo)

@@ -15,6 +15,7 @@ pub use goodput::{Cost, Goodput, Prices, Slo};
 pub use measurement::{ClientLoad, LeftOut, LevelState, Measurement, Sample, ServerLoad, Stage, Step};
 pub use outages::{Outage, Reach};
 pub use quantiles::{Distribution, Estimate, histogram, quantile, student_t, wilson};
+pub use reasons::EarlyEnd;
 pub use requests::Requests;
 pub use summary::{BLOCKS, LevelSummary, Limits, Measured, SizeSummary, summarize};
 

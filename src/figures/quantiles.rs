@@ -13,6 +13,16 @@ pub struct Estimate {
     pub upper: Option<f64>,
 }
 
+impl Estimate {
+    pub fn interval(&self) -> Option<[f64; 2]> {
+        Some([self.lower?, self.upper?])
+    }
+
+    pub fn half_width(&self) -> Option<f64> {
+        self.interval().map(|[lower, upper]| (upper - lower) / 2.0)
+    }
+}
+
 /// Mean and percentiles of a time, in seconds. Percentiles are Hyndman-Fan type 7.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

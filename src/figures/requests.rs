@@ -12,6 +12,8 @@ use crate::client::outcome::{Failure, Phase, RequestOutcome};
 pub struct Requests {
     /// In the order in which they ended.
     pub(crate) rows: Vec<Request>,
+    /// Issue times of the cohort's requests still in flight, on the same clock.
+    pub in_flight_s: Vec<f64>,
     /// Size labels of the prompts; `None` for requests without a label.
     pub(super) sizes: Vec<Option<Arc<str>>>,
     /// Reasons for the cohort's failures.
@@ -129,6 +131,7 @@ impl Requests {
 
     /// Adds requests that ended later.
     pub fn append(&mut self, later: Requests) {
+        self.in_flight_s.retain(|start_s| !later.cohort().any(|request| request.start_s == *start_s));
         let sizes: Vec<u16> = later.sizes.iter().map(|size| self.size_of(size)).collect();
         sizes.iter().zip(&later.input_tokens).for_each(|(at, tokens)| self.input_tokens[usize::from(*at)] += tokens);
         self.rows.extend(later.rows.into_iter().map(|row| Request { size: sizes[usize::from(row.size)], ..row }));

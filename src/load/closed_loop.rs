@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::cold::was_cold;
 use crate::client::outcome::{Phase, Reply, RequestOutcome};
-use crate::figures::{LeftOut, LevelState, Measurement, Sample};
+use crate::figures::{EarlyEnd, LeftOut, LevelState, Measurement, Sample};
 
 /// A request that fails sooner than this (or than the median success, if that is less) keeps its permit until then.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(1);
@@ -137,23 +137,11 @@ impl Window {
     }
 }
 
-/// Why a visit ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Complete,
-    /// The whole warm-up failed, so each window shrank to one completion.
-    Hopeless,
-    /// No request succeeded for [`LoopPlan::patience`], so the remaining windows shrank to one completion.
-    Stalled,
-    /// [`LoopPlan::time_limit`] passed, so the remaining windows shrank to one completion.
-    Overdue,
-    /// Stopped from outside; requests in flight were given up.
-    Cut,
-}
-
 #[derive(Clone, Debug)]
 pub struct LoopRecord {
-    pub ending: Ending,
+    /// Why the visit ended early. If the level was given up, each remaining window shrank to one completion; if the
+    /// run was interrupted, requests in flight were given up.
+    pub early_end: Option<EarlyEnd>,
     pub windows: Vec<Window>,
     pub left_out: Option<LeftOut>,
     /// Requests sent by the loop so far, and the most it may have sent before the next order arrives.
@@ -179,11 +167,12 @@ impl LoopRecord {
             window_s: self.window_s(),
             samples: self.windows.iter().map(sample).collect(),
             left_out: self.left_out,
-            state: match self.ending {
-                Ending::Complete => LevelState::Complete,
-                Ending::Hopeless | Ending::Stalled | Ending::Overdue => LevelState::Hopeless,
-                Ending::Cut => LevelState::Cut,
+            state: match self.early_end {
+                None => LevelState::Complete,
+                Some(EarlyEnd::Interrupted) => LevelState::Cut,
+                Some(_) => LevelState::Hopeless,
             },
+            reason: self.early_end.clone(),
             ..Measurement::default()
         }
     }
@@ -327,7 +316,7 @@ struct State {
     surplus: usize,
     warmed_up: bool,
     /// Set once the level has clearly failed.
-    given_up: Option<Ending>,
+    given_up: Option<EarlyEnd>,
     visit_began: Instant,
     last_success: Instant,
     cut: bool,
@@ -460,10 +449,11 @@ impl State {
     /// enough, since every request ends eventually (by its timeout).
     fn check_time(&mut self, now: Instant) {
         let since = |then| now.saturating_duration_since(then);
-        if since(self.last_success) > self.plan.patience {
-            self.given_up.get_or_insert(Ending::Stalled);
-        } else if since(self.visit_began) > self.plan.time_limit {
-            self.given_up.get_or_insert(Ending::Overdue);
+        let LoopPlan { patience, time_limit, .. } = self.plan;
+        if since(self.last_success) > patience {
+            self.given_up.get_or_insert(EarlyEnd::NoSuccess { seconds: patience.as_secs_f64() });
+        } else if since(self.visit_began) > time_limit {
+            self.given_up.get_or_insert(EarlyEnd::TimeLimit { seconds: time_limit.as_secs_f64() });
         }
     }
 
@@ -489,7 +479,7 @@ impl State {
         } else {
             self.warmed_up = true;
             if closed.succeeded == 0 {
-                self.given_up = Some(Ending::Hopeless);
+                self.given_up = Some(EarlyEnd::WarmUpFailed);
             }
         }
         if let Some(rates) = self.still_gets_faster() {
@@ -539,13 +529,9 @@ impl State {
     }
 
     fn record(&self) -> LoopRecord {
-        let ending = match self.given_up {
-            _ if !self.done() => Ending::Cut,
-            Some(given_up) => given_up,
-            None => Ending::Complete,
-        };
+        let early_end = if self.done() { self.given_up.clone() } else { Some(EarlyEnd::Interrupted) };
         let at_most = self.issued + self.plan.tickets().saturating_sub(self.issued_in_visit);
-        LoopRecord { ending, windows: self.windows.clone(), left_out: self.left_out, sent: self.issued, at_most }
+        LoopRecord { early_end, windows: self.windows.clone(), left_out: self.left_out, sent: self.issued, at_most }
     }
 
     fn tell_visited(&self, observer: &mut impl Observer) {
@@ -590,7 +576,6 @@ pub(crate) fn record(
         visit: (ticket.visit > 0).then_some(ticket.visit),
         phase: ticket.phase,
         sample,
-        due_s: None,
         start_s,
         end_s,
         latency_s: end_s.map(|end| end - start_s),
@@ -605,9 +590,7 @@ pub(crate) fn record(
         error,
         resent: reply.resent,
         cut: reply.cut,
-        held_s: None,
-        // The loop does not know the prompts.
-        prompt_size: None,
+        ..RequestOutcome::default()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::closed_loop::{Ending, LoopPlan, LoopRecord, Observer, Ticket, Window};
+use super::closed_loop::{LoopPlan, LoopRecord, Observer, Ticket, Window};
 use super::self_check::SelfCheck;
 use super::target::Target;
 use crate::client::outcome::{Failed, Phase, RateLimit, Reply, RequestOutcome};
@@ -46,9 +46,6 @@ pub struct Recorded {
     pub measurement: Measurement,
     /// Requests by visit; visit 0 holds those of a measurement that is not a visit.
     pub parts: BTreeMap<u32, Requests>,
-    /// Issue times of its cohort's requests still in flight, seconds since the loop began.
-    pub in_flight_s: Vec<f64>,
-    pub ending: Ending,
     pub began: Instant,
     /// Seconds from the first request to the end of the last.
     pub load_s: f64,
@@ -83,10 +80,10 @@ impl<O: Observer> Recorder<O> {
 
     /// What remains to be handed on after the loop has ended.
     pub fn finish(mut self, step: Step, record: LoopRecord) -> (Recorded, O) {
-        (self.recorded(step, record, Vec::new()), self.next)
+        (self.recorded(step, record), self.next)
     }
 
-    fn recorded(&mut self, step: Step, record: LoopRecord, in_flight_s: Vec<f64>) -> Recorded {
+    fn recorded(&mut self, step: Step, record: LoopRecord) -> Recorded {
         let gaps = self.gaps_us.iter_recorded().map(|bin| (bin.value_iterated_to(), bin.count_at_value()));
         let measurement = Measurement {
             stage: step.stage,
@@ -99,8 +96,6 @@ impl<O: Observer> Recorder<O> {
         Recorded {
             measurement,
             parts: std::mem::take(&mut self.parts),
-            in_flight_s,
-            ending: record.ending,
             began: self.began,
             load_s: self.began.elapsed().as_secs_f64(),
             sent: record.sent,
@@ -166,7 +161,8 @@ impl<O: Observer> Observer for Recorder<O> {
     fn visited(&mut self, level: usize, visit: u32, record: LoopRecord, in_flight_s: Vec<f64>) {
         let Some(Visits { first, to }) = &self.visits else { return };
         let (step, to) = (Step { level, stage: Stage::Visit, round: first + visit }, to.clone());
+        self.parts.entry(step.round).or_default().in_flight_s = in_flight_s;
         // The receiver is gone only if the run has failed.
-        let _ = to.send(self.recorded(step, record, in_flight_s));
+        let _ = to.send(self.recorded(step, record));
     }
 }

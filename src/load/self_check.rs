@@ -1,9 +1,10 @@
 //! Detects whether this client is the bottleneck: CPU time of the load thread, and lateness of its timers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::figures::{ClientLoad, Distribution, histogram};
@@ -38,7 +39,7 @@ impl SelfCheck {
         let now = (Instant::now(), cpu_time(Cpu::OfThread));
         if self.from.is_none() {
             self.from = Some(now);
-            self.lags_us.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            self.lags_us.lock().reset();
         } else {
             self.to = Some(now);
         }
@@ -46,7 +47,7 @@ impl SelfCheck {
 
     /// The load between the end of the warm-up and that of the last window.
     pub fn result(&self) -> ClientLoad {
-        let lags = self.lags_us.lock().unwrap_or_else(PoisonError::into_inner);
+        let lags = self.lags_us.lock();
         let in_seconds = |us: u64| us as f64 / 1e6;
         let bins: Vec<_> =
             lags.iter_recorded().map(|bin| (in_seconds(bin.value_iterated_to()), bin.count_at_value())).collect();
@@ -67,7 +68,7 @@ async fn tick(lags_us: Arc<Mutex<Histogram<u64>>>) {
         tokio::time::sleep_until(due.into()).await;
         let lag = due.elapsed().saturating_sub(TIMER_ROUNDING);
         let lag = u64::try_from(lag.as_micros()).unwrap_or(u64::MAX);
-        lags_us.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(lag);
+        lags_us.lock().saturating_record(lag);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The server's own report of its load during a run: `/metrics`, read once a second on a separate thread.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::client::Transport;
@@ -54,17 +55,18 @@ pub struct ServerWatch {
 }
 
 impl ServerWatch {
-    /// Starts reading, over connections of `transport` that nothing else uses.
+    /// Starts reading, over connections of `transport` that nothing else uses. Calls `unknown` if the server has no
+    /// metrics that we know.
     ///
     /// # Errors
     /// If the thread or its runtime cannot be created.
-    pub fn start(transport: Transport) -> std::io::Result<Self> {
+    pub fn start(transport: Transport, unknown: impl FnOnce() + Send + 'static) -> std::io::Result<Self> {
         let readings: Arc<Mutex<Vec<_>>> = Arc::default();
         let (until_dropped, dropped) = oneshot::channel::<()>();
         let (runtime, seen) = (tokio::runtime::Builder::new_current_thread().enable_all().build()?, readings.clone());
         let watch = async move {
             tokio::select! {
-                () = read_metrics(&transport, &seen) => {}
+                () = read_metrics(&transport, &seen) => unknown(),
                 _ = dropped => {}
             }
         };
@@ -74,11 +76,12 @@ impl ServerWatch {
 
     /// Mean of the readings in this period; `None` if there are none.
     pub fn between(&self, from: Instant, to: Instant) -> Option<ServerLoad> {
-        let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let readings = self.readings.lock();
         readings.iter().filter(|(at, _)| (from..=to).contains(at)).map(|(_, load)| *load).reduce(ServerLoad::with)
     }
 }
 
+/// Until it is given up.
 async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLoad)>>) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -87,13 +90,10 @@ async fn read_metrics(transport: &Transport, seen: &Mutex<Vec<(Instant, ServerLo
         ticks.tick().await;
         let load = transport.metrics().await.as_deref().and_then(parse);
         match load {
-            Some(load) => seen.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), load)),
+            Some(load) => seen.lock().push((Instant::now(), load)),
             // A server that has metrics may be too busy for a moment; one that has none is not asked again.
             None if is_known => {}
-            None => {
-                eprintln!("note: the server has no /metrics of a kind that is known (vLLM, llama.cpp, SGLang)");
-                return;
-            }
+            None => return,
         }
         is_known = true;
     }

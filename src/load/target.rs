@@ -1,7 +1,9 @@
 //! What a measurement sends, and where: the same prompts in the same order at every level, each made unique.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::client::outcome::Reply;
 use crate::client::redact::fnv1a;
@@ -90,7 +92,7 @@ impl Target {
 
     /// The next turn of the most recently answered conversation, or else the first turn of a new one.
     fn next_turn(&self, seq: u64, mark: String) -> Turn {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if seq == 0 {
             *open = Open::default();
         }
@@ -110,7 +112,7 @@ impl Target {
             if answer.reply.failure.is_none()
                 && let Some(next) = conversation.and_then(|so_far| so_far.answered(answer.text.unwrap_or_default()))
             {
-                open.lock().unwrap_or_else(PoisonError::into_inner).answered.push((next, mark));
+                open.lock().answered.push((next, mark));
             }
             answer.reply
         }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
 use super::plan::Plan;
-use super::stop::{Stop, Stopper};
+use super::stop::Stopper;
 use super::sweep::SweepError;
 use crate::client::Endpoint;
-use crate::figures::{ArrivalsEnd, OpenLoad, Requests, Stage, Step};
+use crate::figures::{ArrivalsEnd, EarlyEnd, OpenLoad, Requests};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::open_loop::Arrivals;
@@ -70,7 +70,7 @@ impl<'a> Afterwards<'a> {
         self.plan.exceeds(self.settings, self.sent + further)
     }
 
-    pub fn stopped(&self) -> Option<Stop> {
+    pub fn stopped(&self) -> Option<EarlyEnd> {
         self.load.stopper.reason()
     }
 
@@ -92,9 +92,7 @@ impl<'a> Afterwards<'a> {
     /// Makes these visits, unless it is stopped.
     pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
         let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
-        let step = Step { level: first.level, stage: Stage::Visit, round: 1 };
-        let planned = Planned { step, plan: *first, not_before: None, is_first: false };
-        let mut visiting = self.load.begin(&planned, &self.run)?;
+        let mut visiting = self.load.begin(&Planned::visit(*first, 1, None), &self.run)?;
         let (mut windows, mut requests, mut rest) = (Vec::new(), Requests::default(), rest.iter());
         while let Some(visited) = visiting.visited() {
             windows.extend(visited.measurement.window_s.map(|window| (visited.measurement.concurrency, window)));

@@ -6,13 +6,12 @@ use std::time::Instant;
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
 use super::plan::{Plan, settled_visit};
-use super::stop::{Stop, Stopper};
+use super::stop::Stopper;
 use super::sweep::{SweepError, Swept, preflight, run_settings};
 use crate::client::Endpoint;
 use crate::decide::duet::Pair;
 use crate::decide::{Note, value};
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{self, LevelState, Measurement, Requests, Stage, Step, wilson};
+use crate::figures::{self, EarlyEnd, LevelState, Measurement, Requests, wilson};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files;
 use crate::load::preflight::AT_MOST;
@@ -114,7 +113,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
     let [mut a, mut b] = servers.map(|mut server| {
         server.swept.stopped = stopper.reason();
         let stopped = stopper.reason().zip(server.swept.run.manifest.levels.last());
-        let notes = stopped.map(|(stop, last)| Note::Stopped { level: last.concurrency, why: stop.into() });
+        let notes = stopped.map(|(why, last)| Note::Stopped { level: last.concurrency, why });
         server.swept.notes.extend(notes);
         server.swept
     });
@@ -128,12 +127,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
 impl Server<'_> {
     /// One visit, drained. Gives its throughput.
     fn visit(&mut self, plan: &LoopPlan, number: u32) -> Result<f64, SweepError> {
-        let planned = Planned {
-            step: Step { level: plan.level, stage: Stage::Visit, round: number },
-            plan: *plan,
-            not_before: self.not_before,
-            is_first: false,
-        };
+        let planned = Planned::visit(*plan, number, self.not_before);
         let mut visiting = self.load.begin(&planned, &self.swept.run)?;
         let visited = visiting.visited();
         let rest = visiting.finish()?;
@@ -161,7 +155,7 @@ impl Server<'_> {
         self.swept.run.level_ended(plan.level, summary)?;
         let nothing_works = is_first && own.succeeded == Some(0) && self.load.stopper.reason().is_none();
         if let Some(failed) = visited.last_failure.or(rest.last_failure).filter(|_| nothing_works) {
-            self.load.stopper.stop(Stop::NothingWorks);
+            self.load.stopper.stop(EarlyEnd::WarmUpFailed);
             return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
         }
         // What a server that refuses still serves is no throughput at this level.

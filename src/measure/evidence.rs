@@ -4,28 +4,24 @@ use std::collections::BTreeMap;
 
 use super::race::{Evidence, Seen, Visited};
 use crate::client::outcome::Failure;
-use crate::figures::{LevelState, Limits, Measurement, Request, Requests};
-
-/// A measurement with its requests, and when those of its cohort were issued that are still in flight.
-pub type Made<'a> = (&'a Measurement, &'a Requests, &'a [f64]);
+use crate::figures::{LevelState, Limits, Measured, Measurement, Request};
 
 /// `sent` is the number of all requests; of a level at which too many of them found no server, what was measured when it
 /// was there counts.
-pub fn evidence<'a>(made: &[Made<'a>], sent: u64, limits: Limits) -> Evidence<'a> {
-    let usable = |of: &&Made<'a>| of.0.state != LevelState::Cut && of.0.window_s.is_some();
-    let usable: Vec<&Made<'a>> = made.iter().filter(usable).collect();
-    let is_there = |of: &Made| !of.1.is_outage(limits.max_error_rate);
+pub fn evidence(mut made: Vec<Measured>, sent: u64, limits: Limits) -> Evidence {
+    made.retain(|(of, _)| of.state != LevelState::Cut && of.window_s.is_some());
+    let is_there = |of: &Measured| !of.1.is_outage(limits.max_error_rate);
     let mut served: BTreeMap<usize, bool> = BTreeMap::new();
-    for of in &usable {
+    for of in &made {
         *served.entry(of.0.concurrency).or_default() |= is_there(of);
     }
-    let counted = usable.into_iter().filter(|of| is_there(of) || !served[&of.0.concurrency]);
+    let counted = made.into_iter().filter(|of| is_there(of) || !served[&of.0.concurrency]);
     let visits: Vec<Visited> = counted.map(|of| visited(of, limits)).collect();
     let now_s = visits.iter().map(|visit| visit.span_s[1]).fold(0.0, f64::max);
     Evidence { visits, now_s, sent }
 }
 
-fn visited<'a>(&(measurement, requests, in_flight_s): &Made<'a>, limits: Limits) -> Visited<'a> {
+fn visited((measurement, requests): Measured, limits: Limits) -> Visited {
     let seconds = |us: u32| f64::from(us) / 1e6;
     let Measurement { concurrency: level, began_s, window_s, .. } = *measurement;
     let seen = move |request: &Request| Seen {
@@ -42,7 +38,7 @@ fn visited<'a>(&(measurement, requests, in_flight_s): &Made<'a>, limits: Limits)
     let awaited = move |start_s: &f64| Seen { start_s: began_s + start_s, end_s: f64::NAN, ..Seen::default() };
     let all = move || -> Box<dyn Iterator<Item = Seen>> {
         let ended = requests.cohort().filter(|request| !request.end_s.is_nan()).map(seen);
-        Box::new(ended.chain(in_flight_s.iter().map(awaited)))
+        Box::new(ended.chain(requests.in_flight_s.iter().map(awaited)))
     };
     Visited { level, span_s: window_s.unwrap_or_default().map(|at| began_s + at), requests: Box::new(all) }
 }

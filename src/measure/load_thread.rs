@@ -1,7 +1,6 @@
 //! The thread that makes the load, and a measurement on it as Criterion's thread sees it.
 
 use std::future::Future;
-use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -10,13 +9,12 @@ use tokio::sync::watch;
 
 use super::criterion::Mode;
 use super::plan::SAMPLES;
-use super::stop::{Stop, Stopper};
+use super::stop::Stopper;
 use super::sweep::SweepError;
 use crate::client::outcome::{Reply, RequestOutcome};
 use crate::client::{Endpoint, Transport, redact};
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{LeftOut, Requests, Stage, Step};
-use crate::load::closed_loop::{self, Ending, LoopPlan, Observer, Ticket, Window};
+use crate::figures::{EarlyEnd, LeftOut, LevelState, Requests, Stage, Step};
+use crate::load::closed_loop::{self, LoopPlan, Observer, Ticket, Window};
 use crate::load::open_loop::{self, Arrivals, Arrived};
 use crate::load::preflight::{self, Probe};
 use crate::load::recorder::{Recorded, Recorder, Visits};
@@ -25,7 +23,7 @@ use crate::load::target::Target;
 use crate::monitor::{Counts, LevelMonitor, Live};
 use crate::prompts::Prompt;
 use crate::record::{ResultsError, Run, SidecarWriter, criterion_id, sidecar_name};
-use crate::report::words::{count, seconds};
+use crate::report::words;
 use crate::settings::{Config, Settings};
 use crate::simulator::Simulator;
 
@@ -40,9 +38,17 @@ pub(super) struct Planned {
     pub is_first: bool,
 }
 
+impl Planned {
+    /// A visit, which has this number in its run.
+    pub fn visit(plan: LoopPlan, number: u32, not_before: Option<Instant>) -> Self {
+        let step = Step { level: plan.level, stage: Stage::Visit, round: number };
+        Planned { step, plan, not_before, is_first: false }
+    }
+}
+
 /// A loop on the load thread, as Criterion's thread sees it: one measurement, or visits from level to level.
 pub(super) struct InProgress {
-    /// The measurement in hand.
+    /// The measurement in hand, or the first visit.
     planned: Planned,
     /// Sends the plan of the next visit. Unused, and its receiver closed, where the loop makes a single measurement.
     orders: tokio::sync::mpsc::Sender<LoopPlan>,
@@ -51,7 +57,6 @@ pub(super) struct InProgress {
     handed: Vec<f64>,
     warmed_up: bool,
     visited: mpsc::Receiver<Recorded>,
-    visits: u64,
     /// Once the sidecar is on disk.
     ended: mpsc::Receiver<Result<Recorded, ResultsError>>,
     stopper: Stopper,
@@ -142,14 +147,13 @@ impl InProgress {
             Some(monitor) => monitor.go_on(counts),
             none => *none = Some(LevelMonitor::new(counts, self.quiet)),
         }
-        self.visits += 1;
     }
 
     fn next_window(&mut self) -> Option<Duration> {
         // There are no more once the loop has ended, or has panicked.
         let window = self.windows.recv().ok()?;
         if !self.warmed_up && self.planned.is_first && window.succeeded == 0 {
-            self.stopper.stop(Stop::NothingWorks);
+            self.stopper.stop(EarlyEnd::WarmUpFailed);
             return None;
         }
         let per_wave = time_per_wave(window.duration_s(), window.succeeded as u64, self.planned.step.level);
@@ -164,12 +168,11 @@ impl InProgress {
         self.watch_next();
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let mut end = self.visited.recv().ok()?;
-        complete(&mut end, &self.planned.plan, &self.stopper, self.watch.as_deref());
+        complete(&mut end, &self.stopper, self.watch.as_deref());
         Some(end)
     }
 
     pub fn go_on(&mut self, plan: LoopPlan) {
-        self.planned.plan = plan;
         // A loop that was stopped takes no orders.
         let _ = self.orders.blocking_send(plan);
     }
@@ -180,34 +183,23 @@ impl InProgress {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let mut end = self.ended.recv().map_err(|_| ended_early())??;
-        let Planned { step, plan, .. } = self.planned;
-        if step.stage == Stage::Visit {
-            drop(self.monitor);
-            // A terminal has shown them.
-            if !self.quiet && self.visits > 1 && !std::io::stderr().is_terminal() {
-                let (visits, requests) = (count(self.visits, "visit"), count(end.sent, "request"));
-                eprintln!("{visits} ended: {requests} in {}", seconds(end.load_s));
-            }
-        } else {
-            self.monitor.into_iter().for_each(|monitor| monitor.finish(end.load_s));
-            complete(&mut end, &plan, &self.stopper, self.watch.as_deref());
-            end.measurement.criterion_id = criterion_id(step.level);
+        self.monitor.into_iter().for_each(|monitor| monitor.finish(end.sent, end.load_s));
+        let Step { level, stage, .. } = self.planned.step;
+        if stage == Stage::Sweep {
+            complete(&mut end, &self.stopper, self.watch.as_deref());
+            end.measurement.criterion_id = criterion_id(level);
             end.measurement.sample_ns = self.handed;
         }
         Ok(end)
     }
 }
 
-/// Why it ended, and what the server said of itself meanwhile.
-fn complete(end: &mut Recorded, plan: &LoopPlan, stopper: &Stopper, watch: Option<&ServerWatch>) {
+/// What the loop does not know: by what it was interrupted, and what the server said of itself meanwhile.
+fn complete(end: &mut Recorded, stopper: &Stopper, watch: Option<&ServerWatch>) {
     let measurement = &mut end.measurement;
-    measurement.reason = match end.ending {
-        Ending::Complete => None,
-        Ending::Hopeless => Some(EarlyEnd::WarmUpFailed),
-        Ending::Stalled => Some(EarlyEnd::NoSuccess { seconds: plan.patience.as_secs_f64() }),
-        Ending::Overdue => Some(EarlyEnd::TimeLimit { seconds: plan.time_limit.as_secs_f64() }),
-        Ending::Cut => stopper.reason().map(EarlyEnd::from),
-    };
+    if measurement.state == LevelState::Cut {
+        measurement.reason = stopper.reason();
+    }
     measurement.server = measurement.window_s.zip(watch).and_then(|(window, watch)| {
         let [from, to] = window.map(|at| end.began + Duration::from_secs_f64(at));
         watch.between(from, to)
@@ -266,7 +258,7 @@ fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<Serve
         Some(simulator) => transport_to(settings, simulator)?,
         None => transport(settings)?.0,
     };
-    Ok(Arc::new(ServerWatch::start(transport)?))
+    Ok(Arc::new(ServerWatch::start(transport, || eprintln!("{}", words::no_server_metrics()))?))
 }
 
 impl Load {
@@ -324,7 +316,6 @@ impl Load {
             handed: Vec::new(),
             warmed_up: false,
             visited,
-            visits: 0,
             ended,
             stopper: self.stopper.clone(),
             watch: self.watch.clone(),
@@ -422,7 +413,7 @@ fn serve(mut jobs: tokio::sync::mpsc::UnboundedReceiver<Job>, stopper: Stopper, 
         if let Some(minutes) = max_minutes {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs_f64(60.0 * minutes)).await;
-                stopper.stop(Stop::OutOfTime);
+                stopper.stop(EarlyEnd::OutOfTime);
             });
         }
         while let Some(job) = jobs.recv().await {

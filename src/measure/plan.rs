@@ -21,7 +21,7 @@ const CHARACTERS_PER_TOKEN: f64 = 2.5;
 /// of these. Medians at a noise of 5 %, AR(1) 100, from METHOD.md; the last without the list's own.
 const USUALLY: [(u64, f64); 3] = [(1_145, 116.0), (840, 68.0), (250, 37.0)];
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// One plan for each level that is measured in full, ascending.
     pub levels: Vec<LoopPlan>,
@@ -86,16 +86,7 @@ impl Plan {
     pub(super) fn empty(settings: &Settings, prompts: &[Prompt]) -> Self {
         let usual = settings.config.benchmark.request.max_tokens;
         let output_tokens = prompts.iter().map(|prompt| prompt.max_tokens.unwrap_or(usual)).max().unwrap_or(usual);
-        Plan {
-            levels: Vec::new(),
-            configured: Vec::new(),
-            over_budget: None,
-            race: Vec::new(),
-            auto: None,
-            baseline_round: false,
-            input_tokens: mean_input_tokens(prompts, output_tokens),
-            output_tokens,
-        }
+        Plan { input_tokens: mean_input_tokens(prompts, output_tokens), output_tokens, ..Plan::default() }
     }
 
     fn list(&mut self, settings: &Settings, selects: impl Fn(usize) -> bool) {

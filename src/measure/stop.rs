@@ -4,38 +4,18 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use tokio::sync::watch;
 
-use crate::figures::reasons::EarlyEnd;
+use crate::figures::EarlyEnd;
 use crate::stdio;
 
 /// The exit code after Ctrl-C, SIGTERM or SIGHUP.
 pub const INTERRUPTED: u8 = 130;
 
-/// Why a run ends before all its levels are measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Ctrl-C, SIGTERM or SIGHUP.
-    Interrupted,
-    /// `benchmark.budget.max_minutes` are over.
-    OutOfTime,
-    /// Every request of the first level's warm-up failed: the endpoint, not the concurrency, is the matter.
-    NothingWorks,
-}
-
-impl From<Stop> for EarlyEnd {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Interrupted => EarlyEnd::Interrupted,
-            Stop::OutOfTime => EarlyEnd::OutOfTime,
-            Stop::NothingWorks => EarlyEnd::WarmUpFailed,
-        }
-    }
-}
-
-/// Stops the running loop and those to come; the first reason stays.
+/// Stops the running loop and those to come; the first reason stays: a signal, no time left, or that every request of the
+/// first level's warm-up failed, when the endpoint, not the concurrency, is the matter.
 #[derive(Clone, Debug)]
 pub(super) struct Stopper {
     signal: Arc<watch::Sender<bool>>,
-    reason: Arc<OnceLock<Stop>>,
+    reason: Arc<OnceLock<EarlyEnd>>,
 }
 
 impl Stopper {
@@ -50,13 +30,13 @@ impl Stopper {
         Ok(stopper)
     }
 
-    pub fn stop(&self, reason: Stop) {
+    pub fn stop(&self, reason: EarlyEnd) {
         self.reason.get_or_init(|| reason);
         self.signal.send_replace(true);
     }
 
-    pub fn reason(&self) -> Option<Stop> {
-        self.reason.get().copied()
+    pub fn reason(&self) -> Option<EarlyEnd> {
+        self.reason.get().cloned()
     }
 
     /// Becomes true when it is time to stop.
@@ -65,7 +45,7 @@ impl Stopper {
     }
 }
 
-async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<Stop>>) {
+async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<EarlyEnd>>) {
     let mut asked = false;
     loop {
         let signal = signal().await;
@@ -83,7 +63,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<S
             std::process::exit(INTERRUPTED.into());
         };
         asked = true;
-        Stopper { signal, reason: reason.clone() }.stop(Stop::Interrupted);
+        Stopper { signal, reason: reason.clone() }.stop(EarlyEnd::Interrupted);
         say(": giving up the current level (again to kill)");
     }
 }

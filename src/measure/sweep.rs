@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::criterion::{Bench, Group};
-use super::evidence::{Made, evidence};
+use super::evidence::evidence;
 use super::load_thread::{Load, Planned, time_per_wave};
 use super::plan::{self, Plan, SAMPLES};
 use super::race::{Evidence, Race};
 use crate::client::{Endpoint, LlmError};
 use crate::decide::compare::Baseline;
 use crate::decide::{Note, Raced, judge, open_outages, recommend_after};
-use crate::figures::{self, LevelState, LevelSummary, Measurement, Requests, Sample, Stage, Step};
+use crate::figures::{self, EarlyEnd, LevelState, LevelSummary, Measurement, Requests, Sample, Stage, Step};
 use crate::load::closed_loop::LoopPlan;
 use crate::load::open_files::{self, TooFewFiles};
 use crate::load::recorder::Recorded;
@@ -29,7 +29,7 @@ use crate::stdio;
 pub use super::criterion::{CriterionArgs, Mode};
 pub use super::load_thread::transport;
 use super::stop::Stopper;
-pub use super::stop::{INTERRUPTED, Signal, Stop, signal};
+pub use super::stop::{INTERRUPTED, Signal, signal};
 
 /// Why a sweep could not be made.
 #[derive(Debug, Error)]
@@ -65,7 +65,7 @@ pub struct Swept {
     /// The run, its figures included. Empty in test and list mode.
     pub run: Run,
     /// Why it ended before all levels were measured.
-    pub stopped: Option<Stop>,
+    pub stopped: Option<EarlyEnd>,
     pub notes: Vec<Note>,
     pub began: Instant,
     /// Seconds of load, all levels together.
@@ -82,11 +82,11 @@ pub fn run(
     settings: &Settings,
     args: &CriterionArgs,
     places: &Places,
-    baseline: Option<Baseline>,
+    baseline: Option<&Baseline>,
     resume: bool,
 ) -> Result<Swept, SweepError> {
     let prompts = prompts::of_run(settings)?;
-    let mut plan = planned(settings, args, &prompts, baseline.as_ref())?;
+    let mut plan = planned(settings, args, &prompts, baseline)?;
     let (identity, named) = (Identity::of(settings, &prompts), run_settings(settings, plan.configured.clone()));
     let fingerprint = identity.fingerprint();
     let resumed = match resume {
@@ -127,9 +127,8 @@ pub fn run(
         mode: args.mode,
         plan: &plan,
         load: load.as_ref(),
-        baseline: baseline.as_ref(),
+        baseline,
         swept,
-        in_flight_s: vec![Vec::new(); requests.len()],
         before: requests.len(),
         requests,
         visits: earlier,
@@ -206,9 +205,8 @@ struct Sweep<'a> {
     load: Option<&'a Load>,
     baseline: Option<&'a Baseline>,
     swept: Swept,
-    /// Of each measurement in the manifest; and when those of its cohort were issued that are still in flight.
+    /// Of each measurement in the manifest.
     requests: Vec<Requests>,
-    in_flight_s: Vec<Vec<f64>>,
     /// Measurements, and the number of the last visit, before this process went on with the run.
     before: usize,
     visits: u32,
@@ -244,10 +242,10 @@ impl Sweep<'_> {
     fn note_why_it_ended(&mut self) {
         let is_open = self.swept.run.manifest.raced.is_some_and(|raced| !raced.decided);
         let asked = self.load.and_then(|load| load.stopper.reason()).filter(|_| self.swept.stopped.is_none());
-        if let Some(why) = asked.filter(|&why| is_open || why == Stop::Interrupted) {
-            self.swept.stopped = Some(why);
+        if let Some(why) = asked.filter(|why| is_open || *why == EarlyEnd::Interrupted) {
+            self.swept.stopped = Some(why.clone());
             let last = self.swept.run.manifest.levels.last().map(|of| of.concurrency);
-            self.swept.notes.extend(last.map(|level| Note::Stopped { level, why: why.into() }));
+            self.swept.notes.extend(last.map(|level| Note::Stopped { level, why }));
         }
     }
 
@@ -306,7 +304,6 @@ impl Sweep<'_> {
         let stopped = self.load.and_then(|load| load.stopper.reason());
         let stopped = stopped.filter(|_| ended.measurement.state == LevelState::Cut);
         self.requests.push(ended.parts.remove(&own).unwrap_or_default());
-        self.in_flight_s.push(ended.in_flight_s);
         self.swept.run.manifest.levels.push(ended.measurement);
         self.take(ended.parts);
         let summary = self.summary(level);
@@ -315,10 +312,10 @@ impl Sweep<'_> {
             load.live.measured(&summary);
         }
         swept.stopped = stopped;
-        swept.notes.extend(stopped.map(|stop| Note::Stopped { level, why: stop.into() }));
+        swept.notes.extend(swept.stopped.clone().map(|why| Note::Stopped { level, why }));
         swept.run.level_ended(level, summary)?;
-        match (stopped, ended.last_failure) {
-            (Some(Stop::NothingWorks), Some(failed)) => {
+        match (&swept.stopped, ended.last_failure) {
+            (Some(EarlyEnd::WarmUpFailed), Some(failed)) => {
                 Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)))
             }
             _ => Ok(()),
@@ -331,8 +328,6 @@ impl Sweep<'_> {
             let of_visit = |of: &Measurement| of.stage == Stage::Visit && of.round == visit;
             if let Some(at) = self.swept.run.manifest.levels.iter().position(of_visit) {
                 self.requests[at].append(later);
-                let requests = &self.requests[at];
-                self.in_flight_s[at].retain(|start_s| !requests.cohort().any(|request| request.start_s == *start_s));
             }
         }
     }
@@ -352,12 +347,7 @@ impl Sweep<'_> {
             return self.swept.run.save().map_err(SweepError::from);
         };
         let before = self.sent;
-        let planned = Planned {
-            step: Step { level: first.level, stage: Stage::Visit, round: self.visits + 1 },
-            plan: first,
-            not_before: self.not_before,
-            is_first: false,
-        };
+        let planned = Planned::visit(first, self.visits + 1, self.not_before);
         let mut visiting = load.begin(&planned, &self.swept.run)?;
         while let Some(visited) = visiting.visited() {
             self.sent = before + visited.at_most;
@@ -365,7 +355,7 @@ impl Sweep<'_> {
             let nothing_works = visited.measurement.samples.iter().all(|sample| sample.succeeded == 0);
             self.ended(visited)?;
             if let Some(failed) = failed.filter(|_| nothing_works && self.swept.stopped.is_none()) {
-                load.stopper.stop(Stop::NothingWorks);
+                load.stopper.stop(EarlyEnd::WarmUpFailed);
                 visiting.finish()?;
                 return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
             }
@@ -385,10 +375,8 @@ impl Sweep<'_> {
     }
 
     fn evidence(&self) -> Evidence<'_> {
-        let measurements = self.swept.run.manifest.levels.iter();
-        let made = measurements.zip(&self.requests).zip(&self.in_flight_s);
-        let made: Vec<Made> = made.map(|((of, requests), in_flight_s)| (of, requests, &in_flight_s[..])).collect();
-        evidence(&made, self.sent, self.settings.limits())
+        let made = self.swept.run.manifest.levels.iter().zip(&self.requests).collect();
+        evidence(made, self.sent, self.settings.limits())
     }
 
     fn conclude(&mut self, raced: Raced) {

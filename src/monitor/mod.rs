@@ -4,10 +4,11 @@
 //! microseconds in which the view copies the counts (four times a second) or a scraper reads a histogram.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 
 use crate::client::outcome::{Failure, Phase, RequestOutcome};
 use crate::figures::{LevelSummary, histogram};
@@ -46,17 +47,13 @@ impl Live {
         Live { series: Series::new(metrics::of_run(model, run)), ..Live::default() }
     }
 
-    fn course(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn plan(&self, ahead: Vec<(usize, f64)>, visits: f64) {
-        let mut course = self.course();
+        let mut course = self.course.lock();
         (course.ahead, course.visits) = (ahead, visits);
     }
 
     pub fn measured(&self, summary: &LevelSummary) {
-        let mut course = self.course();
+        let mut course = self.course.lock();
         let latency = summary.latency_s.unwrap_or_default();
         if course.levels.first_key_value().is_none_or(|(lowest, _)| summary.concurrency <= *lowest) {
             course.service_s = latency.mean.unwrap_or_default();
@@ -66,7 +63,7 @@ impl Live {
     }
 
     pub fn stands(&self, choice: Option<usize>, possible: [usize; 2]) {
-        self.course().choice = choice.map(|choice| (choice, possible));
+        self.course.lock().choice = choice.map(|choice| (choice, possible));
     }
 
     /// A measurement of `level` begins, a visit from 1 or else 0, that will send at most `planned` requests.
@@ -74,7 +71,7 @@ impl Live {
         self.series.level.set(level as i64);
         self.series.left.set(planned.try_into().unwrap_or(i64::MAX));
         if visit > 0 {
-            self.course().visiting_since.get_or_insert_with(Instant::now);
+            self.course.lock().visiting_since.get_or_insert_with(Instant::now);
         }
         let [warmup, measured] = self.series.of(level);
         let (live, throughput, tally) = (self.clone(), self.series.throughput_of(level), Mutex::new(Tally::new()));
@@ -130,10 +127,6 @@ impl Tally {
 }
 
 impl Counts {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn series(&self, phase: Phase) -> &PhaseSeries {
         match phase {
             Phase::Warmup => &self.warmup,
@@ -143,7 +136,7 @@ impl Counts {
 
     pub fn issued(&self, phase: Phase) {
         self.series(phase).in_flight.inc();
-        let mut tally = self.tally();
+        let mut tally = self.tally.lock();
         tally.issued += 1;
         if phase == Phase::Measured && tally.measuring_since.is_none() {
             tally.measuring_since = Some(Instant::now());
@@ -157,7 +150,7 @@ impl Counts {
         let series = self.series(outcome.phase);
         series.in_flight.dec();
         self.live.series.left.dec();
-        let tally = &mut *self.tally();
+        let tally = &mut *self.tally.lock();
         tally.ended += 1;
         match (outcome.failure, outcome.latency_s) {
             (Some(kind), _) => {
@@ -199,14 +192,14 @@ impl Counts {
     /// What was done so far does not count.
     pub fn anew(&self) {
         self.live.series.left.set(self.planned.try_into().unwrap_or(i64::MAX));
-        let mut tally = self.tally();
+        let mut tally = self.tally.lock();
         // What is in flight goes on.
         tally.issued -= tally.ended;
         (tally.measuring_since, tally.measured, tally.ended, tally.failed) = (None, 0, 0, Default::default());
     }
 
     pub fn held(&self, permits: usize) {
-        self.tally().held = permits as u64;
+        self.tally.lock().held = permits as u64;
     }
 }
 
@@ -239,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_request_is_counted_once() {
-        let tally = counts().tally().clone();
+        let tally = counts().tally.lock().clone();
         assert_eq!((tally.issued, tally.ended, tally.succeeded, tally.measuring_since.is_some()), (110, 100, 90, true));
         assert_eq!(tally.failed, [0, 3, 0, 0, 6, 0, 0]);
         // Without the nine seconds of the warm-up.
@@ -247,7 +240,7 @@ mod tests {
         assert!(Failure::ALL.iter().enumerate().all(|(at, kind)| *kind as usize == at));
         let counts = counts();
         counts.anew();
-        let Tally { issued, ended, failed, measuring_since, .. } = counts.tally().clone();
+        let Tally { issued, ended, failed, measuring_since, .. } = counts.tally.lock().clone();
         assert_eq!((issued, ended, failed, measuring_since), (10, 0, [0; 7], None), "ten are still in flight");
     }
 }

@@ -32,6 +32,8 @@ const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
 #[derive(Debug)]
 pub struct LevelMonitor {
     counts: Arc<Counts>,
+    /// So far; 0 of a measurement that is none.
+    visits: u64,
     /// While it is not shown; never if all is to be quiet.
     view: Option<View>,
     shown: Option<(Arc<AtomicBool>, JoinHandle<View>)>,
@@ -40,7 +42,7 @@ pub struct LevelMonitor {
 impl LevelMonitor {
     pub fn new(counts: Arc<Counts>, quiet: bool) -> Self {
         let view = (!quiet).then(|| View::new(&counts, Instant::now()));
-        LevelMonitor { counts, view, shown: None }
+        LevelMonitor { visits: (counts.visit > 0).into(), counts, view, shown: None }
     }
 
     /// The next visit begins.
@@ -49,6 +51,7 @@ impl LevelMonitor {
         let next = |View { last_line, .. }| View { last_line, ..View::new(&counts, Instant::now()) };
         self.view = self.view.take().map(next);
         self.counts = counts;
+        self.visits += 1;
     }
 
     pub fn show(&mut self) {
@@ -73,11 +76,14 @@ impl LevelMonitor {
         }
     }
 
-    /// Says what it came to in `load_s` seconds, where no row of the curve does.
-    pub fn finish(mut self, load_s: f64) {
+    /// Says what it came to in `load_s` seconds, or all visits together with so many requests, where no rows of the curve do.
+    pub fn finish(mut self, sent: u64, load_s: f64) {
         self.hide();
-        if let Some(view) = self.view.as_ref().filter(|_| !std::io::stderr().is_terminal()) {
-            eprintln!("{}", view.at_end(&self.counts.tally(), load_s));
+        let Some(view) = self.view.as_ref().filter(|_| !std::io::stderr().is_terminal()) else { return };
+        match self.visits {
+            0 => eprintln!("{}", view.at_end(&self.counts.tally.lock(), load_s)),
+            1 => {}
+            n => eprintln!("{} ended: {} in {}", count(n, "visit"), count(sent, "request"), seconds(load_s)),
         }
     }
 }
@@ -119,10 +125,10 @@ impl View {
             bar.with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()))
         });
         while !hidden.load(Relaxed) {
-            let (tally, now) = (counts.tally().clone(), Instant::now());
+            let (tally, now) = (counts.tally.lock().clone(), Instant::now());
             self.note(&tally, now);
             if let Some(bar) = &bar {
-                let course = counts.live.course().clone();
+                let course = counts.live.course.lock().clone();
                 bar.set_message(self.on_terminal(&tally, &course, terminal_width()));
                 bar.tick();
             } else if now - self.last_line >= LINE_EVERY {
@@ -283,7 +289,7 @@ mod tests {
     /// After ten seconds.
     fn view(counts: &Counts) -> (View, Tally) {
         let began = Instant::now();
-        let (mut view, tally) = (View::new(counts, began), counts.tally().clone());
+        let (mut view, tally) = (View::new(counts, began), counts.tally.lock().clone());
         view.note(&tally, began + Duration::from_secs(10));
         (view, tally)
     }

@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Rest;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
+use parking_lot::Mutex;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
@@ -101,7 +102,7 @@ pub struct SnippetFile {
 pub fn generate(seed: u64, count: usize) -> SnippetFile {
     let mut generator = Generator::new(seed);
     let mut plan = plan(count);
-    plan.shuffle(&mut *generator.dice());
+    plan.shuffle(&mut *generator.dice.lock());
     let snippet = |((language, size), index): ((&'static Language, &'static Size), usize)| Snippet {
         id: format!("snippet-{index:04}"),
         language: language.name,
@@ -160,10 +161,6 @@ impl Generator {
         Self { dice, domains, environment, uses: HashMap::new(), seen: HashSet::new() }
     }
 
-    fn dice(&self) -> MutexGuard<'_, Xoshiro256PlusPlus> {
-        self.dice.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A snippet unlike those so far. The templates have far more outcomes than anyone asks for, so the number at
     /// the end is a safeguard that lets any count terminate.
     fn unseen(&mut self, language: &'static Language, size: &'static Size) -> String {
@@ -184,10 +181,10 @@ impl Generator {
     /// Puts templates of one domain together until the snippet is long enough: in random order, those used least so
     /// far first, so that even a short list of snippets shows them all.
     fn compose(&mut self, language: &'static Language, size: &'static Size) -> String {
-        let target = self.dice().random_range(size.target.clone());
+        let target = self.dice.lock().random_range(size.target.clone());
         let words = self.words(language);
         let mut order: Vec<_> = language.templates().map(|(name, _)| name).collect();
-        order.shuffle(&mut *self.dice());
+        order.shuffle(&mut *self.dice.lock());
         order.sort_by_key(|&name| self.uses.get(&(name, size.name)).copied().unwrap_or(0));
         let mut parts = Vec::new();
         for name in order {
@@ -209,7 +206,7 @@ impl Generator {
     /// `unitPrice`, `UnitPrice`, `UNIT_PRICE`; besides `…_words` (`unit price`, `Unit price`), `…_column`
     /// (`unit_price`) and `…_path` (`unit-price`).
     fn words(&self, language: &Language) -> BTreeMap<String, String> {
-        let mut dice = self.dice();
+        let mut dice = self.dice.lock();
         let domain = self.domains.choose(&mut *dice).expect("there are words");
         let [mut numbers, mut texts, mut states] = [domain.numbers, domain.texts, domain.states];
         [&mut numbers, &mut texts, &mut states].into_iter().for_each(|list| list.shuffle(&mut *dice));
@@ -248,9 +245,7 @@ fn environment(dice: Arc<Mutex<Xoshiro256PlusPlus>>) -> Result<Environment<'stat
     );
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.add_function("pick", move |options: Rest<Value>| {
-        options.choose(&mut *dice.lock().unwrap_or_else(PoisonError::into_inner)).cloned()
-    });
+    environment.add_function("pick", move |options: Rest<Value>| options.choose(&mut *dice.lock()).cloned());
     for (name, source) in LANGUAGES.iter().flat_map(Language::templates) {
         environment.add_template(name, source)?;
     }

@@ -5,11 +5,14 @@ use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::estimates::{self, is_in_criterion};
-use super::{Identity, Manifest, Places, RequestsFile, ResultsError, Run};
+use super::{About, Identity, Manifest, Places, RequestsFile, ResultsError, ResultsFile, Run, RunId};
+use crate::client::SIMULATOR;
+use crate::decide::verify::Verified;
 use crate::decide::{Note, Policy, Raced};
 use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Requests, Stage};
+use crate::settings::SIMULATED_MODEL;
 
-/// What can be decided from.
+/// What can be decided from, and shown beside the decision.
 #[derive(Clone, Debug, Default)]
 pub struct Basis {
     pub levels: Vec<LevelSummary>,
@@ -24,9 +27,46 @@ pub struct Basis {
     /// What the race among these levels came to, and the policy it had.
     pub raced: Option<(Raced, Policy)>,
     /// The run that was made last.
-    pub newest: Option<Manifest>,
+    pub run_id: Option<RunId>,
+    pub about: About,
     /// The records of the single requests.
     pub requests: Vec<RequestsFile>,
+    pub verified: Option<Verified>,
+}
+
+impl Basis {
+    fn of(run_id: Option<RunId>, mut about: About, levels: Vec<LevelSummary>, raced: Option<Raced>) -> Self {
+        if about.simulated() {
+            // Earlier versions recorded the name of a model that was never asked.
+            about.model = Some(SIMULATED_MODEL.to_owned());
+        }
+        Basis {
+            quick: about.settings.quick,
+            simulated: about.simulated(),
+            unlisted_model: about.settings.model_is_listed == Some(false),
+            raced: raced.zip(about.settings.policy.clone()),
+            levels,
+            run_id,
+            about,
+            ..Basis::default()
+        }
+    }
+
+    /// What a run measured itself.
+    pub fn of_run(run: &Run) -> Self {
+        let Manifest { run_id, about, raced, .. } = &run.manifest;
+        let requests = run.manifest.requests(run.folder());
+        Basis { requests, ..Basis::of(Some(run_id.clone()), about.clone(), run.summaries.clone(), *raced) }
+    }
+
+    /// All of a results file but the requests, whose records lie elsewhere.
+    pub fn of_file(file: ResultsFile) -> Self {
+        let basis = Basis::of(file.run_id, file.about, file.levels, file.raced);
+        let About { endpoint, model, started_at, .. } = basis.about.clone();
+        let is_described = [&endpoint, &model, &started_at].into_iter().any(Option::is_some);
+        let notes = is_described.then_some(Note::Source { endpoint, model, started_at });
+        Basis { notes: notes.into_iter().collect(), verified: file.verified, ..basis }
+    }
 }
 
 /// Joins Criterion's estimates with the sidecars of the runs that made them.
@@ -43,7 +83,7 @@ pub fn load_measured(
     own: Option<&Run>,
 ) -> Result<Basis, ResultsError> {
     let (manifests, mut notes) = read_manifests(&places.runs);
-    let Some(newest) = manifests.first() else { return estimates_only(places, notes) };
+    let Some(newest) = manifests.first() else { return estimates_only(places, now, notes) };
     let Some(newest) = manifests.iter().find(|m| m.levels.iter().any(is_usable)) else {
         return Err(ResultsError::CutOff { run_id: newest.run_id.to_string() });
     };
@@ -55,7 +95,8 @@ pub fn load_measured(
         });
     }
     let same: Vec<_> = manifests.iter().filter(|m| m.about.fingerprint == fingerprint).collect();
-    let mut measured = Basis::default();
+    let (run_id, about) = (Some(newest.run_id.clone()), newest.about.clone());
+    let mut measured = Basis { quick: false, unlisted_model: false, ..Basis::of(run_id, about, Vec::new(), None) };
     let mut runs: Vec<&str> = Vec::new();
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
@@ -104,7 +145,6 @@ pub fn load_measured(
     measured.requests =
         made.map(|(manifest, record)| RequestsFile::of(&places.runs.join(manifest.run_id.as_str()), record)).collect();
     measured.notes = notes;
-    measured.newest = Some(newest.clone());
     Ok(measured)
 }
 
@@ -212,12 +252,12 @@ fn estimate_only(places: &Places, level: usize) -> Result<LevelSummary, ResultsE
 }
 
 /// Without any run folder that is all there is, for every level.
-fn estimates_only(places: &Places, mut notes: Vec<Note>) -> Result<Basis, ResultsError> {
+fn estimates_only(places: &Places, now: &Identity, mut notes: Vec<Note>) -> Result<Basis, ResultsError> {
     let levels = estimates::levels(places).into_iter();
     let levels: Vec<_> = levels.filter_map(|level| estimate_only(places, level).ok()).collect();
     if levels.is_empty() {
         return Err(ResultsError::Nothing { criterion: places.criterion.clone() });
     }
     notes.push(Note::NoRecords { folder: places.runs.clone() });
-    Ok(Basis { levels, notes, incomplete: true, ..Basis::default() })
+    Ok(Basis { levels, notes, simulated: now.endpoint == SIMULATOR, incomplete: true, ..Basis::default() })
 }

@@ -100,10 +100,9 @@ fn card(run: &Run) -> String {
     let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
     let of = plain(&words::measured(&run.about, recommendation));
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let (mut header, rows) = text::rows(recommendation);
-    header.push("verdict".to_owned());
-    let columns = "--:|".repeat(header.len() - 1);
-    let mut table = line(header) + &format!("|{columns}---|\n");
+    let (columns, rows) = text::rows(recommendation);
+    let header = columns.iter().map(|column| column.0).chain(["verdict"]).map(str::to_owned);
+    let mut table = line(header.collect()) + &format!("|{}---|\n", "--:|".repeat(columns.len()));
     for text::Row { mut cells, verdict, why, chosen } in rows {
         let chosen = if chosen { "**recommended** " } else { "" };
         cells.push(format!("{chosen}{verdict} {}", plain(&why)).trim().to_owned());

@@ -118,7 +118,7 @@ fn answer(run: &Run) -> Value {
         p99 => Serde(chosen.and_then(|level| known_p99(&level.summary))),
         gain => Serde(chosen.and_then(|level| words::gain(recommendation, level))),
         notes,
-        columns,
+        columns => columns.iter().map(|column| column.0).collect::<Vec<_>>(),
         rows => Serde(rows),
         sizes => Serde(sizes.map(|part| (&part.size, text::size_row(part))).collect::<Vec<_>>()),
         reasons => Serde(run.curves.as_ref().map(|curves| &curves.reasons)),
@@ -126,7 +126,7 @@ fn answer(run: &Run) -> Value {
         run_id => Serde(&run.run_id),
         about => Serde(&run.about),
         gates => words::gates(&run.policy),
-        status => recommendation.status.name(),
+        status => Serde(recommendation.status),
         missing => words::missing(run),
         loads => Serde(loads),
     }

@@ -9,7 +9,9 @@ use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
 use super::requests::{Curves, Segment, shares};
 use crate::client::outcome::Failure;
-use crate::decide::{Objective, Policy, Status, Verdict, gate_times, judge, known_p99, p95_limit_s, passing, value};
+use crate::decide::{
+    Objective, Policy, Status, TimeGate, Verdict, error_rate, gate_times, judge, known_p99, p95_limit_s, passing, value,
+};
 use crate::figures::{Estimate, LevelSummary};
 use crate::report::words::{self, percent, rate, seconds, usd};
 
@@ -150,7 +152,7 @@ fn by_level(
     for (at, run) in runs.iter().enumerate() {
         for (name, alone, style, of) in measures.iter().take(if runs.len() == 1 { 3 } else { 2 }) {
             let figure = |&x: &f64| of(&run.recommendation.level(x as usize)?.summary);
-            let ends = |x: &f64| figure(x).and_then(|of| Some([*x, of.lower?, of.upper?]));
+            let ends = |x: &f64| figure(x)?.interval().map(|[lower, upper]| [*x, lower, upper]);
             let values = stops.iter().map(|x| Some(figure(x)?.estimate)).collect();
             let tone = if runs.len() == 1 { alone } else { tone(runs, at) };
             let name = named(run, runs, name);
@@ -305,9 +307,9 @@ fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
     let mut all = Vec::new();
     for run in runs {
         let own = run.policy.max_p95_seconds.is_some();
-        let source = if own { "policy.max_p95_seconds" } else { "5 x the P95 of the lowest level that passes" };
+        let source = if own { TimeGate::P95.key() } else { "5 x the P95 of the lowest level that passes" };
         let p95 = p95_limit_s(&run.recommendation.levels, &run.policy).map(|limit| ("P95", limit, source));
-        let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, "policy.max_p99_seconds"));
+        let p99 = run.policy.max_p99_seconds.map(|limit| ("P99", limit, TimeGate::P99.key()));
         for (percentile, limit, source) in p95.into_iter().chain(p99) {
             all.push((run, format!("{percentile} limit {}", seconds(limit)), limit, source));
         }
@@ -487,11 +489,6 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
 fn rate_of(summary: &LevelSummary, kind: Failure) -> Option<f64> {
     let count = *summary.failures.get(kind.name())?;
     Some(count as f64 / summary.requests.filter(|&n| n > 0)? as f64)
-}
-
-fn error_rate(summary: &LevelSummary) -> Option<f64> {
-    let counted = || Some(1.0 - summary.succeeded? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
-    summary.error_rate.or_else(counted)
 }
 
 // ---- from the records of single requests ----

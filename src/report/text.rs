@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::verify::Verified;
 use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, known_p99, passing};
-use crate::figures::{Estimate, SizeSummary};
+use crate::figures::SizeSummary;
 use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
 /// Where it is printed: columns of a line, and whether a terminal makes text bold.
@@ -88,15 +88,13 @@ pub fn table(recommendation: &Recommendation, width: usize) -> String {
     table
 }
 
-/// The columns that go first where there is no room for all.
-const SPARE: [&str; 9] = ["±", "mean", "P99", "TPOT", "TTFT P50", "tok/s", "P50", "n", "of best"];
 /// Columns of a line that verdicts take at least.
 const REMARK: usize = 20;
 
 /// Those of the levels at `places`.
 fn levels(recommendation: &Recommendation, places: &[usize], width: usize, in_short: bool) -> String {
-    let (header, all) = rows(recommendation);
-    let mut table = vec![(header, "verdict".to_owned())];
+    let (mut columns, all) = rows(recommendation);
+    let mut table = vec![(columns.iter().map(|column| column.0.to_owned()).collect(), "verdict".to_owned())];
     table.extend(places.iter().map(|&at| {
         let level = &recommendation.levels[at];
         let Row { cells, verdict, why, chosen } = all[at].clone();
@@ -114,13 +112,14 @@ fn levels(recommendation: &Recommendation, places: &[usize], width: usize, in_sh
     }));
     let longest = table[1..].iter().map(|(_, remark)| remark.chars().count()).max().unwrap_or_default();
     let room = width.saturating_sub(longest.min(REMARK));
-    for spare in SPARE {
-        let Some(at) = table[0].0.iter().position(|name| *name == spare) else { continue };
+    for nth in 1..=SPARE {
+        let Some(at) = columns.iter().position(|column| column.1 == nth) else { continue };
         let has_room = widths(&table).iter().map(|width| width + 2).sum::<usize>() <= room;
         // In short, what is known of no level says nothing.
         if has_room && !(in_short && table[1..].iter().all(|(cells, _)| cells[at] == UNKNOWN)) {
             continue;
         }
+        columns.remove(at);
         table.iter_mut().for_each(|(cells, _)| drop(cells.remove(at)));
     }
     aligned(&table, width)
@@ -188,32 +187,36 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     times.into_iter().chain(tokens).chain([part.requests.to_string()]).collect()
 }
 
-/// Its name, and the cell of a level beside the best throughput of those that pass.
-type Column = (&'static str, fn(&JudgedLevel, Option<f64>) -> Option<String>);
+/// Its name; which goes first, from 1, where there is no room for all (0 stays); and the cell of a level beside the best
+/// throughput of those that pass.
+pub type Column = (&'static str, u8, fn(&JudgedLevel, Option<f64>) -> Option<String>);
+
+/// The last to go.
+const SPARE: u8 = 9;
 
 pub const COLUMNS: [Column; 13] = [
-    ("level", |of, _| Some(of.summary.concurrency.to_string())),
-    ("req/s", |of, _| Some(number(of.throughput(), 2))),
-    ("±", |of, _| Some(number(half_width(of.summary.throughput_rps?), 2))),
-    ("of best", |of, best| Some(percent(of.throughput()? / best.filter(|_| of.verdict == Verdict::Pass)?))),
-    ("mean", |of, _| Some(time(of.summary.latency_s?.mean))),
-    ("P50", |of, _| Some(time(of.summary.latency_s?.p50))),
-    ("P95", |of, _| Some(time(of.summary.latency_s?.p95))),
-    ("P99", |of, _| Some(time(Some(known_p99(&of.summary)?)))),
-    ("TTFT P50", |of, _| Some(time(of.summary.ttft_s?.p50))),
-    ("TPOT", |of, _| Some(format!("{:.1} ms", 1e3 * of.summary.tpot_s?.p50?))),
-    ("tok/s", |of, _| Some(number(of.summary.output_tps, 0))),
-    ("errors", |of, _| of.summary.error_rate.map(rate)),
-    ("n", |of, _| Some(of.summary.requests?.to_string())),
+    ("level", 0, |of, _| Some(of.summary.concurrency.to_string())),
+    ("req/s", 0, |of, _| Some(number(of.throughput(), 2))),
+    ("±", 1, |of, _| Some(number(of.summary.throughput_rps?.half_width(), 2))),
+    ("of best", 9, |of, best| Some(percent(of.throughput()? / best.filter(|_| of.verdict == Verdict::Pass)?))),
+    ("mean", 2, |of, _| Some(time(of.summary.latency_s?.mean))),
+    ("P50", 7, |of, _| Some(time(of.summary.latency_s?.p50))),
+    ("P95", 0, |of, _| Some(time(of.summary.latency_s?.p95))),
+    ("P99", 3, |of, _| Some(time(Some(known_p99(&of.summary)?)))),
+    ("TTFT P50", 5, |of, _| Some(time(of.summary.ttft_s?.p50))),
+    ("TPOT", 4, |of, _| Some(format!("{:.1} ms", 1e3 * of.summary.tpot_s?.p50?))),
+    ("tok/s", 6, |of, _| Some(number(of.summary.output_tps, 0))),
+    ("errors", 0, |of, _| of.summary.error_rate.map(rate)),
+    ("n", 8, |of, _| Some(of.summary.requests?.to_string())),
 ];
 
 /// Columns that stand only where a level has something in them.
 const OPTIONAL: [Column; 5] = [
-    ("cached", |of, _| of.summary.cached_rate.map(rate)),
-    ("goodput", |of, _| Some(number(Some(of.summary.goodput.as_ref()?.rps.estimate), 2))),
-    ("±", |of, _| Some(number(half_width(of.summary.goodput.as_ref()?.rps), 2))),
-    ("in SLO", |of, _| Some(share(of.summary.goodput.as_ref()?.attainment.estimate))),
-    ("USD/1000", |of, _| Some(usd(of.summary.usd_per_1000?.total()))),
+    ("cached", 0, |of, _| of.summary.cached_rate.map(rate)),
+    ("goodput", 0, |of, _| Some(number(Some(of.summary.goodput.as_ref()?.rps.estimate), 2))),
+    ("±", 0, |of, _| Some(number(of.summary.goodput.as_ref()?.rps.half_width(), 2))),
+    ("in SLO", 0, |of, _| Some(share(of.summary.goodput.as_ref()?.attainment.estimate))),
+    ("USD/1000", 0, |of, _| Some(usd(of.summary.usd_per_1000?.total()))),
 ];
 
 /// A level in the table, wherever that is shown. `why` is the reason of its verdict, and its failures by kind.
@@ -225,15 +228,15 @@ pub(super) struct Row {
     pub chosen: bool,
 }
 
-/// The names of the columns, and all levels.
-pub(super) fn rows(recommendation: &Recommendation) -> (Vec<String>, Vec<Row>) {
+/// The columns, and all levels.
+pub(super) fn rows(recommendation: &Recommendation) -> (Vec<Column>, Vec<Row>) {
     let levels = &recommendation.levels;
     let best = passing(levels).filter_map(JudgedLevel::throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
     let mut shown = OPTIONAL.to_vec();
-    shown.retain(|(_, cell)| levels.iter().any(|level| cell(level, best).is_some()));
+    shown.retain(|(_, _, cell)| levels.iter().any(|level| cell(level, best).is_some()));
     shown.splice(..0, COLUMNS);
     let row = |level: &JudgedLevel| {
-        let cells = shown.iter().map(|(_, cell)| cell(level, best).unwrap_or_else(|| UNKNOWN.to_owned()));
+        let cells = shown.iter().map(|(_, _, cell)| cell(level, best).unwrap_or_else(|| UNKNOWN.to_owned()));
         Row {
             cells: cells.collect(),
             verdict: words::verdict(level.verdict),
@@ -241,11 +244,8 @@ pub(super) fn rows(recommendation: &Recommendation) -> (Vec<String>, Vec<Row>) {
             chosen: recommendation.recommended_concurrency == Some(level.summary.concurrency),
         }
     };
-    (shown.iter().map(|(name, _)| (*name).to_owned()).collect(), levels.iter().map(row).collect())
-}
-
-fn half_width(estimate: Estimate) -> Option<f64> {
-    Some((estimate.upper? - estimate.lower?) / 2.0)
+    let rows = levels.iter().map(row).collect();
+    (shown, rows)
 }
 
 /// Characters of a server's own words in the table.

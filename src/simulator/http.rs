@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use futures_util::stream;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
@@ -79,7 +80,7 @@ impl App {
 
 fn take(limit: &Option<Mutex<TokenBucket>>, amount: f64) -> Result<(), Duration> {
     let Some(limit) = limit else { return Ok(()) };
-    limit.lock().expect("no thread panics while it holds the limit").take(amount, Instant::now())
+    limit.lock().take(amount, Instant::now())
 }
 
 /// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
@@ -174,7 +175,7 @@ async fn generate(app: &App, kind: &'static dyn Kind, request: Request) -> Respo
         return app.too_many_tokens(open, wait, requested);
     }
     let SimulatorConfig { faults, seed, .. } = &app.config;
-    let cache = app.cache.as_ref().map(|cache| cache.lock().expect("no thread panics while it holds the cache"));
+    let cache = app.cache.as_ref().map(|cache| cache.lock());
     answer.cached_tokens = cache.map(|mut cache| cache.look_up(&answer.prompt));
     let fault = faults.of(*seed, open.record.id);
     open.record.fault = fault;

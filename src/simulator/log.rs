@@ -1,8 +1,9 @@
 //! The server's own record of what it was asked and what it answered.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::faults::Fault;
@@ -11,7 +12,7 @@ use super::faults::Fault;
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// How a request ended, as the server saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestEnd {
     /// The whole answer was handed to the connection.
@@ -25,11 +26,12 @@ pub enum RequestEnd {
     /// The fault that was meant for it has ended it.
     Faulted,
     /// The client left, or the server was shut down, before the answer was complete.
+    #[default]
     Cancelled,
 }
 
 /// What the server knows about one request to a generating route. Times are in seconds since the server's start.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RequestRecord {
     /// Number of the request in order of arrival, from 0. The answer's id ends with it.
     pub id: u64,
@@ -76,43 +78,27 @@ impl RequestLog {
 
     pub(super) fn arrive(self: &Arc<Self>, path: &'static str) -> OpenRequest {
         let arrived_s = self.now_s();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let id = inner.arrived;
         inner.arrived += 1;
         inner.in_flight += 1;
         inner.peak_in_flight = inner.peak_in_flight.max(inner.in_flight);
-        let record = RequestRecord {
-            id,
-            path,
-            status: CLIENT_CLOSED_REQUEST,
-            arrived_s,
-            first_token_s: None,
-            finished_s: None,
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            output_tokens: 0,
-            fault: None,
-            outcome: RequestEnd::Cancelled,
-        };
+        let record = RequestRecord { id, path, status: CLIENT_CLOSED_REQUEST, arrived_s, ..RequestRecord::default() };
         OpenRequest { record, log: Arc::clone(self), logged: false }
     }
 
     pub(super) fn records(&self) -> Vec<RequestRecord> {
-        let mut records = self.lock().ended.clone();
+        let mut records = self.inner.lock().ended.clone();
         records.sort_by_key(|record| record.id);
         records
     }
 
     pub(super) fn peak_in_flight(&self) -> usize {
-        self.lock().peak_in_flight
+        self.inner.lock().peak_in_flight
     }
 
     fn now_s(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no thread panics while it holds the log")
     }
 }
 
@@ -142,7 +128,7 @@ impl OpenRequest {
 
     fn put_into_log(&mut self) {
         if !std::mem::replace(&mut self.logged, true) {
-            let mut inner = self.log.lock();
+            let mut inner = self.log.inner.lock();
             inner.in_flight -= 1;
             inner.ended.push(self.record.clone());
         }

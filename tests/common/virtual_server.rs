@@ -10,7 +10,7 @@ use llm_concurrency::client::outcome::{Failure, Reply, RequestOutcome};
 use llm_concurrency::decide::{Policy, Raced, Recommendation, recommend_after};
 use llm_concurrency::figures::{LevelSummary, Limits, Measurement, Requests, Sample, Stage, summarize};
 use llm_concurrency::load::closed_loop::{self, LoopPlan, LoopRecord, Observer, Ticket, Window};
-use llm_concurrency::measure::evidence::{Made, evidence};
+use llm_concurrency::measure::evidence::evidence;
 use llm_concurrency::measure::plan::SAMPLES;
 use llm_concurrency::measure::race::{Evidence, Race, Rules, Visit};
 use rand::rngs::StdRng;
@@ -230,7 +230,6 @@ pub fn pooled(measurements: &[Measured]) -> LevelSummary {
 #[derive(Default)]
 pub struct Ran {
     pub made: Vec<Measured>,
-    in_flight_s: Vec<Vec<f64>>,
     pub standing: Option<Raced>,
 }
 
@@ -240,9 +239,8 @@ impl Ran {
     }
 
     fn evidence(&self) -> Evidence<'_> {
-        let made = self.made.iter().zip(&self.in_flight_s);
-        let made: Vec<Made> = made.map(|(of, in_flight_s)| (&of.measurement, &of.requests, &in_flight_s[..])).collect();
-        evidence(&made, self.sent(), limits())
+        let made = self.made.iter().map(|made| (&made.measurement, &made.requests)).collect();
+        evidence(made, self.sent(), limits())
     }
 
     /// Ascending by level.
@@ -280,7 +278,6 @@ pub fn race<F: Future<Output = Reply> + Send + 'static>(
         let mut made = measure_by(runtime, plan, &mut send);
         made.measurement.began_s = began_s;
         ran.made.push(made);
-        ran.in_flight_s.push(Vec::new());
     }
     let mut race = Race::new(choices.to_vec(), rules);
     let first = race.next(&ran.evidence());
@@ -312,13 +309,13 @@ struct Driver<'a> {
 impl Observer for Driver<'_> {
     fn begins(&mut self, _: &LoopPlan, _: u32) {
         self.ran.made.push(Measured::default());
-        self.ran.in_flight_s.push(Vec::new());
     }
 
     fn ended(&mut self, outcome: RequestOutcome, _: Reply) {
         let at = self.before + outcome.visit.unwrap_or_default() as usize;
-        self.ran.in_flight_s[at].retain(|start_s| *start_s != outcome.start_s);
-        self.ran.made[at].requests.push(&outcome);
+        let requests = &mut self.ran.made[at].requests;
+        requests.in_flight_s.retain(|start_s| *start_s != outcome.start_s);
+        requests.push(&outcome);
     }
 
     fn window(&mut self, _: Window) {}
@@ -327,7 +324,7 @@ impl Observer for Driver<'_> {
         let at = self.before + visit as usize;
         let (stage, round, began_s) = (Stage::Visit, visit + 1, self.began_s);
         self.ran.made[at].measurement = Measurement { stage, round, began_s, ..record.measurement(level) };
-        self.ran.in_flight_s[at] = in_flight_s;
+        self.ran.made[at].requests.in_flight_s = in_flight_s;
         let next = self.race.next(&self.ran.evidence());
         let sent = next.zip(self.to.as_ref()).map(|(visit, to)| to.try_send(plan_of(visit)));
         if !matches!(sent, Some(Ok(()))) {

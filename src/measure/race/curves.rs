@@ -1,7 +1,9 @@
 //! The family of possible curves of throughput over concurrency.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
 
 /// Log throughput of every curve at one level.
 pub(super) type Column = Arc<[f64]>;
@@ -9,7 +11,7 @@ pub(super) type Column = Arc<[f64]>;
 /// Log throughput of every curve at `level`. Cached: the same levels recur, in this race and in others.
 pub(super) fn at_level(level: usize) -> Column {
     static COLUMNS: Mutex<BTreeMap<usize, Column>> = Mutex::new(BTreeMap::new());
-    let mut columns = COLUMNS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut columns = COLUMNS.lock();
     columns.entry(level).or_insert_with(|| FAMILY.iter().map(|curve| curve.log(level as f64)).collect()).clone()
 }
 

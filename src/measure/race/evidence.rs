@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 use super::Rules;
-use crate::decide::{DEFAULT_P95_FACTOR, FEWEST_FOR_P99, Gate, Objective};
+use crate::decide::{DEFAULT_P95_FACTOR, FEWEST_FOR_P99, Objective, TimeGate};
 
 /// Everything that a race decides from. Each call gets all visits anew: a request that was in
 /// flight at the previous call may have ended since.
@@ -195,14 +195,12 @@ impl Observed {
         })
     }
 
-    fn on_time(&self, level: usize, of: &Level, gate: Gate, own: Option<f64>) -> Verdict {
+    fn on_time(&self, level: usize, of: &Level, gate: TimeGate, own: Option<f64>) -> Verdict {
         let (values, p, fewest) = match gate {
-            Gate::P95 => (&of.latencies, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            Gate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99 as usize),
-            Gate::TtftP95 => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            Gate::TpotP95 => (&of.tpots, 0.95, FEWEST_FOR_P95.max(3 * level)),
-            // These do not limit a time.
-            Gate::Errors | Gate::Output | Gate::Attainment => return Verdict { sure: true, ..Verdict::default() },
+            TimeGate::P95 => (&of.latencies, 0.95, FEWEST_FOR_P95.max(3 * level)),
+            TimeGate::P99 => (&of.latencies, 0.99, FEWEST_FOR_P99 as usize),
+            TimeGate::TtftP95 => (&of.ttfts, 0.95, FEWEST_FOR_P95.max(3 * level)),
+            TimeGate::TpotP95 => (&of.tpots, 0.95, FEWEST_FOR_P95.max(3 * level)),
         };
         let n = values.len();
         let known = |limit: f64| surely(n - values.partition_point(|&value| f64::from(value) <= limit), n, 1.0 - p);
@@ -212,7 +210,7 @@ impl Observed {
             return Verdict { fails, sure: known.is_some() || n >= SETTLED.max(10 * level), limit_open: false };
         }
         // The curves predict latency better (by Little's law, from all visits), so only a sure failure counts here.
-        let default = self.limit.filter(|&(lowest, _)| gate == Gate::P95 && lowest < level);
+        let default = self.limit.filter(|&(lowest, _)| gate == TimeGate::P95 && lowest < level);
         let fails = default.is_some_and(|(_, [_, at_most])| known(at_most) == Some(true));
         let is_open =
             |(_, [limit, at_most]): (usize, [f64; 2])| at_most == f64::INFINITY && quantile(values, p) > limit;

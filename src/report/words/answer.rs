@@ -37,7 +37,7 @@ pub fn mark(is_simulated: bool) -> &'static str {
 }
 
 pub fn answer(recommendation: &Recommendation) -> Vec<String> {
-    let status = recommendation.status.name();
+    let status = recommendation.status;
     let simulated = simulated(recommendation.simulated);
     let mut lines = match recommendation.chosen() {
         Some(level) => {

@@ -130,7 +130,7 @@ pub fn doubt(found: &Doubt) -> String {
             format!("the server was gone while level {concurrency}, recommended before, was measured")
         }
         Doubt::Undecided { concurrency, status, reason } => {
-            format!("{concurrency} was recommended before, and now nothing is ({}): {}", status.name(), why(reason))
+            format!("{concurrency} was recommended before, and now nothing is ({}): {}", status, why(reason))
         }
         Doubt::NothingInCommon => "no level that could be used is in both".to_owned(),
     }

@@ -3,26 +3,31 @@
 use super::numbers::{count, percent, range, rate as error_rate, seconds, share as written};
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
 use crate::decide::causes::{Limit, Passed, QuotaReached};
-use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Note, Objective, Policy, Reason, Recommendation};
-use crate::figures::reasons::EarlyEnd;
-use crate::figures::{Outage, Slo};
+use crate::decide::{Cause, DEFAULT_P95_FACTOR, Gate, Note, Objective, Policy, Reason, Recommendation, TimeGate};
+use crate::figures::{EarlyEnd, Outage, Slo};
 
 pub fn gate(gate: Gate) -> &'static str {
     match gate {
         Gate::Errors => "the error rate",
         Gate::Output => "the length of the answers",
-        Gate::P95 => "P95",
-        Gate::P99 => "P99",
-        Gate::TtftP95 => "TTFT P95",
-        Gate::TpotP95 => "TPOT P95",
         Gate::Attainment => "the share of requests within policy.slo",
+        Gate::Time(of) => gate_on_time(of),
+    }
+}
+
+pub(super) fn gate_on_time(gate: TimeGate) -> &'static str {
+    match gate {
+        TimeGate::P95 => "P95",
+        TimeGate::P99 => "P99",
+        TimeGate::TtftP95 => "TTFT P95",
+        TimeGate::TpotP95 => "TPOT P95",
     }
 }
 
 pub fn gates(policy: &Policy) -> String {
     let times = policy.limits().map(|(of, limit)| match limit {
-        Some(limit) => format!(", {} at most {}", gate(of), seconds(limit)),
-        None if of == Gate::P95 => format!(", P95 at most {DEFAULT_P95_FACTOR} x that of the lowest level"),
+        Some(limit) => format!(", {} at most {}", gate_on_time(of), seconds(limit)),
+        None if of == TimeGate::P95 => format!(", P95 at most {DEFAULT_P95_FACTOR} x that of the lowest level"),
         None => String::new(),
     });
     let slo =
@@ -78,7 +83,7 @@ fn cause(cause: &Cause) -> String {
         ),
         Cause::TooSlow { gate: of, value, limit: above, uncertain: spanning } => {
             let spanning = uncertain(spanning.map(|interval| against(interval, above)));
-            format!("{} {} is above {}{spanning}", gate(*of), seconds(*value), limit(*of, above))
+            format!("{} {} is above {}{spanning}", gate_on_time(*of), seconds(*value), limit(*of, above))
         }
         Cause::TooFewMet { share, least, uncertain: spanning } => {
             let spanning = uncertain(spanning.map(|interval| range(interval, written)));
@@ -89,17 +94,17 @@ fn cause(cause: &Cause) -> String {
             let (interval, least) = (range(*interval, written), written(*least));
             format!("share within policy.slo uncertain: {interval}, at least {least} should be")
         }
-        Cause::Unknown { gate: Gate::Attainment } => {
+        Cause::Unknown { gate: Gate::Time(of) } => {
+            let token_count = if *of == TimeGate::TpotP95 { " with a token count" } else { "" };
+            let (name, key) = (gate_on_time(*of), of.key());
+            format!("{name} is unknown, so it cannot meet {key}; only streamed answers{token_count} have one")
+        }
+        Cause::Unknown { .. } => {
             "goodput is unknown: a time that policy.slo limits was not measured, or it was counted by other limits"
                 .to_owned()
         }
-        Cause::Unknown { gate: of } => {
-            let key = of.key().unwrap_or_default();
-            let answers = if *of == Gate::TpotP95 { "streamed answers with a token count" } else { "streamed answers" };
-            format!("{} is unknown, so it cannot meet {key}; only {answers} have one", gate(*of))
-        }
         Cause::MaybeTooSlow { gate: of, interval, limit: near } => {
-            format!("{} uncertain: {}, the limit is {}", gate(*of), against(*interval, near), limit(*of, near))
+            format!("{} uncertain: {}, the limit is {}", gate_on_time(*of), against(*interval, near), limit(*of, near))
         }
         Cause::Other { text } => text.clone(),
     }
@@ -124,10 +129,10 @@ pub(super) fn early_end(end: &EarlyEnd) -> String {
     }
 }
 
-fn limit(gate: Gate, limit: &Limit) -> String {
+fn limit(gate: TimeGate, limit: &Limit) -> String {
     let source = match limit.from {
         Some((level, _)) => format!("{DEFAULT_P95_FACTOR} x that of level {level}"),
-        None => gate.key().unwrap_or_default().to_owned(),
+        None => gate.key().to_owned(),
     };
     format!("{} ({source})", seconds(limit.seconds))
 }

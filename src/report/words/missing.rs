@@ -9,7 +9,7 @@ type Figure = (&'static str, fn(&LevelSummary) -> bool);
 
 const FIGURES: [Figure; 8] = [
     ("Throughput", |s| s.throughput_rps.is_some()),
-    ("The throughput's interval", |s| s.throughput_rps.is_none_or(|t| t.lower.is_some() && t.upper.is_some())),
+    ("The throughput's interval", |s| s.throughput_rps.is_none_or(|t| t.interval().is_some())),
     ("The throughput of the single windows", |s| s.samples.is_some()),
     ("The number of requests", |s| s.requests.is_some()),
     ("The error rate", |s| s.error_rate.is_some() || s.succeeded.is_some()),

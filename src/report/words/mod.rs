@@ -28,7 +28,7 @@ pub use numbers::{
     UNKNOWN, count, levels, number, or_unknown, percent, range, rate, seconds, share, signed, time, usd,
 };
 pub use recheck::{recheck_stopped, rechecked};
-pub use trouble::{endpoint_problem, problem};
+pub use trouble::{endpoint_problem, no_server_metrics, problem};
 pub use verify::{LOAD_HEADER, arrivals_planned, carries, load_row, no_number, no_room_at_all};
 pub use writing::{WhyNot, already_written, left_as_it_was, why_not, written};
 

@@ -210,9 +210,9 @@ pub fn curve(recommendation: &Recommendation) -> Option<String> {
 }
 
 fn goodput(Goodput { rps, attainment, .. }: &Goodput) -> String {
-    let with_interval = |Estimate { estimate, lower, upper }: &Estimate, write: fn(f64) -> String| {
-        let interval = lower.zip(*upper).map(|(low, high)| format!(" ({})", range([low, high], write)));
-        write(*estimate) + &interval.unwrap_or_default()
+    let with_interval = |of: &Estimate, write: fn(f64) -> String| {
+        let interval = of.interval().map(|interval| format!(" ({})", range(interval, write)));
+        write(of.estimate) + &interval.unwrap_or_default()
     };
     let (rps, attainment) = (with_interval(rps, |rps| format!("{rps:.2}")), with_interval(attainment, share));
     format!("Goodput {rps} requests/s: {attainment} of the requests keep within policy.slo")

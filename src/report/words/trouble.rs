@@ -52,6 +52,11 @@ fn hint(status: Option<u16>) -> &'static str {
     }
 }
 
+/// Where `--server-metrics` asked for them.
+pub fn no_server_metrics() -> &'static str {
+    "note: the server has no /metrics of a kind that is known (vLLM, llama.cpp, SGLang)"
+}
+
 /// A short request of the run's kind for a shell. Of headers whose values may be secret it has the names.
 fn curl(settings: &Settings) -> String {
     let llm = &settings.config.llm;

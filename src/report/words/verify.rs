@@ -1,9 +1,9 @@
 //! What traffic a number carries.
 
-use super::decision::gate as name;
+use super::decision::gate_on_time as name;
 use super::numbers::{count, number, or_unknown, percent, rate, seconds, time};
 use crate::decide::verify::{NotCarried, Verified, not_carried};
-use crate::decide::{Gate, Policy, Recommendation};
+use crate::decide::{Policy, Recommendation, TimeGate};
 use crate::figures::OpenLoad;
 
 pub fn no_room_at_all(requests: u64, key: &str) -> String {
@@ -19,8 +19,8 @@ pub fn arrivals_planned(count: usize, rates: &[f64], permits: usize) -> String {
 /// Why a result is none to rely on.
 pub fn no_number(decided: &Recommendation) -> String {
     match decided.recommended_concurrency {
-        Some(_) => format!("it is provisional (status {})", decided.status.name()),
-        None => format!("its status is {}", decided.status.name()),
+        Some(_) => format!("it is provisional (status {})", decided.status),
+        None => format!("its status is {}", decided.status),
     }
 }
 
@@ -52,7 +52,7 @@ pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<S
             format!("{} of the requests keep within policy.slo, waiting included, not {}", rate(share), percent(least))
         }
         Some(NotCarried::Limit(gate, limit, is)) => {
-            let waiting = if gate == Gate::TpotP95 { "" } else { ", waiting included" };
+            let waiting = if gate == TimeGate::TpotP95 { "" } else { ", waiting included" };
             format!("{} {} is above {}{waiting}", name(gate), or_unknown(is, seconds), seconds(limit))
         }
     };

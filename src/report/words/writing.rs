@@ -17,7 +17,7 @@ pub fn why_not(why: &WhyNot, config: &Path) -> String {
     match why {
         WhyNot::Regression => "there is a regression against the baseline".to_owned(),
         WhyNot::MaybeRegression => "there may be a regression against the baseline".to_owned(),
-        WhyNot::Status(status) => format!("status {}", status.name()),
+        WhyNot::Status(status) => format!("status {}", status),
         WhyNot::OtherEndpoint => {
             format!("the embedded simulator was measured, and llm.endpoint in {} is another", config.display())
         }
