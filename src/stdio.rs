@@ -83,7 +83,7 @@ mod unix {
     /// The pipes of the active guard, if there is one. Global, since file descriptors belong to the process.
     static FORWARDS: Mutex<Option<Vec<Forward>>> = Mutex::new(None);
 
-    /// Those of the two that are no terminal.
+    /// The streams that are not terminals.
     fn not_terminals() -> impl Iterator<Item = Stream> {
         [Stream::Stdout, Stream::Stderr].into_iter().filter(|stream| !stream.fd().is_terminal())
     }
