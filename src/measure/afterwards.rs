@@ -1,5 +1,5 @@
-//! A few requests more to a server whose number is known: what `verify` and `recheck` send. Their records lie in a run
-//! folder of their own; no manifest is there, so that no decision takes them for a measurement.
+//! Further requests to a server whose recommended level is known, as `verify` and `recheck` send them. Their
+//! records go to a run folder without a manifest, so that no decision mistakes them for a measurement.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::report::words;
 use crate::settings::Settings;
 use crate::stdio;
 
-/// Visits without a drain between, each with its level and its window, and all their requests.
+/// The level and window of each visit (there is no drain in between), and the requests of all visits.
 pub type Visited = (Vec<(usize, [f64; 2])>, Requests);
 
 pub struct Afterwards<'a> {
@@ -29,14 +29,14 @@ pub struct Afterwards<'a> {
     plan: Plan,
     load: Load,
     pub run: Run,
-    /// At most.
+    /// Requests sent so far.
     pub sent: u64,
     _stdio: stdio::Guard,
 }
 
 impl<'a> Afterwards<'a> {
-    /// Says what may be sent, and sends two prompts. An error if not even the `first` requests fit into the budget, or if the
-    /// endpoint does not answer.
+    /// Announces what may be sent, then sends two prompts. `requests` counts the first step and all steps together.
+    /// Fails if the budget has no room for the first step, or if the endpoint does not answer.
     pub fn begin(
         settings: &'a Settings,
         prompts: &[Prompt],
@@ -58,14 +58,14 @@ impl<'a> Afterwards<'a> {
             Load::start(settings, Mode::Measure, prompts, &run, Arc::new(Live::default()), Stopper::on_signals()?)?;
         eprint!("{}", plan.describe_requests(settings, what, all));
         let probes = load.preflight(prompts, &run)?;
-        // A server that does not answer would be taken for a slow one.
+        // Without this check, a server that does not answer would pass for a slow one.
         if let Some(problem) = probes.probes.iter().find_map(|probe| words::problem(probe, settings)) {
             return Err(SweepError::Endpoint(problem));
         }
         Ok(Afterwards { settings, plan, load, run, sent: probes.sent, _stdio: stdio })
     }
 
-    /// The key of the budget that so many requests more might pass.
+    /// The key of the budget limit that `further` more requests might exceed.
     pub fn no_room(&self, further: u64) -> Option<&'static str> {
         self.plan.exceeds(self.settings, self.sent + further)
     }
@@ -74,7 +74,7 @@ impl<'a> Afterwards<'a> {
         self.load.stopper.reason()
     }
 
-    /// Lets requests arrive at a rate, the `round`-th of this run, from 1.
+    /// Lets requests arrive at the planned rate. `round` numbers the rates of this run, from 1.
     pub fn arrivals(&mut self, plan: Arrivals, round: u32) -> Result<OpenLoad, SweepError> {
         let (arrived, outcomes) = self.load.arrivals(plan, round, &self.run)?;
         self.sent += outcomes.len() as u64;
@@ -89,7 +89,7 @@ impl<'a> Afterwards<'a> {
         Ok(load.with(&outcomes, &self.settings.limits()))
     }
 
-    /// Makes these visits, unless it is stopped.
+    /// Makes these visits, until the run is stopped.
     pub fn visits(&mut self, plans: &[LoopPlan]) -> Result<Visited, SweepError> {
         let Some((first, rest)) = plans.split_first() else { return Ok(Visited::default()) };
         let mut visiting = self.load.begin(&Planned::visit(*first, 1, None), &self.run)?;

@@ -1,8 +1,8 @@
-//! The only file that knows Criterion's API.
+//! The only file that uses Criterion's API.
 //!
-//! Per level, Criterion makes one warm-up call and ten measuring calls. The loop runs beside it on a thread of its own and
-//! never waits for it: each call only receives the next window. So nothing drains between iterations, and Criterion's
-//! analysis costs the measurement nothing.
+//! For each level, Criterion makes one warm-up call and ten measuring calls. The loop runs on its own
+//! thread and never waits for Criterion: each call merely receives the next window. So nothing
+//! drains between iterations, and Criterion's analysis does not disturb the measurement.
 
 use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -26,14 +26,14 @@ pub enum Mode {
     List,
 }
 
-/// The part of Criterion's arguments that matters here. Criterion itself parses them all.
+/// The subset of Criterion's arguments that matters here. Criterion itself parses all of them.
 #[derive(Clone, Debug)]
 pub struct CriterionArgs {
     pub mode: Mode,
-    /// The levels whose id it matches; all without one.
+    /// Selects levels by their benchmark id; `None` selects all.
     filter: Option<Regex>,
     own_baseline: bool,
-    /// Whether Criterion is to read the command line itself.
+    /// Whether Criterion should parse the command line itself.
     from_command_line: bool,
 }
 
@@ -60,8 +60,8 @@ const WITH_VALUE: [&str; 18] = [
 ];
 
 impl CriterionArgs {
-    /// Of the arguments after the program's name.
-    /// An error for modes that cannot measure a server truly.
+    /// Parses the arguments after the program's name.
+    /// Fails for modes that cannot give a valid measurement.
     pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, SweepError> {
         let args: Vec<String> = args.into_iter().collect();
         let has = |name: &str| args.iter().any(|arg| arg == name || arg.starts_with(&format!("{name}=")));
@@ -86,7 +86,7 @@ impl CriterionArgs {
         })
     }
 
-    /// As `run` measures: everything.
+    /// The arguments of `run`, which measures everything.
     pub fn measure_all() -> Self {
         CriterionArgs { mode: Mode::Measure, filter: None, own_baseline: false, from_command_line: false }
     }
@@ -102,7 +102,7 @@ impl CriterionArgs {
     }
 }
 
-/// Modes, by flag or variable, in which nothing could be measured that anything might be decided from.
+/// Modes, by flag or environment variable, that leave nothing to base a decision on; with the error message.
 const REFUSED: [(&str, &str); 4] = [
     (
         "CARGO_CRITERION_PORT",
@@ -126,7 +126,7 @@ fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, 
     let is_value = |at: usize| at > 0 && WITH_VALUE.contains(&args[at - 1].as_str());
     let text = (0..args.len()).find(|&at| !args[at].starts_with('-') && !is_value(at)).map(|at| &args[at]);
     let pattern = match text {
-        // No benchmark is an ignored one, and no id is empty.
+        // Matches nothing, since no id is empty: none of the benchmarks is marked as ignored.
         _ if ignored => "^$".to_owned(),
         None => return Ok(None),
         Some(text) if exact => format!("^{}$", regex::escape(text)),
@@ -137,24 +137,24 @@ fn filter(args: &[String], exact: bool, ignored: bool) -> Result<Option<Regex>, 
     Ok(Some(pattern))
 }
 
-/// Criterion, set up so that what is measured does not depend on its command line.
+/// Criterion, configured so that its command line does not affect what is measured.
 pub(super) struct Bench {
     criterion: Criterion,
-    /// Whether its results are not shown: a terminal shows the curve.
+    /// Whether to suppress Criterion's results, because the terminal shows the curve.
     is_quiet: bool,
 }
 
 impl Bench {
     pub fn new(args: &CriterionArgs, places: &Places, fingerprint: &str) -> Self {
-        // It says at once where there is no gnuplot, which is not asked for. It ends the process after `--help`, when nothing
-        // may be held back.
+        // Suppresses the complaint about a missing gnuplot, which we do not use. This must end before
+        // the command line is parsed: `--help` exits the process, and its output must not be lost.
         let stdio = stdio::hush(false);
-        // Gnuplot would be taken wherever it is installed, and draws differently. The folder is the one that is read later.
+        // By default, gnuplot is used if it is installed, and its plots differ. The folder must be the one read later.
         let criterion =
             Criterion::default().plotting_backend(PlottingBackend::Plotters).output_directory(&places.criterion);
         drop(stdio);
         let criterion = if args.from_command_line { criterion.configure_from_args() } else { criterion };
-        // Another endpoint's figures would show as a regression.
+        // With a shared baseline, the figures of another endpoint would show up as a regression.
         let baseline = format!("fingerprint-{fingerprint}");
         let criterion = if args.own_baseline { criterion } else { criterion.save_baseline(baseline) };
         Bench { criterion, is_quiet: !args.from_command_line && std::io::stdout().is_terminal() }
@@ -167,7 +167,7 @@ impl Bench {
             .measurement_time(Duration::from_nanos(1))
             .sampling_mode(SamplingMode::Flat)
             .sample_size(SAMPLES)
-            // The fewest it takes without a warning. Its intervals are for its own report; ours come from the records.
+            // The fewest that Criterion accepts without a warning. Only its own report uses its intervals.
             .nresamples(1_001);
         Group { group, is_quiet: self.is_quiet }
     }
@@ -182,16 +182,16 @@ pub(super) struct Group<'a> {
     is_quiet: bool,
 }
 
-/// Unwinds out of Criterion when the run is interrupted: the iterations that are missing must not be invented.
+/// Panic payload that unwinds out of Criterion when the run is interrupted: missing samples must not be made up.
 struct Interrupted;
 
 impl Group<'_> {
-    /// Gives Criterion its samples: `sample` tells how long so many iterations took, or `None` once there are no more.
+    /// Runs one benchmark. `sample` returns how long that many iterations took, or `None` if there are no more.
     pub fn bench(&mut self, level: usize, mut sample: impl FnMut(u64) -> Option<Duration>) {
         let id = BenchmarkId::new("level", level);
         self.group.throughput(Throughput::Elements(level as u64));
-        // Its progress knows of one thread only, and it warns of one iteration a sample, whatever time it is given: of both
-        // nothing is shown unless it panics. Its results go to stdout.
+        // Criterion's progress line assumes a single thread, and it always warns about one iteration per
+        // sample. Both go to stderr, which is shown only if it panics; its results go to stdout.
         let is_quiet = self.is_quiet;
         let mut hushed = Some(stdio::hush(is_quiet));
         let unwound = catch_unwind(AssertUnwindSafe(|| {

@@ -1,4 +1,4 @@
-//! Two servers measured in turns, so that what disturbs the one disturbs the other.
+//! Measures two servers in turns, so that a disturbance affects both.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,16 +22,16 @@ use crate::report::words;
 use crate::settings::{Levels, Settings};
 use crate::stdio;
 
-/// Visits to each level of each server. Even, so that each goes first as often as the other.
+/// Number of visits to each level of each server. It is even, so that both servers go first equally often.
 pub const TURNS: u32 = 6;
 
-/// What was measured of both.
+/// The runs of both servers, and their throughputs in pairs of visits.
 pub struct Duet {
     pub servers: [Swept; 2],
     pub pairs: Vec<Pair>,
 }
 
-/// The levels of the list, or doublings; a visit is a wave at least, after one that is not counted.
+/// The visits of one turn: to the listed levels, or doublings for `auto`. Each counts at least a wave, after a warm-up.
 pub fn levels(settings: &Settings) -> Vec<LoopPlan> {
     let benchmark = &settings.config.benchmark;
     let levels = match benchmark.levels {
@@ -53,7 +53,7 @@ struct Server<'a> {
     not_before: Option<Instant>,
 }
 
-/// Visits each level of both servers in turns. All of it is on disk as it ends.
+/// Visits each level of both servers in turns. Everything is on disk when this returns.
 pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError> {
     let prompts = prompts::of_run(settings[0])?;
     let plan = Plan::empty(settings[0], &prompts);
@@ -117,7 +117,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
         server.swept.notes.extend(notes);
         server.swept
     });
-    // Visits follow each other quickly, and are not saved each.
+    // Not every visit was saved as it ended, since they follow each other quickly.
     for swept in [&mut a, &mut b].into_iter().filter(|swept| !swept.run.manifest.levels.is_empty()) {
         swept.run.save()?;
     }
@@ -125,7 +125,7 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
 }
 
 impl Server<'_> {
-    /// One visit, drained. Gives its throughput.
+    /// Makes one visit, including a drain. Returns its throughput, or 0 if most requests failed.
     fn visit(&mut self, plan: &LoopPlan, number: u32) -> Result<f64, SweepError> {
         let planned = Planned::visit(*plan, number, self.not_before);
         let mut visiting = self.load.begin(&planned, &self.swept.run)?;
@@ -158,7 +158,7 @@ impl Server<'_> {
             self.load.stopper.stop(EarlyEnd::WarmUpFailed);
             return Err(SweepError::Endpoint(words::endpoint_problem(&failed, self.settings)));
         }
-        // What a server that refuses still serves is no throughput at this level.
+        // The few requests that an overloaded server still serves are not its throughput at this level.
         Ok(value(&own, self.settings.config.policy.objective).filter(|_| !is_hopeless).unwrap_or_default())
     }
 
@@ -167,8 +167,8 @@ impl Server<'_> {
     }
 }
 
-/// Whether more fail than the gate allows, beyond the Wilson interval. A visit is short: permits of requests that failed on
-/// the way in may be held back to its end, so that its cohort alone would not show it.
+/// The reason to give up the level if more requests failed than the gate allows, by the Wilson interval. Counts all
+/// requests: in a short visit, permits held back after early failures would keep the cohort from showing them.
 fn mostly_failed(requests: &Requests, limit: f64) -> Option<EarlyEnd> {
     let all = &requests.rows;
     let failed = all.iter().filter(|request| !request.is_success()).count();

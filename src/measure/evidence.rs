@@ -1,4 +1,4 @@
-//! What all measurements have shown so far, as the race wants it. Pure.
+//! Converts all measurements so far into the evidence for the race. Pure: no clock, no I/O.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use super::race::{Evidence, Seen, Visited};
 use crate::client::outcome::Failure;
 use crate::figures::{LevelState, Limits, Measured, Measurement, Request};
 
-/// `sent` is the number of all requests; of a level at which too many of them found no server, what was measured when it
-/// was there counts.
+/// `sent` is the total number of requests. Measurements during an outage are used only for
+/// levels that have no others.
 pub fn evidence(mut made: Vec<Measured>, sent: u64, limits: Limits) -> Evidence {
     made.retain(|(of, _)| of.state != LevelState::Cut && of.window_s.is_some());
     let is_there = |of: &Measured| !of.1.is_outage(limits.max_error_rate);

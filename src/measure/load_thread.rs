@@ -1,4 +1,4 @@
-//! The thread that makes the load, and a measurement on it as Criterion's thread sees it.
+//! The load thread, and the handle by which Criterion's thread follows a measurement on it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -32,14 +32,14 @@ use crate::simulator::Simulator;
 pub(super) struct Planned {
     pub step: Step,
     pub plan: LoopPlan,
-    /// The server asked to be left alone until then.
+    /// The server asked for no requests before this time.
     pub not_before: Option<Instant>,
-    /// Whether it is the run's first.
+    /// Whether it is the first measurement of the run.
     pub is_first: bool,
 }
 
 impl Planned {
-    /// A visit, which has this number in its run.
+    /// A visit; `number` counts the visits of the run.
     pub fn visit(plan: LoopPlan, number: u32, not_before: Option<Instant>) -> Self {
         let step = Step { level: plan.level, stage: Stage::Visit, round: number };
         Planned { step, plan, not_before, is_first: false }
@@ -48,16 +48,16 @@ impl Planned {
 
 /// A loop on the load thread, as Criterion's thread sees it: one measurement, or visits from level to level.
 pub(super) struct InProgress {
-    /// The measurement in hand, or the first visit.
+    /// The current measurement, or the first visit.
     planned: Planned,
-    /// Sends the plan of the next visit. Unused, and its receiver closed, where the loop makes a single measurement.
+    /// Sends the plan of the next visit. Unused, and its receiver closed, if the loop makes a single measurement.
     orders: tokio::sync::mpsc::Sender<LoopPlan>,
     windows: mpsc::Receiver<Window>,
-    /// What Criterion was given, nanoseconds per wave.
+    /// Samples handed to Criterion so far, nanoseconds per wave; without the warm-up.
     handed: Vec<f64>,
     warmed_up: bool,
     visited: mpsc::Receiver<Recorded>,
-    /// Once the sidecar is on disk.
+    /// Receives the record once the sidecar is on disk.
     ended: mpsc::Receiver<Result<Recorded, ResultsError>>,
     stopper: Stopper,
     watch: Option<Arc<ServerWatch>>,
@@ -66,17 +66,17 @@ pub(super) struct InProgress {
     quiet: bool,
 }
 
-/// Where requests and windows go besides the figures.
+/// The consumers of requests and windows, apart from the figures.
 struct Outlets {
     sidecar: SidecarWriter,
     live: Arc<Live>,
     /// The number of the loop's first visit; 0 for a loop that makes only one measurement.
     first: u32,
-    /// By visit.
+    /// One entry per visit.
     counts: Vec<Arc<Counts>>,
     begun: mpsc::Sender<Arc<Counts>>,
     windows: mpsc::Sender<Window>,
-    /// Where the loop may begin anew, Criterion is told of what was measured once it is whole; of the warm-up at once.
+    /// If the loop may start over, Criterion gets its windows only once all are measured, but the warm-up at once.
     may_begin_anew: bool,
     warmed_up: bool,
     untold: Vec<Window>,
@@ -88,7 +88,7 @@ impl Observer for Outlets {
         let counts = self.live.begin(plan.level, self.first + visit, plan.of_warm_engine());
         self.may_begin_anew = plan.cold > 0;
         self.counts.push(counts.clone());
-        // Nobody looks at it any more only if the run has failed.
+        // The receiver is gone only if the run has failed.
         let _ = self.begun.send(counts);
     }
 
@@ -113,7 +113,7 @@ impl Observer for Outlets {
         let is_told = !self.may_begin_anew || !self.warmed_up || self.untold.len() == SAMPLES;
         self.warmed_up = true;
         if is_told {
-            // Criterion's side is gone only if it panicked.
+            // The receiver is gone only if Criterion's thread panicked.
             self.untold.drain(..).for_each(|window| self.windows.send(window).unwrap_or_default());
         }
     }
@@ -127,14 +127,14 @@ impl Observer for Outlets {
 }
 
 impl InProgress {
-    /// The next window as Criterion's time of `iterations` waves; `None` once the run is interrupted.
+    /// The next window, as the time of `iterations` waves; `None` if there are no more windows or nothing works.
     pub fn next_sample(&mut self, iterations: u64) -> Option<Duration> {
         if self.monitor.is_none() {
             self.watch_next();
         }
         self.monitor.iter_mut().for_each(LevelMonitor::show);
         let per_wave = self.next_window();
-        // Criterion has something to say after its warm-up, after the last sample, and whenever it is left early.
+        // Criterion prints after its warm-up, after the last sample, and when it is interrupted.
         if per_wave.is_none() || self.handed.is_empty() || self.handed.len() == SAMPLES {
             self.monitor.iter_mut().for_each(LevelMonitor::hide);
         }
@@ -150,7 +150,7 @@ impl InProgress {
     }
 
     fn next_window(&mut self) -> Option<Duration> {
-        // There are no more once the loop has ended, or has panicked.
+        // The channel is closed once the loop has ended or panicked.
         let window = self.windows.recv().ok()?;
         if !self.warmed_up && self.planned.is_first && window.succeeded == 0 {
             self.stopper.stop(EarlyEnd::WarmUpFailed);
@@ -163,7 +163,7 @@ impl InProgress {
         Some(per_wave)
     }
 
-    /// Waits for the end of the visit in hand; `None` if there is none.
+    /// Waits for the end of the current visit; `None` if the loop has ended.
     pub fn visited(&mut self) -> Option<Recorded> {
         self.watch_next();
         self.monitor.iter_mut().for_each(LevelMonitor::show);
@@ -173,12 +173,12 @@ impl InProgress {
     }
 
     pub fn go_on(&mut self, plan: LoopPlan) {
-        // A loop that was stopped takes no orders.
+        // A stopped loop accepts no orders.
         let _ = self.orders.blocking_send(plan);
     }
 
-    /// Nothing follows: waits for the drain and the sidecar, and completes the record. After visits it holds only the
-    /// requests that have ended since the last one.
+    /// Ends the loop: waits for the drain and the sidecar, and completes the record. After visits,
+    /// the record holds only the requests that ended after the last one.
     pub fn finish(mut self) -> Result<Recorded, SweepError> {
         drop(self.orders);
         self.monitor.iter_mut().for_each(LevelMonitor::show);
@@ -194,7 +194,7 @@ impl InProgress {
     }
 }
 
-/// What the loop does not know: by what it was interrupted, and what the server said of itself meanwhile.
+/// Fills in what the loop does not know: why it was interrupted, and the server's metrics during the window.
 fn complete(end: &mut Recorded, stopper: &Stopper, watch: Option<&ServerWatch>) {
     let measurement = &mut end.measurement;
     if measurement.state == LevelState::Cut {
@@ -210,7 +210,7 @@ fn ended_early() -> SweepError {
     SweepError::Thread(std::io::Error::other("it ended before its measurement did"))
 }
 
-/// Time x level / successes: the time in which `level` successes arrive. None count as one.
+/// Time x level / successes: the time in which `level` successes arrive. Zero successes count as one.
 pub(super) fn time_per_wave(seconds: f64, succeeded: u64, level: usize) -> Duration {
     let seconds = seconds * level as f64 / succeeded.max(1) as f64;
     // Criterion drops a benchmark with a sample of 0 ns.
@@ -219,20 +219,20 @@ pub(super) fn time_per_wave(seconds: f64, succeeded: u64, level: usize) -> Durat
 
 type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
-/// The thread that makes the load: one current-thread runtime for the whole sweep, so that connections live on.
+/// The load thread: one current-thread runtime for the whole sweep, so that connections are reused.
 pub(super) struct Load {
     jobs: tokio::sync::mpsc::UnboundedSender<Job>,
     pub stopper: Stopper,
     target: Arc<Target>,
     pub live: Arc<Live>,
-    /// Whether nothing is to be shown of it.
+    /// Whether to show no live progress.
     quiet: bool,
     watch: Option<Arc<ServerWatch>>,
-    /// Kept alive, if it is the endpoint.
+    /// The embedded simulator if it is the endpoint; it must stay alive.
     pub simulator: Option<Simulator>,
 }
 
-/// A transport to the endpoint, and the simulator behind it if that is the endpoint.
+/// A transport to the endpoint, and the embedded simulator if that is the endpoint.
 pub fn transport(settings: &Settings) -> Result<(Transport, Option<Simulator>), SweepError> {
     let llm = &settings.config.llm;
     let Endpoint::Url(url) = &settings.endpoint else { return simulated(settings) };
@@ -252,7 +252,7 @@ fn transport_to(settings: &Settings, simulator: &Simulator) -> Result<Transport,
     Ok(Transport::new(&url, benchmark.request.kind, llm, None)?)
 }
 
-/// Reads the server's metrics by connections of its own.
+/// Starts reading the server's metrics, over separate connections.
 fn watch(settings: &Settings, simulator: Option<&Simulator>) -> Result<Arc<ServerWatch>, SweepError> {
     let transport = match simulator {
         Some(simulator) => transport_to(settings, simulator)?,
@@ -271,7 +271,7 @@ impl Load {
         stopper: Stopper,
     ) -> Result<Self, SweepError> {
         let Config { llm, benchmark, .. } = &settings.config;
-        // Tests and `--all-targets` never touch somebody's server.
+        // Tests and `--all-targets` never contact a real server.
         let (transport, simulator) = if mode == Mode::Measure { transport(settings)? } else { simulated(settings)? };
         let wanted = settings.server_metrics && mode == Mode::Measure;
         let watch = wanted.then(|| watch(settings, simulator.as_ref())).transpose()?;
@@ -284,8 +284,8 @@ impl Load {
         Ok(Load { jobs, stopper, target: Arc::new(target), live, quiet: settings.quiet, watch, simulator })
     }
 
-    /// Begins a loop with this measurement; its windows arrive as they close. Visits may follow a visit, and each is told of
-    /// as it ends.
+    /// Starts a loop with this measurement; its windows arrive as they close. A visit may be
+    /// followed by further visits, and each is reported as it ends.
     pub fn begin(&self, planned: &Planned, run: &Run) -> Result<InProgress, SweepError> {
         let (planned, stop, target) = (*planned, self.stopper.subscribe(), self.target.clone());
         let ((begins, begun), (to_criterion, windows)) = (mpsc::channel(), mpsc::channel());
@@ -325,7 +325,7 @@ impl Load {
         })
     }
 
-    /// Lets requests arrive by themselves; gives the record of each as well.
+    /// Runs the open loop; also returns the record of each request.
     pub fn arrivals(
         &self,
         plan: Arrivals,
@@ -356,7 +356,7 @@ impl Load {
         self.jobs.send(job).map_err(|_| SweepError::Thread(std::io::Error::other("it has ended")))
     }
 
-    /// Sends a job and waits for what comes of it.
+    /// Sends a job and waits for its result.
     fn ask<T: Send + 'static, F: Future<Output = T> + 'static>(
         &self,
         job: impl FnOnce() -> F + Send + 'static,
@@ -368,7 +368,7 @@ impl Load {
         finished.recv().map_err(|_| ended_early())
     }
 
-    /// Sends two of the run's prompts; what is in flight when the run is stopped is given up.
+    /// Sends two of the run's prompts. If the run is stopped, the request in flight is given up.
     pub fn preflight(&self, prompts: &[Prompt], run: &Run) -> Result<Preflight, SweepError> {
         let (target, mut stop) = (self.target.clone(), self.stopper.subscribe());
         let (prompts, mut sidecar) = (prompts.to_vec(), run.sidecar("preflight.jsonl")?);
@@ -389,7 +389,7 @@ impl Load {
         Ok(preflight?)
     }
 
-    /// One request, for test mode.
+    /// Sends one request, for test mode, and returns how long it took.
     pub fn one_request(&self) -> Duration {
         let (target, began) = (self.target.clone(), Instant::now());
         let reply = self.ask(move || async move { target.send(0, 0).await });
@@ -399,10 +399,9 @@ impl Load {
     }
 }
 
-/// What came of the prompts sent first.
 pub(super) struct Preflight {
     pub probes: Vec<Probe>,
-    /// As the server lists them.
+    /// The models that the server lists; `None` if it does not say.
     pub models: Option<Vec<String>>,
     pub sent: u64,
 }

@@ -1,4 +1,4 @@
-//! Which level comes next, and how it reaches Criterion.
+//! Chooses the next level, puts load on the server, and passes the samples to Criterion.
 
 pub mod afterwards;
 mod criterion;

@@ -1,4 +1,4 @@
-//! What a run will send, known before its first request, and held to its budget.
+//! Plans what a run will send, before its first request and within its budget.
 
 use std::time::Duration;
 
@@ -13,37 +13,37 @@ use crate::prompts::Prompt;
 use crate::report::words::{self, levels};
 use crate::settings::{Budget, Levels, Settings};
 
-/// Criterion samples per level: its minimum.
+/// Samples per level, the minimum that Criterion accepts.
 pub const SAMPLES: usize = 10;
-/// Code has at least this many characters per token, so that the estimate of a cost is not too low.
+/// Lower bound on the characters per token of code, so that costs are not underestimated.
 const CHARACTERS_PER_TOKEN: f64 = 2.5;
-/// What a race takes as a rule: requests and service times of `auto`, of the levels of a list, and after full measurements
-/// of these. Medians at a noise of 5 %, AR(1) 100, from METHOD.md; the last without the list's own.
+/// Requests and service times that a race usually takes: for `auto`, for a list alone, and for a list measured in full
+/// (without those measurements). Medians at a noise of 5 %, AR(1) 100, from METHOD.md.
 const USUALLY: [(u64, f64); 3] = [(1_145, 116.0), (840, 68.0), (250, 37.0)];
 
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// One plan for each level that is measured in full, ascending.
     pub levels: Vec<LoopPlan>,
-    /// All levels of this configuration, those that a filter leaves out included; none of an adaptive search, which
-    /// finds them on the way.
+    /// All configured levels that fit into the budget, including those that a filter leaves out.
+    /// Empty for `auto`, which finds its levels on the way.
     pub configured: Vec<usize>,
-    /// Levels for which the budget has no room, and the key that says so.
+    /// Levels that do not fit into the budget, and the key of the limit.
     pub over_budget: Option<(Vec<usize>, &'static str)>,
-    /// The levels that a race chooses from, ascending; empty without one.
+    /// The levels that the race chooses from, ascending; empty if there is no race.
     pub race: Vec<usize>,
     auto: Option<(usize, usize)>,
-    /// Whether what has fallen against a baseline is measured once more at the end.
+    /// Whether levels that fell against a baseline are measured once more at the end.
     baseline_round: bool,
     input_tokens: f64,
-    /// Of an answer, at most.
+    /// Upper limit on the tokens of one answer.
     output_tokens: u32,
 }
 
 impl Plan {
-    /// The levels of these settings that `selects` names, as far as the budget goes.
+    /// Plans the configured levels that `selects` accepts, as far as the budget allows.
     ///
-    /// The budget is held by what a level may send at most, so that it cannot be passed.
+    /// Each level counts with the most that it may send, so that the budget cannot be exceeded.
     pub fn new(settings: &Settings, prompts: &[Prompt], selects: impl Fn(usize) -> bool) -> Self {
         let mut plan = Plan::empty(settings, prompts);
         plan.configured = settings.config.benchmark.levels();
@@ -51,14 +51,14 @@ impl Plan {
         plan
     }
 
-    /// All levels of these settings, in full, and a race among them; of a quick run and of `auto` the race alone.
+    /// Plans all configured levels in full and a race among them; only the race for a quick run or `auto`.
     pub fn whole(settings: &Settings, prompts: &[Prompt]) -> Self {
         let mut plan = Plan::empty(settings, prompts);
         let benchmark = &settings.config.benchmark;
         match benchmark.levels {
             Levels::List(_) => {
                 plan.configured = benchmark.levels();
-                // One level says nothing of the others.
+                // A race needs at least two levels, so a single one is always measured in full.
                 if !settings.quick || plan.configured.len() < 2 {
                     plan.list(settings, |_| true);
                 }
@@ -101,7 +101,7 @@ impl Plan {
             }
             self.levels.push(further);
         }
-        // The first may meet a cold engine; that the others fit matters more.
+        // The first level may meet a cold engine. It may start over only if all levels still fit into the budget.
         if let Some(&first) = self.levels.first() {
             let cold = LoopPlan { cold: first.measured, ..first }.with_request_timeout(timeout(settings));
             if self.exceeds(settings, preflight::AT_MOST + self.of_levels() + cold.cold as u64).is_none() {
@@ -110,12 +110,12 @@ impl Plan {
         }
     }
 
-    /// The highest level that may run.
+    /// The highest level that may be measured.
     pub fn highest(&self) -> Option<usize> {
         self.levels.iter().map(|plan| plan.level).chain(self.race.iter().copied()).max()
     }
 
-    /// The key of the limit that `further` might pass after `sent` requests.
+    /// The key of the budget limit that `further` might exceed after `sent` requests.
     pub fn no_room(&self, settings: &Settings, sent: u64, further: &LoopPlan) -> Option<&'static str> {
         self.exceeds(settings, sent + further.tickets())
     }
@@ -124,17 +124,17 @@ impl Plan {
         self.levels.iter().map(LoopPlan::tickets).sum()
     }
 
-    /// Requests that may be sent at most, budgets aside.
+    /// Maximum number of requests, ignoring the budget.
     pub fn requests(&self, settings: &Settings) -> u64 {
         let full = preflight::AT_MOST + self.of_levels();
         let Some(&highest) = self.race.last() else { return full };
-        // It ends with the first visit that reaches its limit; a gate may take another few of the level.
+        // The race may overshoot its limit by one visit, and a gate may need a few more requests at that level.
         let last = 2 * first_visit(settings, highest).tickets();
         let again = if self.baseline_round { 2 * level_plan(settings, highest).tickets() } else { 0 };
         full + rules(settings).most_requests(highest) + last + again
     }
 
-    /// Of each level measured in full, requests over the level; and the service times that visits take as a rule.
+    /// Waves of each level that is measured in full, and the service times that visits usually take.
     pub fn waves(&self) -> (Vec<(usize, f64)>, f64) {
         let full =
             self.levels.iter().map(|plan| (plan.level, plan.of_warm_engine() as f64 / plan.level as f64)).collect();
@@ -157,7 +157,7 @@ impl Plan {
         (requests.div_ceil(step) * step, full.iter().map(|(_, waves)| waves).sum::<f64>() + visits)
     }
 
-    /// US dollars that `requests` cost at most, where prices are set; the input tokens in it are estimated.
+    /// Maximum cost of `requests` in US dollars, if prices are set. The input tokens are an estimate.
     fn cost_usd(&self, settings: &Settings, requests: u64) -> Option<f64> {
         let Budget { usd_per_million_input: input, usd_per_million_output: output, .. } =
             settings.config.benchmark.budget;
@@ -183,7 +183,7 @@ impl Plan {
         cost.is_some_and(|(cost, limit)| cost > limit).then_some("max_cost_usd")
     }
 
-    /// Printed before the first request.
+    /// The plan as text, printed before the first request.
     pub fn describe(&self, settings: &Settings) -> String {
         let benchmark = &settings.config.benchmark;
         let target = target(settings);
@@ -224,14 +224,14 @@ impl Plan {
         format!("at most {most} requests of up to {each} output tokens ({all} in all{cost})")
     }
 
-    /// The same of something else than a sweep.
+    /// The same for requests other than those of a sweep.
     pub(super) fn describe_requests(&self, settings: &Settings, what: &str, requests: u64) -> String {
         let most = requests.min(settings.config.benchmark.budget.max_requests.unwrap_or(u64::MAX));
         let at_most = self.at_most(settings, most);
         format!("Plan: {what} against {}\n      {at_most}\n{}", target(settings), ends_after(settings))
     }
 
-    /// Which levels the budget leaves out.
+    /// A note on the levels that do not fit into the budget.
     pub fn over_budget_note(&self) -> Option<Note> {
         let (levels, key) = self.over_budget.clone()?;
         Some(Note::NoRoom { levels, again: false, key: key.to_owned() })
@@ -253,7 +253,7 @@ fn ends_after(settings: &Settings) -> String {
     minutes.map_or_else(String::new, |minutes| format!("      stops after {minutes} minutes (budget.max_minutes)\n"))
 }
 
-/// Those of a conversation's last turn, which carries all that was said before it.
+/// Mean input tokens, estimated. For a conversation, those of its last turn, which carries all turns before.
 fn mean_input_tokens(prompts: &[Prompt], answer: u32) -> f64 {
     let tokens = |prompt: &Prompt| {
         let later: usize = prompt.later.iter().map(|text| text.chars().count()).sum();
@@ -274,24 +274,24 @@ pub fn visit_plan(settings: &Settings, visit: Visit) -> LoopPlan {
     LoopPlan::visit(visit.level, visit.completions, SAMPLES).with_request_timeout(timeout(settings))
 }
 
-/// The same after a wave that is not counted.
+/// A visit after one wave of warm-up.
 pub fn settled_visit(settings: &Settings, level: usize, completions: usize) -> LoopPlan {
     LoopPlan { warmup: level, ..visit_plan(settings, Visit { level, completions }) }
 }
 
-/// Requests of a night of `recheck`, more where the levels need them; and the fewest of a visit that count.
+/// Requests per night of `recheck`, exceeded if the levels need more; and the fewest counted completions per visit.
 const OF_NIGHT: usize = 100;
 const OF_VISIT: usize = 5;
 
-/// Up and down over the levels: half a wave to settle, of the level before where that was higher, since those who waited
-/// there are still about; then three quarters of one that count, or more where a night has room for it. Where all begins
-/// together, what is in flight after half a wave is as far as it should be on average.
+/// Visits the levels up and down. Each visit settles for half a wave (of the previous level if that
+/// was higher, since its queue is still there), then counts three quarters of a wave, or more if the night has
+/// room. If all requests start together, half a wave leaves those in flight as far along as they should be on average.
 ///
-/// It ends at the lowest. What is in flight at the end goes on beside fewer and fewer others, and is the faster for it on
-/// a server that shares itself out; in the last level's figures it counts by the share of its life. At the highest that
-/// would pass for a gain.
+/// The last visit is to the lowest level. The requests of the final drain have ever fewer others beside
+/// them, so a server that shares its capacity serves them faster. They count in the last level's
+/// figures by the share of their life; at the highest level, that would pass for a gain.
 pub fn night_of_visits(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
-    // Each level with the one before, which is 0 at first.
+    // Pairs of the previous level (0 at first) and the level to visit.
     let visits = |passes: usize| -> Vec<(usize, usize)> {
         let pass = |at: usize| -> Vec<usize> {
             let levels = levels.iter().copied();
@@ -302,7 +302,7 @@ pub fn night_of_visits(settings: &Settings, levels: &[usize]) -> Vec<LoopPlan> {
     };
     let settling = |(before, level): (usize, usize)| if before == level { 0 } else { before.max(level).div_ceil(2) };
     let counted = |level: usize| (level * 3).div_ceil(4).max(OF_VISIT);
-    // What settles, and what ends on the way down or after the last visit.
+    // Completions that do not count: to settle, on the way down to a lower level, and in the final drain.
     let beside = |visits: &[(usize, usize)]| -> usize {
         let of_visit = |&visit: &(usize, usize)| settling(visit) + visit.0.saturating_sub(visit.1);
         visits.iter().map(of_visit).sum::<usize>() + visits.last().map_or(0, |last| last.1)
@@ -327,7 +327,6 @@ fn timeout(settings: &Settings) -> Duration {
     Duration::from_secs_f64(settings.config.llm.request_timeout)
 }
 
-/// The rules of a race by these settings.
 pub fn rules(settings: &Settings) -> Rules {
     let benchmark = &settings.config.benchmark;
     let policy = settings.config.policy.clone();

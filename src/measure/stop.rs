@@ -1,4 +1,4 @@
-//! What ends a run before its time: signals, the time budget, an endpoint that does not work.
+//! What ends a run early: signals, the time budget, an endpoint that does not work.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -10,8 +10,8 @@ use crate::stdio;
 /// The exit code after Ctrl-C, SIGTERM or SIGHUP.
 pub const INTERRUPTED: u8 = 130;
 
-/// Stops the running loop and those to come; the first reason stays: a signal, no time left, or that every request of the
-/// first level's warm-up failed, when the endpoint, not the concurrency, is the matter.
+/// Stops the running loop and all later ones; only the first reason is kept: a signal, no time left, or that every
+/// request of the first warm-up or visit failed, when the endpoint is at fault, not the concurrency.
 #[derive(Clone, Debug)]
 pub(super) struct Stopper {
     signal: Arc<watch::Sender<bool>>,
@@ -19,10 +19,10 @@ pub(super) struct Stopper {
 }
 
 impl Stopper {
-    /// Stopped by the first signal, in good order. A second one, or one after the sweep, ends the process.
+    /// The first signal stops the run gracefully. A second one, or one after the sweep, ends the process.
     pub fn on_signals() -> std::io::Result<Self> {
         let stopper = Stopper { signal: Arc::new(watch::Sender::new(false)), reason: Arc::default() };
-        // On a thread of its own to the end of the process: the handlers stay as long, and nothing else would listen.
+        // This thread lives as long as the process: so do the signal handlers, and nothing else would react to them.
         let (sweep, reason) = (Arc::downgrade(&stopper.signal), stopper.reason.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let watch = move || runtime.block_on(stop_on_signal(sweep, reason));
@@ -39,7 +39,7 @@ impl Stopper {
         self.reason.get().cloned()
     }
 
-    /// Becomes true when it is time to stop.
+    /// The received value becomes true when it is time to stop.
     pub fn subscribe(&self) -> watch::Receiver<bool> {
         self.signal.subscribe()
     }
@@ -52,7 +52,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<E
         if signal == Signal::HangUp {
             stdio::leave_terminal();
             if asked {
-                // A lost connection hangs up twice, by the shell and by the kernel.
+                // A lost connection causes two SIGHUPs, one from the shell and one from the kernel.
                 continue;
             }
         }
@@ -68,7 +68,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<E
     }
 }
 
-/// What asks this program to end.
+/// A signal that asks the process to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// Ctrl-C or SIGTERM.
@@ -96,14 +96,14 @@ pub async fn signal() -> Signal {
             };
         }
     }
-    // If no handler can be set, the system's own ends the program.
+    // If no handler can be installed, the default action ends the process.
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
     Signal::End
 }
 
-/// Whether this was started by `nohup`, which a handler of ours would undo. Where that is unknown, it may have been.
+/// Whether SIGHUP is ignored, as under `nohup`: a handler would undo that. If unknown, assumes that it is.
 #[cfg(unix)]
 fn is_hang_up_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A whole run: each measurement a Criterion benchmark, on disk when it ends.
+//! A whole run: measures the levels, saves each measurement, and gives Criterion a benchmark per level.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub use super::load_thread::transport;
 use super::stop::Stopper;
 pub use super::stop::{INTERRUPTED, Signal, signal};
 
-/// Why a sweep could not be made.
+/// Why a sweep failed.
 #[derive(Debug, Error)]
 pub enum SweepError {
     #[error(transparent)]
@@ -44,7 +44,7 @@ pub enum SweepError {
     Results(#[from] ResultsError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// A mode of Criterion's in which nothing true can be measured.
+    /// A Criterion mode that cannot give a valid measurement.
     #[error("{0}")]
     Refused(String),
     #[error("the load thread: {0}")]
@@ -59,25 +59,25 @@ pub enum SweepError {
     NothingMatches(Vec<usize>),
 }
 
-/// What a sweep leaves behind.
+/// The result of a sweep.
 #[derive(Debug)]
 pub struct Swept {
-    /// The run, its figures included. Empty in test and list mode.
+    /// The run, including its figures. Empty in test and list mode.
     pub run: Run,
-    /// Why it ended before all levels were measured.
+    /// Why it ended early, if it did.
     pub stopped: Option<EarlyEnd>,
     pub notes: Vec<Note>,
     pub began: Instant,
-    /// Seconds of load, all levels together.
+    /// Seconds of load at all levels together.
     pub load_s: f64,
     /// Kept until the last output of the run is written.
     pub stdio: stdio::Guard,
 }
 
-/// Runs the sweep: each level of a list in full, a Criterion benchmark; then a race among them, or among all levels for
-/// `auto`, until the answer is sure; and at last what fell against the baseline. Each is on disk when it ends.
-/// Or goes on with the latest run, where that was cut off.
-/// An error if it cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
+/// Runs the sweep: measures the listed levels in full, then races among them (among all levels for `auto`) until
+/// the answer is sure, and finally measures again what fell against the baseline.
+/// With `resume`, continues the latest run where it was cut off.
+/// Fails if the run cannot begin, if the endpoint does not answer at all, or if a file cannot be written.
 pub fn run(
     settings: &Settings,
     args: &CriterionArgs,
@@ -101,7 +101,7 @@ pub fn run(
     let live = Arc::new(Live::of(run.manifest.about.model.as_deref().unwrap_or_default(), &run.manifest.run_id));
     let (ahead, visits) = plan.waves();
     live.plan(ahead, visits);
-    // Before anything is sent: that metrics cannot be served must not come out afterwards.
+    // Before anything is sent: a failure to serve the metrics must not surface after the load has begun.
     let address = settings.metrics_addr.filter(|_| args.mode == Mode::Measure);
     let metrics = address.map(|address| MetricsServer::start(address, live.clone())).transpose()?;
     let mut bench = Bench::new(args, places, &fingerprint);
@@ -152,7 +152,7 @@ pub fn run(
     Ok(swept)
 }
 
-/// An error if nothing could be measured.
+/// Fails if there is nothing to measure.
 fn planned(
     settings: &Settings,
     args: &CriterionArgs,
@@ -177,7 +177,7 @@ fn planned(
     Ok(plan)
 }
 
-/// Sends two of the run's prompts first; one that stays refused ends the run. Gives how many requests that took.
+/// Sends two of the run's prompts first; fails if one is rejected twice. Returns the number of requests sent.
 pub(super) fn preflight(
     load: &Load,
     settings: &Settings,
@@ -191,7 +191,7 @@ pub(super) fn preflight(
         eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
     }
     run.manifest.about.settings.model_is_listed = is_listed;
-    // One that fails otherwise may be chance; the sweep will show it.
+    // Any other failure may be chance; the sweep will tell.
     match probes.probes.iter().filter(|probe| probe.is_refused()).find_map(|probe| words::problem(probe, settings)) {
         Some(problem) => Err(SweepError::Endpoint(problem)),
         None => Ok(probes.sent),
@@ -205,21 +205,21 @@ struct Sweep<'a> {
     load: Option<&'a Load>,
     baseline: Option<&'a Baseline>,
     swept: Swept,
-    /// Of each measurement in the manifest.
+    /// For each measurement in the manifest, its requests.
     requests: Vec<Requests>,
-    /// Measurements, and the number of the last visit, before this process went on with the run.
+    /// Number of measurements, and of visits, before this process resumed the run.
     before: usize,
     visits: u32,
     sent: u64,
-    /// Until when the server asked to be left alone.
+    /// The server asked for no requests before this time.
     not_before: Option<Instant>,
-    /// How often a level was visited for another reason than the race's.
+    /// How often each level was visited again because of an outage.
     visited_again: BTreeMap<usize, u32>,
-    /// What may have fallen against the baseline, once the race is over.
+    /// Levels that may have fallen against the baseline; `None` until the race is over.
     suspects: Option<BTreeSet<usize>>,
 }
 
-/// A level that was disturbed, or a server that is gone, is visited so often again at most.
+/// Maximum number of further visits to a level that an outage disturbed, or to a server that is gone.
 const AGAIN: u32 = 3;
 
 impl Sweep<'_> {
@@ -238,7 +238,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Between two measurements there was none to be cut, and yet the run was not to go on.
+    /// Notes a stop that came between two measurements, so that none of them was cut off.
     fn note_why_it_ended(&mut self) {
         let is_open = self.swept.run.manifest.raced.is_some_and(|raced| !raced.decided);
         let asked = self.load.and_then(|load| load.stopper.reason()).filter(|_| self.swept.stopped.is_none());
@@ -253,7 +253,7 @@ impl Sweep<'_> {
         self.swept.stopped.is_some() || self.load.is_some_and(|load| load.stopper.reason().is_some())
     }
 
-    /// Unless the run was stopped or the budget has no room for it.
+    /// False if the run was stopped, or if the budget has no room, which is noted.
     fn may_begin(&mut self, further: &LoopPlan) -> bool {
         if self.is_stopped() {
             return false;
@@ -296,7 +296,7 @@ impl Sweep<'_> {
         self.ended(ended)
     }
 
-    /// A measurement is over: it and its level's figures are on disk after this.
+    /// Records a finished measurement and updates its level's figures.
     fn ended(&mut self, mut ended: Recorded) -> Result<(), SweepError> {
         let level = ended.measurement.concurrency;
         let own = ended.measurement.round;
@@ -322,7 +322,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Requests of earlier visits that have ended since.
+    /// Adds requests of earlier visits that have ended since.
     fn take(&mut self, parts: BTreeMap<u32, Requests>) {
         for (visit, later) in parts {
             let of_visit = |of: &Measurement| of.stage == Stage::Visit && of.round == visit;
@@ -338,7 +338,7 @@ impl Sweep<'_> {
         figures::summarize(&of_level.collect::<Vec<_>>(), manifest.limits(self.settings.limits()))
     }
 
-    /// Short visits, one after the other without a drain, until the answer stands or there is no room for more.
+    /// Makes short visits, one after another without a drain, until the answer stands or no more are possible.
     fn race(&mut self) -> Result<(), SweepError> {
         let (Some(load), false) = (self.load, self.plan.race.is_empty()) else { return Ok(()) };
         let mut race = Race::new(self.plan.race.clone(), plan::rules(self.settings));
@@ -369,7 +369,7 @@ impl Sweep<'_> {
         self.swept.load_s += rest.load_s;
         self.take(rest.parts);
         self.conclude_early(&mut race);
-        // The last requests have ended since.
+        // The last requests have ended only now.
         self.summarize_all();
         self.swept.run.save().map_err(SweepError::from)
     }
@@ -384,7 +384,7 @@ impl Sweep<'_> {
         self.summarize_all();
     }
 
-    /// The run ended before the race did: it says which levels may be the answer, and that none is sure.
+    /// If the run ended before the race, records which levels may be the answer, and that it is undecided.
     fn conclude_early(&mut self, race: &mut Race) {
         if self.swept.run.manifest.raced.is_none() {
             race.next(&Evidence { sent: u64::MAX, ..self.evidence() });
@@ -412,7 +412,7 @@ impl Sweep<'_> {
         }
         let policy = &self.settings.config.policy;
         let visit = |level| plan::visit_plan(self.settings, plan::rules(self.settings).visit_to(level));
-        // A server that is gone may come back; until then a level says nothing.
+        // A server that is gone may come back; until then, no level shows anything.
         match self.lost_in_a_row() {
             (0, _) => {}
             (lost, _) if lost > AGAIN => return None,
@@ -433,7 +433,7 @@ impl Sweep<'_> {
             if let Some(level) = open.into_iter().find(|level| self.may_visit_again(*level)) {
                 return Some(visit(level));
             }
-            // Levels that were named for a quick run are meant, also where the answer does not need them.
+            // Levels named explicitly for a quick run are measured even if the answer does not need them.
             let made = &self.swept.run.manifest.levels;
             let missing = self.plan.race.iter().find(|&&level| made.iter().all(|of| of.concurrency != level));
             if let Some(&level) = missing.filter(|_| self.settings.quick && self.settings.levels_named) {
@@ -441,7 +441,7 @@ impl Sweep<'_> {
             }
             self.conclude(race.standing());
         }
-        // A fall against the baseline is not believed at first sight. Asked once, at the end.
+        // A fall against the baseline needs a second look. The levels to measure again are chosen once, at the end.
         let (run, baseline) = (&self.swept.run, self.baseline);
         let suspects = self.suspects.get_or_insert_with(|| {
             let decided = recommend_after(run.manifest.raced.as_ref(), &run.summaries, policy);
@@ -451,7 +451,7 @@ impl Sweep<'_> {
         Some(LoopPlan { warmup: level, ..plan::level_plan(self.settings, level) })
     }
 
-    /// How many measurements in a row have found no server; the level of the last one, and the lowest that was served.
+    /// The number of latest measurements in a row that found no server; the last level, and the lowest one served.
     fn lost_in_a_row(&self) -> (u32, [usize; 2]) {
         let is_lost = |requests: &Requests| requests.is_outage(self.settings.config.policy.max_error_rate);
         let levels = self.swept.run.manifest.levels.iter().map(|of| of.concurrency);
@@ -467,8 +467,8 @@ impl Sweep<'_> {
         *visits <= AGAIN
     }
 
-    /// The windows of all visits to a level, as ten samples of its entry in Criterion. Levels that were measured in full
-    /// have theirs.
+    /// Merges the windows of all visits to a level into the ten samples of its Criterion benchmark.
+    /// Levels measured in full already have theirs.
     fn give_visits_to_criterion(&mut self, group: &mut Group) -> Result<(), SweepError> {
         if self.is_stopped() {
             return Ok(());
@@ -493,7 +493,7 @@ impl Sweep<'_> {
                     time_per_wave(seconds, succeeded, level).as_nanos() as f64
                 })
                 .collect();
-            // One call to warm up, and one for each sample.
+            // Criterion makes one call to warm up, and one for each sample.
             let mut calls = samples.first().into_iter().chain(&samples);
             group.bench(level, |iterations| {
                 let per_wave = Duration::from_nanos(*calls.next()? as u64);
