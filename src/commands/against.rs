@@ -1,4 +1,4 @@
-//! `run --against`: two servers, or two models of one, measured in turns.
+//! `run --against`: measures two servers, or two models of one server, in turns.
 
 use std::process::ExitCode;
 
@@ -38,7 +38,7 @@ impl AgainstArgs {
         let both = [settings, &other];
         let duet = duet::run(both, places)?;
         let [a, b] = &duet.servers;
-        // All that was asked for was measured, also of a quick run.
+        // Even a quick run measures everything that was asked for.
         let basis = |swept: &Swept| Basis { quick: false, ..Basis::of_run(&swept.run) };
         let decide = |swept: &Swept, settings: &Settings| decide_swept(&basis(swept), swept, settings);
         let decided = [decide(a, settings)?, decide(b, &other)?];

@@ -1,4 +1,4 @@
-//! An earlier run to compare with.
+//! The options for comparing with an earlier run.
 
 use std::path::PathBuf;
 

@@ -12,7 +12,7 @@ use crate::record::Places;
 use crate::report::text;
 use crate::settings::{Overrides, Settings};
 
-/// Exits 0 or 1 only.
+/// The exit code is always 0 or 1.
 pub fn bench() -> Result<ExitCode> {
     let args = CriterionArgs::parse(std::env::args().skip(1))?;
     let settings = Settings::load(None, Overrides::default())?;
@@ -21,7 +21,7 @@ pub fn bench() -> Result<ExitCode> {
     if args.mode != Mode::Measure {
         return Ok(ExitCode::SUCCESS);
     }
-    // As Criterion itself is asked for more.
+    // The flags by which Criterion itself becomes verbose.
     let verbose = std::env::args().any(|arg| ["-v", "--verbose"].contains(&arg.as_str()));
     let recommendation = decision::conclude(&settings, &args, &places, &swept, verbose)?;
     if swept.stopped == Some(EarlyEnd::Interrupted) {
@@ -35,8 +35,8 @@ pub fn bench() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The command that decides again. The bench of another package has no `recommend` beside it, and one that cargo did not
-/// start would not know that package's target folder.
+/// The command that decides again. In another package there is no `recommend` binary, and the
+/// installed program, run without cargo, would not know that package's target folder.
 fn recommend_from_here(places: &Places) -> String {
     match std::env::var("CARGO_PKG_NAME") {
         Ok(package) if package != env!("CARGO_PKG_NAME") => {

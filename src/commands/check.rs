@@ -1,4 +1,4 @@
-//! `check`: a typical and the longest prompt of the run, sent once.
+//! `check`: sends a typical prompt of the run and the longest one.
 
 use std::process::ExitCode;
 
@@ -57,7 +57,7 @@ impl Check {
     }
 }
 
-/// What an endpoint says when it is asked for its models and sent a few prompts.
+/// The answers of an endpoint that was asked for its models and sent a few prompts.
 pub(super) struct Asked {
     pub(super) url: String,
     pub(super) models: Option<Vec<String>>,
@@ -65,7 +65,7 @@ pub(super) struct Asked {
     pub(super) probes: Vec<Probe>,
 }
 
-/// `choose` gives the model, from those that the server lists.
+/// `choose` selects the model, given those that the server lists.
 pub(super) fn ask(
     settings: &Settings,
     prompts: &[Prompt],
@@ -82,7 +82,7 @@ pub(super) fn ask(
 
 fn listed(settings: &Settings, models: Option<&[String]>, probe: Option<&Probe>) -> String {
     match models {
-        // The simulator answers to any name.
+        // The simulator accepts any model name.
         _ if settings.endpoint == Endpoint::Simulator => String::new(),
         Some(models) if models.contains(&settings.config.llm.model) => " (the server lists it)".to_owned(),
         Some(models) => format!(" (not listed by the server, which has: {})", models.join(", ")),

@@ -1,4 +1,4 @@
-//! From what was measured to the recommendation, and where it goes.
+//! Turns the measurements into a recommendation, and prints and writes it.
 
 use std::time::SystemTime;
 
@@ -19,11 +19,11 @@ pub(super) fn decide_from(measured: &Basis, settings: &Settings) -> Recommendati
     for level in &mut levels {
         level.usd_per_1000 = settings.limits().prices.of_1000(level).or(level.usd_per_1000);
     }
-    // By another policy the race would have asked for something else.
+    // Under another policy, the race would have asked for other visits.
     let raced = measured.raced.as_ref().filter(|(_, by)| by == policy).map(|(raced, _)| raced);
     let mut recommendation = recommend_after(raced, &levels, policy);
     recommendation.simulated = measured.simulated;
-    // The short way to an answer is as sure as the long one where the race decided.
+    // If the race decided, a quick run is as sure as a full one.
     let quick = measured.quick && raced.is_none();
     recommendation.notes.extend(quick.then_some(Note::Quick));
     recommendation.notes.extend(measured.unlisted_model.then_some(Note::UnlistedModel));
@@ -41,11 +41,11 @@ pub(super) fn printed(recommendation: &Recommendation, settings: &Settings, verb
     }
 }
 
-/// The figures of the newest run, in the folder of results, for node-exporter's textfile collector. Its name stays,
-/// since of two files with the same series the collector takes neither.
+/// File with the figures of the latest run, for node-exporter's textfile collector. The name is always
+/// the same, since the collector rejects two files with the same series.
 const TEXTFILE: &str = "concurrency.prom";
 
-/// Decides at the end of a sweep, completes the results file, and prints the answer and where all of it lies.
+/// Decides at the end of a sweep, completes the results file, writes the page, and prints the answer.
 pub(super) fn conclude(
     settings: &Settings,
     args: &CriterionArgs,
@@ -55,7 +55,7 @@ pub(super) fn conclude(
 ) -> Result<Recommendation> {
     let manifest = &swept.run.manifest;
     let own = Basis::of_run(&swept.run);
-    // With a filter the other levels come from earlier runs of the same fingerprint, as `recommend` will see them.
+    // With a filter, the other levels come from earlier runs with the same fingerprint, as `recommend` sees them.
     let with_others = || load_measured(places, &manifest.identity, settings.limits(), Some(&swept.run));
     let measured = args.is_filtered().then(with_others).transpose()?;
     let recommendation = decide_swept(measured.as_ref().unwrap_or(&own), swept, settings)?;
@@ -66,7 +66,7 @@ pub(super) fn conclude(
     let model = manifest.about.model.as_deref().unwrap_or_default();
     let ended_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let textfile = textfile(&recommendation, model, &manifest.run_id, ended_s.round());
-    // The answer is worth more than its copy.
+    // A failure to write this copy must not lose the answer.
     if let Err(error) = write_atomic(&places.results.join(TEXTFILE), textfile.as_bytes()) {
         eprintln!("note: {error}");
     }
@@ -75,7 +75,7 @@ pub(super) fn conclude(
     Ok(recommendation)
 }
 
-/// Decides, with what the sweep has to say of itself, and completes its results file.
+/// Decides, adds the sweep's own notes, and completes its results file.
 pub(super) fn decide_swept(measured: &Basis, swept: &Swept, settings: &Settings) -> Result<Recommendation> {
     let mut recommendation = decide_from(measured, settings);
     recommendation.notes.extend(swept.notes.iter().cloned());

@@ -1,4 +1,4 @@
-//! `generate-test-data`: the prompts as a file.
+//! `generate-test-data`: writes the built-in prompts to a file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! `init`: a config.yaml for an endpoint that works.
+//! `init`: writes a config.yaml for an endpoint, after checking that it works.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::prompts;
 use crate::report::words;
 use crate::settings::{self, Flags, Settings};
 
-/// The settings that this project ships, with its comments.
+/// The config file that this project ships, including its comments.
 const SHIPPED: &str = include_str!("../../config.yaml");
 
 #[derive(Args, Debug)]
@@ -38,7 +38,7 @@ impl Init {
         if let Some(problem) = probes.iter().find_map(|probe| words::problem(probe, &settings)) {
             bail!("{problem}");
         }
-        // The file may have come to be in the meantime.
+        // The file may have been created in the meantime.
         let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
         file.and_then(|mut file| file.write_all(config(&settings.endpoint, &model).as_bytes())).with_context(|| {
             format!("cannot write {}; name a file in a folder that you may write to with --config", path.display())
@@ -58,7 +58,7 @@ impl Init {
     }
 }
 
-/// The only one that the server lists, where none was named.
+/// The named model; if none was named and the server lists exactly one, that one.
 fn chosen_model(settings: &Settings, listed: Option<&[String]>) -> String {
     let named = &settings.config.llm.model;
     match listed {
@@ -67,7 +67,7 @@ fn chosen_model(settings: &Settings, listed: Option<&[String]>) -> String {
     }
 }
 
-/// The shipped settings with this endpoint and model, the built-in prompts, and no simulator where none is measured.
+/// The shipped settings with this endpoint, model and the built-in prompts; `simulator` only if it is the endpoint.
 fn config(endpoint: &Endpoint, model: &str) -> String {
     let is_simulated = *endpoint == Endpoint::Simulator;
     let quoted = |text: &str| serde_json::Value::from(text).to_string();

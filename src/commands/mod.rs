@@ -1,4 +1,4 @@
-//! What each entry point does: settings in, files and text out. A command is a file, with its options and what they do.
+//! The entry points: settings in, files and text out. Each command has a file with its options and their effects.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use console::Term;
 use crate::client::redact;
 use crate::report::text::Screen;
 
-/// As those of std, but a message that cannot be written ends nothing.
+/// Like those of std, but without a panic if the message cannot be written.
 macro_rules! eprint {
     ($($message:tt)*) => { drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!($($message)*))) };
 }
@@ -39,7 +39,7 @@ mod write;
 pub use bench::bench;
 
 const NOTHING_TO_WRITE: u8 = 3;
-/// A regression, or a number that no longer holds.
+/// Exit code for a regression, or for a number that no longer holds.
 const NO_LONGER: u8 = 4;
 
 #[derive(Args, Debug)]
@@ -56,7 +56,7 @@ struct Verbose {
     verbose: bool,
 }
 
-/// As wide as COLUMNS says, or else the terminal. All that was asked for goes to a file as it is.
+/// As wide as `COLUMNS`, else as the terminal, else 80 columns; verbose output to a file is not wrapped.
 fn screen(verbose: bool) -> Screen {
     let terminal = Term::stdout();
     let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|&n| n > 0);
@@ -66,16 +66,16 @@ fn screen(verbose: bool) -> Screen {
     Screen { width: width.unwrap_or(if verbose { usize::MAX } else { 80 }), bold }
 }
 
-/// Prints an error with its chain, and gives the exit code.
+/// Prints an error with its causes, and returns the exit code.
 pub fn exit(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        // An error may quote a file or a server.
+        // An error may quote a file or a server, and so contain secrets.
         eprintln!("error: {}", redact::lines(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }
 
-/// Prints to stdout. A reader that has left (`| head`) wants no more of it, which is no error.
+/// Prints to stdout. A closed pipe (`| head`) is not an error.
 fn print(text: String) -> Result<()> {
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

@@ -1,4 +1,4 @@
-//! The page of a run: what it tells beside the decision, and where it is written.
+//! The HTML page of a run: the data that it shows besides the decision, and its file.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use crate::report::html::{self, Missing, ReportError};
 use crate::report::requests::{Curves, Part};
 use crate::settings::Settings;
 
-/// Of a results file, with the requests of its run where they are still there.
+/// The basis from a results file, with the requests of its run if they are still on disk.
 pub(super) fn basis(file: ResultsFile, places: &Places) -> Basis {
     let requests = file.requests(places);
     Basis { requests, ..Basis::of_file(file) }
 }
 
-/// `settings` are those of now, with the policy and the number that the config holds.
+/// `settings` are the current ones: they provide the policy and the number in the config.
 pub(super) fn of(recommendation: Recommendation, settings: &Settings, basis: Basis) -> html::Run {
     let present = settings.present(recommendation.simulated);
     html::Run { present, ..without_config(recommendation, settings.config.policy.clone(), basis) }
@@ -26,7 +26,7 @@ pub(super) fn without_config(recommendation: Recommendation, policy: Policy, bas
     html::Run { label: String::new(), recommendation, policy, run_id, about, present: None, curves, verified, missing }
 }
 
-/// The single requests, thinned, and which of them cannot be read.
+/// The individual requests, thinned out, and the levels whose requests cannot be read.
 fn curves(files: &[RequestsFile]) -> (Option<Curves>, Vec<Missing>) {
     let (mut missing, mut loops) = (Vec::new(), Vec::new());
     for of_loop in files.chunk_by(|one, next| one.path == next.path) {
@@ -54,7 +54,7 @@ pub(super) fn name(results: &Path) -> String {
     format!("concurrency_report_{}.html", stamp_of(results))
 }
 
-/// Writes the page, and gives the line to print about it: a run does not fail with its page.
+/// Writes the page, and returns the line to print about it. A run does not fail because of its page.
 pub(super) fn write(path: &Path, page: Result<String, ReportError>) -> String {
     match page.map_err(anyhow::Error::from).and_then(|page| Ok(write_atomic(path, page.as_bytes())?)) {
         Ok(()) => format!("Report: {}", path.display()),

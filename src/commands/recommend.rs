@@ -1,4 +1,4 @@
-//! `recommend`, the bin and the subcommand: decides from what is on disk.
+//! `recommend`, as a binary and as a subcommand: decides from the measurements on disk.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! A number that was found, and the settings by which to ask its server again.
+//! A recommended level from an earlier run, and the settings for sending further requests to its server.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(super) struct Recommended {
 }
 
 impl Recommended {
-    /// Of `file`, else of the latest run as `recommend` finds it. What was measured must be what the settings name.
+    /// Reads `file`, else the results of the latest run. Fails if its settings differ or its answer is not reliable.
     pub(super) fn read(file: Option<PathBuf>, config: &ConfigFile, flags: Overrides) -> Result<Self> {
         let settings = Settings::load(config.config.as_deref(), flags)?;
         let places = Places::find(None);
@@ -45,7 +45,7 @@ impl Recommended {
         Ok(Recommended { path, settings, places, prompts, decided, fingerprint, run_id: measured.run_id })
     }
 
-    /// The level that was recommended, and its throughput, requests/s.
+    /// The recommended level and its throughput, requests/s.
     pub(super) fn level(&self) -> Result<(&JudgedLevel, f64)> {
         let level = self.decided.chosen();
         let throughput = level.and_then(|level| Some((level, level.throughput().filter(|&rps| rps > 0.0)?)));

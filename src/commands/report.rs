@@ -1,4 +1,4 @@
-//! `report`: a page of one results file or of two, or its levels as CSV or JSON.
+//! `report`: one or two results files as a page, CSV, JSON lines or Markdown.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,7 +45,7 @@ impl Report {
         let mut runs: Vec<html::Run> = self.files.iter().map(read).collect::<Result<_>>()?;
         match runs.as_mut_slice() {
             [before, after] => (before.label, after.label) = ("A".to_owned(), "B".to_owned()),
-            // What two runs found is compared with each other, and what one found with the config of its day.
+            // Two runs are compared with each other, a single one with the number in its config at the time.
             alone => alone.iter_mut().for_each(|run| run.present = run.about.settings.max_concurrent_requests),
         }
         let text = match self.format {
@@ -68,7 +68,7 @@ impl Report {
     }
 }
 
-/// A results file with the decision that it records, else with one made now.
+/// A results file with its recorded decision; without one, decides now.
 pub(super) fn run_of(file: ResultsFile, places: &Places) -> html::Run {
     let (recorded_policy, recorded) = (file.about.settings.policy.clone(), file.recorded());
     let missing =

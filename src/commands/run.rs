@@ -1,4 +1,4 @@
-//! `llm-concurrency run`: all of it in one command.
+//! `run`: measures, decides and writes the result, all in one command.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `simulate`: the simulated server alone, or the true throughput that it has.
+//! `simulate`: runs the simulated server alone, or prints its true throughput.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
@@ -16,7 +16,7 @@ use crate::report::words;
 use crate::settings::{Overrides, Settings};
 use crate::simulator::{self, FaultRate, RequestEnd, Simulator, SimulatorConfig};
 
-/// Requests per level in virtual time; enough that chance plays no part.
+/// Requests per level in virtual time; enough to make chance negligible.
 const EXPLAIN_REQUESTS: usize = 20_000;
 
 #[derive(Args, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Simulate {
     /// Print the true throughput of every level (from the same engine in virtual time) instead of serving
     #[arg(long)]
     explain: bool,
-    // Its section `simulator`.
+    // Only its section `simulator`, unless `explain` is set.
     #[command(flatten)]
     config: ConfigFile,
     /// Write the server's own record at the end: a JSON line for each request, with the times of its arrival, its
@@ -52,7 +52,7 @@ impl Simulate {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let file = self.config.config.as_deref();
         let settings = match Settings::load(file, Overrides::of(["--llm-endpoint=simulator"])) {
-            // The simulator can do without a config file, unless one was asked for.
+            // The simulator needs no config file, unless one was named explicitly.
             Err(ConfigError::NotFound(_)) if file.is_none() => None,
             settings => Some(settings?),
         };
@@ -68,7 +68,7 @@ impl Simulate {
             print(format!("{}\n", explain(&config, &settings)?))?;
             return Ok(ExitCode::SUCCESS);
         }
-        // A path that cannot be written fails at once.
+        // Create the file now, so that an unwritable path fails at once.
         let record = self.log.as_deref().map(|path| Ok((path, File::create(path)?))).transpose();
         let record = record.map_err(|error: io::Error| anyhow!("cannot write --log: {error}"))?;
         let simulator = Simulator::start(config, self.port)?;

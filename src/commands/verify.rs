@@ -1,4 +1,4 @@
-//! `verify`: what traffic the number carries, by requests that arrive when they like.
+//! `verify`: how much traffic the recommended level carries when requests arrive independently (open loop).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,8 +39,8 @@ fn positive(text: &str) -> Result<f64, String> {
 
 const SHARES: [f64; 4] = [0.5, 0.7, 0.8, 0.9];
 
-/// Requests sent at each rate: so many, or so many times the level if that is more. The first `level` of them meet an idle
-/// server and are not counted.
+/// Requests per rate: `FEWEST`, or `TIMES` times the level if that is more. The first `level` of
+/// them meet an idle server and are not counted.
 const FEWEST: usize = 100;
 const TIMES: usize = 5;
 

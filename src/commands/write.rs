@@ -1,4 +1,4 @@
-//! The number into the config file, where that may be done.
+//! Writes the recommended number into the config file, if that is allowed.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,27 +34,27 @@ pub(super) struct WriteArgs {
 
 #[derive(Default)]
 pub(super) struct Written {
-    /// The number in the file before, if there is one.
+    /// The number that was in the file before, if any.
     pub(super) previous: Option<u64>,
     pub(super) patched: bool,
-    /// What to print.
+    /// Text to print.
     pub(super) text: String,
 }
 
 impl WriteArgs {
-    /// Finds out before anything is sent whether a number could be written at the end.
+    /// Checks, before anything is sent, whether a number could be written at the end.
     pub(super) fn check_possible(&self, settings: &Settings) -> Result<()> {
         if settings.endpoint == Endpoint::Simulator && !settings.config_is_simulated {
             let why = words::why_not(&WhyNot::OtherEndpoint, &settings.path);
             bail!("--update-config: {why}\n\nNothing was measured.");
         }
-        // Any number will do to find out; errors name the one that is there.
+        // Any number will do for the check; the present one makes sense in an error message.
         let number = settings.config.llm.max_concurrent_requests as u64;
         let patch = self.patch(&settings.path, number).and_then(|patch| Ok(patch.check_writable()?));
         patch.context("--update-config would not be able to write the result")
     }
 
-    /// Writes the number if asked to and nothing speaks against it, and gives the exit code.
+    /// Writes the number if requested and allowed, and returns the exit code.
     pub(super) fn write(
         &self,
         recommendation: &Recommendation,
@@ -82,7 +82,7 @@ impl WriteArgs {
         Ok((written, ExitCode::from(code)))
     }
 
-    /// Whether it was written, and what to print.
+    /// Returns whether the file was changed, and the text to print.
     fn apply(&self, status: Status, level: usize, path: &Path, dry_run: bool) -> Result<(bool, String)> {
         let key = &self.config_key;
         let patch = self.patch(path, level as u64)?;
@@ -97,7 +97,7 @@ impl WriteArgs {
         Ok((true, text))
     }
 
-    /// Why the result may not be written, and the exit code for it.
+    /// The exit code and the reason if the result may not be written.
     fn reason_against(
         &self,
         recommendation: &Recommendation,
@@ -121,7 +121,7 @@ impl WriteArgs {
         Some((NOTHING_TO_WRITE, why))
     }
 
-    /// A patch after which we can still read the file.
+    /// A patch that leaves a config file which can still be parsed.
     fn patch(&self, path: &Path, value: u64) -> Result<patch::Patch> {
         let key = self.config_key.as_str();
         let section = key.split('.').next().unwrap_or_default();
