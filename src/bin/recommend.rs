@@ -1,4 +1,4 @@
-//! Decides from what is on disk; the same as `llm-concurrency recommend`.
+//! Decides from the measurements on disk; the same as `llm-concurrency recommend`.
 
 use clap::Parser;
 use llm_concurrency::cli::RecommendCli;
