@@ -1,4 +1,4 @@
-//! `cargo bench`: every concurrency level a Criterion benchmark, then the recommendation.
+//! `cargo bench`: runs every concurrency level as a Criterion benchmark, then prints the recommendation.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

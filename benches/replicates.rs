@@ -1,10 +1,10 @@
-//! Does the answer hold up? In virtual time, against servers whose throughput is known.
+//! Does the answer hold up? Checked in virtual time, against servers whose throughput is known.
 //!
-//! `cargo bench --bench replicates` looks at the throughput of one level: its bias, and whether its interval holds it.
-//! `-- cost` says how often a whole run is right and what that costs (`-- --help`). `-- regression` holds pairs of runs
-//! against each other, as `--fail-on-regression` does. All of it measures with the closed loop of the real sweep, under a
-//! clock that jumps from timer to timer, or counts events, so a busy machine changes nothing but the time it takes. It
-//! prints the tables of METHOD.md, and ends with exit code 1 if a bar is missed.
+//! `cargo bench --bench replicates` studies the throughput of one level: its bias, and the coverage of its
+//! interval. `-- cost` shows how often a whole run is right and what that costs (see `-- --help`). `-- regression`
+//! compares pairs of runs, as `--fail-on-regression` does. All of it measures with the closed loop of the
+//! real sweep under a clock that jumps from timer to timer, or counts events, so a busy machine only makes it
+//! slower. It prints the tables of METHOD.md, and exits with code 1 if a bar is missed.
 
 #[path = "../tests/common/virtual_server.rs"]
 mod virtual_server;
@@ -33,29 +33,29 @@ use virtual_server::{
     Busy, Noise, Server, Shape, measure, measure_by, measure_with_barrier, pooled, race, virtual_time,
 };
 
-/// What `benchmark.total_requests` and `warmup_requests` are by default.
+/// The defaults of `benchmark.total_requests` and `warmup_requests`.
 const TOTAL: usize = 100;
 const WARMUP: usize = 5;
 /// The default levels.
 const LEVELS: [usize; 10] = [1, 2, 5, 10, 15, 20, 25, 30, 40, 50];
-/// Where the adaptive search ends at the latest: its user does not know the knee beforehand.
+/// Upper end of the adaptive search. It lies far above the knees, since users do not know theirs beforehand.
 const HIGHEST: usize = 512;
-/// A level is acceptable with this share of the best one's true throughput: the rule itself gives away the rest.
+/// A level is acceptable with this share of the best true throughput: the rule itself tolerates the rest.
 const ACCEPTABLE: f64 = 0.95;
-/// A pick is good with this share.
+/// A pick is good with this share of the best true throughput.
 const GOOD: f64 = 0.92;
 
 // ---- the bars ----
 
-/// At least this share of the sweeps end in a good pick.
+/// Share of the sweeps that must end in a good pick, at least.
 const GOOD_PICKS: f64 = 0.99;
-/// Mean of pick / smallest acceptable level, at most, on a knee.
+/// Upper limit on the mean of pick / smallest acceptable level, on servers with a knee.
 const LARGEST_RATIO: f64 = 1.2;
-/// Coverage of the 95 % interval of a throughput.
+/// Permitted coverage of the 95 % interval of a throughput.
 const COVERAGE: (f64, f64) = (0.90, 0.99);
-/// Largest error of a throughput where service times are equal.
+/// Largest error of a throughput if all service times are equal.
 const EXACT: f64 = 0.005;
-/// Measurements per line of the table of coverage.
+/// Measurements per line of the coverage table.
 const REPLICATES: usize = 600;
 
 fn main() -> ExitCode {
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
             }
         }
         ["regression"] => study_regressions(PAIRS, FIRST_SEED, &mut bars),
-        // Seeds that no rule was ever looked at with.
+        // Lets you choose seeds that were never used while the rules were developed.
         ["regression", seed] if number(seed).is_some() => {
             study_regressions(PAIRS, number(seed).unwrap_or_default() as u64, &mut bars);
         }
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
     bars.verdict()
 }
 
-/// Servers and noise from the files that `--servers` and `--noise` name, or those of the study; seeds from `--seed` on.
+/// Takes servers and noise from the files of `--servers` and `--noise`, else the study's; seeds start at `--seed`.
 fn study_cost(args: &[String], sweeps: usize, bars: &mut Bars) -> Result<(), String> {
     let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
     let seed = value("--seed").map(|seed| seed.parse().map_err(|_| format!("--seed {seed}: not a number")));
@@ -105,7 +105,7 @@ fn study_cost(args: &[String], sweeps: usize, bars: &mut Bars) -> Result<(), Str
     cost::study(sweeps, seed.transpose()?, file("--servers"), file("--noise"), bars)
 }
 
-/// What was asked for, and whether it holds.
+/// The requirements, and whether each is met.
 #[derive(Default)]
 struct Bars {
     lines: Vec<String>,
@@ -129,7 +129,7 @@ impl Bars {
     }
 }
 
-/// Does all jobs, each with a number of its own, on as many threads as there are processors.
+/// Runs all jobs, numbered from 0, on as many threads as there are processors.
 fn in_parallel<T: Send>(jobs: usize, work: impl Fn(&Runtime, usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -178,12 +178,12 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// The Universal Scalability Law with a throughput of 1 for one request at a time.
+/// The Universal Scalability Law, with a throughput of 1 at level 1.
 fn usl(n: f64, sigma: f64, kappa: f64) -> f64 {
     n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
 }
 
-/// 8 reaches 90 % of the best, 16 reaches 99.8 %, and from 32 on nothing changes.
+/// Level 8 reaches 90 % of the best throughput and 16 reaches 99.8 %; from 32 on it stays the same.
 fn plateau(level: usize) -> f64 {
     let n = level as f64;
     let share = match level {
@@ -201,28 +201,28 @@ fn percent(rate: f64) -> String {
 
 // ---- regressions ----
 
-/// Pairs of sweeps per noise and fall.
+/// Pairs of sweeps per noise level and fall.
 const PAIRS: usize = 500;
 const FIRST_SEED: u64 = 1_000_000;
 const THRESHOLD: f64 = 0.10;
-/// Noise between measurements.
+/// Coefficients of variation of the speed between measurements.
 const PAIR_NOISE: [f64; 3] = [0.03, 0.05, 0.08];
-/// How much slower the second server of a pair is.
+/// How much slower the second server of a pair is, as a share.
 const FALLS: [f64; 3] = [0.0, 0.2, 0.3];
-/// Share of equal pairs that may be called a regression.
+/// Largest share of equal pairs that may be called a regression.
 const FALSE_ALARMS: f64 = 0.01;
-/// Noise, fall, and the share of pairs in which it is found, at least.
+/// Noise, fall, and the smallest share of pairs in which it must be found.
 const FOUND: [(f64, f64, f64); 2] = [(0.05, 0.2, 0.95), (0.05, 0.3, 0.99)];
 
-/// What a pair of sweeps came to: as `recommend --baseline` sees it from disk, and as `run --baseline` does, which may
-/// measure again.
+/// Comparison of a pair of sweeps: as `recommend --baseline` sees it from disk, and as `run
+/// --baseline` does, which may measure again.
 struct Pair {
     one_look: Comparison,
     two_looks: Comparison,
     again: u64,
 }
 
-/// A run of the server, and one of each fall against it.
+/// A run against the server, compared with one run per fall.
 fn pairs(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Pair; FALLS.len()] {
     let policy = Policy::default();
     let full = |level| LoopPlan::new(level, TOTAL, WARMUP, SAMPLES, level);
@@ -249,7 +249,7 @@ fn pairs(runtime: &Runtime, scenario: &Scenario, cv: f64, seed: u64) -> [Pair; F
     })
 }
 
-/// More than there are jobs.
+/// More than the number of jobs, so that no two sweeps share a seed.
 const SEEDS_APART: u64 = 10_000_000;
 
 fn study_regressions(count: usize, first_seed: u64, bars: &mut Bars) {
@@ -309,11 +309,11 @@ fn study_regressions(count: usize, first_seed: u64, bars: &mut Bars) {
 
 // ---- intervals of a throughput ----
 
-/// Ways to put a 95 % interval around the throughput of one level.
+/// Methods for a 95 % interval of the throughput of one level.
 const INTERVALS: [&str; 4] =
     ["ours: t on blocks of the cohort", "t on windows", "bootstrap of windows", "barrier, bootstrap of batches"];
 
-/// Levels and slots: alone, as many as slots, a few in line, and a larger server.
+/// Pairs of level and slots: one request alone, all slots busy, a few requests queued, and a larger server.
 const PLACES: [(usize, usize); 4] = [(1, 8), (8, 8), (10, 8), (20, 20)];
 
 fn study_intervals(bars: &mut Bars) {
@@ -378,7 +378,7 @@ fn signed_percent(rate: f64) -> String {
     format!("{:+.1} %", 100.0 * rate)
 }
 
-/// What one level came to, in several ways.
+/// The throughput of one level and its interval, by several methods.
 struct Found {
     rps: f64,
     counted_rps: f64,
@@ -407,7 +407,7 @@ impl Found {
     }
 }
 
-/// Successes by seconds.
+/// Successes per second.
 fn counted(samples: &[Sample]) -> f64 {
     let succeeded: u64 = samples.iter().map(|sample| sample.succeeded).sum();
     succeeded as f64 / samples.iter().map(|sample| sample.duration_s).sum::<f64>()
@@ -425,7 +425,7 @@ fn t_of_windows(windows: &[Sample]) -> [f64; 2] {
     [mean - half, mean + half]
 }
 
-/// Criterion's way: percentiles of the mean time per success, samples drawn anew.
+/// Criterion's method: percentiles of the mean time per success, over resampled samples.
 fn bootstrap(samples: &[Sample], rng: &mut StdRng) -> [f64; 2] {
     const DRAWS: usize = 1_000;
     let times: Vec<f64> = samples.iter().map(|sample| sample.duration_s / sample.succeeded as f64).collect();

@@ -1,8 +1,8 @@
-//! Is what we measure true? Simulated servers whose throughput is known, measured through the real path.
+//! Are our measurements true? Measures simulated servers of known throughput through the real path.
 //!
-//! `cargo bench --bench truth` runs all of it in about six minutes; `cargo bench --bench truth -- 8 fixed` only the
-//! server with 8 slots and answers of fixed length, `-- barrier` only the comparison with a loop that waits for each
-//! batch. It ends with exit code 1 if a bound is missed. It needs an idle machine: it measures real time.
+//! `cargo bench --bench truth` takes about six minutes; `cargo bench --bench truth -- 8 fixed` runs only the
+//! server with 8 slots and answers of fixed length, `-- barrier` only the comparison with a loop that waits
+//! for each batch. It exits with code 1 if a bound is missed. Measures real time, so it needs an idle machine.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -17,17 +17,17 @@ use llm_concurrency::prompts::Prompt;
 use llm_concurrency::simulator::{ExplainedLevel, OutputTokens, SimulatorConfig, explain};
 use tokio::task::JoinSet;
 
-/// Each level is measured this often, in rounds over the levels; the median counts.
+/// Number of rounds over the levels; the median of a level's measurements counts.
 const RUNS: usize = 5;
 /// Largest error of the median with `full_size` requests.
 const FULL_BOUND: f64 = 0.03;
-/// Largest error of the median with the default 100 requests, answers of fixed length.
+/// Largest error of the median with the default 100 requests and answers of fixed length.
 const DEFAULT_BOUND: f64 = 0.015;
-/// What `benchmark.total_requests` is by default.
+/// The default of `benchmark.total_requests`.
 const DEFAULT_REQUESTS: usize = 100;
-/// A recommended level has at least this share of the best level's true throughput.
+/// A recommended level must have at least this share of the best level's true throughput.
 const GOOD: f64 = 0.93;
-/// No level's true share lies from `GOOD` to here, so that each is clearly good or clearly not.
+/// No level's true share lies between `GOOD` and this, so that each is clearly good or clearly not.
 const CLEARLY_GOOD: f64 = 0.97;
 /// Successes in virtual time per level.
 const EXPLAIN_REQUESTS: usize = 20_000;
@@ -84,7 +84,7 @@ impl Lengths {
     }
 }
 
-/// A server to be measured.
+/// The server to measure.
 struct Server {
     slots: usize,
     lengths: Lengths,
@@ -96,10 +96,10 @@ struct Server {
 impl Server {
     fn all() -> Vec<Server> {
         let mut all = Vec::new();
-        // Short steps beside which a client's delay would show, and a base so small that a level equal to the slots,
-        // which loses one step per answer, still has 0.97 of the best.
-        // With 20 slots the default 100 requests are over soon: longer steps, so that one late wake-up of a shared
-        // machine is not a percent of the measurement. All service times stay below 50 ms.
+        // The steps are so short that delays in the client would show. The base is so small that a level equal
+        // to the slots, which loses one step per answer, still has 0.97 of the best.
+        // With 20 slots the default 100 requests are over soon, so the steps are longer: a late wake-up on a
+        // shared machine must not cost a percent of the measurement. All service times stay below 50 ms.
         for (slots, tokens, base_step_ms, full_step_ms) in [(4, 6, 0.4, 2.4), (8, 8, 0.5, 2.4), (20, 8, 1.0, 5.5)] {
             for lengths in [Lengths::Fixed, Lengths::LogNormal] {
                 all.push(Server { slots, lengths, tokens, base_step_ms, full_step_ms });
@@ -131,12 +131,12 @@ impl Server {
         }
     }
 
-    /// Below, at and above the slots.
+    /// Levels below, at and above the number of slots.
     fn levels(&self) -> [usize; 3] {
         [self.slots / 2, self.slots, 2 * self.slots]
     }
 
-    /// Measures and prints; returns how many bounds were missed.
+    /// Measures the server and prints the result; returns the number of missed bounds.
     fn check(&self, prompts: &[Prompt]) -> usize {
         let truth = true_curve(&self.config(), &self.levels(), prompts);
         let mut missed = self.check_sizes(&truth, prompts, &full_size, FULL_BOUND);
@@ -194,7 +194,7 @@ impl Server {
         missed + self.check_recommended(truth, &rounds)
     }
 
-    /// Every round must recommend a level that is truly good.
+    /// Checks that every round recommends a truly good level; returns the number of rounds that do not.
     fn check_recommended(&self, truth: &[ExplainedLevel], rounds: &[Vec<Measured>]) -> usize {
         let share = |level: usize| {
             let found = truth.iter().find(|explained| explained.level == level);
@@ -239,9 +239,9 @@ fn percent(fraction: f64) -> String {
     format!("{:+.2} %", 100.0 * fraction)
 }
 
-// ---- the same loop with a barrier, for the record ----
+// ---- for comparison: the same loop with a barrier ----
 
-/// Fires `level` requests and waits for all of them, again and again: what a naive benchmark does.
+/// Repeatedly sends `level` requests and waits for all of them, as a naive benchmark does.
 fn barrier_rps(rig: &Rig, level: usize, requests: usize) -> f64 {
     let waves = requests.div_ceil(level) as u64;
     let wave = async |number: u64| {

@@ -1,7 +1,7 @@
-//! Sleep that is exact to some ten microseconds.
+//! A sleep that is accurate to about ten microseconds.
 //!
-//! Tokio's timers go by whole milliseconds: the tokens of streams that began within one would all come at once, later
-//! than the server was told to send them.
+//! Tokio's timers have a resolution of one millisecond: tokens of streams that began within the same
+//! millisecond would all arrive at once, and late.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-/// A thread that wakes all who sleep.
+/// A thread that wakes all sleepers.
 pub struct Clock {
     shared: Arc<Shared>,
 }
@@ -17,13 +17,13 @@ pub struct Clock {
 #[derive(Default)]
 struct Shared {
     sleepers: Mutex<Sleepers>,
-    /// Somebody is due before all others.
+    /// Notified when the new sleeper is due before all others.
     sooner: Condvar,
 }
 
 #[derive(Default)]
 struct Sleepers {
-    /// By when they are due; the number tells those of one instant apart.
+    /// Sleepers by due time; the number distinguishes those due at the same instant.
     waiting: BTreeMap<(Instant, u64), oneshot::Sender<()>>,
     number: u64,
 }
@@ -59,7 +59,7 @@ impl Shared {
             let now = Instant::now();
             let later = sleepers.waiting.split_off(&(now, u64::MAX));
             for wake in std::mem::replace(&mut sleepers.waiting, later).into_values() {
-                // It fails only if whoever slept has gone.
+                // This fails only if the sleeper is gone.
                 let _ = wake.send(());
             }
             let next = sleepers.waiting.first_key_value().map(|(&(due, _), _)| due - now);

@@ -1,4 +1,4 @@
-//! Processor time per request, beside raw hyper and wrk.
+//! CPU time per request, compared with raw hyper and wrk.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -43,7 +43,7 @@ impl Kind {
         if self == Kind::Plain { "plain" } else { "stream" }
     }
 
-    /// Enough that a tick of the processor clock is a percent at most.
+    /// Number of requests; enough that one tick of the CPU clock is at most a percent.
     fn requests(self) -> usize {
         if self == Kind::Plain { 30_000 } else { 6_000 }
     }
@@ -53,7 +53,7 @@ impl Kind {
     }
 }
 
-/// Prints the table of levels; only those rows whose kind or level is among `only`, if there is any.
+/// Prints the table of levels; only the rows whose kind or level is in `only`, unless that is empty.
 pub fn run(rounds: usize, only: &[String]) {
     let server = Server::start(Behaviour::at_once(CHUNKS));
     println!("processor time per request, µs: medians of {rounds} rounds, each of them all in turn");
@@ -83,16 +83,16 @@ pub fn run(rounds: usize, only: &[String]) {
     }
 }
 
-/// Microseconds per request of what `load` spends on `requests` of them.
+/// CPU time of `load`, in microseconds per request.
 fn cost_us(requests: usize, load: impl FnOnce()) -> f64 {
     let before = cpu_s(Cpu::Own);
     load();
     (cpu_s(Cpu::Own) - before) / requests as f64 * 1e6
 }
 
-// ---- through our own path ----
+// ---- ours: the real path ----
 
-/// Records as the sweep does, the live view included.
+/// Records like the sweep, including the live view.
 struct Records {
     sidecar: SidecarWriter,
     counts: Arc<Counts>,
@@ -133,7 +133,7 @@ fn ours(server: SocketAddr, kind: Kind, level: usize) -> f64 {
     })
 }
 
-// ---- the same bytes, not understood ----
+// ---- raw hyper: the same bytes, not parsed ----
 
 fn raw(server: SocketAddr, kind: Kind, level: usize) -> f64 {
     let body = BodyTemplate::new("m", &kind.settings(), &Prompt::from(PROMPT)).fill(PREFIX);
@@ -171,9 +171,9 @@ async fn read_only(server: SocketAddr, body: Bytes, requests: usize, sent: Arc<A
     }
 }
 
-// ---- the same requests by wrk, which parses no more than HTTP's frame ----
+// ---- wrk: the same requests, parsing only HTTP itself ----
 
-/// `None` where it is not installed.
+/// `None` if wrk is not installed.
 fn wrk(server: SocketAddr, level: usize) -> Option<f64> {
     let folder = tempfile::tempdir().expect("a folder");
     let script = folder.path().join("post.lua");

@@ -1,18 +1,18 @@
-//! What the client itself costs, and whether what it says is what the server did.
+//! What the client itself costs, and whether its figures agree with the server's own record.
 //!
 //! `cargo bench --bench client_cost -- MODE`, with MODE one of
 //!
 //! ```text
-//! cost [ROUNDS] [plain|stream] [LEVEL]   processor time per request through the real path (build, send, parse, record on
-//!                    disk), beside raw hyper that reads the same bytes without understanding them and, where it is
-//!                    installed, wrk. The default
-//! memory             bytes that a request adds, over a run of a million
-//! streams            2,000 and 10,000 streams at once
+//! cost [ROUNDS] [plain|stream] [LEVEL]   (the default) CPU time per request through the real path (build,
+//!                    send, parse, record on disk), compared with raw hyper that reads the same bytes
+//!                    without parsing them and, if installed, wrk
+//! memory             bytes of memory per additional request, over a run of a million
+//! streams            2,000 and 10,000 concurrent streams
 //! truth              time to first token, gaps, throughput and requests in flight against the server's own record
-//! sweep              ten levels against 64 slots: wall and processor time beside those of the load
+//! sweep              ten levels against 64 slots: wall and CPU time compared with those of the load
 //! ```
 //!
-//! The server is a process of its own. Needs Linux, whose `/proc` tells the time used.
+//! The server runs in its own process. Needs Linux: CPU time comes from `/proc`.
 
 mod clock;
 mod cost;
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         return llm_concurrency::commands::exit(llm_concurrency::commands::bench());
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` only wants to see it start.
+    // `cargo test --benches` only checks that it starts.
     if !args.iter().any(|arg| arg == "--bench") {
         return ExitCode::SUCCESS;
     }

@@ -1,4 +1,4 @@
-//! Many requests, and many at once.
+//! Memory over very many requests, and very many concurrent streams.
 
 use std::io::{BufRead, BufReader};
 
@@ -6,7 +6,7 @@ use crate::median;
 use crate::server::{Behaviour, Server};
 use crate::sweeping::Sweep;
 
-/// Requests in the long run, and in the short one that it is compared with.
+/// Number of requests in the long run, and in the short run that it is compared with.
 const LONG: usize = 1_000_000;
 const SHORT: usize = 20_000;
 
@@ -41,7 +41,7 @@ pub fn streams() {
         let failed =
             figures["failures"].as_object().map(|kinds| kinds.values().filter_map(|n| n.as_u64()).sum::<u64>());
         let ours = figures["ttft_s"]["p50"].as_f64().unwrap_or(f64::NAN);
-        // The warm-up, whose connections are opened, is not part of our figure either.
+        // Our figure excludes the warm-up too, in which the connections are opened.
         let seen = server.finish();
         let cohort = figures["requests"].as_u64().unwrap_or_default() as usize;
         let cohort = seen.get(seen.len().saturating_sub(cohort)..).unwrap_or_default();

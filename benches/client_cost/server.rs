@@ -1,4 +1,4 @@
-//! The server, a process of its own that keeps its own record of what it did.
+//! The server: a separate process that keeps its own record of each request.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -12,18 +12,18 @@ use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 
-/// Set for the process that serves.
+/// Environment variable that makes the process serve.
 pub const SERVE: &str = "CLIENT_COST_SERVE";
 
 /// How the server answers.
 #[derive(Clone, Copy)]
 pub struct Behaviour {
-    /// Until the first token, milliseconds; 0: at once, and nothing is recorded.
+    /// Milliseconds until the first token. With 0 it answers at once and records nothing.
     pub first_ms: u64,
-    /// Between two tokens, milliseconds.
+    /// Milliseconds between two tokens.
     pub gap_ms: u64,
     pub tokens: u32,
-    /// Requests that are worked on at a time; the others wait.
+    /// Number of requests served at a time; the others wait.
     pub slots: usize,
 }
 
@@ -43,18 +43,18 @@ impl Behaviour {
     }
 }
 
-/// What the server knows of one request, in microseconds since its start.
+/// The server's record of one request; times in microseconds since the server's start.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub arrived: f64,
     /// When the first token was handed to the connection.
     pub first: f64,
     pub finished: f64,
-    /// Between tokens.
+    /// Gaps between tokens.
     pub gaps: Vec<f64>,
 }
 
-/// The server as the measuring process sees it.
+/// Handle to the server in the measuring process.
 pub struct Server {
     pub address: SocketAddr,
     process: Child,
@@ -80,7 +80,7 @@ impl Server {
         format!("http://{}/v1", self.address)
     }
 
-    /// Ends the server. What it saw, in order of arrival.
+    /// Ends the server. Returns its record, in order of arrival.
     pub fn finish(mut self) -> Vec<Seen> {
         drop(self.process.stdin.take());
         let mut seen: Vec<Seen> = Vec::new();
@@ -98,9 +98,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It ends with its standard input.
+        // The server ends when its stdin is closed.
         drop(self.process.stdin.take());
-        // What it still says would hold it up.
+        // Drain its output: a full pipe would keep it from ending.
         let _ = std::io::copy(&mut self.output, &mut std::io::sink());
         let _ = self.process.wait();
     }
@@ -211,7 +211,7 @@ async fn answer(stream: &mut TcpStream, streamed: bool, serving: &Serving) -> st
     let due = |token: u32| {
         began + Duration::from_millis(behaviour.first_ms) + token * Duration::from_millis(behaviour.gap_ms)
     };
-    // Before the last byte: a client that has it finds it in the record.
+    // Called before the last byte is sent, so that every answer a client has received is in the record.
     let note = |first: f64, gaps: Vec<f64>| {
         let seen = Seen { arrived, first, finished: serving.now_us(), gaps };
         serving.seen.lock().expect("nobody panics with it").push(seen);
@@ -227,7 +227,7 @@ async fn answer(stream: &mut TcpStream, streamed: bool, serving: &Serving) -> st
     let mut times = Vec::new();
     for token in 0..behaviour.tokens {
         if at_once {
-            // Others get their turn, as in an engine whose step gives each sequence one token.
+            // Let the other streams run, as in an engine whose step yields one token per sequence.
             tokio::task::yield_now().await;
         } else {
             serving.clock.sleep_until(due(token)).await;
@@ -245,7 +245,7 @@ async fn answer(stream: &mut TcpStream, streamed: bool, serving: &Serving) -> st
     Ok(())
 }
 
-/// Whether the next request wants a stream; `None` when the client has gone.
+/// Whether the next request asks for a stream; `None` if the client is gone.
 async fn next_request(stream: &mut TcpStream, request: &mut Vec<u8>) -> Option<bool> {
     request.clear();
     loop {

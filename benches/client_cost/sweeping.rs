@@ -1,4 +1,4 @@
-//! Whole sweeps through the door `cargo bench`, each a process of its own in a folder of its own.
+//! Whole sweeps by way of `cargo bench`, each in its own process and folder.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,23 +10,23 @@ use tempfile::TempDir;
 use crate::proc::{Cpu, cpu_s, open_files, peak_memory};
 use crate::server::{Behaviour, Server};
 
-/// Set for the process that sweeps.
+/// Environment variable that makes the process sweep.
 pub const SWEEP: &str = "CLIENT_COST_SWEEP";
 
-/// What a sweep came to.
+/// The results of a sweep.
 pub struct Sweep {
     folder: TempDir,
     pub results: Value,
     pub stderr: String,
     pub wall_s: f64,
     pub cpu_s: f64,
-    /// Bytes.
+    /// In bytes.
     pub peak_memory: f64,
     pub open_files: usize,
 }
 
 impl Sweep {
-    /// Sweeps `server` as the keys of `benchmark` say; with `quick` fewer requests.
+    /// Sweeps `server` with the settings in `benchmark`; with `quick`, sends fewer requests.
     pub fn of(server: &Server, benchmark: &str, quick: bool, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = format!(
@@ -74,7 +74,7 @@ impl Sweep {
         sweep
     }
 
-    /// Figures of a level, by its place.
+    /// Figures of the level at index `at`.
     pub fn level(&self, at: usize) -> &Value {
         &self.results["levels"][at]
     }

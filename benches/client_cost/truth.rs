@@ -1,4 +1,4 @@
-//! What is reported against the server's own record.
+//! Compares the reported figures with the server's own record.
 
 use serde_json::Value;
 
@@ -41,11 +41,11 @@ pub fn run() {
     }
 }
 
-/// A level beside the server's record of the same requests.
+/// A level's figures, and the server's record of the same requests.
 struct Level<'a> {
     figures: &'a Value,
     seen: Vec<Seen>,
-    /// Requests before the cohort.
+    /// Number of requests before the cohort.
     warm_up: usize,
     /// The measured window by the server's clock, microseconds.
     window: [f64; 2],
@@ -62,7 +62,7 @@ impl<'a> Level<'a> {
         let manifest = std::fs::read_to_string(folder.join("run.json")).expect("the manifest");
         let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
         let window = &manifest["levels"][at]["window_s"];
-        // The first request of the level, by both clocks. The connection is opened between the two.
+        // The level's first request by both clocks. They differ by the time it took to connect.
         let first = records.iter().find(|record| record["seq"] == 0).and_then(|record| record["start_s"].as_f64());
         let offset = seen[0].arrived - first.expect("a first request") * 1e6;
         let by_server = |end: usize| window[end].as_f64().expect("a window") * 1e6 + offset;
@@ -82,7 +82,7 @@ impl<'a> Level<'a> {
         self.figures["throughput_rps"]["estimate"].as_f64().unwrap_or(f64::NAN)
     }
 
-    /// Requests per second by the server's own record, each by the share of its stay inside the window.
+    /// Requests per second by the server's record, each weighted by the share of its stay inside the window.
     fn true_throughput(&self) -> f64 {
         let [from, to] = self.window;
         let share =

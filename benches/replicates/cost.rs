@@ -1,7 +1,7 @@
-//! What an answer costs and how sure it is, on servers whose speed changes in time (`tests/common/bed.rs`).
+//! What an answer costs and how sure it is, on servers whose speed changes over time (`tests/common/bed.rs`).
 //!
-//! Cost is counted in requests, output tokens and service times (the mean latency of a request that is alone), to the end
-//! of the last request that is waited for.
+//! Cost is counted in requests, output tokens and service times (the mean latency of a request
+//! alone on the server), up to the end of the last request that is waited for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -36,10 +36,10 @@ Noise. Times are in service times.
   neighbour: true   # somebody takes a third of the server for 20 to 60
   cold: true        # 30 % slower for the first 30";
 
-/// Not used while anything was tuned: that was done with 1, 2, 3, 5, 6, 11, 31, 32, 33, 40, 77, 78 and 901 to 910. Earlier
-/// judgments were by 4001 to 4003, 7001 to 7009 and 8001 to 8012.
+/// Not used for tuning, which was done with 1, 2, 3, 5, 6, 11, 31, 32, 33, 40, 77, 78 and 901 to 910.
+/// Earlier evaluations used 4001 to 4003, 7001 to 7009 and 8001 to 8012.
 const SEEDS: [u64; 3] = [9_001, 9_002, 9_003];
-/// The levels of a list where the knee may lie far out.
+/// The listed levels for servers whose knee may be at a high level.
 const WIDE_LEVELS: [usize; 10] = [1, 2, 5, 10, 25, 50, 100, 200, 300, 400];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Method {
         }
     }
 
-    /// What may be picked.
+    /// The levels that may be picked.
     fn levels(self, server: &Server) -> Vec<usize> {
         match self {
             Method::Auto => (1..=HIGHEST).collect(),
@@ -84,21 +84,21 @@ fn smallest_acceptable(server: &Server, levels: &[usize]) -> usize {
     *levels.iter().find(acceptable).expect("the best one is")
 }
 
-/// For these the bars of cost are set.
+/// Whether the bars on cost apply to this server.
 fn is_small(server: &Server) -> bool {
     smallest_acceptable(server, &(1..=HIGHEST).collect::<Vec<_>>()) <= 32
 }
 
 // ---- servers and noise from files ----
 
-/// A server in a file: what it does at some levels, ascending. Between them throughput is on the line, above the last
-/// one it stays.
+/// A server from a file, described at some levels, ascending. Throughput is interpolated linearly
+/// between them and stays constant above the last one.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServerInFile {
     name: String,
     levels: Vec<LevelInFile>,
-    /// Coefficient of variation of the lengths of its answers, and of what they leave unexplained.
+    /// Coefficient of variation of the answers' lengths, and of the part of service times they do not explain.
     #[serde(default)]
     lengths: Option<[f64; 2]>,
 }
@@ -142,7 +142,7 @@ pub fn noises_of(path: &Path) -> Result<Vec<(String, Noise)>, String> {
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    // JSON is YAML, too.
+    // JSON is valid YAML too.
     serde_yaml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -178,7 +178,7 @@ impl ServerInFile {
 
 // ---- the sweeps ----
 
-/// What one sweep came to.
+/// The result and the cost of one sweep.
 struct Answer {
     pick: Option<usize>,
     interval: [usize; 2],
@@ -200,7 +200,7 @@ fn sweep(server: &Server, noise: Noise, race: Race, drain: bool, seed: u64) -> A
     }
 }
 
-/// Each level once with so many requests, and the smallest within the tolerance of the best: of all, with none.
+/// Measures each level once with `total` requests and picks the smallest level within `tolerance` of the best.
 fn one_look(server: &Server, noise: Noise, levels: &[usize], total: usize, tolerance: f64, seed: u64) -> Answer {
     let mut run = Run::new(server, noise, seed);
     let mut values: Vec<(usize, f64)> = Vec::new();
@@ -217,7 +217,7 @@ fn one_look(server: &Server, noise: Noise, levels: &[usize], total: usize, toler
     Answer { pick, interval: [0; 2], decided: true, requests, tokens, seconds: run.now_s }
 }
 
-// ---- what they come to ----
+// ---- evaluation ----
 
 #[derive(Default)]
 struct Tally {
@@ -225,7 +225,7 @@ struct Tally {
     undecided: usize,
     kept: f64,
     good: usize,
-    /// Decided or not, the pick keeps enough and is at most 1.35 times the smallest acceptable level.
+    /// Picks, decided or not, that keep enough and are at most 1.35 times the smallest acceptable level.
     right: usize,
     ratio: f64,
     failing: usize,
@@ -252,7 +252,7 @@ impl Tally {
                 self.undecided += 1;
                 continue;
             };
-            // A wall is failed by what it refuses; a limit on latency a fifth above it may be within what P95 is known by.
+            // A wall fails by its rejections. The latency limit gets a fifth more, since P95 is only known that well.
             let failing = server.error_rate(pick) >= 0.05 || server.latency(pick) > 6.0;
             let kept = if failing { 0.0 } else { (server.rps(pick) / best).min(1.0) };
             self.right += usize::from(kept >= GOOD && pick as f64 <= 1.35 * smallest as f64);
@@ -319,7 +319,7 @@ fn at(values: &[f64], p: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * p).round() as usize]
 }
 
-/// The noise of the study: those for which bars are set, and those that must not break it.
+/// The kinds of noise in the study: those with bars, and those that must not break the method.
 fn noises() -> Vec<(String, Noise)> {
     let five = Noise::correlated(0.05, 100.0);
     [
@@ -337,7 +337,7 @@ fn noises() -> Vec<(String, Noise)> {
     .into()
 }
 
-/// Sweeps of each server under each noise by each method.
+/// The sweeps of each server, under each noise, with each method.
 struct Study<'a> {
     servers: &'a [Server],
     noises: &'a [(String, Noise)],
@@ -434,7 +434,7 @@ impl<'a> Study<'a> {
     }
 }
 
-/// Their places among the methods.
+/// Indices into [`Method::ALL`].
 const LIST: usize = 0;
 const AUTO: usize = 2;
 
@@ -505,7 +505,7 @@ pub fn study(
     write("METHOD.md", &format!("{before}{command}{sweeps} -->\n\n{page}<!-- end -->{after}"))
 }
 
-/// The race without one of its parts.
+/// Runs the race without one of its parts at a time.
 fn ablation(page: &mut String, servers: &[Server], noise: Noise, sweeps: usize, seeds: &[u64]) {
     let auto = || Rules::auto(Policy::default());
     let variants = [
@@ -540,7 +540,7 @@ fn ablation(page: &mut String, servers: &[Server], noise: Noise, sweeps: usize, 
     page.push('\n');
 }
 
-/// Certainty against cost on the default levels, at several budgets, as a table and as a picture.
+/// Certainty against cost on the default levels at several budgets, as a table and as an SVG.
 fn picture(page: &mut String, servers: &[Server], noise: Noise, sweeps: usize, seeds: &[u64]) -> String {
     const TOTALS: [usize; 4] = [25, 50, 100, 200];
     const BUDGETS: [usize; 4] = [300, 600, 1_500, 4_500];
@@ -575,7 +575,7 @@ fn picture(page: &mut String, servers: &[Server], noise: Noise, sweeps: usize, s
     svg(&lines)
 }
 
-/// Requests to the right, on a logarithmic scale from 200 to 10,000; the share of right answers upwards.
+/// The x axis is requests, logarithmic from 200 to 10,000; the y axis is the share of right answers.
 fn svg(lines: &[(&str, Vec<[f64; 2]>)]) -> String {
     let x = |requests: f64| 60.0 + 480.0 * (requests / 200.0).ln() / 50_f64.ln();
     let y = |share: f64| 300.0 - 270.0 * share;
