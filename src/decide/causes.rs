@@ -1,7 +1,7 @@
-//! Why a level passes or fails, why a number was chosen or none, and what else is worth knowing: as data with the
-//! figures in it, which `report::words` turns into English. Rates are fractions, times seconds.
+//! Verdicts, reasons and notes as data: `report::words` turns them, with their figures, into English. Rates are
+//! fractions, times are in seconds.
 //!
-//! `Other` is what another version of this program recorded and this one does not know, in the words that stood beside it.
+//! `Other` holds the words of another version of this program that recorded something this version does not know.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use super::{Gate, Objective, TimeGate};
 use crate::client::outcome::RateLimit;
 use crate::figures::{EarlyEnd, LeftOut, Outage};
 
-/// Why a level has its verdict. `uncertain` is the interval of the figure, where that spans the limit.
+/// Why a level has its verdict. `uncertain` is the interval of the figure if it spans the limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Cause {
@@ -27,7 +27,7 @@ pub enum Cause {
     TooSlow { gate: TimeGate, value: f64, limit: Limit, uncertain: Option<[f64; 2]> },
     Unknown { gate: Gate },
     MaybeTooSlow { gate: TimeGate, interval: [f64; 2], limit: Limit },
-    // The share of the requests that met `policy.slo`, and the share that should.
+    // The share of requests that met `policy.slo`, and the required share.
     TooFewMet { share: f64, least: f64, uncertain: Option<[f64; 2]> },
     MaybeTooFewMet { interval: [f64; 2], least: f64 },
     Other { text: String },
@@ -36,17 +36,17 @@ pub enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limit {
     pub seconds: f64,
-    /// How well it is known: the default limit is a multiple of a measured P95.
+    /// The limit's own interval: the default limit is a multiple of a measured P95.
     pub interval: [f64; 2],
-    /// The level whose P95 it is a multiple of, and that P95; none where the user set the limit.
+    /// The level whose P95 it is a multiple of, and that P95; `None` if the user set the limit.
     pub from: Option<(usize, f64)>,
 }
 
-/// Why this level was chosen, or none.
+/// Why this level was chosen, or why there is no pick.
 ///
-/// `of_best` is its share of the best and where that is, none where it is the best itself; `is_highest` whether no higher
-/// level was tested, rather than none that could be used; `half_width` that of the pick's throughput, relative; `lowest`
-/// the lowest level, where there is one that fails.
+/// `of_best` is the pick's share of the best value and the level of the best; `None` if the pick is the best.
+/// `is_highest` tells whether it is the highest level tested, not only the highest usable one. `half_width` is that of
+/// the pick's throughput, relative. `lowest` is the lowest level with its causes, if there is any level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reason {
@@ -64,16 +64,16 @@ pub enum Reason {
     Other { text: String },
 }
 
-/// A quota that was the limit, as far as it shows.
+/// A quota that was the limit, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuotaReached {
-    /// Failures by HTTP 429 at the levels that fail on errors.
+    /// Number of HTTP 429 failures at the levels that fail on errors; `failed` counts all failures there.
     pub limited: u64,
     pub failed: u64,
-    /// As its headers have it.
+    /// The quota as the server reports it, in headers and in error bodies.
     #[serde(alias = "stated", alias = "said")]
     pub server_limit: RateLimit,
-    /// What passed at the highest level that was limited, where that is a rate.
+    /// What got through at the highest limited level; `None` if that is unknown, or is not a rate.
     pub passed: Option<Passed>,
 }
 
@@ -82,13 +82,13 @@ pub struct Passed {
     pub level: usize,
     pub rps: f64,
     pub tokens_per_minute: Option<f64>,
-    /// Whether the tokens of the prompts are among them.
+    /// Whether `tokens_per_minute` includes the prompts.
     pub with_prompts: bool,
-    /// By Little's law: this many in parallel are enough for that rate, at this latency of this level.
+    /// By Little's law: the concurrency that is enough for this rate, for this latency as measured at this level.
     pub enough: Option<(usize, f64, usize)>,
 }
 
-/// How this client, not the server, was the limit; each figure with the most that is trusted.
+/// How this client, rather than the server, was the limit; each figure with the highest value that is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum ClientLimit {
@@ -96,39 +96,39 @@ pub enum ClientLimit {
     Timers { late_s: f64, most_s: f64 },
 }
 
-/// What else is worth knowing: of levels, of the run as a whole, and of its files.
+/// Further remarks: on levels, on the run as a whole, and on its files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Note {
-    // Requests in flight, and permits held back after failures, on average.
+    // Mean number of requests in flight, and of permits held back after failures.
     BelowConcurrency { level: usize, in_flight: f64, held: Option<f64> },
     ClientBound { level: usize, limit: ClientLimit },
     EndedAtOnce { level: usize, answers: u64 },
     SetAside { level: usize, outage: Outage },
-    // What the P95 gate that nobody asked for costs: the best it fails beside the best that passes.
+    // The cost of the default P95 gate: the best value of a level that fails it, and the best of those that pass.
     PriceOfP95 { level: usize, reached: f64, best: f64, objective: Objective },
     ServerLimitUnchecked { level: usize },
-    // It shows as much as the level that was chosen, by so few requests that it is not sure.
+    // A level below the pick whose figures are within the tolerance, but on too few requests to be sure.
     MayDo { level: usize, requests: Option<u64> },
     Small { level: usize, requests: Option<u64>, full: u64 },
-    // The gate's figure is unknown, or takes at least this many requests.
+    // The gate's figure is unknown, or needs at least this many requests.
     Unchecked { level: usize, gate: Gate, least: Option<u64> },
     NoSpread { levels: Vec<usize> },
     OpenOutage { level: usize, outage: Outage },
-    // The engine was slow at first, for so long.
+    // For how long the engine was slow at first.
     ColdStart { seconds: f64 },
-    // The same within the first level that was measured in full, before its own window.
+    // The same at the first level that was measured in full: requests left out before its window.
     LeftOutCold { level: usize, left_out: LeftOut },
     NoCurve { why: String },
     Quick,
     UnlistedModel,
     Stopped { level: usize, why: EarlyEnd },
-    // This key of `benchmark.budget` has no room for them.
+    // The levels for which this key of `benchmark.budget` leaves no room; `again`: they were to be measured again.
     NoRoom { levels: Vec<usize>, again: bool, key: String },
     LeftOut { levels: Vec<usize> },
     SeveralRuns { runs: Vec<String> },
     Unreadable { error: String },
-    // Requests per second by Criterion's mean, and by the records.
+    // Requests per second according to Criterion's mean, and to the records.
     CriterionDiffers { level: usize, criterion: f64, records: f64 },
     NoRecordOf { level: usize, error: String },
     NoRecords { folder: PathBuf },

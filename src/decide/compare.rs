@@ -1,14 +1,14 @@
-//! Two recommendations of the same server at different times: what became slower or faster. Pure.
+//! Compares two recommendations for the same server at different times: what became slower or faster. Pure.
 //!
-//! A change counts as real where the 99 % interval on the ratio of the two throughputs leaves out 1. It is Student's t on
-//! the logarithms, with what a level differs from one measurement to the next in it: no interval of one measurement
-//! shows that, and it is what makes two equal servers seem different. The spread is pooled over the levels of both runs
-//! and moderated by what equal servers are known to show (Smyth 2004, "Linear Models and Empirical Bayes Methods"), so
+//! A change counts as real if the 99 % interval of the ratio of the two throughputs excludes 1. It is Student's t on
+//! the logarithms, and includes the variation of a level between measurements: no interval from a single measurement
+//! shows that, and it is what makes two equal servers appear different. The variance is pooled over the levels of both
+//! runs and moderated by the usual one of equal servers (Smyth 2004, "Linear Models and Empirical Bayes Methods"), so
 //! that a few measurements that happen to agree prove nothing.
 //!
-//! Only two comparisons decide: that at the level which the baseline recommends, and that of the best. The first of them
-//! needs more: a level is recommended among others because it did well, and on a plateau that is mostly luck, which it
-//! does not have again. So its interval is that of the levels which might have been it all together (Bonferroni).
+//! Only two comparisons decide: at the level that the baseline recommends, and between the best levels. The first needs
+//! more evidence: a level is recommended because it did better than others, which on a plateau is mostly luck and does
+//! not repeat. So its interval is corrected for all the levels that might have been recommended (Bonferroni).
 
 use std::collections::BTreeSet;
 
@@ -20,17 +20,17 @@ use crate::decide::{
 };
 use crate::figures::student_t;
 
-/// What is compared with.
+/// The kind of comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Against {
     #[default]
     Baseline,
-    /// Measured in turns with it.
+    /// With another server, measured in turns.
     OtherServer,
 }
 
-/// How a figure moved, beyond what noise explains.
+/// How a figure changed, beyond what noise explains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moved {
@@ -53,7 +53,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// `noise` is half the interval of the logarithm of their ratio.
+    /// `noise` is the half-width of the interval of the logarithm of their ratio.
     pub(super) fn of(levels: [usize; 2], [before, now]: [f64; 2], noise: f64) -> Self {
         let ratio = now / before;
         let interval = [-noise, noise].map(|noise| ratio * noise.exp() - 1.0);
@@ -67,19 +67,19 @@ impl Change {
     }
 }
 
-/// All that moved between a baseline and now.
+/// All changes between a baseline and now, or between two servers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Comparison {
-    /// What it is compared with, in words.
+    /// The baseline, or both servers, in words.
     pub title: String,
     pub against: Against,
     pub unit: &'static str,
-    /// Levels that could be used in both, ascending. They inform only.
+    /// Levels that are usable in both, ascending. For information only.
     pub levels: Vec<Change>,
     pub best: Option<Change>,
-    /// The level that the baseline recommends, in both runs.
+    /// At the level that the baseline recommends; of two servers, each at its own recommended level.
     pub recommended: Option<Change>,
-    /// All levels together, from the lowest to the highest, by the mean of the logarithms; where both were measured in turns.
+    /// The mean change of the logarithms over all levels, from lowest to highest; only for two servers.
     pub overall: Option<Change>,
     /// Always empty without a threshold.
     pub regressions: Vec<Regression>,
@@ -87,7 +87,7 @@ pub struct Comparison {
     pub doubts: Vec<Doubt>,
 }
 
-/// What has become worse; `concurrency` is the level that the baseline recommends.
+/// What became worse. `concurrency` is the level that the baseline recommends.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Regression {
@@ -97,8 +97,8 @@ pub enum Regression {
     NothingQualifies { concurrency: usize, reason: Reason },
 }
 
-/// Why that level does not decide: it fails, perhaps by chance; the server was gone; nothing is recommended now, for
-/// a reason that is no regression; or no level that could be used is in both.
+/// Why there is no verdict: the recommended level fails, perhaps by chance; the server was gone;
+/// nothing is recommended now, for a reason that is not a regression; or no usable level is in both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Doubt {
@@ -108,27 +108,27 @@ pub enum Doubt {
     NothingInCommon,
 }
 
-/// What a run is held against, while it goes on and at its end.
+/// A baseline that a run is compared with, while it is in progress and at its end.
 #[derive(Clone, Debug)]
 pub struct Baseline {
-    /// What it is, in words.
+    /// Its name, in words.
     pub title: String,
-    /// As the policy of now decides it.
+    /// Its recommendation under the current policy.
     pub decided: Recommendation,
-    /// A fall of more than this share is a regression.
+    /// A decrease by more than this fraction is a regression.
     pub threshold: Option<f64>,
 }
 
-/// Of each comparison that decides: with two of them a false alarm comes once in a hundred runs at most, before the
-/// threshold is asked.
+/// Confidence of each deciding comparison: the two together raise a false alarm in at most one run
+/// in a hundred, even before the threshold applies.
 const CONFIDENCE: f64 = 0.99;
-/// Equal servers differ by 4 to 8 % from one measurement to the next when nobody else uses the machine. That is known about
-/// as well as from ten measurements: 95 % of their standard deviations lie in that range.
+/// Relative standard deviation between measurements of an unchanged server that nobody else uses: 4
+/// to 8 %. That is about the 95 % range of standard deviations with ten degrees of freedom.
 const USUAL_SPREAD: f64 = 0.06;
 const USUAL_FREEDOM: f64 = 10.0;
 
-/// With `threshold` (a fraction), a throughput that is really lower, and by more than that, is a regression; so is a
-/// recommended level of the baseline that fails a gate now, and a recommendation where no level qualifies any more.
+/// With `threshold` (a fraction), these are regressions: a throughput that is significantly lower, by more
+/// than that; a recommended level of the baseline that now fails a gate; and no qualifying level any more.
 pub fn compare(
     before: &Recommendation,
     now: &Recommendation,
@@ -161,7 +161,7 @@ fn used(decided: &Recommendation, wanted: usize) -> Option<&JudgedLevel> {
     decided.levels.iter().find(|level| level.verdict != Verdict::NotUsed && concurrency(level) == wanted)
 }
 
-/// How much a level's throughput differs from one measurement to the next, relative to itself.
+/// Relative variance of a level's throughput between measurements, and its degrees of freedom.
 struct Noise {
     variance: f64,
     freedom: f64,
@@ -178,14 +178,14 @@ impl Noise {
         Noise { variance, freedom: USUAL_FREEDOM + freedom }
     }
 
-    /// Of a level's throughput, all its measurements pooled. What they differ among themselves holds the noise within
-    /// each, so that the larger of the two is the whole.
+    /// Variance of a level's throughput over all its measurements. The variation between
+    /// measurements includes that within each, so the larger of the two is the total.
     fn variance_of(&self, level: &JudgedLevel) -> f64 {
         let within = standard_error(&level.summary);
         (self.variance / measurements(&level.summary).len().max(1) as f64).max(within.powi(2))
     }
 
-    /// Of a level that may have been taken for its luck among this many.
+    /// `chances` is the number of levels among which this one may have been selected by luck.
     fn change(&self, old: &JudgedLevel, new: &JudgedLevel, objective: Objective, chances: usize) -> Option<Change> {
         let (before, now) = (value(&old.summary, objective)?, value(&new.summary, objective)?);
         let t = student_t(self.freedom, 1.0 - (1.0 - CONFIDENCE) / 2.0 / chances as f64)?;
@@ -203,7 +203,7 @@ impl Comparison {
         let then = pick.and_then(|pick| used(now, pick));
         let in_outage = then.is_some_and(is_gone);
         self.regressions.extend(self.best.filter(fell).map(Regression::Best));
-        // A server that was gone for a while is not a slower one.
+        // A server that was gone for a while did not become slower.
         self.regressions.extend(self.recommended.filter(|_| !in_outage).filter(fell).map(Regression::Recommended));
         if let Some(level) = then {
             let (concurrency, causes) = (concurrency(level), level.causes.clone());
@@ -233,8 +233,8 @@ impl Baseline {
         Comparison { title: self.title.clone(), ..compare(&self.decided, now, objective, self.threshold) }
     }
 
-    /// The levels to measure once more before a fall is believed: where the throughput fell by more than the threshold,
-    /// by chance or not, and the recommended one where a gate decides against it or it was not measured.
+    /// The levels to measure again before a regression is believed: those whose throughput fell by more than
+    /// the threshold, significantly or not, and the recommended level if it fails a gate or was not measured.
     pub fn suspects(&self, now: &Recommendation, objective: Objective) -> BTreeSet<usize> {
         let Some(threshold) = self.threshold else { return BTreeSet::new() };
         let found = self.compare(now, objective);

@@ -1,9 +1,9 @@
-//! Two servers measured in turns: how they differ. Pure.
+//! Compares two servers that are measured in turns. Pure.
 //!
-//! A pair is a visit to each at the same level, one right after the other, and alternately the one and the other first. What
-//! disturbs both (a neighbour, the network, the hour) goes out of the ratio of the two (duet benchmarking: Bulej et al. 2020).
-//! Intervals are Student's t on the logarithms of the ratios, 95 %. The few pairs of a level do not know their spread well, so
-//! it is moderated by that of all levels (Smyth 2004).
+//! A pair is a visit to each server at the same level, one right after the other, with the order alternating.
+//! Disturbances that affect both (a neighbour, the network, the time of day) cancel out of the ratio (duet
+//! benchmarking: Bulej et al. 2020). The 95 % intervals are Student's t on the logarithms of the ratios. The
+//! variance of a level is poorly known from its few pairs, so it is moderated by that of all levels (Smyth 2004).
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ pub struct Pair {
     pub throughput: [f64; 2],
 }
 
-/// What the spread of all levels counts for beside that of one: as much as so many pairs of its own.
+/// Weight of the variance pooled over all levels, in degrees of freedom, next to those of the level itself.
 const FREEDOM_OF_ALL: f64 = 10.0;
 
 /// Logarithms of both throughputs by turn.
 type Turns = BTreeMap<u32, [f64; 2]>;
 
-/// The levels that both were measured at, all of them together, and the level recommended for the one beside that for the
-/// other.
+/// Compares the servers at each level that both were measured at, over all these levels, and each
+/// at its own recommended level.
 pub fn side_by_side(pairs: &[Pair], decided: [&Recommendation; 2], objective: Objective) -> Comparison {
     let usable = |pair: &&Pair| pair.throughput.iter().all(|rate| *rate > 0.0 && rate.is_finite());
     let mut by_level: BTreeMap<usize, Turns> = BTreeMap::new();
@@ -39,7 +39,7 @@ pub fn side_by_side(pairs: &[Pair], decided: [&Recommendation; 2], objective: Ob
         [Some(a), Some(b)] => by_level.get(&a).zip(by_level.get(&b)).and_then(|(of_a, of_b)| {
             let both = |(turn, [a, _]): (&u32, &[f64; 2])| Some((*turn, [*a, of_b.get(turn)?[1]]));
             let turns: Turns = of_a.iter().filter_map(both).collect();
-            // At different levels, more than the luck of a pair lies between the two.
+            // At different levels, more than the noise of a pair varies, so the pooled variance does not apply.
             of_level([a, b], &turns, if a == b { of_all } else { (0.0, 0.0) })
         }),
         _ => None,
@@ -62,7 +62,7 @@ fn means(turns: &Turns) -> [f64; 2] {
     [0, 1].map(|side| turns.values().map(|pair| pair[side]).sum::<f64>() / turns.len() as f64)
 }
 
-/// `of_all` has the squared deviations of all levels and their degrees of freedom.
+/// `of_all` is the sum of squared deviations over all levels, and its degrees of freedom.
 fn of_level(levels: [usize; 2], turns: &Turns, of_all: (f64, f64)) -> Option<Change> {
     let (squares, freedom) = deviations(std::iter::once(ratios(turns)));
     let prior = if of_all.1 > 0.0 { FREEDOM_OF_ALL } else { 0.0 };
@@ -70,7 +70,7 @@ fn of_level(levels: [usize; 2], turns: &Turns, of_all: (f64, f64)) -> Option<Cha
     change(levels, means(turns), variance / turns.len() as f64, freedom + prior)
 }
 
-/// The levels weigh alike.
+/// The change over all levels, which have equal weights.
 fn overall(by_level: &BTreeMap<usize, Turns>, (squares, freedom): (f64, f64)) -> Option<Change> {
     let n = by_level.len() as f64;
     let levels = [*by_level.keys().next()?, *by_level.keys().next_back()?];
@@ -80,7 +80,7 @@ fn overall(by_level: &BTreeMap<usize, Turns>, (squares, freedom): (f64, f64)) ->
     change(levels, both, squares / freedom * inverse / n.powi(2), freedom)
 }
 
-/// `variance` is that of the difference of the logarithms.
+/// `variance` is that of the difference between the logarithms.
 fn change(levels: [usize; 2], logarithms: [f64; 2], variance: f64, freedom: f64) -> Option<Change> {
     Some(Change::of(levels, logarithms.map(f64::exp), student_t(freedom, 0.975)? * variance.sqrt()))
 }

@@ -1,21 +1,21 @@
-//! The gates: each level by itself, but for the two limits that other levels set.
+//! The gates. Each level is judged by itself, except for two limits that are derived from other levels.
 
 use super::causes::{Cause, Limit};
 use super::{Gate, JudgedLevel, OF_VERDICT, Objective, Policy, TimeGate, Verdict, measurements, median, passing, size};
 use crate::client::outcome::Failure;
 use crate::figures::{LevelState, LevelSummary, Outage, Reach, wilson};
 
-/// Requests, fixed and per level: below these a level is not used.
+/// Minimum number of requests for a level to be used: the larger of a fixed number and a multiple of the level.
 const USABLE: (u64, u64) = (30, 3);
 /// The same after a race.
 const USABLE_IN_RACE: (u64, u64) = (5, 0);
-/// Without a limit of the user's own, P95 may be this many times that of the lowest level.
+/// The default limit on P95, as a multiple of the P95 of the lowest level.
 pub(crate) const DEFAULT_P95_FACTOR: f64 = 5.0;
-/// P99 of fewer requests than this is little more than the largest value.
+/// With fewer requests than this, P99 is little more than the maximum.
 pub(crate) const FEWEST_FOR_P99: u64 = 400;
-/// In fewer answers of a race their mean length is a matter of luck.
+/// With fewer requests than this in a race, the mean length of the answers is mostly chance.
 const FEWEST_ANSWERS: u64 = 60;
-/// A level whose answers are shorter than this share of the median over the levels is not picked.
+/// A level fails if its mean answer length is below this share of the median over the levels.
 const SHRUNK_OUTPUT: f64 = 0.8;
 
 pub(super) fn judge_all(levels: Vec<LevelSummary>, policy: &Policy, raced: bool) -> Vec<JudgedLevel> {
@@ -29,10 +29,10 @@ pub(super) fn judge_all(levels: Vec<LevelSummary>, policy: &Policy, raced: bool)
             fail(level, Gate::Output, cause, false);
         }
     }
-    // Only now: next to no output comes fast, and would make a reference that nothing else meets.
+    // Only now: answers with almost no output are fast, and would set a limit that no other level meets.
     let limits = limits(policy, p95_limit(policy, passing(&judged), raced));
     for level in judged.iter_mut().filter(|level| level.verdict == Verdict::Pass) {
-        // Before the default limit on P95, which nobody asked for.
+        // Takes precedence over the default limit on P95, which nobody asked for.
         judge_attainment(level, policy);
         if level.verdict == Verdict::Pass {
             judge_times(level, &limits, raced);
@@ -46,14 +46,14 @@ fn fail(level: &mut JudgedLevel, gate: Gate, cause: Cause, uncertain: bool) {
 }
 
 fn judge_errors(mut summary: LevelSummary, policy: &Policy, usable: (u64, u64)) -> JudgedLevel {
-    // A results file may carry an earlier verdict; it must not stand beside (and over) this one.
+    // A results file may contain an earlier verdict, which would be written next to this one and override it.
     summary.unknown.retain(|key, _| !OF_VERDICT.contains(&key.as_str()));
-    // What was counted by other limits says nothing of these.
+    // Goodput that was counted with other limits does not apply.
     summary.goodput = summary.goodput.filter(|of| policy.slo.is_some_and(|slo| slo.limits() == of.slo.limits()));
     summary.outage = summary.outage.or_else(|| outage_by_failures(&summary, policy));
     let failed = failed_requests(&summary);
     let interval = failed.zip(summary.requests).and_then(|(failed, n)| wilson(failed, n));
-    // Without any failure the interval only says how small n is, which has a note of its own.
+    // Without failures, the interval only reflects how small n is, which has a note of its own.
     let spanning = interval
         .filter(|[low, high]| failed != Some(0) && *low < policy.max_error_rate && *high >= policy.max_error_rate);
     let fails_slo = policy
@@ -64,7 +64,7 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy, usable: (u64, u64)) 
     } else if let Some(cause) = failed_errors(&summary, spanning, policy) {
         (Verdict::Fail, Some(cause))
     } else if value(&summary, policy.objective).is_none() && !fails_slo {
-        // What is to be maximised must be known.
+        // The value of the objective must be known.
         (Verdict::NotUsed, Some(Cause::NoValue { objective: policy.objective }))
     } else {
         (Verdict::Pass, spanning.map(|interval| Cause::ErrorRateUncertain { interval }))
@@ -79,7 +79,7 @@ fn judge_errors(mut summary: LevelSummary, policy: &Policy, usable: (u64, u64)) 
     }
 }
 
-/// Of a results file that counts failures by kind only.
+/// The outage at a level of a results file that only counts failures by kind.
 fn outage_by_failures(summary: &LevelSummary, policy: &Policy) -> Option<Outage> {
     let lost = *summary.failures.get(Failure::Connect.name())?;
     let requests = summary.requests?;
@@ -92,7 +92,7 @@ fn failed_requests(summary: &LevelSummary) -> Option<u64> {
     Some(summary.requests?.saturating_sub(summary.succeeded?))
 }
 
-/// The recorded rate, else from the counts.
+/// The recorded error rate, or else the one computed from the counts.
 pub fn error_rate(summary: &LevelSummary) -> Option<f64> {
     let counted = || Some(failed_requests(summary)? as f64 / summary.requests.filter(|&n| n > 0)? as f64);
     summary.error_rate.or_else(counted)
@@ -102,7 +102,7 @@ fn too_small(summary: &LevelSummary, usable: (u64, u64)) -> Option<Cause> {
     let least = size(summary.concurrency, usable);
     match summary.state {
         Some(LevelState::Cut) => Some(Cause::Interrupted),
-        // Too few requests for a figure, but enough to see that it fails.
+        // Too few requests for any figure, but enough to show that the level fails.
         Some(LevelState::Hopeless) => None,
         _ if summary.concurrency == 0 => Some(Cause::LevelZero),
         _ => summary.requests.filter(|&n| n < least).map(|requests| Cause::TooFewRequests { requests, least }),
@@ -118,7 +118,7 @@ fn failed_errors(summary: &LevelSummary, uncertain: Option<[f64; 2]>, policy: &P
     (summary.state == Some(LevelState::Hopeless)).then(|| Cause::GivenUp { why: summary.reason.clone() })
 }
 
-/// What the decision maximises, where it is known and above 0.
+/// The value of the objective, if it is known and above 0.
 pub fn value(summary: &LevelSummary, objective: Objective) -> Option<f64> {
     let value = match objective {
         Objective::Requests => summary.throughput_rps.map(|t| t.estimate),
@@ -129,7 +129,7 @@ pub fn value(summary: &LevelSummary, objective: Objective) -> Option<f64> {
 }
 
 fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<Cause> {
-    // All levels may have shrunk alike: the speed of answers that are none says nothing.
+    // All levels may have shrunk alike, which the median does not show; the speed of empty answers means nothing.
     if let Some((answers, of)) = summary.ended_at_once.zip(summary.succeeded)
         && answers.saturating_mul(2) > of
     {
@@ -139,11 +139,11 @@ fn shrunk_output(summary: &LevelSummary, median: Option<f64>) -> Option<Cause> {
     (tokens < SHRUNK_OUTPUT * median).then_some(Cause::OutputShrank { tokens, median })
 }
 
-/// The figure that a gate on a time checks.
+/// The figure that a time gate checks.
 struct Time {
     value: Option<f64>,
     interval: Option<[f64; 2]>,
-    /// The fewest requests that it takes, where there are fewer.
+    /// Minimum number of requests for the figure; `None` if there are enough.
     needs: Option<u64>,
 }
 
@@ -161,13 +161,13 @@ impl Time {
     }
 }
 
-/// The share of the requests that met `policy.slo`, by the point estimate.
+/// Compares the point estimate of the share of requests that met `policy.slo` with its limit.
 fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     let gate = Gate::Attainment;
     let Some(least) = policy.slo.map(|slo| slo.attainment) else { return };
     let Some(goodput) = &level.summary.goodput else { return fail(level, gate, Cause::Unknown { gate }, false) };
     let share = goodput.attainment.estimate;
-    // Where every request met it, the interval only says how small n is.
+    // If every request met it, the interval only reflects how small n is.
     let interval = goodput.attainment.interval().filter(|_| share < 1.0);
     let uncertain = interval.filter(|&[low, high]| low < least && high >= least);
     if share < least {
@@ -177,12 +177,12 @@ fn judge_attainment(level: &mut JudgedLevel, policy: &Policy) {
     level.causes.extend(uncertain.map(|interval| Cause::MaybeTooFewMet { interval, least }));
 }
 
-/// P99 of the successes, where there are requests enough to know it.
+/// P99 of the successes, if there are enough requests to know it.
 pub fn known_p99(summary: &LevelSummary) -> Option<f64> {
     summary.latency_s?.p99.filter(|_| summary.requests.is_some_and(|n| n >= FEWEST_FOR_P99))
 }
 
-/// The times that limits on P95 and on TTFT are held against, seconds.
+/// The times that the limits on P95 and on TTFT apply to, seconds.
 pub fn gate_times(summary: &LevelSummary) -> [Option<f64>; 2] {
     [TimeGate::P95, TimeGate::TtftP95].map(|gate| Time::of(summary, gate).value)
 }
@@ -192,7 +192,7 @@ fn limits(policy: &Policy, p95: Option<Limit>) -> Vec<(TimeGate, Limit)> {
     policy.limits().into_iter().filter_map(|(gate, own)| Some((gate, limit(gate, own)?))).collect()
 }
 
-/// A race holds the default limit by its curves, so that here it fails only what surely fails.
+/// A race applies the default limit to its curves, so here only levels that are certain to exceed it fail.
 fn judge_times(level: &mut JudgedLevel, limits: &[(TimeGate, Limit)], raced: bool) {
     for &(gate, limit) in limits {
         let time = Time::of(&level.summary, gate);
@@ -200,7 +200,7 @@ fn judge_times(level: &mut JudgedLevel, limits: &[(TimeGate, Limit)], raced: boo
             return fail(level, Gate::Time(gate), Cause::Unknown { gate: Gate::Time(gate) }, false);
         }
         let Some(value) = time.value.filter(|_| time.needs.is_none()) else { continue };
-        // A level that sets the limit is within it.
+        // The level that the limit is derived from is within it.
         if limit.from.is_some_and(|(from, _)| from == level.summary.concurrency) {
             continue;
         }
@@ -215,7 +215,7 @@ fn judge_times(level: &mut JudgedLevel, limits: &[(TimeGate, Limit)], raced: boo
     }
 }
 
-/// Which gates could not be checked on a level that passes, and how many requests that takes where there are fewer.
+/// The gates that could not be checked on a passing level, with the number of requests they need if there are fewer.
 pub(super) fn unchecked(summary: &LevelSummary, policy: &Policy) -> Vec<(Gate, Option<u64>)> {
     let errors = error_rate(summary).is_none().then_some((Gate::Errors, None));
     // P95 has a limit by default.
@@ -227,9 +227,9 @@ pub(super) fn unchecked(summary: &LevelSummary, policy: &Policy) -> Vec<(Gate, O
     errors.into_iter().chain(times).collect()
 }
 
-/// The limit on P95: the user's own, or five times the P95 of the lowest level that has enough requests for its interval;
-/// the limit's interval is five times that one. Without such a level it is the lowest of all; a race, which may visit
-/// level 1 for eight requests, has none then.
+/// The limit on P95: the user's own, or five times the P95 of the lowest level with enough requests for
+/// an interval; the limit's interval is then five times that interval. Without such a level, the lowest
+/// of all sets the limit, except in a race, which may visit level 1 for only eight requests.
 pub(super) fn p95_limit<'a>(
     policy: &Policy,
     passing: impl Iterator<Item = &'a JudgedLevel>,
@@ -252,8 +252,8 @@ impl Limit {
         Limit { seconds, interval: [seconds; 2], from: None }
     }
 
-    /// Whether a value with this interval may lie on the other side of the limit, which has an interval too: they add up
-    /// as those of independent figures do, on the logarithms, since it is the ratio that counts.
+    /// Whether the true value may lie on the other side of the limit, which has an interval too. The
+    /// two combine like those of independent figures, as logarithms, since the ratio is what counts.
     fn may_be_beyond(&self, value: f64, [low, high]: [f64; 2]) -> bool {
         let [limit_low, limit_high] = self.interval;
         let [own, of_limit] = if value > self.seconds {

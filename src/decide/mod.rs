@@ -1,8 +1,8 @@
-//! Level summaries and a policy to a recommendation. Pure: no clock, no files.
+//! Turns level summaries and a policy into a recommendation. Pure: no clock, no files.
 //!
-//! The rule: among the levels that pass every gate, the **smallest** one whose throughput is within `tolerance` of
-//! the best. An argmax would pay twice the tail latency for a percent that is mostly noise. After a race
-//! (`measure::race`) the pick is the race's, and this module holds it against the gates and the levels measured in full.
+//! The rule: among the levels that pass every gate, the **smallest** one whose throughput is within `tolerance`
+//! of the best. The maximum itself may double the tail latency for a percent that is mostly noise. After a race
+//! (`measure::race`), its pick is checked against the gates and against the levels measured in full.
 
 pub mod causes;
 pub mod compare;
@@ -35,7 +35,7 @@ pub(crate) use pick::half_width;
 use crate::figures::usl::{self, Usl};
 use crate::figures::{BLOCKS, Distribution, LevelSummary, Slo};
 
-/// What the decision maximises: successful requests per second, output tokens per second, or the requests per second that
+/// What the decision maximises: successful requests per second, output tokens per second, or requests per second that
 /// meet `policy.slo`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,19 +61,19 @@ impl Objective {
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     pub objective: Objective,
-    /// A level passes while failures / requests stay strictly below this.
+    /// A level passes while failures / requests is strictly below this.
     pub max_error_rate: f64,
-    /// Without one, five times the P95 of the lowest level that passes all gates but those on times.
+    /// By default, five times the P95 of the lowest level that passes the gates on errors and output.
     pub max_p95_seconds: Option<f64>,
-    /// Not gated without one.
+    /// `None`: no gate.
     pub max_p99_seconds: Option<f64>,
-    /// Not gated without one; with one a level of unknown TTFT does not pass.
+    /// `None`: no gate. Otherwise a level whose TTFT is unknown fails.
     pub max_ttft_p95_seconds: Option<f64>,
-    /// The same of the time per output token.
+    /// The same for the time per output token.
     pub max_tpot_p95_seconds: Option<f64>,
-    /// Not gated without one; with one a level at which a time that it limits is unknown does not pass.
+    /// `None`: no gate. Otherwise a level at which one of the limited times is unknown fails.
     pub slo: Option<Slo>,
-    /// How much throughput a lower level may give away against the best.
+    /// How far below the best value a level may be and still be picked, as a fraction.
     pub tolerance: f64,
 }
 
@@ -93,7 +93,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The gates on times, each with its limit in seconds where one is set.
+    /// The time gates, each with its limit in seconds if one is set.
     pub fn limits(&self) -> [(TimeGate, Option<f64>); 4] {
         [
             (TimeGate::P95, self.max_p95_seconds),
@@ -122,7 +122,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Whether such a result may be written into a config.
+    /// Whether a result with this status may be written to the config file.
     pub fn may_patch(self) -> bool {
         matches!(self, Status::Ok | Status::NotSaturated | Status::LimitedByGate | Status::AtOrBelowLowest)
     }
@@ -140,19 +140,19 @@ impl fmt::Display for Status {
 pub enum Verdict {
     Pass,
     Fail,
-    /// Too little data to use it.
+    /// Too little data to judge the level.
     NotUsed,
 }
 
-/// A limit that a level must pass.
+/// A check that a level must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
-    /// The error rate, or that the level was given up.
+    /// The error rate; a level that was given up fails it, too.
     Errors,
-    /// The length of its answers beside those of the other levels.
+    /// The length of the answers compared with that at the other levels.
     Output,
-    /// The share of the requests that meet `policy.slo`.
+    /// The share of requests that meet `policy.slo`.
     Attainment,
     #[serde(untagged)]
     Time(TimeGate),
@@ -169,7 +169,7 @@ pub enum TimeGate {
 }
 
 impl TimeGate {
-    /// The key of its limit in config.yaml.
+    /// The key of the limit in config.yaml.
     pub fn key(self) -> &'static str {
         match self {
             TimeGate::P95 => "policy.max_p95_seconds",
@@ -179,7 +179,7 @@ impl TimeGate {
         }
     }
 
-    /// Its percentile, of a latency, a TTFT and a TPOT.
+    /// The percentile that this gate checks, from the distributions of latency, TTFT and TPOT.
     pub fn of(self, [latency, ttft, tpot]: [Option<Distribution>; 3]) -> Option<f64> {
         match self {
             TimeGate::P95 => latency?.p95,
@@ -189,7 +189,7 @@ impl TimeGate {
         }
     }
 
-    /// Whether only streamed answers have that time.
+    /// Whether only streamed answers have this time.
     pub fn needs_streaming(self) -> bool {
         matches!(self, TimeGate::TtftP95 | TimeGate::TpotP95)
     }
@@ -198,21 +198,21 @@ impl TimeGate {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLevel {
     pub verdict: Verdict,
-    /// The gate it fails.
+    /// The gate that the level fails.
     pub gate: Option<Gate>,
     /// Empty for a plain pass.
     #[serde(default)]
     pub causes: Vec<Cause>,
     /// The 95 % Wilson interval.
     pub error_rate_interval: Option<[f64; 2]>,
-    /// The interval of the figure that decided spans its limit: with other requests the verdict might be another.
+    /// Whether the interval of the deciding figure spans its limit: another sample might change the verdict.
     #[serde(default)]
     pub uncertain: bool,
     #[serde(flatten)]
     pub summary: LevelSummary,
 }
 
-/// What a file has of a judged level beside its figures: these fields, and the causes in words.
+/// The fields of a judged level in a file besides its figures. `why` is the causes in words.
 pub(crate) const OF_VERDICT: [&str; 6] = ["verdict", "gate", "causes", "why", "error_rate_interval", "uncertain"];
 
 impl JudgedLevel {
@@ -225,20 +225,20 @@ impl JudgedLevel {
 pub struct Recommendation {
     pub status: Status,
     pub recommended_concurrency: Option<usize>,
-    /// Central 95 % of the picks when the measurements are resampled.
+    /// 95 % interval of the pick: from resampling the measurements, or from the race.
     pub interval: Option<[usize; 2]>,
-    /// Printed, but not written without `--allow-provisional`.
+    /// Whether the pick is printed, but not written without `--allow-provisional`.
     pub provisional: bool,
-    /// The embedded simulator was measured: the figures say nothing about any other server.
+    /// Whether the embedded simulator was measured: its figures say nothing about any other server.
     #[serde(default)]
     pub simulated: bool,
     #[serde(rename = "cause")]
     pub reason: Reason,
-    /// The best level, where this client was the limit there: the server may do more.
+    /// The best level, if this client was the limit there: the server may do better.
     pub client_bound_at: Option<usize>,
     #[serde(default, rename = "findings")]
     pub notes: Vec<Note>,
-    /// Ascending.
+    /// In ascending order.
     pub levels: Vec<JudgedLevel>,
     /// The fitted Universal Scalability Law; information only.
     pub usl: Option<Usl>,
@@ -255,8 +255,8 @@ impl Recommendation {
         self.level(self.recommended_concurrency?)
     }
 
-    /// As a results file records it: as data, and beside that in words, which stand for data that this version does not
-    /// know.
+    /// Reads the recommendation in a results file. Its words stand in for data that this version
+    /// does not know.
     pub fn recorded(mut value: Value) -> Option<Self> {
         fn reads<T: DeserializeOwned>(data: Option<&Value>) -> bool {
             data.is_none_or(|data| T::deserialize(data).is_ok())
@@ -283,36 +283,36 @@ impl Recommendation {
     }
 }
 
-/// What a race over the levels came to, by the policy of its run.
+/// The outcome of a race among the levels, under the policy of its run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Raced {
     pub pick: Option<usize>,
-    /// The levels that may be the smallest good one.
+    /// The range of levels that may be the smallest good one.
     pub interval: [usize; 2],
-    /// Whether it ended because the answer stood, and not for want of requests.
+    /// Whether the answer was sure enough when the race ended.
     pub decided: bool,
-    /// Until then the engine was cold, seconds since the run began; 0 where it was not.
+    /// When the engine had warmed up, in seconds since the run began; 0 if it was never cold.
     #[serde(default)]
     pub warm_from_s: f64,
 }
 
-/// Requests, fixed and per level: below these the result is provisional.
+/// Number of requests below which a result is provisional: the larger of a fixed number and a multiple of the level.
 const FULL: (u64, u64) = (100, 10);
 
-/// Decides. `levels` may come in any order; a level should be there once. Figures that cannot be (not finite,
-/// negative, a rate above 1) count as unknown.
+/// Makes the recommendation. `levels` may be in any order, with each level once. Impossible figures
+/// (not finite, negative, a rate above 1) count as unknown.
 pub fn recommend(levels: &[LevelSummary], policy: &Policy) -> Recommendation {
     recommend_after(None, levels, policy)
 }
 
-/// The verdicts of the gates, ascending by level. A race takes few requests for an answer.
+/// The gates' verdicts, ascending by level. After a race (`raced`), fewer requests per level are enough.
 pub(crate) fn judge(levels: &[LevelSummary], policy: &Policy, raced: bool) -> Vec<JudgedLevel> {
     let mut sorted: Vec<_> = levels.iter().cloned().map(LevelSummary::without_impossible).collect();
     sorted.sort_by_key(|level| level.concurrency);
     gates::judge_all(sorted, policy, raced)
 }
 
-/// The same after a race by this policy, which has chosen, and knows better how sure that is.
+/// The same after a race under this policy, which provides the pick and its interval.
 pub fn recommend_after(raced: Option<&Raced>, levels: &[LevelSummary], policy: &Policy) -> Recommendation {
     let judged = judge(levels, policy, raced.is_some());
     let mut notes = notes::level_notes(&judged, policy);
@@ -345,17 +345,17 @@ pub fn passing(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
     levels.iter().filter(|level| level.verdict == Verdict::Pass)
 }
 
-/// The throughputs of a level's measurements, as their blocks have it.
+/// The throughput of each measurement of a level: the mean over its blocks.
 pub fn measurements(summary: &LevelSummary) -> Vec<f64> {
     summary.blocks_rps.chunks_exact(BLOCKS).map(|blocks| blocks.iter().sum::<f64>() / BLOCKS as f64).collect()
 }
 
-/// Of a level's throughput by its 95 % interval, relative; 0 without one.
+/// Relative standard error of a level's throughput, from its 95 % interval; 0 without one.
 fn standard_error(summary: &LevelSummary) -> f64 {
     half_width(summary).unwrap_or_default() / 1.96
 }
 
-/// Squared deviations from the mean of each group, added up, and their degrees of freedom.
+/// Sum of the squared deviations from each group's mean, and the degrees of freedom.
 fn deviations(groups: impl Iterator<Item = Vec<f64>>) -> (f64, f64) {
     groups.filter(|group| group.len() > 1).fold((0.0, 0.0), |(squares, freedom), group| {
         let mean = group.iter().sum::<f64>() / group.len() as f64;

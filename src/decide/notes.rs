@@ -1,4 +1,4 @@
-//! What is worth knowing beside the answer, and which checks could not be made.
+//! The notes on a result, and the checks that could not be made.
 
 use super::causes::Note;
 use super::gates::{p95_limit, unchecked, value};
@@ -7,7 +7,7 @@ use super::pick::{best_passing, block_rates, client_bound};
 use super::{FULL, Gate, JudgedLevel, Policy, TimeGate, Verdict, passing, size};
 use crate::figures::{LevelSummary, Outage};
 
-/// Below this share of its level it never ran at its concurrency.
+/// A level with a smaller share of its requests in flight on average never ran at its concurrency.
 const REACHED: f64 = 0.9;
 
 pub(super) fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<Note> {
@@ -29,7 +29,7 @@ pub(super) fn level_notes(levels: &[JudgedLevel], policy: &Policy) -> Vec<Note> 
     notes
 }
 
-/// The smallest level below the pick that the race holds possible and that is within the tolerance by its own figures.
+/// The smallest level below the pick that the race considers possible and whose own figures are within the tolerance.
 pub(super) fn may_do(
     levels: &[JudgedLevel],
     pick: &JudgedLevel,
@@ -43,7 +43,7 @@ pub(super) fn may_do(
     Some(Note::MayDo { level: found.concurrency, requests: found.requests })
 }
 
-/// What the P95 gate nobody asked for costs in throughput.
+/// The throughput that the default P95 gate costs, if any.
 fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note> {
     let objective = policy.objective;
     let (_, best) = best_passing(levels, policy.objective).filter(|_| policy.max_p95_seconds.is_none())?;
@@ -54,8 +54,8 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note>
     (reached > best).then_some(Note::PriceOfP95 { level, reached, best, objective })
 }
 
-/// The P95 limit that holds, seconds: the user's own, else a multiple of the P95 of the lowest level that passes all
-/// but the gates on times.
+/// The P95 limit in force, seconds: the user's own, or else a multiple of the P95 of the lowest
+/// level that passes the gates on errors and output.
 pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
     let timed = |level: &&JudgedLevel| match level.gate {
         Some(gate) => !matches!(gate, Gate::Errors | Gate::Output),
@@ -64,8 +64,8 @@ pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
     p95_limit(policy, levels.iter().filter(timed), false).map(|limit| limit.seconds)
 }
 
-/// Which checks could not be made on the pick, or on the best level it is measured by, and which outages are not
-/// explained. Any of them makes the result provisional.
+/// The checks that could not be made on the pick, or on the best level that it is compared with;
+/// and the outages that are not explained. Any of them makes the result provisional.
 pub(super) fn missing_checks(
     levels: &[JudgedLevel],
     pick: Option<&JudgedLevel>,
@@ -74,7 +74,7 @@ pub(super) fn missing_checks(
 ) -> Vec<Note> {
     let mut missing: Vec<Note> = Vec::new();
     if let Some(pick) = pick {
-        // A race takes as many requests as it needs, and where.
+        // A race decides how many requests it needs, and at which levels.
         let best = best_passing(levels, policy.objective).map(|(best, _)| best).filter(|best| *best != pick && !raced);
         let decisive = std::iter::once(pick).chain(best);
         let of_pick = decisive.flat_map(|level| missing_checks_of(&level.summary, policy));

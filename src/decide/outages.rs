@@ -1,14 +1,14 @@
-//! Levels that lost their server for a while.
+//! Levels whose server was gone for a while.
 
 use super::{Gate, JudgedLevel, Verdict};
 use crate::figures::Outage;
 
-/// Levels of which it is not known whether the server was merely gone for a while. Each is to be measured again; where
-/// that cannot be done, the answer is provisional.
+/// Levels with an outage that is not explained yet. Each should be measured again; otherwise the result is provisional.
 ///
-/// A level that lost its connections while a higher one kept them was not too much for the server. Where no higher one
-/// tells, the server may have died of the level itself. So the lowest such level counts as a failed gate only if it fails
-/// twice while others are served, and as served only if it is served twice in a row. The levels above it decide nothing.
+/// If a level lost its connections while a higher one kept them, its load was not the cause. If no higher level shows
+/// that, the server may have crashed under the load of the level itself. So the lowest such level counts as failed only
+/// if it fails twice while others are served, and as served only if it is served twice in a row. Those above do not
+/// count.
 pub fn open_outages(levels: &[JudgedLevel]) -> impl Iterator<Item = &JudgedLevel> {
     let served = |level: &JudgedLevel| level.verdict != Verdict::NotUsed && level.gate != Some(Gate::Errors);
     let highest_served = levels.iter().rposition(served);

@@ -1,4 +1,4 @@
-//! The pick: the smallest passing level within the tolerance of the best, how sure that is, and why it is none.
+//! The pick: the smallest passing level within the tolerance of the best; its interval; or why there is no pick.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -8,13 +8,13 @@ use super::gates::value;
 use super::{FULL, JudgedLevel, Objective, Policy, Raced, Status, Verdict, passing, quota, size};
 use crate::figures::{BLOCKS, LevelSummary};
 
-/// More CPU than this, in cores, or timers later than this, in seconds and as a share of the mean latency: the client is
-/// busy with itself, and what is measured is the client.
+/// Limits on CPU use (in cores) and on timer lag (the larger of seconds and a share of the mean latency).
+/// Beyond them the client is the bottleneck, and the figures describe it rather than the server.
 const BUSY_CPU: f64 = 0.5;
 const LATE_TIMER_S: f64 = 0.001;
 const LATE_TIMER_SHARE: f64 = 0.05;
 const RESAMPLES: usize = 2_000;
-/// Wider than this many levels, and with a half-width above the second, the pick is too noisy.
+/// Too noisy: an interval of more levels than this, and a relative half-width of the pick above the second value.
 const WIDEST_INTERVAL: usize = 3;
 const NOISY_HALF_WIDTH: f64 = 0.10;
 
@@ -31,7 +31,7 @@ impl Decision {
     }
 }
 
-/// Decides, also after a race by this policy, which has chosen.
+/// Makes the decision. `raced` is the outcome of a race under the same policy, which provides the pick.
 pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy, raced: Option<&Raced>) -> Decision {
     let used: Vec<usize> = (0..levels.len()).filter(|&at| levels[at].verdict != Verdict::NotUsed).collect();
     let with_causes = |level: &JudgedLevel| (level.summary.concurrency, level.causes.clone());
@@ -71,7 +71,7 @@ pub(super) fn decide(levels: &[JudgedLevel], policy: &Policy, raced: Option<&Rac
     Decision { status, pick: Some(pick), interval, reason }
 }
 
-/// A pick, or why there is none, and the levels that it may be.
+/// The pick, or why there is none; and the interval of levels that it may be.
 type Picked = (Result<usize, Reason>, Option<[usize; 2]>);
 
 fn by_resampling(levels: &[JudgedLevel], candidates: &[Candidate], pick: usize, policy: &Policy) -> Picked {
@@ -88,7 +88,7 @@ fn by_resampling(levels: &[JudgedLevel], candidates: &[Candidate], pick: usize, 
 fn by_race(levels: &[JudgedLevel], candidates: &[Candidate], raced: &Raced, policy: &Policy) -> Picked {
     let interval = raced.pick.map(|pick| without_the_surely_slower(raced.interval, pick, levels, policy));
     let good_from = (1.0 - policy.tolerance) * candidates.iter().map(|candidate| candidate.value).fold(0.0, f64::max);
-    // The curves of a race are those of a throughput: goodput may fall more steeply than any of them.
+    // The race fits curves of throughput; goodput may fall more steeply than any of them.
     let may_be_good = |summary: &LevelSummary| {
         let goodput = summary.goodput.as_ref().filter(|_| policy.objective == Objective::Goodput);
         goodput.is_none_or(|goodput| goodput.rps.upper.unwrap_or(goodput.rps.estimate) >= good_from)
@@ -96,8 +96,8 @@ fn by_race(levels: &[JudgedLevel], candidates: &[Candidate], raced: &Raced, poli
     let chosen = candidates.iter().find(|candidate| Some(levels[candidate.at].summary.concurrency) == raced.pick);
     let chosen = chosen.filter(|chosen| raced.decided && may_be_good(&levels[chosen.at].summary));
     let Some(chosen) = chosen else { return (Err(Reason::NotDecided { interval }), interval) };
-    // A race is content with any level that surely is good enough. Where a smaller one, which it holds possible, was
-    // measured in full and is within the tolerance of the best by its own figures, it is that one.
+    // A race stops at any level that is certain to be good enough. A smaller level is preferred if the race
+    // considers it possible, it was measured in full, and its own figures are within the tolerance of the best.
     let is_good = |candidate: &&Candidate| {
         let summary = &levels[candidate.at].summary;
         candidate.at == chosen.at
@@ -107,8 +107,8 @@ fn by_race(levels: &[JudgedLevel], candidates: &[Candidate], raced: &Raced, poli
     (Ok(pick), interval)
 }
 
-/// The race's interval from the first level on that was not measured in full, or may be within the tolerance of the best by
-/// its own figures: the race widens its interval for what no curve of its family explains.
+/// Raises the lower end of the race's interval past levels that were measured in full and are certainly
+/// not within the tolerance of the best. The race widens its interval if no curve of its family fits.
 fn without_the_surely_slower(
     [low, high]: [usize; 2],
     pick: usize,
@@ -136,7 +136,7 @@ fn is_full(summary: &LevelSummary) -> bool {
     summary.requests >= Some(size(summary.concurrency, FULL))
 }
 
-/// Whether this client, not the server, was the limit at a level.
+/// How this client, rather than the server, limited a level; `None` if it did not.
 pub(super) fn client_bound(summary: &LevelSummary) -> Option<ClientLimit> {
     let client = summary.client?;
     if let Some(cores) = client.cpu.filter(|&cpu| cpu > BUSY_CPU) {
@@ -154,7 +154,7 @@ struct Candidate {
     blocks: Vec<f64>,
 }
 
-/// The cohort's blocks; of a file without them, its windows.
+/// Rates of the cohort's blocks; if the file has no blocks, of the windows.
 pub(super) fn block_rates(summary: &LevelSummary, objective: Objective) -> Vec<f64> {
     if objective == Objective::Goodput {
         return summary.goodput.as_ref().map(|goodput| goodput.blocks_rps.clone()).unwrap_or_default();
@@ -166,16 +166,16 @@ pub(super) fn block_rates(summary: &LevelSummary, objective: Objective) -> Vec<f
     windows.map(|window| window.succeeded as f64 / window.duration_s).collect()
 }
 
-/// Of ascending levels with what is maximised, the smallest within `tolerance` of the best.
+/// The smallest level within `tolerance` of the best. Takes levels and their values, ascending by level.
 pub fn smallest_good(values: impl Iterator<Item = (usize, f64)> + Clone, tolerance: f64) -> Option<usize> {
     let best = values.clone().map(|(_, value)| value).max_by(f64::total_cmp)?;
     values.filter(|(_, value)| *value >= (1.0 - tolerance) * best).map(|(at, _)| at).next()
 }
 
-/// Ends of the central 95 % of the picks when each level's blocks are resampled with replacement (the percentile
-/// bootstrap of Efron 1979), widened where needed to hold the pick itself.
+/// The central 95 % of the picks when each level's blocks are resampled with replacement (the percentile
+/// bootstrap of Efron 1979), widened if necessary to include the pick itself.
 ///
-/// The gates are held fixed. `None` where a level has no blocks: it would look free of noise.
+/// The gates are held fixed. `None` if a level has fewer than two blocks: it would appear to be free of noise.
 fn resampled_picks(candidates: &[Candidate], pick: usize, tolerance: f64) -> Option<[usize; 2]> {
     if candidates.iter().any(|candidate| candidate.blocks.len() < 2) {
         return None;
@@ -193,11 +193,11 @@ fn resampled_picks(candidates: &[Candidate], pick: usize, tolerance: f64) -> Opt
     Some([pick.min(*low), pick.max(*high)])
 }
 
-/// The candidate's value with its measurements drawn anew, and in each its blocks: scaled by the ratio of the drawn mean
-/// to the original mean.
+/// The candidate's value after resampling its measurements and, within each, the blocks: scaled by the ratio of the
+/// resampled mean to the original mean.
 ///
-/// In two stages, because a server may be faster or slower for the whole of a measurement: its blocks then are too high
-/// or too low together, and show nothing of that (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
+/// In two stages, because a server may be faster or slower throughout a measurement: all its blocks are then off
+/// together, and their scatter does not show it (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
 fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
     let blocks = &candidate.blocks;
     let original = blocks.iter().sum::<f64>() / blocks.len() as f64;
@@ -212,7 +212,7 @@ fn resample(candidate: &Candidate, rng: &mut StdRng) -> f64 {
         n += measurement.len();
     }
     let ratio = drawn / n as f64 / original;
-    // k values drawn from k spread by (k - 1) / k too little: for two measurements that is half.
+    // The variance of a mean of k draws from k values is too small by a factor of (k - 1) / k: half for two.
     let k = if measurements.len() > 1 { measurements.len() } else { blocks.len() } as f64;
     candidate.value * (1.0 + (ratio - 1.0) * (k / (k - 1.0)).sqrt())
 }
@@ -250,7 +250,7 @@ fn explain_pick(
     (Status::Ok, Reason::WithinTolerance { objective, tolerance, of_best })
 }
 
-/// The passing level with the most of what is maximised, and how much that is. Ties: the lower level.
+/// The passing level with the best value of the objective, and that value. The lower level wins ties.
 pub fn best_passing(levels: &[JudgedLevel], objective: Objective) -> Option<(&JudgedLevel, f64)> {
     let values = passing(levels).filter_map(|level| Some((level, value(&level.summary, objective)?)));
     values.reduce(|best, next| if next.1 > best.1 { next } else { best })

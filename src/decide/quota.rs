@@ -1,11 +1,11 @@
-//! A quota as the limit, in place of concurrency.
+//! Detects that a quota, rather than concurrency, is the limit.
 
 use super::causes::{Passed, QuotaReached};
 use super::gates::error_rate;
 use super::{JudgedLevel, Policy, Verdict, passing};
 use crate::client::outcome::{Failure, Period, RateLimit};
 
-/// A quota is the limit if 429s are most of the failures of the levels that fail on errors.
+/// A quota is the limit if most failures at the levels that fail on errors are 429s.
 pub(super) fn reached(levels: &[JudgedLevel], policy: &Policy) -> Option<QuotaReached> {
     let (mut limited, mut failed) = (0_u64, 0_u64);
     let by_errors = |level: &&JudgedLevel| error_rate(&level.summary).is_some_and(|rate| rate >= policy.max_error_rate);
@@ -20,8 +20,8 @@ pub(super) fn reached(levels: &[JudgedLevel], policy: &Policy) -> Option<QuotaRe
     }
     let server_limit = levels.iter().filter_map(|level| level.summary.rate_limit).reduce(RateLimit::updated);
     let server_limit = server_limit.unwrap_or_default();
-    // Most quotas let a burst through first: at the highest level that was limited it is long used up. What a day's
-    // quota let through before it was used up is no rate.
+    // Most quotas allow a burst first, which has long been used up at the highest limited level.
+    // What a daily quota let through before it was exhausted is not a rate.
     let of_a_day = server_limit.exceeded.is_some_and(|quota| quota.per == Some(Period::Day));
     let passed = levels.iter().rev().find_map(|level| passed(level, levels)).filter(|_| !of_a_day);
     Some(QuotaReached { limited, failed, server_limit, passed })
@@ -41,8 +41,8 @@ fn passed(level: &JudgedLevel, levels: &[JudgedLevel]) -> Option<Passed> {
     })
 }
 
-/// How many in parallel that rate takes: rate x latency (Little's law), the latency being that of the lowest level that
-/// passes.
+/// The concurrency that this rate needs by Little's law: rate x latency, with the latency of the
+/// lowest passing level.
 fn enough_for(rate: f64, levels: &[JudgedLevel]) -> Option<(usize, f64, usize)> {
     let lowest = &passing(levels).next()?.summary;
     let latency = lowest.latency_s?.mean?;

@@ -1,12 +1,12 @@
-//! Whether a number still holds, by a few requests a night to its level and to one on either side. Pure.
+//! Whether a number still holds, from a few requests a night at its level and at one on either side. Pure.
 //!
-//! Three figures tell, each against what the run showed: the speed of the server, the gain from the level below to the
-//! number, and that from the number to the level above. A night has a speed of its own, which the gains do not know, since
-//! all three levels share it. A gain that is gone, or new, shows sooner between its level and both of the others than
-//! between two; to count, it must be so between the two as well. Nights add up: the last one, two, three or all of them are
-//! held against the run and the nights before. The chances of a false alarm in all those comparisons add up to less than
-//! 1 % a night, whatever depends on what (Bonferroni): some of it is left for the spread of the requests, which is taken
-//! from few. A number holds once a change that would matter is excluded as well; in between it cannot be decided.
+//! Three figures decide, each compared with the run: the speed of the server, the gain from the level below to the
+//! number, and the gain from the number to the level above. A night's speed cancels out of the gains, since all three
+//! levels share it. A lost or new gain shows sooner if its level is compared with both others than with one; to count,
+//! it must also show against the number alone. Nights accumulate: the last one, two, three or all of them are compared
+//! with the run and the nights before. The false-alarm probabilities of all comparisons add up to less than 1 % a
+//! night, whatever their dependence (Bonferroni); the rest allows for the variance of requests, estimated from few of
+//! them. A number holds only if a change that would matter is excluded; in between, there is no verdict.
 
 use std::collections::BTreeMap;
 
@@ -16,38 +16,38 @@ use statrs::distribution::{ContinuousCDF, Normal};
 use super::{JudgedLevel, Policy, passing, standard_error};
 use crate::figures::{Request, Requests, wilson};
 
-/// Standard deviation of the logarithm of a server's speed, from one night or run to the next.
+/// Standard deviation of the logarithm of a server's speed between nights or runs.
 const BETWEEN_NIGHTS: f64 = 0.05;
-/// What a level of a run, or of a night, is known to at best, whatever its requests say: speed wanders within an hour.
+/// Least relative error of a level's rate in a run or night, whatever its requests show: speed wanders within an hour.
 const AT_BEST: f64 = 0.02;
-/// A request differs by no less than this from what its length explains.
+/// Lower limit on the coefficient of variation of requests, beyond what their lengths explain.
 const LEAST_CV: f64 = 0.1;
-/// A fall that a number must not hide, and the chance to overlook what is excluded.
+/// A slowdown that must be excluded for a number to hold, and the probability of missing a change that was excluded.
 const FALL: f64 = 0.2;
 const OVERLOOKED: f64 = 0.05;
 
-/// So many of the last nights are compared, each with this chance of a false alarm. Most of it goes where the change is to
-/// be found: within two nights a fall, within three a gain. A gain that is gone slows the number down as well, which shows
-/// sooner.
+/// Numbers of latest nights to compare, each with its false-alarm probability. Most of it goes to
+/// the window in which the change should be found: two nights for a slowdown, three for a gain. A
+/// lost gain also slows the number down, which shows sooner.
 type Windows = [(usize, f64); 3];
 const OF_SPEED: Windows = [(1, 0.0004), (2, 0.0058), (usize::MAX, 0.0002)];
 const OF_GAIN_ABOVE: Windows = [(1, 0.0002), (3, 0.0013), (usize::MAX, 0.0001)];
 const OF_GAIN_BELOW: Windows = [(1, 0.0001), (3, 0.0002), (usize::MAX, 0.0001)];
 
-/// Logarithm of a rate, and its variance; that of a night by its requests alone.
+/// Logarithm of a rate, and its variance; for a night, only the variance due to its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     pub log: f64,
     pub variance: f64,
 }
 
-/// What one level showed in one night.
+/// The results of one level in one night.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelRates {
     pub level: usize,
     pub requests: u64,
     pub failed: u64,
-    /// Successes a second, and their output tokens where all are known: these hold no luck of the answers' lengths.
+    /// Successes per second; and output tokens per second if all are known, which random answer lengths do not affect.
     pub rps: Option<Rate>,
     pub tps: Option<Rate>,
 }
@@ -65,20 +65,20 @@ pub enum Holds {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rechecked {
     pub verdict: Holds,
-    /// Tonight's included.
+    /// Number of nights, including tonight.
     pub nights: usize,
-    /// Tonight, at the number.
+    /// Tonight's error rate at the number.
     pub error_rate: f64,
-    /// The change against the run as a share, with its 95 % interval.
+    /// Change against the run as a fraction, with its 95 % interval.
     pub speed: Option<(f64, [f64; 2])>,
-    /// The throughput at the number over that at the level below, and at the level above over that at the number; and
-    /// what the run had.
+    /// The gains from the level below to the number, and from the number to the level above: the
+    /// other level, the relative gain now, and that of the run.
     pub below: Option<(usize, f64, f64)>,
     pub above: Option<(usize, f64, f64)>,
 }
 
-/// The levels to visit for `number`: it, and those a step of 1.3 below and above, as far as the run can say what to
-/// expect there.
+/// The levels to visit: `number`, and those a factor of 1.3 below and above, if the run tells what
+/// to expect there.
 pub fn levels(number: usize, run: &[JudgedLevel]) -> Vec<usize> {
     let below = ((number as f64 / 1.3).round() as usize).min(number.saturating_sub(1));
     let above = ((number as f64 * 1.3).round() as usize).max(number + 1);
@@ -86,8 +86,8 @@ pub fn levels(number: usize, run: &[JudgedLevel]) -> Vec<usize> {
     [below, number, above].into_iter().filter(known).collect()
 }
 
-/// What the run showed at a level, or at those on either side of it. Throughput grows no faster than the level: between
-/// the straight line and that lies what is not known.
+/// The run's rate at a level, interpolated if it was not measured. Throughput grows at most in proportion
+/// to the level: half the gap between that bound and the interpolation counts as its standard deviation.
 fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
     let rate = |of: &JudgedLevel| {
         let rate = if tokens { of.summary.output_tps } else { of.throughput() };
@@ -108,7 +108,7 @@ fn then(run: &[JudgedLevel], level: usize, tokens: bool) -> Option<Rate> {
     Some(Rate { log: line, variance: low.variance.max(high.variance) + unknown * unknown })
 }
 
-/// The requests of a level, each with the share of its life inside the level's windows, and how long these are.
+/// The requests of a level, each with the share of its life inside the level's windows; and the windows' total length.
 struct Seen<'a> {
     seconds: f64,
     requests: Vec<(f64, &'a Request)>,
@@ -119,13 +119,13 @@ impl Seen<'_> {
         self.requests.iter().filter(|(_, request)| request.is_success())
     }
 
-    /// A sum over the successes by their shares.
+    /// Sum over the successes, weighted by their shares.
     fn sum(&self, value: impl Fn(&Request) -> f64) -> f64 {
         self.successes().map(|(share, request)| share * value(request)).sum()
     }
 }
 
-/// What the requests of a night show in its windows (level, from, to), by level.
+/// The rates of a night by level, from its windows (level, from, to) and requests.
 pub fn rates_by_level(windows: &[(usize, [f64; 2])], requests: &Requests) -> Vec<LevelRates> {
     let mut by_level: BTreeMap<usize, Vec<[f64; 2]>> = BTreeMap::new();
     windows.iter().for_each(|&(level, window)| by_level.entry(level).or_default().push(window));
@@ -150,9 +150,9 @@ pub fn rates_by_level(windows: &[(usize, [f64; 2])], requests: &Requests) -> Vec
     levels.into_iter().enumerate().map(of_level).collect()
 }
 
-/// Work a second by level. What requests differ by beside their work is pooled over the levels: the residuals of a ratio
-/// (Cochran 1977, "Sampling Techniques", 6.4). A window tells as much as so many whole requests (Kish 1965, "Survey
-/// Sampling", 11.7): more than the shares add up to, since one that reaches into it tells all of its latency.
+/// Work per second by level. The variance is that of a ratio's residuals, pooled over the levels (Cochran 1977,
+/// "Sampling Techniques", 6.4). A window counts as its effective number of requests (Kish 1965, "Survey Sampling",
+/// 11.7), which is more than the sum of the shares: a request that is partly inside still shows all its latency.
 fn rates(seen: &[Seen], work: impl Fn(&Request) -> f64) -> Vec<Option<Rate>> {
     let latency = |request: &Request| request.end_s - request.start_s;
     let (mut squares, mut freedom) = (0.0, -(seen.len() as f64));
@@ -171,14 +171,14 @@ fn rates(seen: &[Seen], work: impl Fn(&Request) -> f64) -> Vec<Option<Rate>> {
     seen.iter().map(rate).collect()
 }
 
-/// A figure of each night less that of the run, tonight's last, and the variance of the run's.
+/// Each night's figure minus that of the run, tonight's last; and the variance of the run's figure.
 struct Series {
     run: f64,
     nights: Vec<Rate>,
 }
 
 impl Series {
-    /// The last nights less those before and the run, and the standard deviation of that.
+    /// Mean of the last nights minus that of the run and the nights before, and its standard deviation.
     fn change(&self, last: usize) -> (f64, f64) {
         let (before, after) = self.nights.split_at(self.nights.len().saturating_sub(last));
         let run = Rate { log: 0.0, variance: self.run };
@@ -186,10 +186,10 @@ impl Series {
         (after.log - before.log, (before.variance + after.variance).sqrt())
     }
 
-    /// Whether one of the windows shows a change up (1) or down (-1).
+    /// Whether any of the windows shows a change up (1) or down (-1).
     fn shows(&self, sign: f64, windows: Windows) -> bool {
         let n = self.nights.len();
-        // A window that is longer than there are nights lends its chance to the longest.
+        // Windows longer than the number of nights pass their probability on to the longest possible one.
         let mut chances = windows.map(|(last, chance)| (last.min(n), chance));
         chances.reverse();
         let chance = |last| chances.iter().filter(|of| of.0 == last).map(|of| of.1).sum::<f64>();
@@ -207,7 +207,7 @@ impl Series {
     }
 }
 
-/// Weighted by what each is worth; not a number for none.
+/// Mean weighted by the inverse variances; NaN for no values.
 fn mean(values: impl Iterator<Item = Rate>) -> Rate {
     let (sum, weight) =
         values.fold((0.0, 0.0), |(sum, weight), of| (sum + of.log / of.variance, weight + 1.0 / of.variance));
@@ -218,18 +218,18 @@ fn z(p: f64) -> f64 {
     Normal::standard().inverse_cdf(p)
 }
 
-/// A gain from one level to the next: that of the run, and the nights' beyond it.
+/// The gain from one level to the next: in the run, and how the nights differ from it.
 struct Gain {
-    /// The one that is not the number.
+    /// The level other than the number.
     level: usize,
     then: f64,
     of_both: Series,
-    /// Between the level and all others.
+    /// Like `of_both` (this level and the number), but between this level and all others.
     of_all: Series,
 }
 
 impl Gain {
-    /// In the last three nights, with its standard deviation.
+    /// The gain in the last three nights, with its standard deviation.
     fn now(&self, series: &Series) -> (f64, f64) {
         let (change, deviation) = series.change(3);
         (self.then + change, deviation)
@@ -240,7 +240,7 @@ impl Gain {
     }
 }
 
-/// `nights` are all since the run that were spent on `number`, tonight's last.
+/// `nights` are all nights since the run that were spent on `number`, tonight's last.
 pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<LevelRates>], policy: &Policy) -> Rechecked {
     let mut all = nights.iter().flatten();
     let with_tokens = then(run, number, true).is_some() && all.all(|of| of.tps.is_some() || of.rps.is_none());
@@ -251,7 +251,7 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<LevelRates>], p
     let levels = levels(number, run);
     let then = |level: usize| then(run, level, with_tokens);
     let of_run = |levels: &[usize]| mean(levels.iter().filter_map(|&level| then(level))).variance;
-    // Against the run.
+    // The change against the run.
     let of_night = |night: &Vec<LevelRates>, levels: &[usize]| {
         let of_level = |&level: &usize| {
             let (now, then) = (rate(night, level)?, then(level)?);
@@ -283,11 +283,11 @@ pub fn recheck(number: usize, run: &[JudgedLevel], nights: &[Vec<LevelRates>], p
     let above = levels.iter().find(|&&level| level > number).and_then(|&level| gain(level));
     let tolerated = -(1.0 - policy.tolerance).ln();
     let slower = speed.shows(-1.0, OF_SPEED);
-    // Half of the gain is gone, or more: the level below would do.
+    // At least half of the gain is gone: the level below would do.
     let gone = below.as_ref().filter(|gain| gain.then > tolerated && gain.now(&gain.of_both).0 < gain.then / 2.0);
     let risen = above.as_ref().filter(|gain| gain.now(&gain.of_both).0 > tolerated);
     let unseen = z(1.0 - OVERLOOKED);
-    // Tonight alone: nights before a change would hide it.
+    // Tonight alone: earlier nights would mask a recent change.
     let may_be_slower = || {
         let (change, deviation) = speed.change(1);
         change - unseen * deviation < (1.0 - FALL).ln()

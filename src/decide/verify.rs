@@ -1,4 +1,4 @@
-//! What traffic a number carries, by arrivals at several rates. Pure.
+//! Which request rates a given concurrency carries, measured with arrivals at several rates. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,15 +12,15 @@ pub struct Verified {
     /// RFC 3339, UTC.
     pub started_at: Option<String>,
     pub concurrency: usize,
-    /// What was found there in the closed loop.
+    /// Throughput at this level in the closed loop.
     pub throughput_rps: f64,
-    /// Ascending.
+    /// In ascending order of rate.
     pub loads: Vec<OpenLoad>,
-    /// The highest rate up to which each load was carried.
+    /// The highest rate that was carried, as were all lower ones.
     pub carries_rps: Option<f64>,
-    /// Whether no higher rate was tried.
+    /// Whether every rate tried was carried, so that a higher one may be, too.
     pub and_maybe_more: bool,
-    /// Why the rest was left out: a key of the budget.
+    /// The key of the budget that left no room for the remaining rates.
     pub no_room: Option<String>,
 }
 
@@ -30,9 +30,9 @@ pub enum NotCarried {
     Overloaded,
     Cut,
     Errors(f64),
-    /// A limit of the policy, and what was there instead; unknown counts as failed.
+    /// A limit of the policy in seconds, and the measured value. An unknown value fails.
     Limit(TimeGate, f64, Option<f64>),
-    /// The share of the requests within `policy.slo`, and what it should be.
+    /// The share of requests that met `policy.slo`, and the required share.
     Slo(f64, f64),
 }
 
