@@ -1,4 +1,4 @@
-//! A chart as data, and its drawing as SVG. `page.js` only reads out what is written beside it.
+//! A chart as data, and its rendering as SVG. `page.js` only reads out values that are already in the page.
 
 use std::fmt::Write as _;
 
@@ -7,19 +7,19 @@ use serde_json::{Value, json};
 
 use super::words;
 
-/// How figures of an axis are written.
+/// How the values of an axis are formatted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
     #[default]
     Number,
-    /// Written as ms below one.
+    /// Formatted in ms below 1 s.
     Seconds,
-    /// A fraction, written as per cent.
+    /// A fraction, formatted as a percentage.
     Percent,
 }
 
 impl Unit {
-    /// A figure with its unit, to about three digits.
+    /// Formats a value with its unit, to about three digits.
     pub fn format(self, value: f64) -> String {
         match self {
             Unit::Number => number(value),
@@ -47,21 +47,21 @@ pub struct Axis {
     pub unit: Unit,
     pub log: bool,
     pub range: [f64; 2],
-    /// Where ticks should be; empty: at round numbers.
+    /// Positions of the ticks; if empty, they are at round numbers.
     pub ticks: Vec<f64>,
-    /// Names of 0, 1, 2, …, for an axis that shows no quantity.
+    /// Names of the values 0, 1, 2, …, for an axis that is not numeric.
     pub names: Vec<String>,
 }
 
 impl Axis {
-    /// From 0 to a little above the largest of `values`.
+    /// An axis from 0 to slightly above the largest of `values`.
     pub fn from_zero(label: &str, unit: Unit, values: impl IntoIterator<Item = f64>) -> Self {
         let top = values.into_iter().fold(0.0, f64::max);
         let top = if top > 0.0 { top * 1.12 } else { 1.0 };
         Axis { label: label.to_owned(), unit, range: [0.0, top], ..Axis::default() }
     }
 
-    /// Of concurrency levels (ascending): logarithmic where they span much.
+    /// The axis of concurrency levels (ascending): logarithmic if they span a wide range.
     pub fn of_levels(levels: &[f64]) -> Self {
         let (low, high) = (levels.first().copied().unwrap_or(1.0), levels.last().copied().unwrap_or(1.0));
         let log = high >= 64.0 * low;
@@ -69,7 +69,7 @@ impl Axis {
         Axis { label: "level: requests in flight".to_owned(), log, range, ticks: levels.to_vec(), ..Axis::default() }
     }
 
-    /// Share of the axis at which `value` lies.
+    /// Position of `value` as a share of the axis.
     fn place(&self, value: f64) -> f64 {
         let scale = |v: f64| if self.log { v.max(1e-9).ln() } else { v };
         let [low, high] = self.range.map(scale);
@@ -80,7 +80,7 @@ impl Axis {
         self.names.get(value as usize).cloned().unwrap_or_else(|| self.unit.format(value))
     }
 
-    /// Place and name of each tick that is wanted.
+    /// Position and label of each tick.
     fn ticks(&self) -> Vec<(f64, String)> {
         let wanted = match (self.ticks.as_slice(), self.names.len()) {
             ([], 0) => round_numbers(self.range, 5),
@@ -114,9 +114,9 @@ pub enum Style {
     Line,
     /// A fitted line: dashed, without points.
     Curve,
-    /// Each from its place to the next.
+    /// Horizontal lines, each from its point to the position of the next.
     Steps,
-    /// One from the lower to the upper end of each entry of the band.
+    /// Bars from the lower to the upper end of each entry of the band.
     Bars,
     Dots,
     Crosses,
@@ -126,19 +126,19 @@ pub enum Style {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
     pub name: String,
-    /// At the end of its line, if not empty.
+    /// Shown at the end of the line, unless it is empty.
     pub label: String,
-    /// One of the names in page.css (`--tone-…`).
+    /// Name of a colour in page.css (`--tone-…`).
     pub tone: &'static str,
-    /// Share of its strength that is taken away, to tell many series of one tone from each other.
+    /// How far the colour is faded, from 0 to 1, to tell many series of one tone apart.
     pub faint: f64,
     pub style: Style,
     pub points: Vec<[f64; 2]>,
     /// x, lower and upper end.
     pub band: Vec<[f64; 3]>,
-    /// What is read out at each of the chart's stops; empty: nothing.
+    /// Values read out at the chart's stops; empty if there is nothing to read out.
     pub values: Vec<Option<f64>>,
-    /// Until the reader chooses it.
+    /// Whether it is hidden until the reader selects it.
     pub hidden: bool,
 }
 
@@ -152,7 +152,7 @@ impl Series {
 /// A line across the chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mark {
-    /// At a place of the x axis; else level, at a place of the y axis.
+    /// Whether it is vertical, at a position of the x axis; otherwise it is horizontal, at one of the y axis.
     pub upright: bool,
     pub at: f64,
     pub label: String,
@@ -171,42 +171,42 @@ pub struct Zone {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {
     pub id: String,
-    /// What it is, for those who do not see it.
+    /// Description for those who cannot see the chart.
     pub label: String,
-    /// As wide as the page, or half of it.
+    /// Whether it is as wide as the page, rather than half as wide.
     pub wide: bool,
     pub x: Axis,
     pub y: Axis,
-    /// Places of the x axis at which values are read out, ascending.
+    /// Positions on the x axis at which values are read out, ascending.
     pub stops: Vec<f64>,
     pub series: Vec<Series>,
     pub marks: Vec<Mark>,
     pub zones: Vec<Zone>,
-    /// Charts with the same name are read at the same place.
+    /// Charts with the same name here are read out at the same position.
     pub sync: String,
-    /// The reader chooses the series shown.
+    /// Whether the reader can select the series that are shown.
     pub choice: bool,
-    /// Names of points.
+    /// Labels of points.
     pub names: Vec<([f64; 2], String)>,
-    /// A ring around a point, and whether it is seen before the reader chooses anything.
+    /// A ring around a point, and whether it is visible from the start.
     pub ring: Option<([f64; 2], bool)>,
 }
 
-/// The plot's own units, which the page stretches to its width. Whole numbers keep the paths short.
+/// Size of the plot in units of its own, which the page stretches. Whole coordinates keep the paths short.
 const WIDTH: f64 = 4000.0;
 const HEIGHT: f64 = 1000.0;
-/// Pixels between the axes on a phone, where labels of the class `spare` are hidden.
+/// Width of the plot on a phone, in pixels; labels of the class `spare` are hidden there.
 const NARROW: f64 = 200.0;
 const TEXT: f64 = 13.0;
-/// Pixels of the lowest plot, which is that on paper.
+/// Height of the smallest plot, which is the printed one, in pixels.
 const LOWEST: f64 = 110.0;
 
 fn width_of(label: &str) -> f64 {
     7.0 * label.chars().count() as f64 + 8.0
 }
 
-/// Which labels, each with its place and the pixels it takes from there, have room: on a phone too (""), only on an axis of so
-/// many pixels (`spare`), or nowhere. The first and the last say most.
+/// Which labels, each given as its position and width in pixels, have room: even on a phone (""), only
+/// on an axis of `pixels` (`spare`), or nowhere (`None`). The first and the last take precedence.
 fn fit(labels: &[(f64, f64)], pixels: f64) -> Vec<Option<&'static str>> {
     let mut fits = vec![None; labels.len()];
     for (pixels, class) in [(NARROW.min(pixels), ""), (pixels, "spare")] {
@@ -225,12 +225,12 @@ fn fit(labels: &[(f64, f64)], pixels: f64) -> Vec<Option<&'static str>> {
 }
 
 impl Chart {
-    /// Pixels between the axes on a larger screen.
+    /// Width of the plot on a larger screen, in pixels.
     fn pixels(&self) -> f64 {
         if self.wide { 560.0 } else { 310.0 }
     }
 
-    /// Shares of the plot, from the top left.
+    /// Position as shares of the plot, from the top left.
     fn place(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         [self.x.place(x), 1.0 - self.y.place(y)]
     }
@@ -253,12 +253,12 @@ impl Chart {
         path
     }
 
-    /// Shares of the plot, as an attribute has them.
+    /// Position as shares of the plot, formatted for an attribute.
     pub fn written_place(&self, at: [f64; 2]) -> [String; 2] {
         self.place(at).map(percent)
     }
 
-    /// Those for which there is room along the x axis, each with its place, the pixels that it takes, and its text.
+    /// The labels that have room along the x axis, with their classes. Each comes with its position, pixels and text.
     fn labels<'a>(&self, labels: &[([f64; 2], f64, &'a str)]) -> Vec<(&'static str, [String; 2], &'a str)> {
         let widths: Vec<_> = labels.iter().map(|(place, width, _)| (place[0], *width)).collect();
         let fits = labels.iter().zip(fit(&widths, self.pixels()));
@@ -268,7 +268,7 @@ impl Chart {
         .collect()
     }
 
-    /// Classes and data of the paths that show a series; `None` if it has no points.
+    /// Classes and data of the paths that draw a series; `None` if it has no points.
     fn paths(&self, series: &Series) -> Option<Vec<(&'static str, String)>> {
         let Series { points, band, .. } = series;
         if points.is_empty() && band.is_empty() {
@@ -297,15 +297,15 @@ impl Chart {
                 ("bar", format!("M{left} {top}H{right}V{bottom}H{left}Z"))
             })),
             Style::Dots => paths.push(("dot", dots())),
-            // They are text, which does not stretch.
+            // Drawn as text, which must not be stretched.
             Style::Crosses => {}
         }
         Some(paths)
     }
 
-    /// The lines across, each with the place of its label and by how many pixels that is moved.
+    /// The marks, each with the position of its label and the label's offset in pixels.
     fn marks(&self) -> Vec<Value> {
-        // Each label has a line of its own above the axis, or a place of its own along the mark.
+        // Labels of vertical marks are stacked above the axis, those of horizontal ones spread along the mark.
         let (mut up, mut along) = (-6, 0.0);
         let has_bars = self.has_bars();
         let mark = |Mark { upright, at, label, tone }: &Mark| {
@@ -332,20 +332,20 @@ impl Chart {
         self.series.iter().any(|series| series.style == Style::Bars)
     }
 
-    /// Pixels beside the plot that names take there: of lines, and of limits that would stand over bars.
+    /// Width in pixels of the labels beside the plot: those of lines, and of limits that would otherwise cover bars.
     fn right(&self) -> Option<f64> {
         let limits = self.marks.iter().filter(|mark| self.has_bars() && !mark.upright).map(|mark| &mark.label);
         let names = self.series.iter().map(|series| &series.label).chain(limits).filter(|name| !name.is_empty());
         names.map(|name| width_of(name) + 8.0).reduce(f64::max)
     }
 
-    /// Whether names at the lines' ends, or the axis alone, do not say which is which.
+    /// Whether neither the labels at the line ends nor the axis tell which series is which.
     fn has_legend(&self) -> bool {
         let read = || self.series.iter().filter(|series| !series.values.is_empty() && !series.points.is_empty());
         self.has_bars() || read().count() > 1 && read().any(|series| series.label.is_empty())
     }
 
-    /// Names where the lines end, each with its series, moved apart where they would stand on each other.
+    /// The labels at the line ends, each with its series, moved apart where they would overlap.
     fn line_ends(&self) -> Vec<(usize, [String; 2], f64)> {
         let labelled = self.series.iter().enumerate().filter(|(_, series)| !series.label.is_empty());
         let mut ends: Vec<_> = labelled.filter_map(|(at, s)| Some((self.place(*s.points.last()?), at, s))).collect();
@@ -361,7 +361,7 @@ impl Chart {
     }
 }
 
-/// What the template makes the picture, its key and the read-out of.
+/// The data from which the template makes the picture, its legend and the read-out.
 impl Serialize for Chart {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let written = |value: &Option<f64>| words::or_unknown(*value, |value| self.y.write(value));
@@ -393,7 +393,7 @@ impl Serialize for Chart {
             let place = self.x.place(zone.from).min(1.0 - width / self.pixels()).max(0.0);
             ([place, 0.0], width, zone.name.as_str())
         });
-        // At last the end of the axis, which no name may cross.
+        // Last comes the end of the axis, which no name may cross.
         let zone_names: Vec<_> = zone_names.chain([([1.0, 0.0], 0.0, "")]).collect();
         let names: Vec<_> =
             self.names.iter().map(|(at, name)| (self.place(*at), width_of(name), name.as_str())).collect();

@@ -1,4 +1,4 @@
-//! A run as text for elsewhere: its levels as CSV with a header or as JSON Lines, and the answer as Markdown. Pure.
+//! Exports for other programs: the levels of runs as CSV or JSON Lines, and the answer as Markdown. Pure.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::report::{text, words};
 
 type Column = (&'static str, fn(&LevelSummary) -> Option<f64>);
 
-/// Figures in the units of results files; empty where unknown.
+/// Figures in the units of results files; empty if unknown.
 const COLUMNS: [Column; 30] = [
     ("requests", |s| s.requests.map(|n| n as f64)),
     ("succeeded", |s| s.succeeded.map(|n| n as f64)),
@@ -51,7 +51,7 @@ fn is_recommended(run: &Run, level: &JudgedLevel) -> bool {
     run.recommendation.recommended_concurrency == Some(level.summary.concurrency)
 }
 
-/// One line per level, and a header. Quoted as RFC 4180 says.
+/// A header, and one line per level, quoted as in RFC 4180.
 pub fn csv(runs: &[Run]) -> String {
     let named = ["run_id", "model", "concurrency", "verdict", "why", "recommended"];
     let header: Vec<&str> = named.into_iter().chain(COLUMNS.map(|column| column.0)).collect();
@@ -90,7 +90,7 @@ pub fn json_lines(runs: &[Run]) -> String {
     levels(runs).map(line).collect()
 }
 
-/// The answer and a table for a pull request.
+/// The answer and the table of levels, for a pull request.
 pub fn markdown(runs: &[Run]) -> String {
     runs.iter().map(card).collect::<Vec<_>>().join("\n")
 }
@@ -117,7 +117,7 @@ fn card(run: &Run) -> String {
     )
 }
 
-/// Words from elsewhere are no markup, and stay in their cell.
+/// Escapes text from elsewhere, so that it is not taken for markup and stays in its cell.
 fn plain(text: &str) -> String {
     let escaped = |c: char| match c {
         '\n' | '\r' => " ".to_owned(),

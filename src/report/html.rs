@@ -1,4 +1,4 @@
-//! One run, or two to compare, as one HTML file that loads nothing from anywhere. Pure: returns the text.
+//! One run, or two to compare, as a self-contained HTML file. Pure: returns the text.
 
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior, context};
@@ -16,12 +16,12 @@ const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Why there is no page: the template, which is ours, does not render.
+/// The page's template, which is part of the program, does not render.
 #[derive(Debug, thiserror::Error)]
 #[error("the report's template does not render: {0}. This is a mistake in llm-concurrency: please report it")]
 pub struct ReportError(#[from] minijinja::Error);
 
-/// What is not known of a run, beside what can be seen from the rest.
+/// What is missing from a run, and cannot be seen from its other fields.
 #[derive(Clone, Debug)]
 pub enum Missing {
     Policy,
@@ -29,18 +29,18 @@ pub enum Missing {
     Requests { level: usize, error: String },
 }
 
-/// A run as the report takes it.
+/// A run, as input of the report.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// What it is called beside another, such as A; empty alone.
+    /// Its name next to another run, such as A; empty for a single run.
     pub label: String,
     pub recommendation: Recommendation,
     pub policy: Policy,
     pub run_id: Option<RunId>,
     pub about: About,
-    /// The number that the config holds today.
+    /// The number that the config file has now.
     pub present: Option<usize>,
-    /// From the records of the single requests, where they were found.
+    /// Computed from the records of the individual requests, if they were found.
     pub curves: Option<Curves>,
     pub verified: Option<Verified>,
     pub missing: Vec<Missing>,
@@ -55,7 +55,7 @@ pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     page_with(runs, comparison.as_ref())
 }
 
-/// The same of runs that have been compared.
+/// The same for runs that have been compared already.
 pub fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String, ReportError> {
     let title = match runs {
         [run] if run.recommendation.simulated => "SIMULATED: concurrency of the embedded simulator".to_owned(),
@@ -77,7 +77,7 @@ pub fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String
         alone => runs.len() == 1,
         answers => runs.iter().map(answer).collect::<Vec<Value>>(),
         changes => Serde(comparison.and_then(|comparison| changes(runs, comparison))),
-        // By the id of their section. Charts go into the page as they are, and so does what follows.
+        // By the id of their section. `style` and `script` go into the page unescaped.
         figures => Serde(sections::sections(runs)),
         style => STYLE,
         script => SCRIPT,
@@ -96,7 +96,7 @@ fn answer(run: &Run) -> Value {
     let (columns, rows) = text::rows(recommendation);
     let chosen = recommendation.chosen();
     let sizes = chosen.into_iter().flat_map(|level| &level.summary.by_size);
-    // The answer, the columns, and each rate with why it is not carried.
+    // The answer, the columns, and a row for each rate with the reason if it is not carried.
     let loads = run.verified.as_ref().map(|verified| {
         let row = |load| words::load_row(load, verified.throughput_rps, &run.policy);
         (words::carries(verified), words::LOAD_HEADER, verified.loads.iter().map(row).collect::<Vec<_>>())
@@ -106,13 +106,13 @@ fn answer(run: &Run) -> Value {
         headline => text::glued(&words::headline(recommendation, run.present)),
         measured => words::measured(&run.about, recommendation),
         because => words::because(recommendation),
-        // Whether it may be written.
+        // How far the answer can be relied on.
         mood => match recommendation.status {
             _ if pick.is_none() => "none",
             Status::Ok if !recommendation.provisional => "good",
             _ => "careful",
         },
-        // Where there is no number, it stands there already.
+        // Without a number, `because` already has the reason.
         reason => pick.map(|_| words::reason(recommendation)),
         chosen => Serde(chosen),
         p99 => Serde(chosen.and_then(|level| known_p99(&level.summary))),
@@ -132,7 +132,7 @@ fn answer(run: &Run) -> Value {
     }
 }
 
-/// For a POSIX shell.
+/// Quotes a word for a POSIX shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -142,8 +142,8 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// What two runs show, in lines; and for each level the throughput before, after, its change and the interval of that,
-/// P95 before, after and its change, error rate before and after; and what that shows.
+/// The verdict on two runs, in lines; and for each level: throughput before, after, its change and the
+/// interval of that; P95 before, after and its change; error rate before and after; and what this shows.
 type Changes = (Vec<String>, Vec<(usize, Vec<String>, &'static str)>);
 
 fn changes(runs: &[Run], comparison: &Comparison) -> Option<Changes> {

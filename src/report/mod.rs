@@ -1,4 +1,4 @@
-//! Summaries and a recommendation as text, page and exports. Pure: returns text.
+//! Reports: a recommendation and its figures as text, as an HTML page, and as exports. Pure: returns text.
 
 pub mod chart;
 pub mod export;

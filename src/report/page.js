@@ -1,4 +1,4 @@
-// Reads out what the pictures show: at the pointer, at a touch, and by arrow keys. Without it the page says the same.
+// Reads out the values in the charts: by pointer, touch and arrow keys. Without it the page says the same.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -32,7 +32,7 @@
       const box = frame.getBoundingClientRect();
       together((event.clientX - box.left) / box.width);
     };
-    // What a finger has touched stays.
+    // A touched value stays visible.
     plot.onpointerleave = (event) => event.pointerType === "mouse" && together(null);
     plot.onkeydown = (event) => {
       const step = steps[event.key];
@@ -41,7 +41,7 @@
       const last = xs.length - 1;
       const next = place === null ? (step < 0 ? last : 0) : Math.min(last, Math.max(0, place + step));
       together(at[next]);
-      // Neighbours may stand at the same thousandth.
+      // Neighbours may share a position after rounding to thousandths.
       show(next);
       const told = key.flatMap((item, i) => (item.classList.contains("hidden") ? [] : `${item.dataset.name} ${values[i][next]}`));
       const level = chart.querySelector(".key .x").textContent;
@@ -55,17 +55,17 @@
     return self;
   };
 
-  // The rule of the decision: of the levels that keep within the limits, the smallest that is close to the best.
+  // The rule of the decision: of the levels within the limits, the smallest one that is close to the best.
   const limits = (form) => {
     const { levels, tolerance, chosen, ...own } = JSON.parse(form.dataset.figures);
     const choice = (passing) => {
       const best = Math.max(...passing.map((level) => level.value));
       return passing.find((level) => level.value >= (1 - tolerance) * best);
     };
-    // A limit is what is shown of it: whole milliseconds or hundredths of a second, upwards.
+    // A limit is rounded up to what is shown: whole milliseconds or hundredths of a second.
     const shown = (s) => (s < 1 ? Math.ceil(1000 * s) / 1000 : Math.ceil(100 * s) / 100);
-    // From a little below the least time to a little above the last that changes the choice, and the limit in force; the
-    // last is none.
+    // From slightly below the shortest time to slightly above the last one that changes the choice;
+    // the limit in force; and, last, no limit.
     const steps = (name) => {
       const times = levels.map((level) => level[name]).filter((time) => time > 0).sort((a, b) => a - b);
       if (!times.length) return [];

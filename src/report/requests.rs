@@ -1,5 +1,5 @@
-//! What the records of single requests add to the figures of the levels: distributions, the course of the run, and
-//! the reasons of failures. A million requests come to some thousand points. Pure.
+//! What the records of the individual requests add to the figures of the levels: distributions, the timeline of
+//! the run, and the reasons for failures. A million requests are reduced to a few thousand points. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,16 +9,16 @@ use crate::client::outcome::Failure;
 use crate::figures::reasons::Reason;
 use crate::figures::{Request, Requests, quantile};
 
-/// Bins of the requests in flight, all loops together; each has at least [`FEWEST`] beside that.
+/// Number of bins for the requests in flight, over all loops; each loop has at least [`FEWEST`].
 pub const BINS: f64 = 1_200.0;
-/// Bins of the rates: fewer, and with this many requests in each on average, or they show nothing but chance.
+/// Number of bins for the rates: fewer, and with at least this many requests each on average, or they only show noise.
 const RATE_BINS: f64 = 400.0;
 const PER_RATE_BIN: f64 = 10.0;
 pub const FEWEST: f64 = 4.0;
-/// Different reasons that are kept.
+/// Maximum number of distinct reasons that are kept.
 pub const REASONS: usize = 12;
 
-/// The measurements of one loop, in the order of time: one, or visits to several levels.
+/// The measurements of one loop in chronological order: a single one, or visits to several levels.
 pub type Loop = Vec<Part>;
 
 /// One measurement of a loop, and its requests. Its window is in seconds since the loop began.
@@ -38,7 +38,7 @@ fn requests(of: &Loop) -> impl Iterator<Item = &Request> {
     of.iter().flat_map(|part| &part.requests.rows)
 }
 
-/// A visit begins where the window of the one before ended; the last one ends with the drain.
+/// A visit's segment begins where the window of the previous visit ended; that of the last one includes the drain.
 fn segments_of(of: &Loop, begin_s: f64, length_s: f64) -> Vec<Segment> {
     let mut from_s = begin_s;
     let segment = |(at, part): (usize, &Part)| {
@@ -49,7 +49,7 @@ fn segments_of(of: &Loop, begin_s: f64, length_s: f64) -> Vec<Segment> {
     of.iter().enumerate().map(segment).collect()
 }
 
-/// A failure's reason in all measurements together, and at which levels it came.
+/// A reason for failures, counted over all measurements, and the levels at which it occurred.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReasonAt {
     #[serde(flatten)]
@@ -61,37 +61,37 @@ pub struct ReasonAt {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     pub level: usize,
-    /// On the clock of the timeline, as is the measured window.
+    /// On the clock of the timeline, like the end and the measured window.
     pub begin_s: f64,
     pub end_s: f64,
     pub window_s: Option<[f64; 2]>,
 }
 
-/// Times are seconds of load since the run's first request: the pauses between measurements are left out. A bin begins at
-/// its place, and the last entry only closes the last.
+/// Times are seconds of load since the run's first request, without the pauses between
+/// measurements. A bin is given by its start, and the last entry only closes the last bin.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
-    /// Per level the latency, seconds, at each of [`shares`]; all measurements of a level together.
+    /// For each level, the latency in seconds at each of [`shares`], over all its measurements.
     pub distributions: BTreeMap<usize, Vec<f64>>,
-    /// In their order.
+    /// In chronological order.
     pub segments: Vec<Segment>,
     /// Requests in flight, averaged over each bin.
     pub in_flight: Vec<[f64; 2]>,
-    /// Per second, in each of other, wider bins.
+    /// Successes and failures per second, averaged over each of other, wider bins.
     pub successes_rps: Vec<[f64; 2]>,
     pub failures_rps: Vec<[f64; 2]>,
     pub reasons: Vec<ReasonAt>,
     pub reasons_left_out: usize,
 }
 
-/// Shares at which a distribution is kept: every fiftieth up to the median, where it is smooth, from there every hundredth,
-/// and every thousandth of the last hundredth.
+/// Shares at which a distribution is kept: every fiftieth up to the median, where it is smooth,
+/// then every hundredth, and every thousandth within the last hundredth.
 pub fn shares() -> Vec<f64> {
     let steps = |range: std::ops::Range<u32>, of: f64| range.map(move |step| f64::from(step) / of);
     steps(0..25, 50.0).chain(steps(50..99, 100.0)).chain(steps(990..1001, 1000.0)).collect()
 }
 
-/// The latency at each of [`shares`]; `None` for no values.
+/// The latency at each of [`shares`]; `None` if there are no values.
 fn distribution(mut latencies: Vec<f32>) -> Option<Vec<f64>> {
     latencies.sort_unstable_by(f32::total_cmp);
     shares()
@@ -101,7 +101,7 @@ fn distribution(mut latencies: Vec<f32>) -> Option<Vec<f64>> {
 }
 
 impl Curves {
-    /// Thins the requests of all loops; `None` if there are none.
+    /// Reduces the requests of all loops to curves; `None` if there are none.
     pub fn of(loops: &[Loop]) -> Option<Self> {
         loops.iter().find_map(|of| requests(of).next())?;
         let mut latencies: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
@@ -132,7 +132,7 @@ impl Curves {
             let [mut in_flight, mut successes, mut failures] =
                 [BINS * share, rate_bins, rate_bins].map(|count| Bins::new(begin_s, length_s, count));
             for request in requests(of) {
-                // What was given up was in flight to the end.
+                // A request that was given up was in flight to the end.
                 let is_over = !request.end_s.is_nan();
                 let end_s = begin_s + if is_over { request.end_s } else { length_s };
                 in_flight.add_life(begin_s + request.start_s, end_s);
@@ -171,7 +171,7 @@ fn reasons(loops: &[Loop]) -> (Vec<ReasonAt>, usize) {
     (reasons, left_out)
 }
 
-/// Equal bins over the length of a loop: where each begins, and what is in it.
+/// Bins of equal width over a loop, each with its start and its content.
 struct Bins {
     begin_s: f64,
     width_s: f64,
@@ -186,7 +186,7 @@ impl Bins {
         Bins { begin_s, width_s, values }
     }
 
-    /// Adds what is there from one moment of the timeline to another, as a mean over the bin.
+    /// Adds a request that is in flight between two moments of the timeline, as a mean over each bin.
     fn add_life(&mut self, from: f64, to: f64) {
         for at in self.of(from)..=self.of(to) {
             let [begin, value] = &mut self.values[at];

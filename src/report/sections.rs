@@ -15,14 +15,14 @@ use crate::decide::{
 use crate::figures::{Estimate, LevelSummary};
 use crate::report::words::{self, percent, rate, seconds, usd};
 
-/// One subject: charts below each other that belong together, or why there are none.
+/// One topic: related charts, one below the other, or why there are none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Figure {
     pub title: String,
     pub caption: String,
     pub charts: Vec<Chart>,
     pub absent: String,
-    /// What the page's script chooses a level by, as JSON.
+    /// The data by which the page's script chooses a level, as JSON.
     pub limits: String,
 }
 
@@ -36,13 +36,13 @@ impl Figure {
     }
 }
 
-/// Levels of a distribution that are drawn at first; the others can be chosen.
+/// Number of levels whose distributions are drawn at first; the others can be selected.
 const DISTRIBUTIONS: usize = 6;
 const CURVE_POINTS: u32 = 80;
-/// A limit further above the data than this is mentioned, not drawn.
+/// A limit above this multiple of the chart's height is mentioned, not drawn.
 const LIMIT_IN_SIGHT: f64 = 1.6;
 
-/// By the ids of the page's sections.
+/// The figures by the id of their section in the page.
 pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
     let each = |title: &str, id: &str, figure: fn(&Run, Figure, Chart) -> Figure| -> Vec<Figure> {
         let alone = runs.len() == 1;
@@ -75,7 +75,7 @@ pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
     ])
 }
 
-/// Charts of the same kind that stand side by side can only be compared on the same scale.
+/// Gives charts of the same kind that are side by side one scale, so that they can be compared.
 fn on_one_scale(mut figures: Vec<Figure>) -> Vec<Figure> {
     let charts = figures.iter().flat_map(|figure| &figure.charts);
     let whole = charts.fold([f64::INFINITY, 0.0], |all: [f64; 2], chart| {
@@ -88,7 +88,7 @@ fn on_one_scale(mut figures: Vec<Figure>) -> Vec<Figure> {
     figures
 }
 
-/// The last run is the answer, the one before it is what it is compared with.
+/// The last run is the current one, the one before it is what it is compared with.
 fn tone(runs: &[Run], at: usize) -> &'static str {
     if at + 1 == runs.len() { "accent" } else { "ink" }
 }
@@ -99,14 +99,14 @@ fn named(run: &Run, runs: &[Run], what: &str) -> String {
 
 // ---- over the levels ----
 
-/// Name, tone (alone on the page; two runs have a tone each), style and figure; with its ends, if it has an interval.
+/// Name, tone (for a single run; two runs have a tone each), style, and figure, with an interval if it has one.
 type Measure = (&'static str, &'static str, Style, fn(&LevelSummary) -> Option<Estimate>);
 
 const THROUGHPUT: [Measure; 2] = [
     ("req/s", "accent", Style::Points, |s| s.throughput_rps),
     ("goodput", "ink", Style::Dashed, |s| Some(s.goodput.as_ref()?.rps)),
 ];
-/// P99 only where there is one run.
+/// P99 is only shown for a single run.
 const LATENCY: [Measure; 3] = [
     ("P50", "ink", Style::Dashed, |s| exact(s.latency_s?.p50)),
     ("P95", "accent", Style::Points, |s| exact(s.latency_s?.p95)),
@@ -138,7 +138,7 @@ pub(super) fn all_levels(runs: &[Run]) -> BTreeSet<usize> {
     runs.iter().flat_map(|run| &run.recommendation.levels).map(|level| level.summary.concurrency).collect()
 }
 
-/// Lines over the levels, from zero on an axis of that name and unit; `None` where nothing is known.
+/// Lines over the levels, on an axis from zero with this name and unit; `None` if no value is known.
 fn by_level(
     runs: &[Run],
     id: &str,
@@ -179,7 +179,7 @@ fn by_level(
     })
 }
 
-/// The present number and the one to set; named where there is room for it.
+/// The present number and the recommended one; labelled if there is room.
 fn marks(runs: &[Run], is_named: bool) -> Vec<Mark> {
     let last = levels(runs).last().copied().unwrap_or_default();
     let mark = |run: &Run, at: usize, what: &str, tone| {
@@ -196,7 +196,7 @@ fn marks(runs: &[Run], is_named: bool) -> Vec<Mark> {
     runs.iter().enumerate().flat_map(of_run).collect()
 }
 
-/// What more requests in parallel bring, below the chosen level, above it, and where a limit is passed.
+/// What a higher concurrency brings: below the chosen level, above it, and from where it exceeds a limit.
 fn zones(runs: &[Run], x: &Axis) -> Vec<Zone> {
     let [run] = runs else { return Vec::new() };
     let Some(pick) = run.recommendation.recommended_concurrency else { return Vec::new() };
@@ -205,13 +205,13 @@ fn zones(runs: &[Run], x: &Axis) -> Vec<Zone> {
     let fails = above().find(|level| level.verdict == Verdict::Fail).map(|level| level.summary.concurrency as f64);
     let end = x.range[1];
     let mut zones = vec![zone(x.range[0], pick as f64, "capacity left", None)];
-    // The last level that passes a gate has more above it.
+    // If a gate limits the pick, throughput still grows above it.
     if run.recommendation.status != Status::LimitedByGate
         && passing(&run.recommendation.levels).any(|level| level.summary.concurrency > pick)
     {
         zones.push(zone(pick as f64, fails.unwrap_or(end), "only waiting grows", Some("waits")));
     }
-    // Named by a mark at its beginning: it is often narrow.
+    // Labelled by a mark at its start, since it is often narrow.
     zones.extend(fails.map(|from| zone(from, end, "", Some("fails"))));
     zones
 }
@@ -272,8 +272,8 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     Figure::new(TITLE, caption.trim_start(), charts)
 }
 
-/// The fitted curve, the single windows (those inside the chart, whose scale is that of the line), and which levels do
-/// not pass.
+/// The fitted curve, the single windows (only those inside the chart, which is scaled to the line),
+/// and the levels that do not pass.
 fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<Series> {
     let (tone, stops, top) = (tone(runs, at), &chart.stops, chart.y.range[1]);
     let mut all = Vec::new();
@@ -325,7 +325,7 @@ fn limits(runs: &[Run]) -> Vec<(String, f64, &'static str)> {
     once
 }
 
-/// Output tokens, where they are what is maximised.
+/// Output tokens, if they are the objective.
 fn tokens(runs: &[Run]) -> Option<Figure> {
     if !runs.iter().any(|run| run.policy.objective == Objective::OutputTokens) {
         return None;
@@ -335,7 +335,7 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
     Some(Figure::new("Output tokens per second, all requests together", "", vec![chart]))
 }
 
-/// The load by the server's own metrics.
+/// The load according to the server's own metrics.
 fn queueing(runs: &[Run]) -> Option<Figure> {
     let what = "Requests that run and wait at the server,";
     let chart = by_level(runs, "queueing", what, true, ("requests", Unit::Number), &QUEUE)?;
@@ -354,13 +354,13 @@ fn queueing(runs: &[Run]) -> Option<Figure> {
     Some(Figure::new("Running and waiting at the server", caption, vec![chart]))
 }
 
-// ---- what each gets, and what all get together ----
+// ---- speed of each request, and total throughput ----
 
-/// One run's levels by what they are chosen for, and limits to try on them.
+/// The levels of a single run by speed and throughput, and limits for the reader to try on them.
 fn tradeoff(runs: &[Run]) -> Option<Figure> {
     let [Run { recommendation, policy, .. }] = runs else { return None };
     let summaries: Vec<LevelSummary> = recommendation.levels.iter().map(|level| level.summary.clone()).collect();
-    // Without the two limits that have sliders; the others hold. After a race few requests are enough.
+    // The two limits with sliders are lifted; the others apply. After a race, fewer requests are enough.
     let raced = recommendation.levels.iter().any(|l| l.verdict != Verdict::NotUsed && l.summary.requests < Some(30));
     let unlimited = Policy { max_p95_seconds: Some(f64::MAX), max_ttft_p95_seconds: None, ..policy.clone() };
     let judged = judge(&summaries, &unlimited, raced);
@@ -369,7 +369,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         summaries.iter().filter_map(|s| Some((s, tokens_of(s).filter(finite)?))).collect();
     let chosen = recommendation.recommended_concurrency;
     let passes = |level| recommendation.level(level).is_some_and(|level| level.verdict == Verdict::Pass);
-    // There is nothing to weigh where a quota fails all levels but one.
+    // There is no trade-off if, for instance, a quota fails all levels but one.
     if placed.iter().filter(|(of, _)| passes(of.concurrency)).count() < 2 {
         return None;
     }
@@ -377,7 +377,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         let fails = if passes(of.concurrency) { "" } else { " (fails)" };
         (*at, format!("{}{fails}", of.concurrency))
     };
-    // Labels give way to those before them.
+    // Earlier labels take precedence.
     let mut chosen_first = placed.clone();
     chosen_first.sort_by_key(|(of, _)| Some(of.concurrency) != chosen);
     let mut stops = placed.clone();
@@ -432,7 +432,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
     })
 }
 
-/// Output tokens per second: as each request sees them, all waiting included, and all together.
+/// Output tokens per second: as a single request sees them, waiting included, and of all requests together.
 fn tokens_of(summary: &LevelSummary) -> Option<[f64; 2]> {
     Some([summary.mean_output_tokens? / summary.latency_s?.mean?, summary.output_tps?])
 }
@@ -448,7 +448,7 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
         return figure.without("No error rates: the file holds none, so that gate was not checked.");
     }
     if rates.iter().all(|&rate| rate == 0.0) {
-        // What an outage disturbed and was measured again.
+        // There may be failures from measurements that an outage disturbed, and that were made again.
         let elsewhere = run.curves.as_ref().is_some_and(|curves| !curves.reasons.is_empty());
         let which = if elsewhere { " in the measurements that count" } else { "" };
         return figure.without(&format!("No request failed{which}. {gate}"));
@@ -491,7 +491,7 @@ fn rate_of(summary: &LevelSummary, kind: Failure) -> Option<f64> {
     Some(count as f64 / summary.requests.filter(|&n| n > 0)? as f64)
 }
 
-// ---- from the records of single requests ----
+// ---- from the records of individual requests ----
 
 const NO_RECORDS: &str = "The records of the single requests (target/concurrency) were not found.";
 
@@ -536,7 +536,7 @@ fn distribution(run: &Run, figure: Figure, chart: Chart) -> Figure {
     Figure { caption: format!("The number at a line's end is its level{chosen}."), charts: vec![chart], ..figure }
 }
 
-/// At most [`DISTRIBUTIONS`] levels: the chosen one, and others evenly from the lowest to the highest.
+/// At most [`DISTRIBUTIONS`] levels: the chosen one, and others evenly spaced from the lowest to the highest.
 fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
     let wanted = if pick.is_some() { DISTRIBUTIONS - 1 } else { DISTRIBUTIONS };
     let last = all.len().saturating_sub(1);
@@ -544,10 +544,10 @@ fn some_of(all: &[usize], pick: Option<usize>) -> BTreeSet<usize> {
     even.chain(pick).collect()
 }
 
-/// Shares of the time below this have one name with their neighbours.
+/// Neighbouring segments that each take less than this share of the time have one name.
 const NARROWEST_NAMED: f64 = 0.03;
 
-/// The names of the parts of the time: the level, or one name for short visits in a row.
+/// The names of the timeline's segments: the level, or one name for several short visits in a row.
 fn names(segments: &[Segment], end_s: f64) -> Vec<String> {
     let is_narrow = |of: &Segment| of.end_s - of.begin_s < NARROWEST_NAMED * end_s;
     let name = |row: &[Segment]| {

@@ -1,4 +1,4 @@
-//! What is printed: the table of levels, the answer, a comparison.
+//! Printed text: the table of levels, the answer, and comparisons.
 
 use std::fmt::Write as _;
 
@@ -10,21 +10,21 @@ use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, known_p99, pas
 use crate::figures::SizeSummary;
 use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
-/// Where it is printed: columns of a line, and whether a terminal makes text bold.
+/// The output device: columns per line, and whether it shows bold text.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     pub width: usize,
     pub bold: bool,
 }
 
-/// Lines of [`brief`] with what follows it.
+/// Number of lines that [`brief`] aims at, including what is printed around it.
 const LINES: usize = 15;
-/// An empty line before it; the report and the next command after it.
+/// Lines around it: an empty one before, and the report and the next command after.
 const AROUND: usize = 3;
-/// Rows of the table at least.
+/// Minimum number of rows of the table.
 const ROWS: usize = 4;
 
-/// The answer, then as much of the table and of the notes as there is room for.
+/// The answer, then as much of the table and of the notes as fits.
 pub fn brief(recommendation: &Recommendation, present: Option<usize>, screen: Screen) -> String {
     let Screen { width, bold } = screen;
     let paint = |line: String| if bold { format!("\x1b[1m{line}\x1b[0m") } else { line };
@@ -56,7 +56,7 @@ pub fn brief(recommendation: &Recommendation, present: Option<usize>, screen: Sc
     lines.join("\n") + "\n"
 }
 
-/// Places of the levels that say most, ascending: the chosen one and the best, the ends, and those around the choice.
+/// Indices of the most telling levels, ascending: the chosen one, both ends, the first that fails, and those around it.
 fn most_telling(recommendation: &Recommendation, most: usize) -> Vec<usize> {
     let all = &recommendation.levels;
     let at = |wanted: Option<usize>| all.iter().position(|level| Some(level.summary.concurrency) == wanted);
@@ -75,7 +75,7 @@ fn most_telling(recommendation: &Recommendation, most: usize) -> Vec<usize> {
     kept
 }
 
-/// All levels with the reasons of their verdicts, and the chosen one by the size of the prompts.
+/// All levels with the reasons for their verdicts; and the chosen one, broken down by prompt size.
 pub fn table(recommendation: &Recommendation, width: usize) -> String {
     let all: Vec<usize> = (0..recommendation.levels.len()).collect();
     let mut table = levels(recommendation, &all, width, false);
@@ -88,10 +88,10 @@ pub fn table(recommendation: &Recommendation, width: usize) -> String {
     table
 }
 
-/// Columns of a line that verdicts take at least.
+/// Minimum width of the verdicts, in columns.
 const REMARK: usize = 20;
 
-/// Those of the levels at `places`.
+/// The table of the levels at these indices.
 fn levels(recommendation: &Recommendation, places: &[usize], width: usize, in_short: bool) -> String {
     let (mut columns, all) = rows(recommendation);
     let mut table = vec![(columns.iter().map(|column| column.0.to_owned()).collect(), "verdict".to_owned())];
@@ -115,7 +115,7 @@ fn levels(recommendation: &Recommendation, places: &[usize], width: usize, in_sh
     for nth in 1..=SPARE {
         let Some(at) = columns.iter().position(|column| column.1 == nth) else { continue };
         let has_room = widths(&table).iter().map(|width| width + 2).sum::<usize>() <= room;
-        // In short, what is known of no level says nothing.
+        // The short table omits what is unknown at every level.
         if has_room && !(in_short && table[1..].iter().all(|(cells, _)| cells[at] == UNKNOWN)) {
             continue;
         }
@@ -133,7 +133,7 @@ fn widths(lines: &[Line]) -> Vec<usize> {
     (0..lines.first().map_or(0, |(cells, _)| cells.len())).map(width).collect()
 }
 
-/// Cells in columns, right-aligned, each line with its remark, which goes on below itself.
+/// Cells in right-aligned columns, each line followed by its remark, which wraps within its own column.
 fn aligned(lines: &[Line], width: usize) -> String {
     let widths = widths(lines);
     let indent = widths.iter().map(|width| width + 2).sum::<usize>();
@@ -147,7 +147,7 @@ fn aligned(lines: &[Line], width: usize) -> String {
     text
 }
 
-/// For a terminal, where lines go on below their own beginning.
+/// Wraps text for a terminal. Continuation lines are indented.
 pub fn fitted(text: &str, columns: usize) -> String {
     let fitted = |line: &str| {
         let indent = line.len() - line.trim_start().len();
@@ -158,8 +158,8 @@ pub fn fitted(text: &str, columns: usize) -> String {
     text.lines().map(fitted).collect()
 }
 
-/// In lines of at most this width, but for a word that is longer; a number keeps its unit. Spaces between words stay as they
-/// are.
+/// Breaks text into lines of at most this width, unless a word is longer. A number keeps its unit,
+/// and spaces between words stay as they are.
 pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in glued(text).split(' ') {
@@ -172,14 +172,14 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines.into_iter().map(|line| line.replace('\u{a0}', " ")).collect()
 }
 
-/// With numbers that keep their unit.
+/// Ties numbers to their units with non-breaking spaces.
 pub fn glued(text: &str) -> String {
     text.replace(" %", "\u{a0}%").replace(" ms", "\u{a0}ms")
 }
 
 const SIZES: [&str; 5] = ["P50", "P95", "tokens in", "tokens out", "n"];
 
-/// The cells under [`SIZES`], which page.html names too.
+/// The cells under the headings [`SIZES`], which are also in page.html.
 pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     let latency = part.latency_s.unwrap_or_default();
     let tokens = [part.mean_input_tokens, part.mean_output_tokens].map(|tokens| number(tokens, 1));
@@ -187,11 +187,11 @@ pub(super) fn size_row(part: &SizeSummary) -> Vec<String> {
     times.into_iter().chain(tokens).chain([part.requests.to_string()]).collect()
 }
 
-/// Its name; which goes first, from 1, where there is no room for all (0 stays); and the cell of a level beside the best
-/// throughput of those that pass.
+/// Its name; its turn to be dropped if there is no room for all, from 1 (0: never); and the cell of
+/// a level, given the best throughput of the passing levels.
 pub type Column = (&'static str, u8, fn(&JudgedLevel, Option<f64>) -> Option<String>);
 
-/// The last to go.
+/// The turn of the last column that is dropped.
 const SPARE: u8 = 9;
 
 pub const COLUMNS: [Column; 13] = [
@@ -210,7 +210,7 @@ pub const COLUMNS: [Column; 13] = [
     ("n", 8, |of, _| Some(of.summary.requests?.to_string())),
 ];
 
-/// Columns that stand only where a level has something in them.
+/// Columns that appear only if a level has a value for them.
 const OPTIONAL: [Column; 5] = [
     ("cached", 0, |of, _| of.summary.cached_rate.map(rate)),
     ("goodput", 0, |of, _| Some(number(Some(of.summary.goodput.as_ref()?.rps.estimate), 2))),
@@ -219,7 +219,7 @@ const OPTIONAL: [Column; 5] = [
     ("USD/1000", 0, |of, _| Some(usd(of.summary.usd_per_1000?.total()))),
 ];
 
-/// A level in the table, wherever that is shown. `why` is the reason of its verdict, and its failures by kind.
+/// A level in the table, in any format. `why` gives the reasons for its verdict, and its failures by kind.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     pub cells: Vec<String>,
@@ -228,7 +228,7 @@ pub(super) struct Row {
     pub chosen: bool,
 }
 
-/// The columns, and all levels.
+/// The columns in use, and a row for each level.
 pub(super) fn rows(recommendation: &Recommendation) -> (Vec<Column>, Vec<Row>) {
     let levels = &recommendation.levels;
     let best = passing(levels).filter_map(JudgedLevel::throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
@@ -248,7 +248,7 @@ pub(super) fn rows(recommendation: &Recommendation) -> (Vec<Column>, Vec<Row>) {
     (shown, rows)
 }
 
-/// Characters of a server's own words in the table.
+/// Maximum number of characters quoted from a server's message in the table.
 const LONGEST_QUOTE: usize = 100;
 
 fn why(level: &JudgedLevel) -> String {
@@ -267,7 +267,7 @@ pub fn answer(recommendation: &Recommendation) -> String {
     words::answer(recommendation).join("\n  ") + "\n"
 }
 
-/// What moved against a baseline, and what of it is a regression. `once` where nothing was measured again for it.
+/// What changed against a baseline, and which changes are regressions. `once`: nothing was measured again for it.
 pub fn comparison(comparison: &Comparison, threshold: Option<f64>, once: bool) -> String {
     let [before, now] = words::sides(comparison.against);
     let header = ["level", before, now, "change", "interval"].map(str::to_owned).to_vec();
@@ -298,7 +298,7 @@ pub fn comparison(comparison: &Comparison, threshold: Option<f64>, once: bool) -
     text + "\n"
 }
 
-/// What arrivals at each rate met.
+/// The table of arrival rates and their results.
 pub fn loads(verified: &Verified, policy: &Policy) -> String {
     let mut lines = vec![(words::LOAD_HEADER.map(str::to_owned).to_vec(), String::new())];
     lines.extend(verified.loads.iter().map(|load| words::load_row(load, verified.throughput_rps, policy)));

@@ -1,4 +1,4 @@
-//! The answer: in one line for a reader who has five seconds, and whole.
+//! The answer: as one line for a reader who has five seconds, and in full.
 
 use super::decision::reason;
 use super::notes::{curve, gain, information, note, notes};
@@ -7,7 +7,7 @@ use crate::decide::{JudgedLevel, Note, Recommendation, Status, known_p99};
 use crate::figures::LevelSummary;
 use crate::record::About;
 
-/// What was measured, in a line.
+/// What was measured, in one line.
 pub fn measured(about: &About, recommendation: &Recommendation) -> String {
     let simulator = "the embedded simulator".to_owned();
     let of = if about.simulated() { [None, Some(simulator)] } else { [about.model.clone(), about.endpoint.clone()] };
@@ -26,12 +26,12 @@ pub fn moment(time: &str) -> String {
     }
 }
 
-/// Before the status wherever a number of the embedded simulator stands.
+/// Precedes the status wherever a number comes from the embedded simulator.
 pub fn simulated(is_simulated: bool) -> &'static str {
     if is_simulated { "SIMULATED, " } else { "" }
 }
 
-/// The same before a sentence.
+/// The same for the start of a sentence.
 pub fn mark(is_simulated: bool) -> &'static str {
     if is_simulated { "SIMULATED: " } else { "" }
 }
@@ -52,7 +52,7 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
     lines
 }
 
-/// `20 to 25`, or `20`
+/// `20 to 25`, or `20`.
 fn ends([low, high]: [usize; 2]) -> String {
     if low == high { low.to_string() } else { format!("{low} to {high}") }
 }
@@ -83,7 +83,7 @@ fn choice(recommendation: &Recommendation, level: &JudgedLevel, status: &str) ->
     lines
 }
 
-/// What to do, for a config that holds the number `present`, and what that changes where both levels were measured.
+/// What to do with a config file that has the number `present`, and the effect of that, if both can be estimated.
 pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> String {
     let simulated = mark(recommendation.simulated);
     let headline = match (recommendation.recommended_concurrency, present) {
@@ -103,7 +103,7 @@ pub fn headline(recommendation: &Recommendation, present: Option<usize>) -> Stri
     format!("{simulated}{headline}")
 }
 
-/// Throughput and P95 at one level against those at another; about, where one was not measured.
+/// Throughput and P95 at one level compared with another, marked `about` if that one was not measured.
 fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<String> {
     let rps =
         |level| between(recommendation, level, |of| of.throughput_rps.map(|t| t.estimate).filter(|&rps| rps > 0.0));
@@ -121,7 +121,7 @@ fn effect(recommendation: &Recommendation, from: usize, to: usize) -> Option<Str
     Some(throughput + &p95.unwrap_or_default())
 }
 
-/// A figure at a level, or on the line between the levels on either side of it.
+/// A figure at a level, interpolated between its neighbours if it was not measured.
 fn between(recommendation: &Recommendation, level: usize, of: impl Fn(&LevelSummary) -> Option<f64>) -> Option<f64> {
     let mut known = recommendation.levels.iter().filter_map(|at| Some((at.summary.concurrency, of(&at.summary)?)));
     let (low, below) = known.clone().rfind(|&(at, _)| at <= level)?;
@@ -143,7 +143,7 @@ fn meaning(recommendation: &Recommendation) -> &'static str {
     }
 }
 
-/// What the status means for the number, and the interval.
+/// What the status means for the number, and the number's interval.
 fn how_sure(recommendation: &Recommendation) -> String {
     let certainty = if recommendation.provisional { "so far" } else { "95 % certain" };
     let sure = match (recommendation.interval, recommendation.status) {
@@ -159,7 +159,7 @@ fn how_sure(recommendation: &Recommendation) -> String {
     sure + &may_do.map(|of| format!(" {}.", note(of))).unwrap_or_default()
 }
 
-/// How sure the number is, or why there is none.
+/// How certain the number is, or why there is none.
 pub fn because(recommendation: &Recommendation) -> String {
     match recommendation.chosen() {
         Some(_) => how_sure(recommendation),

@@ -1,4 +1,4 @@
-//! What became of a server since its baseline.
+//! Comparisons of a run with its baseline, of two runs, and of two servers.
 
 use super::decision::{causes, why};
 use super::notes::source;
@@ -8,7 +8,7 @@ use crate::decide::compare::{Against, Change, Comparison, Doubt, Moved, Regressi
 use crate::decide::{Note, Recommendation};
 use crate::settings::Settings;
 
-/// A baseline, by its file and what the file says of itself.
+/// A baseline: its file, and the source that the file names.
 pub fn baseline(file: &str, is_simulated: bool, notes: &[Note]) -> String {
     let sources: Vec<String> = notes.iter().map(source).filter(|source| !source.is_empty()).collect();
     format!("{file} ({}{})", simulated(is_simulated), sources.join("; "))
@@ -29,7 +29,7 @@ pub fn against(Comparison { title, unit, against, .. }: &Comparison) -> String {
     }
 }
 
-/// What the figures of both are called.
+/// The headings of the two sides.
 pub fn sides(against: Against) -> [&'static str; 2] {
     match against {
         Against::Baseline => ["before", "now"],
@@ -37,13 +37,13 @@ pub fn sides(against: Against) -> [&'static str; 2] {
     }
 }
 
-/// Two servers, each by its endpoint and model.
+/// Two servers, each with its endpoint and model.
 pub fn two_servers(servers: [&Settings; 2]) -> String {
     let [a, b] = servers.map(|of| format!("{} ({})", of.endpoint.redacted(), of.config.llm.model));
     format!("A is {a}, B is {b}")
 }
 
-/// Said before anything is sent.
+/// Printed before anything is sent.
 pub fn plan_of_duet(servers: [&Settings; 2], at: &[usize], turns: u32, requests: u64) -> String {
     format!(
         "Plan: {}\n      {turns} turns of a visit to each at {}, alternately A and B first\n      at most {} to both together\n",
@@ -53,7 +53,7 @@ pub fn plan_of_duet(servers: [&Settings; 2], at: &[usize], turns: u32, requests:
     )
 }
 
-/// How the two differ where each is at its best, and over all levels.
+/// How the two servers differ, each at its recommended level and over all levels.
 pub fn better(comparison: &Comparison) -> String {
     let differ = |change: &Change| {
         let which = match change.moved {
@@ -73,7 +73,7 @@ pub fn better(comparison: &Comparison) -> String {
     at_best + &overall.unwrap_or_default()
 }
 
-/// What became of the best throughput from one run to the next, and of the recommended number.
+/// How the best throughput and the recommended number changed from one run to the other.
 pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], labels: [&str; 2]) -> String {
     let [a, b] = labels;
     let bound = before.client_bound_at.or(now.client_bound_at);
@@ -95,7 +95,7 @@ pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], lab
     format!("{best}. Recommended: {set}.")
 }
 
-/// What regressions and doubts come to.
+/// The verdict that follows from regressions and doubts.
 pub fn outcome(comparison: &Comparison, threshold: f64) -> String {
     let limit = percent(threshold);
     match (comparison.regressions.as_slice(), comparison.doubts.as_slice()) {
@@ -136,7 +136,7 @@ pub fn doubt(found: &Doubt) -> String {
     }
 }
 
-/// Where nothing was measured again for it.
+/// Added if nothing was measured again to confirm a regression.
 pub fn once() -> &'static str {
     "this was measured once: `llm-concurrency run --baseline FILE` measures again what has fallen"
 }

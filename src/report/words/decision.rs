@@ -1,4 +1,4 @@
-//! Why a level has its verdict, and why a number was chosen or none.
+//! Why a level has its verdict, and why a number was or was not chosen.
 
 use super::numbers::{count, percent, range, rate as error_rate, seconds, share as written};
 use crate::client::outcome::{Counted, Period, Quota, RateLimit};
@@ -137,16 +137,16 @@ fn limit(gate: TimeGate, limit: &Limit) -> String {
     format!("{} ({source})", seconds(limit.seconds))
 }
 
-/// The interval of a time, and that of a limit that is no better known.
+/// The interval of a time, and that of its limit, if the limit has one.
 fn against(interval: [f64; 2], limit: &Limit) -> String {
     let [low, high] = limit.interval;
     let limit = if low < high { format!(" against {}", range(limit.interval, seconds)) } else { String::new() };
     range(interval, seconds) + &limit
 }
 
-/// Why this level was chosen, or none.
+/// Why this level was chosen, or why there is no pick.
 pub fn reason(recommendation: &Recommendation) -> String {
-    // Words that were recorded hold it already.
+    // Recorded words already contain it.
     let client = recommendation.client_bound_at.filter(|_| !matches!(recommendation.reason, Reason::Other { .. }));
     let client =
         client.map(|level| format!("; but at level {level} this client was the limit, so the server may do more"));
@@ -282,7 +282,7 @@ fn enough(passed: &Passed) -> Option<String> {
     Some(format!(": since a request takes {latency} at level {level}, {enough} in parallel are enough for that rate"))
 }
 
-/// The quota as the server states it: the one that was used up, where that is known.
+/// The quota as the server reports it: the exhausted one, if that is known.
 fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
         let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();

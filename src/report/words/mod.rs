@@ -1,7 +1,7 @@
-//! English about results: verdicts, reasons, notes, and how numbers are written. Other code prints these sentences and
-//! never looks into them.
+//! English text about results: verdicts, reasons, notes, and how numbers are written. Other code
+//! prints these sentences and never parses them.
 //!
-//! [`causes`] are phrases that stand behind a verdict; reasons and notes are sentences.
+//! [`causes`] are phrases that follow a verdict; reasons and notes are sentences.
 
 mod answer;
 mod comparison;
@@ -42,7 +42,7 @@ pub fn verdict(verdict: Verdict) -> &'static str {
     }
 }
 
-/// The recommendation as JSON, for programs: its causes as data, and beside them the same in words for those who read.
+/// The recommendation as JSON for programs: the causes as data, and next to them the same in words for readers.
 pub fn with_words(recommendation: &Recommendation) -> Value {
     let mut value = json!(recommendation);
     value["reason"] = json!(reason(recommendation));

@@ -1,4 +1,4 @@
-//! Notes beside the answer.
+//! Notes that accompany the answer.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::decide::causes::ClientLimit;
 use crate::decide::{Cause, JudgedLevel, Note, Policy, Recommendation, passing};
 use crate::figures::{Estimate, Goodput, LeftOut, LevelSummary, Outage};
 
-/// All that is worth knowing beside the answer; first what casts doubt on it, and how many that are.
+/// All notes, those that cast doubt on the answer first; and the number of those.
 pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
     let casts_doubt = |note: &&Note| {
         matches!(note, Note::UnlistedModel | Note::OpenOutage { .. } | Note::LeftOut { .. } | Note::Quick)
@@ -20,7 +20,7 @@ pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
     (doubts.len(), doubts.iter().map(|it| note(it)).chain(others).chain(advice(recommendation)).collect())
 }
 
-/// What is said of several levels is said at the first of them.
+/// A note that applies to several levels is printed once, at the first of them.
 fn once(it: &Note, all: &[&Note]) -> Option<String> {
     let shared = |note: &Note| match note {
         Note::BelowConcurrency { level, .. } => Some((*level, "never ran at their concurrency: fewer were in flight")),
@@ -40,7 +40,7 @@ fn once(it: &Note, all: &[&Note]) -> Option<String> {
     }
 }
 
-/// Before a run goes on where it was cut off.
+/// Printed before an interrupted run is resumed.
 pub fn going_on(run_id: &str, in_full: &[usize], sent: u64) -> String {
     let in_full = if in_full.is_empty() { String::new() } else { format!(", {} in full", levels(in_full)) };
     format!("Going on with run {run_id}: {} on record{in_full}", count(sent, "request"))
@@ -148,7 +148,7 @@ pub fn note(note: &Note) -> String {
     }
 }
 
-/// What was measured; empty for any other note.
+/// What a [`Note::Source`] says was measured; empty for any other note.
 pub(super) fn source(note: &Note) -> String {
     let Note::Source { endpoint, model, started_at } = note else { return String::new() };
     [endpoint, model, started_at].into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ")
@@ -163,7 +163,7 @@ fn client_limit(limit: &ClientLimit) -> String {
     }
 }
 
-/// What the optimum gains over the lowest level that passes. Rates are requests per second.
+/// What the optimum gains over the lowest passing level. Rates are in requests per second.
 #[derive(Serialize)]
 pub struct Gain {
     pub from: usize,
@@ -218,8 +218,8 @@ fn goodput(Goodput { rps, attainment, .. }: &Goodput) -> String {
     format!("Goodput {rps} requests/s: {attainment} of the requests keep within policy.slo")
 }
 
-/// What requests cost at the pick, and the level at which they cost least by the hour, where that shows. By the token all
-/// levels cost the same, but for the luck of the answers' lengths.
+/// The cost of requests at the pick, and the level where they are cheapest by the hour, if that
+/// differs. Paid by the token, all levels cost the same, apart from random answer lengths.
 fn cost(recommendation: &Recommendation) -> Option<String> {
     let pick = recommendation.chosen()?.summary.usd_per_1000?;
     let levels = passing(&recommendation.levels).map(|level| &level.summary);
@@ -231,9 +231,9 @@ fn cost(recommendation: &Recommendation) -> Option<String> {
     Some(format!("1000 requests cost {of_pick} USD{}", least.unwrap_or_default()))
 }
 
-/// The two troubles README has, in the same words.
+/// The two problems described in the README, in the same words.
 pub fn advice(recommendation: &Recommendation) -> Vec<String> {
-    // The run's own limit, as the gate that failed by it has it; a rate below it is no trouble.
+    // The run's own limit, as recorded by a gate that failed; an error rate below it is not a problem.
     let mut causes = recommendation.levels.iter().flat_map(|level| &level.causes);
     let limit = causes.find_map(|cause| match cause {
         Cause::ErrorRate { limit, .. } => Some(*limit),

@@ -1,6 +1,6 @@
-//! How numbers are written.
+//! Number formats.
 
-/// For a figure that is unknown.
+/// Stands for an unknown figure.
 pub const UNKNOWN: &str = "–";
 
 /// `level 4` or `levels 4, 5`.
@@ -9,7 +9,7 @@ pub fn levels(all: &[usize]) -> String {
     format!("level{} {list}", if all.len() == 1 { "" } else { "s" })
 }
 
-/// As a sentence begins.
+/// The text with its first letter in upper case.
 pub(super) fn capitalised(text: &str) -> String {
     let (first, rest) = text.split_at(text.chars().next().map_or(0, char::len_utf8));
     first.to_uppercase() + rest
@@ -20,14 +20,14 @@ pub fn count(n: u64, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A fraction, with one decimal below 10 % and above 90 %.
+/// A fraction as a percentage, with one decimal below 10 % and above 90 %.
 pub fn percent(fraction: f64) -> String {
     let percent = 100.0 * fraction;
     let is_near_an_end = percent.abs() < 10.0 || (90.0..100.0).contains(&percent);
     format!("{} %", rounded(percent, usize::from(is_near_an_end)))
 }
 
-/// An error rate: with a decimal more, to show on which side of its limit it lies, and never 0 where something failed.
+/// An error rate, with one more decimal to show on which side of its limit it is, and never 0 if something failed.
 pub fn rate(rate: f64) -> String {
     match 100.0 * rate {
         percent if percent > 0.0 && percent < 0.005 => "<0.01 %".to_owned(),
@@ -35,18 +35,18 @@ pub fn rate(rate: f64) -> String {
     }
 }
 
-/// A share of which most is wanted.
+/// A share that should be high, with two decimals from 90 % up.
 pub fn share(share: f64) -> String {
     format!("{} %", rounded(100.0 * share, if share >= 0.9 { 2 } else { 1 }))
 }
 
-/// Without zeros at the end. Adding 0 turns -0 into 0.
+/// Rounds without trailing zeros. Adding 0 turns -0 into 0.
 fn rounded(value: f64, digits: usize) -> String {
     let scale = 10_f64.powi(digits as i32);
     ((value * scale).round() / scale + 0.0).to_string()
 }
 
-/// A change in per cent. Adding 0 turns -0 into 0.
+/// A change as a percentage with its sign. Adding 0 turns -0 into 0.
 pub fn signed(change: f64) -> String {
     format!("{:+.1} %", (change * 1000.0).round() / 10.0 + 0.0)
 }
@@ -55,7 +55,7 @@ pub fn seconds(s: f64) -> String {
     if s < 1.0 { format!("{:.0} ms", s * 1000.0) } else { format!("{s:.2} s") }
 }
 
-/// US dollars, three digits of them at least.
+/// US dollars, with at least three significant digits.
 pub fn usd(usd: f64) -> String {
     let digits = if usd >= 1.0 { 2 } else { (2.0 - usd.max(1e-9).log10().floor()) as usize };
     format!("{usd:.digits$}")

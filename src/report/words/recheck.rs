@@ -3,7 +3,7 @@
 use super::numbers::{count, range, rate, signed};
 use crate::decide::recheck::{Holds, Rechecked};
 
-/// The verdict, and what it rests on.
+/// The verdict, and the figures that it is based on.
 pub fn rechecked(number: usize, found: &Rechecked) -> Vec<String> {
     let nights = count(found.nights as u64, "recheck");
     let verdict = match found.verdict {

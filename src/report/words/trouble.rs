@@ -1,11 +1,11 @@
-//! What to do where nothing works.
+//! What to do if nothing works.
 
 use crate::client::outcome::{Failed, Failure};
 use crate::client::{BodyTemplate, Endpoint, RequestSettings, headers};
 use crate::load::preflight::{Probe, Which};
 use crate::settings::Settings;
 
-/// What a prompt that was sent beforehand shows to be wrong.
+/// The problem that a prompt sent before the run reveals, if any.
 pub fn problem(probe: &Probe, settings: &Settings) -> Option<String> {
     let failed = probe.reply.failure.as_ref()?;
     if !(probe.is_refused() && probe.which == Which::Longest) {
@@ -52,12 +52,12 @@ fn hint(status: Option<u16>) -> &'static str {
     }
 }
 
-/// Where `--server-metrics` asked for them.
+/// Printed if `--server-metrics` asked for them.
 pub fn no_server_metrics() -> &'static str {
     "note: the server has no /metrics of a kind that is known (vLLM, llama.cpp, SGLang)"
 }
 
-/// A short request of the run's kind for a shell. Of headers whose values may be secret it has the names.
+/// A shell command for a short request of the run's kind. Headers that may hold secrets are given without values.
 fn curl(settings: &Settings) -> String {
     let llm = &settings.config.llm;
     let url = match &settings.endpoint {

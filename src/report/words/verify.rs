@@ -1,4 +1,4 @@
-//! What traffic a number carries.
+//! Which request rates a given concurrency carries.
 
 use super::decision::gate_on_time as name;
 use super::numbers::{count, number, or_unknown, percent, rate, seconds, time};
@@ -16,7 +16,7 @@ pub fn arrivals_planned(count: usize, rates: &[f64], permits: usize) -> String {
     format!("{count} arrivals at {each}{} requests/s, at most {permits} in flight,", rates.join(", "))
 }
 
-/// Why a result is none to rely on.
+/// Why a result cannot be relied on.
 pub fn no_number(decided: &Recommendation) -> String {
     match decided.recommended_concurrency {
         Some(_) => format!("it is provisional (status {})", decided.status),
@@ -27,7 +27,7 @@ pub fn no_number(decided: &Recommendation) -> String {
 pub const LOAD_HEADER: [&str; 9] =
     ["arrivals/s", "of found", "wait", "wait P95", "latency", "P95, wait included", "errors", "kept up", "n"];
 
-/// Cells under [`LOAD_HEADER`], and why the load is not carried, if it is not.
+/// Cells under [`LOAD_HEADER`], and the reason if the load is not carried.
 pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<String>, String) {
     let (wait, latency) = (load.wait_s.unwrap_or_default(), load.latency_s.unwrap_or_default());
     let cells = vec![

@@ -1,4 +1,4 @@
-//! What became of the number in the config file.
+//! Whether the number in the config file was changed, and why not.
 
 use std::path::Path;
 
