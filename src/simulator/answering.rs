@@ -1,4 +1,4 @@
-//! The body of an answer as the engine makes it, good or spoiled on purpose.
+//! Builds the body of an answer from the engine's tokens, intact or with an injected fault.
 
 use std::io;
 use std::iter::{once, repeat_n};
@@ -18,39 +18,39 @@ use super::protocol::{Answer, Kind, word};
 
 const OK: u16 = StatusCode::OK.as_u16();
 
-/// How large the pieces of a huge body are, in bytes.
+/// Chunk size of a huge body, in bytes.
 const HUGE_PIECE: usize = 64 << 10;
 
-/// Between the last good bytes and the end of a broken connection, so that the bytes are on their way before.
+/// Delay between the last good bytes and the abort of a connection, so that the bytes are sent before it.
 const BEFORE_BREAK: Duration = Duration::from_millis(1);
 
-/// Neither UTF-8 nor JSON, and as much of an event as a proxy that mixes two streams up would leave.
+/// Neither UTF-8 nor JSON: fragments of events, such as a proxy leaves when it interleaves two streams.
 const GARBAGE: &[u8] = b"\xff\xfe\x00\xc3\x28 data: \r\r\n\ndata: \xc3\x28{]\x80\n\n";
 
 /// A request that is being answered.
 pub(super) struct Answering {
     pub(super) kind: &'static dyn Kind,
     pub(super) answer: Answer,
-    /// Before `open`, so that a cancelled request has left the engine once it is in the log. `None` where the engine
-    /// is not asked.
+    /// `None` for an answer that does not use the engine. Declared before `open`, and thus dropped first: a cancelled
+    /// request has left the engine by the time it is in the log.
     pub(super) generation: Option<Generation>,
     pub(super) open: OpenRequest,
 }
 
-/// What a body does next.
+/// One step in sending a body.
 enum Step {
     Bytes(Bytes),
-    /// Waits for a token of the engine, and sends its event.
+    /// Waits for a token from the engine, then sends its event.
     Token,
     Pause(Duration),
-    /// The answer ends with the next step, and is logged as this.
+    /// Logs the request with this outcome. Comes before the last bytes, see [`OpenRequest::finish`].
     End(RequestEnd),
-    /// The connection ends here.
+    /// Aborts the connection.
     Break,
 }
 
 impl Answering {
-    /// What the engine makes, as it comes or in one piece, with what goes wrong in the midst of it.
+    /// The engine's answer, streamed or in one piece, with any fault that strikes partway through it.
     pub(super) async fn generated(self, fault: Option<Fault>, faults: &Faults) -> Response {
         let pause = Duration::from_secs_f64(faults.stall_s);
         if self.answer.stream { self.streamed(fault, pause) } else { self.whole(fault, pause).await }
@@ -102,7 +102,7 @@ impl Answering {
         response
     }
 
-    /// An answer that holds nothing, in good form.
+    /// A well-formed answer without any content.
     pub(super) fn empty(mut self) -> Response {
         self.answer.length = OutputLength { tokens: 0, cut: false };
         let Answering { kind, answer, .. } = &self;
@@ -111,7 +111,7 @@ impl Answering {
         self.at_once(RequestEnd::Faulted, body)
     }
 
-    /// An answer of `mib` MiB. A client that leaves before its end is logged as such.
+    /// An answer of `mib` MiB. If the client leaves before the end, the request is logged as cancelled.
     pub(super) fn huge(self, mib: u32) -> Response {
         let start: &[u8] = if self.answer.stream {
             br#"data: {"choices":[{"index":0,"delta":{"content":""#
@@ -129,11 +129,11 @@ impl Answering {
         with_headers(self.answer.stream, body.into())
     }
 
-    /// Answers step by step. That the client is gone drops the steps and so cancels the request.
+    /// Answers step by step. When the client disconnects, the body is dropped, which cancels the request.
     fn respond(mut self, steps: impl Iterator<Item = Step> + Send + 'static) -> Response {
         self.open.record.status = OK;
         let stream = self.answer.stream;
-        // Made once: thousands of tokens a second must leave the processor to the client. No word needs an escape.
+        // Rendered once, to leave the CPU to the client at thousands of tokens per second. No word needs escaping.
         let event = self.kind.token(&self.answer, "@");
         let pieces = stream::unfold((self, steps, event), |(mut answering, mut steps, event)| async move {
             let (before, after) = event.rsplit_once('@').unwrap_or_default();
@@ -160,7 +160,7 @@ impl Answering {
         with_headers(stream, Body::from_stream(pieces))
     }
 
-    /// The text of the next token; `None` if the engine was stopped.
+    /// The text of the next token; `None` if the engine has stopped.
     async fn token(&mut self) -> Option<&'static str> {
         self.generation.as_mut()?.token().await?;
         let index = self.open.record.output_tokens;

@@ -1,4 +1,4 @@
-//! The settings of the simulated server.
+//! Settings of the simulated server and their validation.
 
 use std::ops::RangeInclusive;
 
@@ -10,38 +10,38 @@ use super::lengths::OutputTokens;
 
 /// The settings of the simulated server: the section `simulator` of `config.yaml`, all keys optional.
 ///
-/// The defaults are a server whose throughput rises up to 20 requests in parallel, stays flat above, and
-/// which refuses requests at 46 and more.
+/// With the defaults, throughput rises up to 20 parallel requests and is flat above that. From 46 parallel
+/// requests on, the server refuses some.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimulatorConfig {
-    /// Sequences that decode together, at most. 1 or more.
+    /// Maximum number of sequences that decode together. 1 or more.
     pub slots: usize,
-    /// Requests that may wait while all slots are taken. One more is answered with 503. 0 or more.
+    /// Maximum number of requests that wait while all slots are taken. Any further one gets a 503. 0 or more.
     pub queue_limit: usize,
-    /// Duration of a step without its sequences, in milliseconds. 0.001 to 60,000.
+    /// Fixed part of a step's duration, in milliseconds. 0.001 to 60,000.
     pub base_step_ms: f64,
-    /// What each sequence of the batch adds to a step, in milliseconds. 0 to 60,000.
+    /// Time that each sequence in the batch adds to a step, in milliseconds. 0 to 60,000.
     pub per_sequence_ms: f64,
-    /// What each prompt token adds to the step at which its request is admitted, in milliseconds. 0 to 60,000.
+    /// Time that each prompt token adds to the step in which its request is admitted, in milliseconds. 0 to 60,000.
     pub prefill_ms_per_token: f64,
-    /// Lengths of the answers, in tokens. A request's `max_tokens` cuts them.
+    /// Distribution of the answer lengths, in tokens. A request's `max_tokens` caps its answer.
     pub output_tokens: OutputTokens,
-    /// Seed of the lengths: the same seed and the same prompt give the same length. Also of the faults.
+    /// Seed of the answer lengths and the faults: the same seed and the same prompt give the same length.
     pub seed: u64,
-    /// Requests that are let through per minute; one more is answered with 429. More than 0; `None`: no limit.
+    /// Rate limit in requests per minute; a request above it gets a 429. 0.001 to 1e9; `None`: no limit.
     pub requests_per_minute: Option<f64>,
-    /// Tokens that are let through per minute, by each request's prompt and `max_tokens`, a tenth of them at once; `None`:
-    /// no limit.
+    /// Rate limit in tokens per minute. Each request counts with its prompt tokens plus its `max_tokens`, and a tenth
+    /// of a minute's tokens may be used in one burst. 0.001 to 1e9; `None`: no limit.
     pub tokens_per_minute: Option<f64>,
-    /// Requests that may come at once before `requests_per_minute` bites; `None`: a tenth of a minute's. 1 or more.
+    /// Burst that `requests_per_minute` allows, in requests. 1 or more; `None`: a tenth of a minute's requests.
     pub burst: Option<u32>,
-    /// What a 429 asks for in `Retry-After`, in whole seconds; `None`: the time until the limit lets one through.
+    /// `Retry-After` of a 429, in whole seconds; `None`: the time until the limit allows the request.
     pub retry_after_s: Option<u32>,
-    /// Whether leading blocks of 256 characters of a prompt that were seen before need no prefill. They are reported
-    /// as `cached_tokens`.
+    /// Whether leading 256-character blocks of a prompt that were seen before skip prefill. They are reported as
+    /// `cached_tokens`.
     pub prefix_cache: bool,
-    /// What goes wrong on purpose. [`explain`](super::explain()) leaves it out of account, and the limit too.
+    /// Injected faults. [`explain`](super::explain()) ignores them, and the rate limits as well.
     pub faults: Faults,
 }
 
@@ -66,11 +66,11 @@ impl Default for SimulatorConfig {
 }
 
 impl SimulatorConfig {
-    /// Checks that a server can run with these settings.
+    /// Checks that every setting is within its range.
     ///
     /// # Errors
     ///
-    /// [`SimulatorError::Config`] names the first key that is out of range, its value and the range.
+    /// [`SimulatorError::Config`] with the first key that is out of range, its value and the allowed range.
     pub fn validate(&self) -> Result<(), SimulatorError> {
         require(self.slots >= 1, "slots", self.slots, "1 or more")?;
         require_within("base_step_ms", self.base_step_ms, 0.001..=60_000.0, " (milliseconds)")?;

@@ -1,4 +1,4 @@
-//! The engine in real time: one thread that makes its steps take as long as they should.
+//! Runs the engine in real time: one thread makes each step take as long as it should.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -11,20 +11,20 @@ use super::SimulatorConfig;
 use super::engine::{Engine, QueueFull, SequenceId};
 
 struct State {
-    /// A sequence's owner hears of each of its tokens.
+    /// The owner of a sequence is the channel that is notified of each of its tokens.
     engine: Engine<UnboundedSender<()>>,
     stopping: bool,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// A sequence was submitted, or the driver is to stop.
+    /// Signals that a sequence was submitted or that the driver is to stop.
     work: Condvar,
-    /// The driver is to stop. Apart from `work`, so that arrivals do not wake the driver in mid-step.
+    /// Signals that the driver is to stop. Separate from `work`, so that arrivals do not wake the driver mid-step.
     stop: Condvar,
 }
 
-/// Why no lock is poisoned.
+/// The reason that the lock is never poisoned.
 const NO_PANIC: &str = "no thread panics while it holds the engine";
 
 impl Shared {
@@ -33,18 +33,18 @@ impl Shared {
     }
 }
 
-/// The thread that steps the engine. Dropping it ends the thread.
+/// Handle to the thread that steps the engine. Dropping it ends the thread.
 pub(super) struct Driver {
     shared: Arc<Shared>,
     _thread: Joined,
 }
 
-/// A thread that is waited for when it is dropped.
+/// A thread that is joined on drop.
 pub(super) struct Joined(pub(super) Option<JoinHandle<()>>);
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        // A panic of the thread has been printed already.
+        // If the thread panicked, the panic has already been printed.
         let _ = self.0.take().map(JoinHandle::join);
     }
 }
@@ -67,7 +67,7 @@ impl Driver {
         Ok(Generation { id, tokens, left: output_tokens, shared: Arc::clone(&self.shared) })
     }
 
-    /// Sequences that hold a slot, and sequences that wait for one.
+    /// Number of running sequences (those that hold a slot) and of waiting ones.
     pub(super) fn load(&self) -> (usize, usize) {
         self.shared.lock().engine.load()
     }
@@ -81,10 +81,10 @@ impl Drop for Driver {
     }
 }
 
-/// Steps the engine until told to stop.
+/// Steps the engine until it is told to stop.
 ///
-/// While there is work, each deadline is the one before plus the duration of the step, so that late wake-ups
-/// do not add up. The thread itself sleeps, since tokio's timer rounds up to whole milliseconds.
+/// While there is work, each deadline is the previous deadline plus the step's duration, so that late wake-ups
+/// do not accumulate. The wait is a thread's, since tokio's timer rounds up to whole milliseconds.
 fn run(shared: &Shared) {
     let mut tokens = Vec::new();
     let mut state = shared.lock();
@@ -100,12 +100,12 @@ fn run(shared: &Shared) {
                 return;
             }
             state.engine.end_step(&mut tokens);
-            // The next step begins before the tokens are out: a client that answers a completion with its
-            // next request meets a step that already runs, however fast the client is.
+            // The next step begins before the tokens are sent. However fast a client follows a completion with
+            // its next request, that request then arrives during a running step.
             step = state.engine.begin_step();
             drop(state);
             for token in tokens.drain(..) {
-                // A receiver that is gone has cancelled its sequence, or is about to.
+                // If the receiver is gone, its sequence has been cancelled or is about to be.
                 let _ = token.owner.send(());
             }
             state = shared.lock();
@@ -116,7 +116,7 @@ fn run(shared: &Shared) {
     }
 }
 
-/// The tokens of one request as they come. Dropping it before the last one cancels the sequence.
+/// The tokens of one request as they arrive. Dropping it before the last token cancels the sequence.
 pub(super) struct Generation {
     id: SequenceId,
     tokens: UnboundedReceiver<()>,
@@ -125,7 +125,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Waits for the next token; `None` if there is none because the engine was stopped.
+    /// Waits for the next token; `None` if the engine has stopped.
     pub(super) async fn token(&mut self) -> Option<()> {
         self.tokens.recv().await?;
         self.left -= 1;

@@ -1,7 +1,7 @@
-//! Continuous batching as a state machine: no clock, no network.
+//! Continuous batching as a state machine, without a clock or a network.
 //!
-//! The same engine runs behind the HTTP server in real time and behind [`explain`](super::explain()) in
-//! virtual time, so that the curve that is explained is the curve that is served.
+//! The same engine runs in real time behind the HTTP server and in virtual time behind
+//! [`explain`](super::explain()), so the explained curve is the one that is served.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub struct QueueFull {
     pub waiting: usize,
 }
 
-/// A token that a sequence got at the end of a step.
+/// A token that a sequence receives at the end of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token<T> {
     pub owner: T,
@@ -32,11 +32,11 @@ struct Sequence<T> {
     left: u32,
 }
 
-/// Up to `slots` sequences decode together, one token per step; the others wait, first come first served.
+/// Up to `slots` sequences decode together, one token per step; the others wait in a FIFO queue.
 ///
-/// A step is [`begin_step`](Self::begin_step), the passing of the duration that it returns, and
-/// [`end_step`](Self::end_step). Sequences may be submitted and cancelled at any time between the two:
-/// what arrives during a step waits for the next one's admission.
+/// The caller begins a step with [`begin_step`](Self::begin_step), lets the returned duration pass, and
+/// calls [`end_step`](Self::end_step). Sequences may be submitted and cancelled at any time between the
+/// two; one that arrives during a step can be admitted at the next step at the earliest.
 #[derive(Debug)]
 pub struct Engine<T> {
     config: SimulatorConfig,
@@ -51,20 +51,20 @@ impl<T: Clone> Engine<T> {
         Self { config: config.clone(), running: Vec::new(), waiting: VecDeque::new(), submitted: 0 }
     }
 
-    /// Whether nothing runs or waits, so that no step can begin.
+    /// Whether no sequence is running or waiting, so that no step can begin.
     pub fn is_idle(&self) -> bool {
         self.load() == (0, 0)
     }
 
-    /// Sequences that hold a slot, and sequences that wait for one.
+    /// Number of running sequences (those that hold a slot) and of waiting ones.
     pub fn load(&self) -> (usize, usize) {
         (self.running.len(), self.waiting.len())
     }
 
-    /// Puts a sequence at the end of the queue. `output_tokens` is 1 or more.
+    /// Appends a sequence to the queue. `output_tokens` must be 1 or more.
     ///
-    /// Slots and queue are counted together: between two steps a burst into an empty server waits as a
-    /// whole, and those that will get a slot at the next step must not be refused.
+    /// Slots and queue are counted together: between two steps, all of a burst into an empty server is in the
+    /// queue, and sequences that get a slot at the next step must not be refused.
     pub fn submit(&mut self, owner: T, prompt_tokens: u32, output_tokens: u32) -> Result<SequenceId, QueueFull> {
         let (running, waiting) = self.load();
         if running + waiting >= self.config.slots.saturating_add(self.config.queue_limit) {
@@ -76,9 +76,9 @@ impl<T: Clone> Engine<T> {
         Ok(id)
     }
 
-    /// Removes a sequence after its client has left. Returns whether it was still inside.
+    /// Removes a sequence whose client has left. Returns whether it was still running or waiting.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
-        // Both are in order of submission, so their ids rise.
+        // Both lists are in order of submission, so their ids are sorted.
         if let Ok(at) = self.running.binary_search_by_key(&id, |s| s.id) {
             self.running.remove(at);
             return true;
@@ -86,7 +86,7 @@ impl<T: Clone> Engine<T> {
         self.waiting.binary_search_by_key(&id, |s| s.id).is_ok_and(|at| self.waiting.remove(at).is_some())
     }
 
-    /// Admits waiting sequences to free slots and returns how long the step takes. `None` when idle.
+    /// Admits waiting sequences to free slots and returns the duration of the step; `None` when idle.
     pub fn begin_step(&mut self) -> Option<Duration> {
         let before = self.running.len();
         let free = self.config.slots.saturating_sub(before);
@@ -100,8 +100,8 @@ impl<T: Clone> Engine<T> {
         Some(Duration::from_secs_f64(step_ms / 1000.0))
     }
 
-    /// Gives every running sequence its next token, in order of admission, and lets those leave that have
-    /// reached their length. `tokens` is cleared first; it is a parameter so that its memory is used again.
+    /// Gives every running sequence its next token, in order of admission, and removes those that have reached
+    /// their length. `tokens` is cleared first; it is a parameter so that its allocation is reused.
     pub fn end_step(&mut self, tokens: &mut Vec<Token<T>>) {
         tokens.clear();
         self.running.retain_mut(|sequence| {

@@ -1,4 +1,4 @@
-//! The true throughput curve of a simulated server: its engine in virtual time under an ideal closed loop.
+//! The true throughput curve of a simulated server: its engine runs in virtual time under an ideal closed loop.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,43 +10,43 @@ use super::lengths::prompt_tokens;
 use super::limits::{BLOCK_CHARS, BLOCK_TOKENS};
 use super::{SimulatorConfig, SimulatorError};
 
-/// The optimum is the smallest level with this share of the best throughput.
+/// Share of the best throughput that the optimum must reach; it is the smallest level that does.
 const NEAR_BEST: f64 = 0.95;
 
-/// A level qualifies with an error rate below this.
+/// A level qualifies if its error rate is below this.
 const MAX_ERROR_RATE: f64 = 0.05;
 
-/// A permit whose request was refused is held until the median success latency so far, at most this long, and
-/// this long before the first success.
+/// Longest time for which the permit of a refused request is held. The hold is the median success latency so
+/// far, capped at this; before the first success it is this.
 const LONGEST_HOLD: Duration = Duration::from_secs(1);
 
-/// What a level truly gives.
+/// True figures of one level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExplainedLevel {
     /// Requests kept in flight.
     pub level: usize,
     /// Successes per second.
     pub throughput_rps: f64,
-    /// Output tokens of successes per second.
+    /// Output tokens of the successes per second.
     pub output_tps: f64,
     /// Mean latency of the successes, in seconds.
     pub latency_mean_s: f64,
     /// 95th percentile of the latency of the successes, in seconds.
     pub latency_p95_s: f64,
-    /// Refused requests as a share of all, 0 to 1.
+    /// Share of the requests that were refused, 0 to 1.
     pub error_rate: f64,
 }
 
-/// The true curve of a simulated server. [`Display`](fmt::Display) writes it as a table.
+/// The true curve of a simulated server. [`Display`](fmt::Display) formats it as a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
-    /// One entry per level asked for, in the order asked for.
+    /// One entry per requested level, in the order requested.
     pub levels: Vec<ExplainedLevel>,
 }
 
 impl Explanation {
-    /// The smallest level with at least 0.95 of the best throughput, among those with an error rate below
-    /// 0.05. `None` if no level has that.
+    /// The smallest level with at least 0.95 of the best throughput, among the levels with an error rate below
+    /// 0.05. `None` if no level qualifies.
     pub fn optimum(&self) -> Option<usize> {
         let enough = NEAR_BEST * self.best_rps();
         self.qualifying().filter(|level| level.throughput_rps >= enough).map(|level| level.level).min()
@@ -63,16 +63,16 @@ impl Explanation {
 
 /// Computes the true curve of the server with the settings `config`.
 ///
-/// The client is ideal: `level` requests are in flight at all times, and as one ends, the next is sent with no
-/// delay at all. It reaches the server just after the next step has begun and waits for the one after, as it
-/// does over a real connection; only an idle engine starts with it at once. A refused request is a failure, and
-/// its permit is held until the median success latency so far (at most 1 s, and 1 s before the first success).
+/// The client is ideal: it has `level` permits, and as soon as one request succeeds it sends the next. That
+/// request reaches the server just after the next step has begun and waits for the step after it, as it does
+/// over a real connection; only an idle engine starts with it at once. A refused request is a failure, and its
+/// permit is held for the median success latency so far (at most 1 s, and 1 s before the first success).
 ///
-/// Requests take the `prompts` in order, again and again, and carry `max_tokens`. With a prefix cache, what all of them
-/// have in common at their start (a system prompt) is in it, and nothing else: what follows is taken for new each time. `requests` is the number of
-/// successes that are measured per level, after a warm-up of a twentieth of it and twice the level. Throughput
-/// counts each success by the share of its life inside the measured window; latencies and error rate are those of
-/// the requests sent inside it, followed to their end.
+/// Requests cycle through the `prompts` in order and carry `max_tokens`. A prefix cache is assumed to hold the
+/// blocks that all prompts have in common at their start (a system prompt) and nothing else. `requests` is the
+/// number of successes measured per level, after a warm-up of `requests / 20 + 2 * level` successes. Throughput
+/// counts each success by the share of its duration inside the measured window. Latencies and error rate are
+/// those of the cohort sent inside it, followed to their completion.
 ///
 /// # Errors
 ///
@@ -88,7 +88,7 @@ pub fn explain(
     explain_each(config, levels, &prompts, requests)
 }
 
-/// The same of prompts that each carry a `max_tokens` of their own.
+/// Like [`explain`], with a separate `max_tokens` for each prompt.
 #[doc(hidden)]
 pub fn explain_each(
     config: &SimulatorConfig,
@@ -113,7 +113,7 @@ pub fn explain_each(
     Ok(Explanation { levels: levels.iter().map(measure).collect() })
 }
 
-/// Tokens that all prompts have in common at their start, in whole blocks; of a single prompt none.
+/// Number of leading tokens that all prompts share, in whole blocks; 0 for a single prompt.
 fn in_common(prompts: &[(&str, u32)]) -> u32 {
     let as_first = |(other, _): &(&str, u32)| {
         prompts[0].0.chars().zip(other.chars()).take_while(|(one, other)| one == other).count()
@@ -143,15 +143,15 @@ enum End {
 struct IdealLoop<'a> {
     level: usize,
     tasks: &'a [Task],
-    /// A sequence is submitted with the index of its request in `sent`.
+    /// Each sequence is owned by the index of its request in `sent`.
     engine: Engine<usize>,
     now: Duration,
     sent: Vec<Sent>,
-    /// Of all successes so far, sorted.
+    /// Latencies of all successes so far, sorted.
     latencies: Vec<Duration>,
-    /// Permits that are free, and whose requests reach the server during the next step.
+    /// Number of free permits. Their requests reach the server during the next step.
     free: usize,
-    /// When the permits of refused requests become free.
+    /// Times at which the permits of refused requests become free.
     held_until: BinaryHeap<Reverse<Duration>>,
 }
 
@@ -171,7 +171,7 @@ impl IdealLoop<'_> {
         let (from, first) = (client.now, client.sent.len());
         client.run_until_successes(client.latencies.len() + requests);
         let (to, end) = (client.now, client.sent.len());
-        // The loop goes on until all that counts has ended, so that the last ones meet the same load.
+        // The loop keeps sending until the whole cohort has completed, so that its last requests see the same load.
         for ticket in 0..end {
             while client.sent[ticket].end == End::Open {
                 client.step();
@@ -187,7 +187,7 @@ impl IdealLoop<'_> {
     }
 
     fn step(&mut self) {
-        // An idle engine starts with the first request alone.
+        // An idle engine starts as soon as the first request arrives, with that one alone.
         if self.engine.is_idle() {
             if self.free > 0 {
                 self.free -= 1;
@@ -233,7 +233,7 @@ impl IdealLoop<'_> {
         self.sent.push(Sent { at, end });
     }
 
-    /// The figures of the window `from`..`to`, in which the requests `cohort` were sent.
+    /// The figures of the window `from`..`to`. `cohort` are the indices of the requests sent in it.
     fn summary(&self, from: Duration, to: Duration, cohort: std::ops::Range<usize>) -> ExplainedLevel {
         let window_s = (to - from).as_secs_f64();
         let (mut requests, mut tokens) = (0.0, 0.0);
@@ -265,8 +265,8 @@ impl IdealLoop<'_> {
     }
 }
 
-/// Hyndman and Fan's type 7 of sorted values. On its own here, apart from the statistics that are applied to
-/// measurements, since this is what those are held against.
+/// Percentile of sorted values, Hyndman and Fan's type 7. Deliberately independent of the statistics that are
+/// applied to measurements, because it serves as their reference.
 fn percentile(sorted: &[f64], p: f64) -> f64 {
     let at = p * (sorted.len() - 1) as f64;
     let below = sorted[at.floor() as usize];

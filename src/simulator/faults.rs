@@ -1,4 +1,4 @@
-//! What goes wrong on purpose, and to which requests.
+//! Injected faults and the choice of the requests that they hit.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,20 +12,20 @@ use super::SimulatorError;
 use super::config::{require, require_within};
 use super::lengths::{fnv1a, unit};
 
-/// Something that goes wrong with a request on purpose. A request has one fault at most.
+/// A fault injected into a request. A request has at most one.
 ///
-/// Its name is that of its key below `simulator.faults`, in `--fault` and in the log.
+/// The serialized name is its key below `simulator.faults` and its name in `--fault` and in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// The answer's head comes `slow_start_s` late; the answer is good.
+    /// The head of the answer is `slow_start_s` late; the answer is intact.
     SlowStart,
-    /// Half of the answer, then nothing for `stall_s`, then the rest.
+    /// The answer pauses for `stall_s` halfway through.
     Stall,
-    /// Half of the answer. A stream then ends as if it were whole, but without finish_reason and `[DONE]`; another
-    /// answer's connection is closed before its announced length.
+    /// The answer stops halfway. A stream ends like a complete one, but without `finish_reason` and `[DONE]`. Any
+    /// other answer's connection is closed before its announced length.
     CutStream,
-    /// The connection is reset before any byte of the answer.
+    /// The connection is reset before the first byte of the answer.
     Reset,
     /// Status 500 at once.
     #[serde(rename = "error_500")]
@@ -33,18 +33,18 @@ pub enum Fault {
     /// Status 429 at once, with `Retry-After`.
     #[serde(rename = "rate_429")]
     Rate429,
-    /// Status 200, and JSON that breaks off halfway.
+    /// Status 200 and JSON that breaks off halfway.
     MalformedJson,
-    /// Status 200 and a complete answer that holds nothing, at once.
+    /// Status 200 and a complete answer without content, at once.
     EmptyOutput,
-    /// Status 200, and bytes that are neither text nor JSON (in a stream after half of the answer).
+    /// Status 200 and bytes that are neither text nor JSON (in a stream, after half of the answer).
     GarbageSse,
-    /// Status 200, and a string that goes on for `huge_body_mib`, at once.
+    /// Status 200 and, at once, a string of `huge_body_mib` MiB that is never closed.
     HugeBody,
 }
 
 impl Fault {
-    /// All of them.
+    /// Every fault.
     pub const ALL: [Fault; 10] = {
         use Fault::*;
         [SlowStart, Stall, CutStream, Reset, Error500, Rate429, MalformedJson, EmptyOutput, GarbageSse, HugeBody]
@@ -64,12 +64,12 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A fault and its rate, as `--fault NAME=RATE` gives them.
+/// A fault and its rate, parsed from the `NAME=RATE` of `--fault`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FaultRate {
-    /// Which.
+    /// The fault.
     pub fault: Fault,
-    /// Share of the requests that have it, 0 to 1.
+    /// Share of the requests that it hits, 0 to 1.
     pub rate: f64,
 }
 
@@ -84,16 +84,16 @@ impl FromStr for FaultRate {
     }
 }
 
-/// Rates of the faults (shares of the requests, 0 to 1, together 1 at most) and their parameters.
+/// Rates of the faults (shares of the requests, 0 to 1, with a sum of at most 1) and their parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Faults {
-    /// By the fault's name; 0 for those that are left out.
+    /// Rate of each fault, keyed by the fault's name in `config.yaml`; 0 for a fault that is omitted.
     #[serde(flatten, deserialize_with = "rates_of_all")]
     pub rates: BTreeMap<Fault, f64>,
-    /// How late a slow start is, in seconds. 0 to 3600.
+    /// Delay of a slow start, in seconds. 0 to 3600.
     pub slow_start_s: f64,
-    /// How long a stall lasts, in seconds. 0 to 3600.
+    /// Duration of a stall, in seconds. 0 to 3600.
     pub stall_s: f64,
     /// Size of a huge body, in MiB.
     pub huge_body_mib: u32,
@@ -121,12 +121,12 @@ fn rates_of_all<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<F
 }
 
 impl Faults {
-    /// Sets one rate.
+    /// Sets the rate of one fault.
     pub fn set(&mut self, FaultRate { fault, rate }: FaultRate) {
         self.rates.insert(fault, rate);
     }
 
-    /// The fault of request `number`: always the same one for the same seed.
+    /// The fault of request `number`, a pure function of the seed, the number and the rates.
     pub(super) fn of(&self, seed: u64, number: u64) -> Option<Fault> {
         let mut left = unit(fnv1a(seed, &number.to_le_bytes()), 1);
         let hit = self.rates.iter().find(|(_, rate)| {
@@ -140,7 +140,7 @@ impl Faults {
         for (fault, rate) in &self.rates {
             require_within(&format!("faults.{fault}"), *rate, 0.0..=1.0, " (share of the requests)")?;
         }
-        // Ten rates of 0.1 add up to a little more than 1.
+        // Tolerates rounding: a sum of decimal rates that is meant as 1 may come out slightly above it.
         let sum: f64 = self.rates.values().sum();
         require(sum <= 1.0 + 1e-9, "faults", format!("{sum} in all"), "rates that add up to 1 or less")?;
         require_within("faults.slow_start_s", self.slow_start_s, 0.0..=3600.0, " (seconds)")?;

@@ -29,14 +29,14 @@ use super::limits::{PrefixCache, TokenBucket};
 use super::log::{CLIENT_CLOSED_REQUEST, OpenRequest, RequestEnd, RequestLog};
 use super::protocol::{Answer, KINDS, Kind};
 
-/// Connections that may wait to be accepted: a client that opens thousands of streams at once must not see
-/// its packets dropped (the system may cap it, on Linux at `net.core.somaxconn`).
+/// Number of connections that may wait to be accepted. A client that opens thousands of streams at once must not
+/// have its packets dropped. The system may cap it (on Linux at `net.core.somaxconn`).
 const LISTEN_BACKLOG: u32 = 4096;
 
-/// Largest request body that is read, in bytes.
+/// Maximum size of a request body, in bytes.
 const BODY_LIMIT: usize = 64 << 20;
 
-/// What the handlers work with.
+/// State shared by the handlers.
 pub(super) struct App {
     config: SimulatorConfig,
     engine: Driver,
@@ -68,7 +68,7 @@ impl App {
         response
     }
 
-    /// In OpenAI's words.
+    /// Uses the wording of OpenAI's error message.
     fn too_many_tokens(&self, open: OpenRequest, wait: Duration, requested: u32) -> Response {
         let limit = self.config.tokens_per_minute.unwrap_or_default() as u64;
         let what = format!("Rate limit reached on tokens per min (TPM): Limit {limit}, Requested {requested}");
@@ -83,21 +83,21 @@ fn take(limit: &Option<Mutex<TokenBucket>>, amount: f64) -> Result<(), Duration>
     limit.lock().take(amount, Instant::now())
 }
 
-/// The thread that serves HTTP. Dropping it ends the thread and closes all connections.
+/// Handle to the thread that serves HTTP. Dropping it ends the thread and closes all connections.
 pub(super) struct HttpServer {
     pub(super) address: SocketAddr,
-    // In this order: it ends once it is told to.
+    // Dropped in this order: the thread is told to stop, then joined.
     _stop: oneshot::Sender<Infallible>,
     _thread: Joined,
 }
 
 impl HttpServer {
-    /// Listens on 127.0.0.1:`port` (0: any free port) and serves `app` from a thread of its own.
+    /// Listens on 127.0.0.1:`port` (0: any free port) and serves `app` on its own thread.
     pub(super) fn start(app: App, port: u16) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (started, address) = mpsc::channel();
-        // The runtime lives on the thread from birth to end, since it must not be dropped inside another
-        // runtime, where the caller may be.
+        // The runtime is created and dropped on the thread, since it must not be dropped inside another runtime,
+        // in which the caller may be running.
         let thread = thread::Builder::new()
             .name("simulator-http".to_owned())
             .spawn(move || serve(app, port, &started, stopped))?;
@@ -106,21 +106,21 @@ impl HttpServer {
     }
 }
 
-/// Serves until `stopped` hears that its sender is gone. One thread is enough: handlers only pass on what
-/// the engine's thread sends.
+/// Serves until the sender of `stopped` is dropped. One thread is enough: handlers only forward what the
+/// engine's thread sends.
 fn serve(app: App, port: u16, started: &mpsc::Sender<io::Result<SocketAddr>>, stopped: oneshot::Receiver<Infallible>) {
     let serving = || -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let listener = listen(port)?;
-            // The caller waits for it, so it is there.
+            // The caller waits for the address, so the receiver still exists.
             let _ = started.send(Ok(listener.local_addr()?));
             let has_resets = app.config.faults.rates.get(&Fault::Reset) > Some(&0.0);
             let listener = listener.tap_io(move |connection| {
-                // Nagle's algorithm would hold a token back until the one before is acknowledged.
-                // A connection that is gone already fails here, and again when it is read.
+                // Nagle's algorithm would hold a token back until the previous one is acknowledged. If the connection
+                // is already gone, this fails, and so does the next read.
                 let _ = connection.set_nodelay(true);
-                // One that breaks off is then reset instead of coming to an orderly end.
+                // With a zero linger, an aborted connection is reset rather than closed in an orderly way.
                 let _ = if has_resets { connection.set_zero_linger() } else { Ok(()) };
             });
             tokio::select! {
@@ -136,7 +136,7 @@ fn serve(app: App, port: u16, started: &mpsc::Sender<io::Result<SocketAddr>>, st
 
 fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
-    // Allows a port with connections of the last run in TIME_WAIT. (On Windows it would allow a port in use.)
+    // Allows a port with connections of the last run in TIME_WAIT. (On Windows, it would allow a port in use.)
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
@@ -153,7 +153,7 @@ fn router(app: App) -> Router {
             move |State(app): State<Arc<App>>, request: Request| async move { generate(&app, kind, request).await };
         router = router.route(kind.path(), post(handler));
     }
-    // The fallback for methods covers only the routes that are there when it is set.
+    // The method fallback applies only to the routes that exist when it is set.
     router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(Arc::new(app))
 }
 
@@ -183,7 +183,7 @@ async fn generate(app: &App, kind: &'static dyn Kind, request: Request) -> Respo
     open.record.cached_tokens = answer.cached_tokens.unwrap_or(0);
     match fault {
         Some(Fault::Reset) => {
-            // A body that fails before the head of the answer is out takes the connection with it.
+            // A body that fails before the head of the answer is sent takes the connection down.
             open.finish(CLIENT_CLOSED_REQUEST, RequestEnd::Faulted);
             let lost: io::Result<Bytes> = Err(io::ErrorKind::ConnectionReset.into());
             return Body::from_stream(stream::iter([lost])).into_response();
@@ -213,7 +213,7 @@ async fn generate(app: &App, kind: &'static dyn Kind, request: Request) -> Respo
         Ok(generation) => answering.generation = Some(generation),
         Err(QueueFull { running, waiting }) => {
             let mut open = answering.open;
-            // It never came as far as its fault.
+            // The fault never took effect.
             open.record.fault = None;
             let message = format!("the request queue is full ({running} running, {waiting} waiting)");
             let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -228,7 +228,7 @@ fn reject(mut open: OpenRequest, end: RequestEnd, status: StatusCode, kind: &str
     error_response(status, kind, message)
 }
 
-/// What the suite reads of any server: its load.
+/// The server's load in Prometheus format, which the suite reads from any server.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (running, waiting) = app.engine.load();
     let gauge = |name, value| format!("# TYPE simulator_{name} gauge\nsimulator_{name} {value}\n");

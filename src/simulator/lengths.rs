@@ -1,13 +1,13 @@
-//! How long the answer to a prompt is.
+//! Decides how long the answer to a prompt is.
 
 use serde::{Deserialize, Serialize};
 
 use super::SimulatorConfig;
 
-/// Characters at the end of a prompt that decide the length of its answer.
+/// Number of characters at the end of a prompt that determine the length of its answer.
 const DECIDING_CHARS: usize = 256;
 
-/// The distribution from which the lengths of answers are drawn, in tokens.
+/// Distribution of the answer lengths, in tokens.
 ///
 /// In `config.yaml`: `output_tokens: {distribution: log_normal, median: 48, sigma: 0.3}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub enum OutputTokens {
         /// Tokens per answer, 1 or more.
         tokens: u32,
     },
-    /// Every length between the two bounds, both included, is equally likely.
+    /// Every length from `min` to `max`, inclusive, is equally likely.
     Uniform {
         /// Shortest answer in tokens, 1 or more.
         min: u32,
@@ -34,27 +34,27 @@ pub enum OutputTokens {
     },
 }
 
-/// How long one answer is.
+/// Length of one answer.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputLength {
-    /// 1 or more.
+    /// Number of tokens, 1 or more.
     pub tokens: u32,
-    /// Whether the request's `max_tokens` cut the answer short.
+    /// Whether `max_tokens` truncated the answer.
     pub cut: bool,
 }
 
 impl SimulatorConfig {
-    /// The length of the answer to `prompt`: what is drawn, at most `max_tokens`, at least 1.
+    /// The length of the answer to `prompt`: a draw from the distribution, at most `max_tokens`, at least 1.
     ///
-    /// It is a pure function of the seed and the **end** of the prompt. A real model's answer length depends on the
-    /// task. So it does here: the same task gets the same length at every concurrency level and in every run, and
-    /// levels are compared on equal work (common random numbers). Only the last 256 characters count, because a
-    /// client that wants to defeat a prefix cache makes its prompts unique by a short prefix, which does not change
-    /// the task. A prompt shorter than that counts whole, so there a prefix does change the length.
+    /// The draw is a pure function of the seed and the **end** of the prompt. As with a real model, the length depends
+    /// on the task: the same task gets the same length at every concurrency level and in every run, so levels are
+    /// compared on equal work (common random numbers). Only the last 256 characters count, because a client that
+    /// bypasses prefix caches makes its prompts unique with a short prefix, which does not change the task. A shorter
+    /// prompt counts as a whole, so there a prefix does change the length.
     ///
-    /// The random bits come from FNV-1a and SplitMix64 instead of a library's generator, so that a seed means the
-    /// same lengths in every later version.
+    /// The random bits come from FNV-1a and SplitMix64 rather than a library's generator, so that a seed gives the
+    /// same lengths in every future version.
     #[doc(hidden)]
     pub fn answer_length(&self, prompt: &str, max_tokens: Option<u32>) -> OutputLength {
         let key = fnv1a(self.seed, tail(prompt).as_bytes());
@@ -68,7 +68,7 @@ impl SimulatorConfig {
     }
 }
 
-/// The usual rule of thumb for English text and code.
+/// Characters per token, the usual rule of thumb for English text and code.
 pub(super) const CHARS_PER_TOKEN: usize = 4;
 
 #[doc(hidden)]
@@ -96,13 +96,13 @@ pub(super) fn unit(key: u64, n: u64) -> f64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^= z >> 31;
-    // The upper 53 bits: what an f64 holds exactly.
+    // Uses the upper 53 bits, which an f64 holds exactly.
     (z >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// One standard normal number for `key` (Box and Muller 1958).
 fn standard_normal(key: u64) -> f64 {
-    // 1 - u lies in (0, 1], so that the logarithm is finite.
+    // 1 - u is in (0, 1], so the logarithm is finite.
     let radius = (-2.0 * (1.0 - unit(key, 1)).ln()).sqrt();
     radius * (std::f64::consts::TAU * unit(key, 2)).cos()
 }

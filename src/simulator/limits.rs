@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::lengths::{CHARS_PER_TOKEN, fnv1a};
 
-/// A token bucket: so much per minute, with a burst that is let through at once.
+/// A token bucket: it refills at a rate per minute and allows a burst.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     per_second: f64,
@@ -15,12 +15,12 @@ pub(super) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A bucket that is full at `now`.
+    /// A bucket that is full at the time `now`.
     pub(super) fn new(per_minute: f64, burst: f64, now: Instant) -> Self {
         TokenBucket { per_second: per_minute / 60.0, burst, left: burst, last: now }
     }
 
-    /// Takes `amount`, or says how long it takes until there is as much.
+    /// Takes `amount`, or returns the time until that much is available.
     pub(super) fn take(&mut self, amount: f64, now: Instant) -> Result<(), Duration> {
         let since = now.saturating_duration_since(self.last).as_secs_f64();
         self.left = (self.left + since * self.per_second).min(self.burst);
@@ -33,14 +33,14 @@ impl TokenBucket {
     }
 }
 
-/// Tokens of a prompt that are cached together.
+/// Size of a cache block, in tokens.
 pub(super) const BLOCK_TOKENS: u32 = 64;
 pub(super) const BLOCK_CHARS: usize = BLOCK_TOKENS as usize * CHARS_PER_TOKEN;
 
-/// The cache forgets everything once it holds this many blocks, so that a long run costs no memory.
+/// Number of blocks at which the cache is cleared, so that a long run does not use ever more memory.
 const MOST_BLOCKS: usize = 1 << 20;
 
-/// Leading blocks of prompts that were seen, as paged attention shares them: a block counts with all before it.
+/// Leading blocks of the prompts seen so far. As in paged attention, a block matches only after the same blocks.
 #[doc(hidden)]
 #[derive(Debug, Default)]
 pub struct PrefixCache {
@@ -48,7 +48,7 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// How many tokens at the start of `prompt` were seen before (whole blocks). Remembers the others.
+    /// Number of tokens at the start of `prompt` that were seen before, in whole blocks. Adds its other blocks.
     pub fn look_up(&mut self, prompt: &str) -> u32 {
         if self.seen.len() >= MOST_BLOCKS {
             self.seen.clear();
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(bucket.take(1.0, at(0.25)), Err(Duration::from_millis(250)));
         assert_eq!(bucket.take(1.0, at(0.5)), Ok(()));
         assert!(bucket.take(1.0, at(0.5)).is_err());
-        // A long rest fills it no higher than the burst.
+        // A long idle period fills it no higher than the burst.
         assert_eq!((0..10).filter(|_| bucket.take(1.0, at(100.0)).is_ok()).count(), 3);
     }
 }

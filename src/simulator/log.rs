@@ -1,4 +1,4 @@
-//! The server's own record of what it was asked and what it answered.
+//! The server's own log of its requests and answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::faults::Fault;
 
-/// The status of a request that got no answer (nginx's number for a client that left before one).
+/// Status of a request that got no answer (nginx's code for a client that closed the connection first).
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// How a request ended, as the server saw it.
@@ -17,47 +17,47 @@ pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 pub enum RequestEnd {
     /// The whole answer was handed to the connection.
     Completed,
-    /// Slots and queue were full (503).
+    /// All slots and the queue were full (503).
     Refused,
-    /// More requests or tokens than a limit per minute allows (429).
+    /// The request exceeded the limit on requests or on tokens per minute (429).
     RateLimited,
-    /// The request could not be understood (4xx).
+    /// The request could not be read or understood (400).
     BadRequest,
-    /// The fault that was meant for it has ended it.
+    /// The injected fault ended the request.
     Faulted,
-    /// The client left, or the server was shut down, before the answer was complete.
+    /// The client left or the server was shut down before the answer was complete.
     #[default]
     Cancelled,
 }
 
-/// What the server knows about one request to a generating route. Times are in seconds since the server's start.
+/// Record of one request to a generating route. Times are in seconds since the server started.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RequestRecord {
-    /// Number of the request in order of arrival, from 0. The answer's id ends with it.
+    /// Sequence number in order of arrival, from 0. The answer's id ends with it.
     pub id: u64,
-    /// Path of the request.
+    /// Path of the route.
     pub path: &'static str,
-    /// HTTP status of the answer; 499 if there was none, because the client left or its connection was reset.
+    /// HTTP status of the answer; 499 if there was none because the client left or the connection was reset.
     pub status: u16,
-    /// When the head of the request had been read.
+    /// Time at which the head of the request had been read.
     pub arrived_s: f64,
-    /// When the first token was handed to the connection (streams) or came from the engine.
+    /// Time at which the engine produced the first token; `None` without one. A stream sends it at once.
     pub first_token_s: Option<f64>,
-    /// When the end of the answer was handed to the connection; `None` if cancelled.
+    /// Time just before the end of the answer was handed to the connection; `None` if cancelled.
     pub finished_s: Option<f64>,
-    /// Tokens of the prompt; 0 if it was not read.
+    /// Number of prompt tokens; 0 if the prompt was not read or exceeded a limit.
     pub prompt_tokens: u32,
-    /// Of these, tokens that came from the prefix cache.
+    /// Number of those tokens that came from the prefix cache.
     pub cached_tokens: u32,
-    /// Tokens generated for the answer.
+    /// Number of tokens generated for the answer.
     pub output_tokens: u32,
-    /// What went wrong on purpose.
+    /// The fault that was injected, if any.
     pub fault: Option<Fault>,
-    /// How it ended.
+    /// How the request ended.
     pub outcome: RequestEnd,
 }
 
-/// The records of all requests that have ended, and how many there are inside.
+/// Records of all requests that have ended, and the number of those in flight.
 pub(super) struct RequestLog {
     start: Instant,
     inner: Mutex<Inner>,
@@ -102,7 +102,7 @@ impl RequestLog {
     }
 }
 
-/// A request that is inside the server. Dropping it records it as cancelled.
+/// A request in flight in the server. If it is dropped before it is finished, it is logged as cancelled.
 pub(super) struct OpenRequest {
     pub(super) record: RequestRecord,
     log: Arc<RequestLog>,
@@ -117,9 +117,9 @@ impl OpenRequest {
         }
     }
 
-    /// Puts the request into the log. To be called before the end of the answer is handed out, so that a
-    /// client which has the whole answer finds it in the log, and is no longer counted as inside when it
-    /// sends its next request.
+    /// Logs the request. Must be called before the end of the answer is sent: a client that has the whole
+    /// answer then finds the request in the log, and it no longer counts as in flight when the client sends
+    /// its next one.
     pub(super) fn finish(&mut self, status: u16, outcome: RequestEnd) {
         let finished_s = Some(self.log.now_s());
         self.record = RequestRecord { status, outcome, finished_s, ..self.record.clone() };

@@ -1,10 +1,10 @@
 //! A simulated LLM server on loopback: the OpenAI-compatible API over a continuous-batching engine.
 //!
-//! Its throughput curve is known ([`explain()`]), so that a measurement of it can be held against the truth.
-//! It shares nothing with the client, so that a mistake in the protocol cannot cancel out.
+//! Its throughput curve is known ([`explain()`]), so a measurement can be checked against the truth. It shares
+//! no code with the client, so that a mistake in the protocol cannot cancel out.
 //!
-//! `engine` is continuous batching with neither clock nor network; `driver` steps it in real time behind `http`, and
-//! `explain` in virtual time. `protocol` has a file for each kind of request.
+//! `engine` implements continuous batching without a clock or a network. `driver` steps it in real time behind
+//! `http`, and `explain` in virtual time. `protocol` has a file for each kind of request.
 
 mod answering;
 mod config;
@@ -40,7 +40,7 @@ use driver::Driver;
 use http::{App, HttpServer};
 use log::RequestLog;
 
-/// Why a simulated server could not be started or explained.
+/// Errors in starting or explaining a simulated server.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorError {
     /// A setting is out of range.
@@ -48,15 +48,15 @@ pub enum SimulatorError {
     Config {
         /// The key below `simulator`.
         key: String,
-        /// Its value.
+        /// The rejected value.
         value: String,
-        /// What it may be.
+        /// The allowed range.
         range: String,
     },
     /// The HTTP server could not be started, nearly always because the port is taken.
     #[error("the simulated server cannot listen on 127.0.0.1:{port}; choose another port, or 0 for any that is free")]
     Listen {
-        /// The port asked for.
+        /// The requested port.
         port: u16,
         /// The operating system's reason.
         source: io::Error,
@@ -64,12 +64,12 @@ pub enum SimulatorError {
     /// The engine's thread could not be started.
     #[error("the simulated server cannot start the thread of its engine")]
     Thread(#[source] io::Error),
-    /// There is nothing to explain.
+    /// A curve cannot be computed from this input.
     #[error("the simulated server's curve needs {0}")]
     Explain(&'static str),
 }
 
-/// A running simulated server. It stops when it is dropped.
+/// A running simulated server. Dropping it stops the server.
 pub struct Simulator {
     address: SocketAddr,
     log: Arc<RequestLog>,
@@ -78,7 +78,7 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Starts a server on 127.0.0.1:`port`, or on any free port if it is 0. It answers when this returns.
+    /// Starts a server on 127.0.0.1:`port`, or on any free port if it is 0. It is ready when this returns.
     ///
     /// # Errors
     ///
@@ -97,20 +97,20 @@ impl Simulator {
         format!("http://{}/v1", self.address)
     }
 
-    /// What became of the requests to the generating routes that have ended, in order of arrival.
+    /// Records of the requests to the generating routes that have ended, in order of arrival.
     ///
-    /// A request is in the log before its client has the end of the answer.
+    /// A request is in the log before its client receives the end of the answer.
     pub fn log(&self) -> Vec<RequestRecord> {
         self.log.records()
     }
 
-    /// The most requests to the generating routes that were ever inside the server at once.
+    /// Peak number of requests to the generating routes that were in flight in the server at once.
     pub fn peak_in_flight(&self) -> usize {
         self.log.peak_in_flight()
     }
 
-    /// Stops listening, closes all connections, and ends the threads. Requests that are not finished are
-    /// recorded as cancelled. The log stays readable. A second call does nothing.
+    /// Stops listening, closes all connections and ends the threads. Unfinished requests are logged as
+    /// cancelled. The log stays readable. A second call does nothing.
     pub fn shutdown(&mut self) {
         self.server = None;
     }

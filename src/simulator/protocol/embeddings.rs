@@ -6,7 +6,7 @@ use super::{Answer, Kind, strings};
 
 pub(super) struct Embeddings;
 
-/// Numbers in a vector.
+/// Dimension of the vectors.
 const DIMENSIONS: usize = 64;
 
 impl Kind for Embeddings {
@@ -23,7 +23,7 @@ impl Kind for Embeddings {
         false
     }
 
-    /// The vectors are made up.
+    /// Returns the same made-up vector for every input.
     fn whole(&self, answer: &Answer, _: &str) -> String {
         let embedding: Vec<f32> = (0..DIMENSIONS).map(|at| (at as f32 + 1.0) / DIMENSIONS as f32).collect();
         let vectors = if answer.length.tokens == 0 { 0 } else { answer.texts };

@@ -13,7 +13,7 @@ fn message(answer: &Answer, content: &[Value], stop_reason: Option<&str>, output
     })
 }
 
-/// What came from the cache is not among the `input_tokens`.
+/// Cached tokens are not included in `input_tokens`.
 fn usage(answer: &Answer, output_tokens: u32) -> Value {
     let cached = answer.cached_tokens.unwrap_or(0);
     json!({
@@ -39,7 +39,7 @@ impl Kind for Messages {
         Ok(system.into_iter().chain(texts_of(&body["messages"])?).collect())
     }
 
-    /// As Anthropic's, it begins with a count of the answer that is not yet its own.
+    /// As in Anthropic's API, the first event has a provisional count of output tokens.
     fn opening(&self, answer: &Answer) -> String {
         let block = json!({"index": 0, "content_block": {"type": "text", "text": ""}});
         typed_event("message_start", json!({"message": message(answer, &[], None, 1)}))

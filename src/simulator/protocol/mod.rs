@@ -1,6 +1,6 @@
-//! The JSON of the OpenAI-compatible API, and of Anthropic's: what is read and what is written.
+//! Reads and writes the JSON of the OpenAI-compatible API and of Anthropic's.
 //!
-//! A request kind is a file here and an entry in [`KINDS`].
+//! Each kind of request has a file here and an entry in [`KINDS`].
 
 mod chat;
 mod completions;
@@ -15,18 +15,18 @@ use serde_json::{Value, json};
 
 use super::lengths::{OutputLength, prompt_tokens};
 
-/// Every kind that is served.
+/// Every kind of request that is served.
 pub(super) const KINDS: [&dyn Kind; 5] =
     [&chat::Chat, &completions::Completions, &embeddings::Embeddings, &responses::Responses, &messages::Messages];
 
-/// How the requests to one route are read and answered.
+/// How requests to one route are read and answered.
 pub(super) trait Kind: Sync {
     fn path(&self) -> &'static str;
 
-    /// The texts of the prompt (messages, or inputs to embed), or a sentence that says what is wrong with the body.
+    /// The texts of the prompt (messages, or inputs to embed). An error is a sentence on what is wrong with the body.
     fn texts(&self, body: &Value) -> Result<Vec<String>, String>;
 
-    /// Whether text is generated and may be streamed. A kind that does not generate takes one step of the engine.
+    /// Whether text is generated and may be streamed. A kind that does not generate takes one engine step.
     fn generates(&self) -> bool {
         true
     }
@@ -36,21 +36,21 @@ pub(super) trait Kind: Sync {
         String::new()
     }
 
-    /// The event of one token.
+    /// The event for one token.
     fn token(&self, _: &Answer, _text: &str) -> String {
         String::new()
     }
 
-    /// The events after the last token: the reason, the usage if it was asked for, and the end.
+    /// The events after the last token: the finish reason, the usage if requested, and the end marker.
     fn closing(&self, _: &Answer) -> String {
         String::new()
     }
 
-    /// The answer in one piece; without text or vectors if it has no tokens.
+    /// The answer in one piece. Without tokens, it has no text or vectors.
     fn whole(&self, answer: &Answer, text: &str) -> String;
 }
 
-/// What requests of all kinds have in common.
+/// Fields of the request body that all kinds share.
 #[derive(Deserialize)]
 struct Body {
     model: String,
@@ -61,7 +61,7 @@ struct Body {
     stream: Option<bool>,
 }
 
-/// One string, or several.
+/// The strings of a value that is a string or a list of strings.
 fn strings(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
@@ -69,7 +69,7 @@ fn strings(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// What a message or a system prompt says: a string, a list of parts with a `text` each, or nothing.
+/// The text of a message or a system prompt: a string, a list of parts (those with a `text` count), or null.
 fn text_of(content: &Value) -> Result<String, String> {
     match content {
         Value::Null => Ok(String::new()),
@@ -79,7 +79,7 @@ fn text_of(content: &Value) -> Result<String, String> {
     }
 }
 
-/// The text of each message, of at least one.
+/// The text of each message. There must be at least one message.
 fn texts_of(messages: &Value) -> Result<Vec<String>, String> {
     match messages.as_array() {
         Some(messages) if !messages.is_empty() => messages.iter().map(|message| text_of(&message["content"])).collect(),
@@ -87,35 +87,35 @@ fn texts_of(messages: &Value) -> Result<Vec<String>, String> {
     }
 }
 
-/// A request to a generating route, understood, and what its answer says beside the text.
+/// A parsed request to a generating route, with the data that its answer needs besides the text.
 pub(super) struct Answer {
-    /// Tells the answer from all others of this server.
+    /// Sequence number of the request, which makes the answer's id unique on this server.
     number: u64,
-    /// In seconds since 1970.
+    /// Unix time in seconds.
     created: u64,
-    /// Echoed.
+    /// Name from the request, echoed in the answer.
     model: String,
-    /// The texts of all messages or inputs, one after the other.
+    /// The texts of all messages or inputs, joined by line breaks.
     pub(super) prompt: String,
-    /// How many there are.
+    /// Number of messages or inputs.
     texts: usize,
     pub(super) prompt_tokens: u32,
     pub(super) max_tokens: Option<u32>,
     pub(super) stream: bool,
-    /// Whether a stream ends with the usage.
+    /// Whether a stream reports the usage at its end.
     include_usage: bool,
-    /// `None` where there is no prefix cache.
+    /// `None` without a prefix cache.
     pub(super) cached_tokens: Option<u32>,
-    /// One step of the engine for the prompt, unless something is generated.
+    /// For a kind that does not generate, a single token: one engine step for the prompt.
     pub(super) length: OutputLength,
 }
 
 impl Answer {
-    /// To request `number`, or a sentence for the client that says what is wrong with its body.
+    /// The answer to request `number`. An error is a sentence that tells the client what is wrong with the body.
     pub(super) fn to(kind: &dyn Kind, bytes: &[u8], number: u64) -> Result<Self, String> {
         let unexpected = |error| format!("the request body is not as expected: {error}");
         let whole: Value = serde_json::from_slice(bytes).map_err(unexpected)?;
-        // Fields that are not in it are ignored, as most servers do.
+        // Unknown fields are ignored, as in most servers.
         let body = Body::deserialize(&whole).map_err(unexpected)?;
         if body.n.is_some_and(|n| n != 1) {
             return Err("n must be 1: this server gives one answer per request".to_owned());
@@ -128,7 +128,7 @@ impl Answer {
         let prompt = texts.join("\n");
         Ok(Self {
             number,
-            // Before 1970 the clock is wrong, and the field means nothing.
+            // A clock before 1970 is wrong, so the field has no meaning.
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             model: body.model,
             prompt_tokens: prompt_tokens(&prompt),
@@ -156,8 +156,8 @@ impl Answer {
         usage
     }
 
-    /// The object around the choices of chat and completions. As from other servers, the keys that tell the end come
-    /// last: half of an answer must not have them.
+    /// The object around the choices of chat and completions. As on other servers, the keys that mark the end come
+    /// last, so that the first half of an answer does not contain them.
     fn envelope(&self, id: &str, object: &str, choices: &str, with_usage: bool) -> String {
         let Answer { number, created, model, .. } = self;
         let model = json!(model);
@@ -167,7 +167,7 @@ impl Answer {
         )
     }
 
-    /// A stream's last events: the choice with the reason, the usage if it was asked for, and the end.
+    /// The last events of a stream: the choice with the finish reason, the usage if requested, and the end marker.
     fn end_of_choices(&self, id: &str, object: &str, last: &str) -> String {
         let mut events = event(&self.envelope(id, object, last, false));
         if self.include_usage {
@@ -177,7 +177,7 @@ impl Answer {
     }
 }
 
-/// `content` is the key of the text and what it holds.
+/// One choice. `content` is a JSON key and its value, such as `"text":"a"`.
 fn choice(content: &str, finish_reason: Option<&str>) -> String {
     format!(r#"{{"index":0,{content},"logprobs":null,"finish_reason":{}}}"#, json!(finish_reason))
 }
@@ -186,21 +186,21 @@ fn event(data: &str) -> String {
     format!("data: {data}\n\n")
 }
 
-/// An event that says what it is twice, as those of responses and messages do.
+/// An event that carries its type twice, in the `event` line and in the data, as in Responses and Messages.
 fn typed_event(kind: &str, data: Value) -> String {
     let data = data.to_string();
     let rest = if data == "{}" { "}" } else { &format!(",{}", &data[1..]) };
     format!("event: {kind}\ndata: {{\"type\":\"{kind}\"{rest}\n\n")
 }
 
-/// What answers are made of, as a tokenizer would cut them.
+/// The words that answers are made of, split as a tokenizer would.
 const WORDS: &str = "The| function| returns| a| list| of| values| and| checks| that| each| element| is| valid\
     | before| it| reads| the| next| one|,| so| an| error| in| this| loop| cannot| change| its| result|.";
 
-/// The text of an answer's token number `index`.
+/// The text of token number `index` of an answer.
 pub(super) fn word(index: u32) -> &'static str {
     match WORDS.split('|').nth(index as usize % 32) {
-        // A new sentence.
+        // The start of a later sentence, which needs a space.
         Some("The") if index > 0 => " The",
         word => word.unwrap_or_default(),
     }

@@ -24,7 +24,7 @@ fn response(answer: &Answer, status: &str, output: &[Value], usage: Value) -> Va
     })
 }
 
-/// The answer once it is over. Without tokens it has no items.
+/// The completed answer. Without tokens, it has no output items.
 fn ended(answer: &Answer, text: &str) -> Value {
     let Answer { prompt_tokens, length, .. } = answer;
     let status = if length.cut { "incomplete" } else { "completed" };
