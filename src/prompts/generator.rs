@@ -1,9 +1,9 @@
-//! Seeded code snippets out of `templates/` and `words.json`. It runs for `generate-test-data` only.
+//! Generates code snippets from a seed, `templates/` and `words.json`. Only `generate-test-data` runs it.
 //!
-//! A `.j2` file has the templates of one language, each below its name (`==== name`); `«word»` is a word of the
-//! snippet's domain in the case that the name shows (see `Generator::words`), `«pick(a, b)»` one of these by chance,
-//! `‹if …›` a statement. Import lines come first, a blank line after them, and are merged. Within a language no two
-//! templates may define the same name.
+//! A `.j2` file holds the templates of one language, each below a header (`==== name`). `«word»` is replaced by a word
+//! of the snippet's domain in the case of the name (see `Generator::words`), `«pick(a, b)»` by a random argument, and
+//! `‹if …›` is a statement. Import lines come first, followed by a blank line; the imports of all templates are merged.
+//! No two templates of a language may define the same name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -24,7 +24,7 @@ const SCHEMA: &str = "llm-concurrency/snippets/v1";
 
 pub(super) struct Language {
     pub name: &'static str,
-    /// As in a sentence.
+    /// Name to use in a sentence.
     pub noun: &'static str,
     pub fence: &'static str,
     percent: usize,
@@ -57,7 +57,7 @@ impl Language {
 struct Size {
     name: &'static str,
     percent: usize,
-    /// Lines of the longest snippet, and where the number it aims at is drawn from.
+    /// Maximum number of lines, and the range from which a snippet's target number of lines is drawn.
     longest: usize,
     target: RangeInclusive<usize>,
 }
@@ -70,16 +70,16 @@ const SIZES: [Size; 3] = [
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snippet {
-    /// `snippet-0001` and so on.
+    /// Name by position: `snippet-0001`, `snippet-0002` and so on.
     pub id: String,
     pub language: &'static str,
     pub size: &'static str,
-    /// With a final newline.
+    /// The code, with a final newline.
     pub code: String,
 }
 
 impl Snippet {
-    /// The text to send, as [`load`](super::load) makes it.
+    /// The text to send, the same that [`load`](super::load) makes of the snippet.
     pub fn prompt(&self) -> String {
         super::ask_about(&self.code, self.language)
     }
@@ -89,16 +89,16 @@ impl Snippet {
 pub struct SnippetFile {
     schema: &'static str,
     seed: u64,
-    /// In the order in which they are sent.
+    /// The snippets in the order in which they are sent.
     pub snippets: Vec<Snippet>,
 }
 
-/// Makes `count` snippets, no two alike: 60 % JavaScript and TypeScript (half each), 20 % Python, 20 % React, and in
-/// each of them 50 % small, 35 % medium, 15 % large, rounded by largest remainder so that the parts always add up.
-/// Languages and sizes are mixed in the order, so that a short run sees them all.
+/// Generates `count` distinct snippets: 30 % JavaScript, 30 % TypeScript, 20 % Python and 20 % React; of each language,
+/// 50 % are small, 35 % medium and 15 % large. Shares are rounded by largest remainder, so that they always add up.
+/// The order is shuffled, so that a short run sees a mix of languages and sizes.
 ///
 /// The same seed gives the same bytes on every platform: xoshiro256++ is one of rand's *named portable generators*,
-/// and rand changes what its functions make of the stream in a breaking release only.
+/// and rand changes the values that its functions derive from the stream in breaking releases only.
 pub fn generate(seed: u64, count: usize) -> SnippetFile {
     let mut generator = Generator::new(seed);
     let mut plan = plan(count);
@@ -122,7 +122,7 @@ fn plan(count: usize) -> Vec<(&'static Language, &'static Size)> {
     plan
 }
 
-/// Splits `total` by percentages that add up to 100 (Hare quota; at equal remainders the earlier part wins).
+/// Splits `total` by percentages that add up to 100 (Hare quota; on equal remainders, the earlier part wins).
 fn largest_remainder<const N: usize>(total: usize, percent: [usize; N]) -> [usize; N] {
     let mut parts = percent.map(|p| total / 100 * p + total % 100 * p / 100);
     let mut order: Vec<usize> = (0..N).collect();
@@ -132,7 +132,7 @@ fn largest_remainder<const N: usize>(total: usize, percent: [usize; N]) -> [usiz
     parts
 }
 
-/// A subject area, in names of one word or more.
+/// The vocabulary of a subject area. Each entry is one or more words.
 #[derive(Deserialize)]
 struct Domain {
     entity: &'static str,
@@ -143,12 +143,12 @@ struct Domain {
     states: [&'static str; 3],
 }
 
-/// What the generator remembers from one snippet to the next.
+/// The generator's state, which carries over from one snippet to the next.
 struct Generator {
     dice: Arc<Mutex<Xoshiro256PlusPlus>>,
     domains: Vec<Domain>,
     environment: Environment<'static>,
-    /// How often a template has been used for a size.
+    /// Number of times that each template has been used for each size, keyed by both names.
     uses: HashMap<(&'static str, &'static str), usize>,
     seen: HashSet<String>,
 }
@@ -178,8 +178,8 @@ impl Generator {
         }
     }
 
-    /// Puts templates of one domain together until the snippet is long enough: in random order, those used least so
-    /// far first, so that even a short list of snippets shows them all.
+    /// Combines templates of one domain until the snippet is long enough. The order is random, but the least used
+    /// templates come first, so that even a short list of snippets contains them all.
     fn compose(&mut self, language: &'static Language, size: &'static Size) -> String {
         let target = self.dice.lock().random_range(size.target.clone());
         let words = self.words(language);
@@ -202,9 +202,9 @@ impl Generator {
         assemble(&parts, language)
     }
 
-    /// The words of one snippet: a domain, and the fields and states that it uses. A name's case is the word's:
-    /// `unitPrice`, `UnitPrice`, `UNIT_PRICE`; besides `…_words` (`unit price`, `Unit price`), `…_column`
-    /// (`unit_price`) and `…_path` (`unit-price`).
+    /// The words of one snippet: a domain, and the fields and states that it uses. The case of a name selects the
+    /// case of its word: `unitPrice`, `UnitPrice` or `UNIT_PRICE`. The suffixes `_words` (`unit price`, `Unit price`),
+    /// `_column` (`unit_price`) and `_path` (`unit-price`) select other forms.
     fn words(&self, language: &Language) -> BTreeMap<String, String> {
         let mut dice = self.dice.lock();
         let domain = self.domains.choose(&mut *dice).expect("there are words");
@@ -252,19 +252,19 @@ fn environment(dice: Arc<Mutex<Xoshiro256PlusPlus>>) -> Result<Environment<'stat
     Ok(environment)
 }
 
-/// One file out of rendered templates: their imports merged and sorted, then what else they hold.
+/// Assembles one file from rendered templates: their imports, merged and sorted, then the rest.
 fn assemble(rendered: &[String], language: &Language) -> String {
     let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
-    // The names imported, by what stands before and after them; none where a whole module is.
+    // The imported names, keyed by the text before and after them; empty if a whole module is imported.
     let mut imports: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
     let mut parts = vec![String::new()];
     for text in rendered {
         let (head, block) = text.split_once("\n\n").filter(|(head, _)| is_import(head)).unwrap_or(("", text));
         for line in head.lines() {
-            // `import { a, b } from "m";`, `from m import a, b` or `import m`.
+            // The forms are `import { a, b } from "m";`, `from m import a, b` and `import m`.
             let (before, rest) = line.split_once(" { ").or(line.split_once(" import ")).unwrap_or((line, ""));
             let (names, after) = rest.split_once(" } ").unwrap_or((rest, ""));
-            // By module, whole modules before names, as isort does.
+            // The key sorts whole modules before imports of names, and each group by module, as isort does.
             let names = names.split(", ").filter(|name| !name.is_empty());
             imports.entry((line.starts_with("from "), after, before)).or_default().extend(names);
         }

@@ -1,7 +1,7 @@
-//! The prompts of a run: the loader of the file that holds them, and the generator of the shipped one.
+//! The prompts of a run: loads them from a file, and generates the shipped file.
 //!
-//! The shipped file (`test-data/test_snippets.json`, built in) stands for what a code analyser sends: 60 % JavaScript
-//! and TypeScript, 20 % Python, 20 % React components, in three sizes. It looks like this, pretty-printed:
+//! The shipped file (`test-data/test_snippets.json`, built in) represents the workload of a code analyser: 60 %
+//! JavaScript and TypeScript, 20 % Python and 20 % React components, in three sizes. It is pretty-printed JSON:
 //!
 //! ```json
 //! {"schema": "llm-concurrency/snippets/v1", "seed": 42, "snippets": [
@@ -9,7 +9,7 @@
 //! ]}
 //! ```
 //!
-//! A file of the caller's own may be simpler; [`load`] lists what it takes.
+//! Users' own files may be simpler; [`load`] lists the accepted formats.
 
 mod generator;
 
@@ -27,22 +27,22 @@ use crate::settings::Settings;
 pub use crate::client::Prompt;
 pub use generator::{SnippetFile, generate};
 
-/// Where the generated file is kept, relative to the working folder.
+/// Path of the generated file, relative to the folder of the config file, or to the working folder when it is written.
 pub const DEFAULT_PATH: &str = "test-data/test_snippets.json";
 
 pub const DEFAULT_SEED: u64 = 42;
 pub const DEFAULT_COUNT: usize = 100;
 
-/// Bytes of a prompts file. In memory it takes several times as many.
+/// Maximum size of a prompts file, in bytes. In memory it takes several times as much.
 const MOST: u64 = 256 << 20;
 
 const SHIPPED: &str = include_str!("../../test-data/test_snippets.json");
 
-/// What is asked about a piece of code. All want an answer of some length, so that the output reaches `max_tokens`
-/// rather than ending after a word.
+/// Instructions to put before a piece of code, one per line. Each calls for an answer of some length, so that the
+/// output tends to reach `max_tokens` rather than ending after a word.
 const INSTRUCTIONS: &str = include_str!("instructions.txt");
 
-/// Why there are no prompts, or why they could not be saved.
+/// Errors in loading or saving prompts.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error(
@@ -55,7 +55,7 @@ pub enum PromptError {
     Read(PathBuf, #[source] io::Error),
     #[error("the test data file {} {}. {REMEDY}", .0.display(), .1)]
     Content(PathBuf, String),
-    /// Where, and what is there instead.
+    /// The place of the entry, and what was found instead of a prompt.
     #[error(
         "{0}: {1}. An entry is a non-blank string, or an object with one as `prompt`, `text`, `code` or `content`, with a \
          list of messages as `messages` or `conversations`, or with a request as `body`."
@@ -67,7 +67,7 @@ pub enum PromptError {
         "benchmark.request.system is set, and the prompt {0} has a system prompt of its own: leave one of the two out"
     )]
     TwoSystems(String),
-    /// What was there before is still there.
+    /// A previous file is left intact.
     #[error("cannot write the test data file {}: choose a path in a folder that you may write to", .0.display())]
     Write(PathBuf, #[source] io::Error),
 }
@@ -75,21 +75,21 @@ pub enum PromptError {
 const REMEDY: &str = "Regenerate it with `llm-concurrency generate-test-data`, or set `benchmark.request.prompts` in \
                     config.yaml to your own file.";
 
-/// Reads the prompts of a file, in its order.
+/// Reads the prompts of a file, in file order.
 ///
-/// It takes the file of [`generate`], an array of entries, an object with such an array as `snippets` or `prompts`, an
-/// entry a line (JSON Lines), and in a file named `.txt` a plain text a line. An entry is
+/// The file may be one from [`generate`], an array of entries, an object with such an array as `snippets` or `prompts`,
+/// JSON Lines (an entry per line), or a `.txt` file with a plain text per line; blank lines are skipped. An entry is
 ///
-/// - a string, or an object with one as `prompt`, `text`, `code` or `content` (the first of these that is there). They
-///   are sent as they are, but `code` gets an instruction before it and a fence around it, with `language` as its tag;
-/// - a conversation as `messages` (`role`, `content`) or `conversations` (`from`, `value`, as ShareGPT has it): what the
-///   user says is sent turn by turn, and the answers are the server's own, not those of the file;
-/// - a request of a batch file, as `body` (or `params`): its messages are sent at once, the other keys with them.
+/// - a string, or an object with one as `prompt`, `text`, `code`, `content` or `input` (the first that is present). It
+///   is sent verbatim, except that `code` is fenced, with `language` as the tag, and preceded by an instruction;
+/// - a conversation as `messages` (`role`, `content`) or `conversations` (`from`, `value`, as in ShareGPT): the user's
+///   messages are sent turn by turn. The file's answers are dropped; the server's own take their place;
+/// - a request of a batch file, as `body` (or `params`): all its messages are sent in one request, with its other keys.
 ///
-/// Each may have `id`, `size` and `max_tokens`.
+/// Each entry may have `id` (or `custom_id`) and `size`, and the entry or its request a limit such as `max_tokens`.
 ///
 /// # Errors
-/// A [`PromptError`] that says what is wrong, where, and what to do.
+/// A [`PromptError`] that states what is wrong, where, and how to fix it.
 pub fn load(path: impl AsRef<Path>) -> Result<Vec<Prompt>, PromptError> {
     let path = path.as_ref();
     let text = files::read_to_string(path, MOST).map_err(|error| match error.kind() {
@@ -99,11 +99,11 @@ pub fn load(path: impl AsRef<Path>) -> Result<Vec<Prompt>, PromptError> {
     parse(&text, path)
 }
 
-/// The prompts of a run, its system prompt included: of the file that the settings name, else of [`DEFAULT_PATH`] beside
-/// the config file, else (there being no such file) the shipped ones.
+/// The prompts of a run, including its system prompt. They come from the file that the settings name, else from
+/// [`DEFAULT_PATH`] next to the config file, else (if there is no such file) from the shipped file.
 ///
 /// # Errors
-/// As [`load`]; a file that the settings name must exist.
+/// As for [`load`], or if the system prompt is unreadable or set twice. A file that the settings name must exist.
 pub fn of_run(settings: &Settings) -> Result<Vec<Prompt>, PromptError> {
     let request = &settings.config.benchmark.request;
     let mut prompts = match &request.prompts {
@@ -134,7 +134,7 @@ pub fn of_run(settings: &Settings) -> Result<Vec<Prompt>, PromptError> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Vec<Prompt>, PromptError> {
-    // Editors on Windows like to put a byte order mark first, which JSON forbids.
+    // Some editors on Windows begin a file with a byte order mark, which JSON forbids.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let content = |fault| PromptError::Content(path.to_owned(), fault);
     if text.trim().is_empty() {
@@ -191,7 +191,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The names that a limit on the answer goes by, and a request's other keys that are ours to set.
+/// Keys for the limit on the answer's tokens, and further keys of a request that the suite sets itself.
 const LIMITS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
 const SET_BY_US: [&str; 8] =
     ["model", "messages", "prompt", "input", "system", "instructions", "stream", "stream_options"];
@@ -240,7 +240,7 @@ fn text_of(entry: &Value) -> Result<String, String> {
     }
 }
 
-/// A request whose last message is the user's, or a conversation of which only the user's part is taken.
+/// Parses a request, whose last message must be the user's, or a conversation, of which only the user's part is kept.
 fn of_messages(list: &[Value], is_request: bool) -> Result<Prompt, String> {
     let mut messages = list.iter().map(message).collect::<Result<Vec<_>, _>>()?;
     let mut prompt = Prompt::default();
@@ -280,7 +280,7 @@ fn message(value: &Value) -> Result<Message, String> {
     }
 }
 
-/// A string or a number that serves as a name; it is printed.
+/// A string or a number that serves as a name. Made a single line, because it is printed.
 fn label(value: &Value) -> Option<String> {
     match value {
         Value::String(text) if !text.trim().is_empty() => Some(one_line(text)),
@@ -297,8 +297,7 @@ fn size_of(characters: usize) -> &'static str {
     }
 }
 
-/// An instruction and the code in a Markdown fence. The instruction varies from snippet to snippet and is always the
-/// same for one.
+/// An instruction, then the code in a Markdown fence. A given snippet always gets the same instruction.
 fn ask_about(code: &str, language: &str) -> String {
     let ours = generator::LANGUAGES.iter().find(|ours| ours.name == language);
     let (noun, fence) = ours.map_or((language, language), |ours| (ours.noun, ours.fence));
@@ -307,10 +306,10 @@ fn ask_about(code: &str, language: &str) -> String {
     format!("{instruction}\n\n```{fence}\n{}\n```", code.trim_end())
 }
 
-/// Writes the file, and the folders above it where they are missing.
+/// Writes the file and any missing parent folders.
 ///
-/// A crash or a full disk leaves either the old file or the new one, never half of one. Where `path` is a symbolic
-/// link, the file that it points to is replaced and the link stays.
+/// A crash or a full disk leaves either the old file or the new one, never a partial file. If `path` is a symbolic
+/// link, its target is replaced and the link stays.
 ///
 /// # Errors
 /// [`PromptError::Write`] with the path and the system's reason.
