@@ -1,5 +1,5 @@
-//! .env: lines of `NAME=value`, read as dotenvy reads them. A dotted key is a variable: `llm.max_concurrent_requests`
-//! is `LLM_MAX_CONCURRENT_REQUESTS`, a key without dots is a name as it is.
+//! `.env` files: lines of `NAME=value`, read as dotenvy reads them. A dotted key names a variable in upper case:
+//! `llm.max_concurrent_requests` is `LLM_MAX_CONCURRENT_REQUESTS`. A key without dots is used verbatim.
 
 use std::ops::Range;
 
@@ -30,10 +30,10 @@ pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
                 }
                 _ => None,
             },
-            // Its own words quote the line, which may be a secret.
+            // The parser's own message quotes the line, which may be a secret.
             why: "a line is not NAME=value".to_owned(),
         })?;
-        // The first one counts; where ours stands twice it is refused.
+        // The first definition wins. `find` refuses a second one of the variable to change.
         variables.entry(name.into()).or_insert(value.into());
     }
     Ok(Value::Mapping(variables))
@@ -41,10 +41,10 @@ pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
 
 struct Variable<'a> {
     name: &'a str,
-    /// Where the line begins, and the name on it: `export` may stand between.
+    /// Offsets of the line and of the name on it; `export` may come between the two.
     line: usize,
     start: usize,
-    /// With its quotes, over more than one line if they are.
+    /// Span of the value with its quotes; a quoted value may cover several lines.
     value: Range<usize>,
 }
 
@@ -77,7 +77,7 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     }
 }
 
-/// Where another value refers to this variable. Errs on the safe side: comments count too.
+/// Offset of a reference to this variable. Errs on the side of caution: comments count as well.
 fn uses(text: &str, name: &str) -> Option<usize> {
     let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     let used = |(at, _): (usize, &str)| {
@@ -87,7 +87,7 @@ fn uses(text: &str, name: &str) -> Option<usize> {
     text.match_indices('$').find_map(used)
 }
 
-/// After the last variable, exported if that one is.
+/// Adds the variable after the last one, with `export` if that one has it.
 fn add(request: &Request, text: &str, last: Option<&Variable<'_>>) -> Result<Edit, PatchError> {
     let Some(last) = last else {
         return Err(request.refuse(None, Reason::Empty));
@@ -97,7 +97,7 @@ fn add(request: &Request, text: &str, last: Option<&Variable<'_>>) -> Result<Edi
     Ok(Edit::insert(end, format!("{}{prefix}{}=", line_break(text, end), request.key.last)))
 }
 
-/// Of a text that [`parse`] takes.
+/// The variables of a text that [`parse`] accepts.
 fn variables(text: &str) -> Vec<Variable<'_>> {
     let mut found = Vec::new();
     let mut line = text.len() - text.trim_start_matches(BYTE_ORDER_MARK).len();
@@ -121,7 +121,7 @@ fn variables(text: &str) -> Vec<Variable<'_>> {
     found
 }
 
-/// The value that begins at `start`: up to a blank, the end of the line or, within quotes, whatever comes.
+/// Span of the value that begins at `start`. It ends at the first unquoted, unescaped blank or line break.
 fn value(text: &str, start: usize) -> Range<usize> {
     let mut quote = None;
     let mut escaped = false;

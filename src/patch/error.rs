@@ -3,10 +3,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Line and column, both from 1, the column in characters.
+/// Line and column, both counted from 1; the column is in characters.
 pub type Position = (usize, usize);
 
-/// Why nothing was written. The text says what, where, and what to write by hand instead.
+/// Why nothing was written. The message states the problem, its place, and what to write by hand instead.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PatchError {
@@ -15,10 +15,10 @@ pub enum PatchError {
          hint: join plain names with dots, such as `llm.max_concurrent_requests`"
     )]
     Key { key: String, why: &'static str },
-    /// The change would be a guess, or the file is not one that may be replaced.
+    /// The change would be a guess, or the file must not be replaced.
     #[error("{}: `{key}` was not changed: {reason}\n\nhint: {hint}", place(path, *at))]
     Refused { path: PathBuf, at: Option<Position>, key: String, reason: Box<Reason>, hint: String },
-    /// The system refused a read or a write. The old file is still in place.
+    /// A read or a write failed. The old file is still in place.
     #[error("{}: `{key}` was not changed: cannot {doing}", path.display())]
     Io { path: PathBuf, key: String, doing: &'static str, source: io::Error },
 }
@@ -31,7 +31,7 @@ fn place(path: &Path, at: Option<Position>) -> String {
 #[derive(Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// Or a symbolic link leads nowhere.
+    /// Also if a symbolic link is dangling.
     #[error("there is no such file")]
     Missing,
     #[error("this is a directory, not a file")]
@@ -44,10 +44,10 @@ pub enum Reason {
     TooManyValues(u64),
     #[error("the file is not UTF-8 text (UTF-16, or another encoding?)")]
     NotUtf8,
-    /// In the words of the parser.
+    /// `why` is the parser's message.
     #[error("the file is not valid {format}: {why}")]
     Invalid { format: &'static str, why: String },
-    /// Nothing but comments.
+    /// The file has no entries, though it may have comments.
     #[error("the file is empty")]
     Empty,
     #[error("its parent `{0}` is missing")]
@@ -56,7 +56,7 @@ pub enum Reason {
     Alias(String),
     #[error("{0} has an anchor, so other places may use it too")]
     Anchor(String),
-    /// The key is missing.
+    /// Only a reason if the key itself is missing.
     #[error("{0} has a merge key `<<`, which may supply it")]
     Merge(String),
     #[error("`${0}` is used here, so another value would change too")]
@@ -85,7 +85,7 @@ pub enum Reason {
     OddLineBreak,
     #[error("its exact place in the file is not certain")]
     Unclear,
-    /// Somebody else wrote the file between `plan` and `apply`.
+    /// The file was modified between `plan` and `apply`.
     #[error("the file has changed since it was read")]
     Changed,
     #[error("the file is read-only")]
@@ -98,13 +98,13 @@ pub enum Reason {
     Owner { uid: u32, gid: u32 },
     #[error("the file is a mount of its own (a container's volume?), so it cannot be replaced")]
     Mounted,
-    /// A check of our own work failed.
+    /// A check of the patch's own result failed.
     #[error("a check of the result failed: {0}")]
     Guard(String),
 }
 
 impl Reason {
-    /// What goes before the line to write by hand, where nothing closer is known.
+    /// Introduction to the line to write by hand, for reasons without a more specific hint.
     pub(super) fn remedy(&self) -> &'static str {
         match self {
             Reason::Missing => "check the path, or make the file and ",

@@ -1,4 +1,4 @@
-//! What differs from format to format: the rest of the patch knows only this.
+//! All that depends on the format. The rest of the patch goes through this interface.
 
 use std::ops::Range;
 
@@ -11,28 +11,28 @@ use super::{env, json, toml, yaml};
 
 pub(super) use crate::files::Format;
 
-/// A parser's objection to a text.
+/// A parser's error about a text.
 pub(super) struct Invalid {
     pub at: Option<Position>,
     pub why: String,
 }
 
-/// The bytes to replace, and what to put there.
+/// The range of bytes to replace, and its replacement.
 pub(super) struct Edit {
     pub range: Range<usize>,
-    /// Where the key begins, with the blanks before it; the place itself for an addition.
+    /// Offset from which a diff shows the line: the key with the blanks before it, or the insertion point.
     pub shown: usize,
-    /// What goes before and after the digits: nothing for a replacement, the key and a line break for an addition.
+    /// Text before and after the digits: empty for a replacement, a key with separators for an addition.
     pub lead: String,
     pub tail: &'static str,
     pub previous: Option<u64>,
-    /// The number is written as a text, and stays one.
+    /// Whether the number is written as a quoted string, and stays one.
     pub quoted: bool,
 }
 
 impl Edit {
-    /// Replaces the number at `span`, that of the value with its quotes if it has any, which a parser `read` as this text.
-    /// The source must spell it as it reads: no escapes, no folded lines, no triple quotes.
+    /// Replaces the number at `span`, which includes any quotes of the value. `read` is the value as parsed. The source
+    /// must spell it identically: no escapes, no folded lines, no triple quotes.
     pub(super) fn replace(
         text: &str,
         span: Range<usize>,
@@ -54,7 +54,7 @@ impl Edit {
     }
 
     pub(super) fn apply_to(&self, before: &str, value: u64) -> String {
-        // The number may be there in another notation (`+10`): the same value is no reason to touch it.
+        // If the value is already the same, it stays, even in another notation (`+10`).
         if self.previous == Some(value) {
             return before.to_owned();
         }
@@ -73,7 +73,7 @@ impl Format {
         }
     }
 
-    /// Finds the one place where the number stands or belongs, or says why there is none.
+    /// Finds the one place where the number is or belongs. An error states why there is none.
     pub(super) fn find(self, request: &Request, text: &str) -> Result<Edit, PatchError> {
         match self {
             Format::Yaml => yaml::find(request, text),
@@ -83,7 +83,7 @@ impl Format {
         }
     }
 
-    /// Everything in the file, as the programs that use it read it.
+    /// Everything in the file, parsed as the programs that use it do.
     pub(super) fn parse(self, text: &str) -> Result<Value, Invalid> {
         match self {
             Format::Yaml => yaml::parse(text),
@@ -97,12 +97,12 @@ impl Format {
         if self == Format::Env { env::key(key) } else { Ok(key) }
     }
 
-    /// What a number looks like to [`Format::parse`].
+    /// A number as [`Format::parse`] returns it.
     pub(super) fn number(self, value: u64, quoted: bool) -> Value {
         if quoted || self == Format::Env { Value::String(value.to_string()) } else { Value::Number(value.into()) }
     }
 
-    /// What to write by hand in a file that has nothing of the key yet.
+    /// What to write by hand in a file without any part of the key.
     pub(super) fn lines(self, key: &Key, value: u64) -> String {
         match self {
             Format::Yaml => yaml::lines(key, 0, "", value),

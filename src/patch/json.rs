@@ -1,4 +1,4 @@
-//! JSON, which is YAML in braces: only programs read it otherwise.
+//! JSON. `find` treats it as YAML flow style; `parse` uses a JSON parser, as programs do.
 
 use serde_yaml::Value;
 
@@ -22,12 +22,12 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     if text.trim_start_matches(BYTE_ORDER_MARK).trim().is_empty() {
         return Err(request.refuse(None, Reason::Empty));
     }
-    // Refuses a key that stands twice, too.
+    // This also refuses duplicate keys.
     parse(text).map_err(|invalid| request.invalid(invalid))?;
     yaml::find(request, text)
 }
 
-/// The member that holds the key, from the name at `depth` on.
+/// The member that holds the key, starting with the name at `depth`.
 pub(super) fn members(key: &Key, depth: usize, value: u64) -> String {
     let names = key.parents.iter().skip(depth);
     let open: String = names.clone().map(|name| format!("\"{name}\": {{")).collect();

@@ -1,16 +1,16 @@
-//! Changes one number in a YAML, JSON, TOML or .env file, and not one byte beside it.
+//! Changes one number in a YAML, JSON, TOML or .env file and leaves every other byte as it is.
 //!
-//! [`plan`] finds the number by the source spans of a parser, never by a search in the text, and computes the new
-//! bytes. [`Patch::apply`] writes them to a file beside the old one and renames it into place. Comments, order,
-//! quotes, line ends, a byte order mark, permissions, owner and a symbolic link stay as they are.
+//! [`plan`] locates the number by source spans, never by a text search, and computes the new bytes. [`Patch::apply`]
+//! writes them to a temporary file and renames it into place. Comments, order, quotes, line endings, a byte order
+//! mark, permissions, owner and symbolic links are preserved.
 //!
-//! It would rather refuse than guess. Aliases, anchors, duplicate keys, placeholders and the like are refused with
-//! the position and the line to write by hand, and every edit is read again by the parser that found its place and
-//! by the one that programs use, before it touches the disk. The rename gives the file a new inode: a file with
-//! several hard links is refused, and extended attributes and ACLs are not carried over.
+//! It refuses rather than guesses. Aliases, anchors, duplicate keys, placeholders and the like are refused with the
+//! position and the line to write by hand. Before anything is written, the result is parsed again, both by the code
+//! that located the number and by the parser that programs use. The rename gives the file a new inode, so a file
+//! with several hard links is refused, and extended attributes and ACLs are lost.
 //!
-//! A new format is a file that finds one scalar and parses the whole, its arms in `format`, its suffix in
-//! [`files::Format`](crate::files::Format), and its reader in the client's `config_file`.
+//! A new format needs a file that locates one scalar and parses the whole text, match arms in `format`, a suffix in
+//! [`files::Format`](crate::files::Format), and a reader in the client's `config_file`.
 
 mod env;
 mod error;
@@ -32,10 +32,10 @@ use format::Edit;
 use request::Request;
 use text::{BYTE_ORDER_MARK, line_start, position};
 
-/// A change that has been worked out and checked, but not yet written.
+/// A change that has been computed and checked, but not yet written.
 pub struct Patch {
     request: Request,
-    /// The file itself, where the path is a symbolic link.
+    /// The canonical path of the file, with symbolic links resolved.
     target: PathBuf,
     edit: Edit,
     before: String,
@@ -44,15 +44,15 @@ pub struct Patch {
 
 /// Works out how to set `key` (names joined by dots) to `value` in the file at `path`, without writing anything.
 ///
-/// An existing whole number is replaced, inside its quotes if it has any; `null` or nothing gets the value; a
-/// missing key is added to its parent mapping as one line. Refuses where the parent is missing, or the change would be a
-/// guess.
+/// A whole number is replaced, inside its quotes if it has any. So is `null`, and an empty value is filled in. A
+/// missing key is added to its parent mapping, in a block as one line. Refuses if the parent is missing or the change
+/// would be a guess.
 pub fn plan(path: &Path, key: &str, value: u64) -> Result<Patch, PatchError> {
     let request = Request::new(path, key, value)?;
     let target = request.resolve()?;
     let before = request.decode(request.read(&target)?)?;
     let edit = request.format.find(&request, &before)?;
-    // Read once as the program itself reads it: a file it cannot read needs another remedy than a patch.
+    // Parsed once the way programs parse it: a file that they cannot read needs more than a patch.
     request.format.parse(&before).map_err(|invalid| request.invalid(invalid))?;
     let after = edit.apply_to(&before, value);
     let patch = Patch { request, target, edit, before, after };
@@ -63,7 +63,7 @@ pub fn plan(path: &Path, key: &str, value: u64) -> Result<Patch, PatchError> {
 }
 
 impl Patch {
-    /// As it was given: a symbolic link is not followed.
+    /// The path as given; symbolic links are not resolved.
     pub fn path(&self) -> &Path {
         &self.request.path
     }
@@ -72,19 +72,19 @@ impl Patch {
         &self.after
     }
 
-    /// The number in the file now; `None` where there is none yet.
+    /// The number currently in the file; `None` if there is none.
     pub fn previous(&self) -> Option<u64> {
         self.edit.previous
     }
 
-    /// Whether the file already says so.
+    /// Whether the file already has the value.
     pub fn is_noop(&self) -> bool {
         self.before == self.after
     }
 
-    /// The change in the manner of a unified diff; empty when there is nothing to change.
+    /// The change in the style of a unified diff; empty if there is nothing to change.
     ///
-    /// Only the key and its number are shown. What else is on the line stays as it is, and may hold secrets.
+    /// Only the key and its number are shown, because the rest of the line may hold secrets.
     pub fn diff(&self) -> String {
         if self.is_noop() {
             return String::new();
@@ -100,7 +100,7 @@ impl Patch {
         format!("--- {name}\n+++ {name}\n@@ line {line} @@\n{removed}+{new}\n")
     }
 
-    /// Two parsers must agree that nothing but this one value differs from the old text.
+    /// Checks with two parsers that nothing but this one value differs from the old text.
     fn check_result(&self, after: &str) -> Result<(), String> {
         let Request { key, value, format, .. } = &self.request;
         let parse = |text, which| {
@@ -124,14 +124,14 @@ impl Patch {
         Ok(())
     }
 
-    /// The one known cause for parsers to disagree: characters that end a line in YAML 1.1 but not in 1.2.
+    /// The one known reason for the parsers to disagree: characters that end a line in YAML 1.1 but not in 1.2.
     fn odd_line_break(&self) -> Option<PatchError> {
         let at = self.before.find(['\u{85}', '\u{2028}', '\u{2029}'])?;
         Some(self.request.refuse(Some(position(&self.before, at)), Reason::OddLineBreak))
     }
 }
 
-/// Without the texts: a configuration holds secrets, and debug output ends up in logs.
+/// Omits the file's text: a configuration may hold secrets, and debug output ends up in logs.
 impl fmt::Debug for Patch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Patch")

@@ -1,4 +1,4 @@
-//! What is asked for: a file, a key, a number. Every error repeats it.
+//! The requested change: a file, a key and a number. Every error repeats it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -11,7 +11,7 @@ use super::format::Format;
 use super::text::position;
 use crate::files;
 
-/// Something larger is another file, given by mistake. Our own settings have a closer limit.
+/// Maximum file size. A larger file was probably given by mistake. The suite's own settings have a lower limit.
 const MAX_BYTES: u64 = 10 << 20;
 
 pub(super) struct Request {
@@ -27,7 +27,7 @@ impl Request {
         Ok(Self { path: path.to_owned(), format, key: format.key(Key::parse(key)?)?, value })
     }
 
-    /// The file that is to be replaced: a link leads to it and stays.
+    /// The file to replace. A symbolic link is resolved and stays.
     pub(super) fn resolve(&self) -> Result<PathBuf, PatchError> {
         fs::canonicalize(&self.path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => self.refuse(None, Reason::Missing),
@@ -44,10 +44,10 @@ impl Request {
         })
     }
 
-    /// Refuses NUL as well: UTF-16 without a byte order mark is often valid UTF-8 with NUL in every other byte.
+    /// Refuses NUL bytes as well: UTF-16 without a byte order mark is often valid UTF-8 with NUL as every other byte.
     pub(super) fn decode(&self, mut bytes: Vec<u8>) -> Result<String, PatchError> {
         if let Some(nul) = bytes.iter().position(|byte| *byte == 0) {
-            // No UTF-8 begins with this byte, so that decoding stops at it or before.
+            // This byte never occurs in UTF-8, so decoding stops at it or before.
             bytes[nul] = 0xff;
         }
         String::from_utf8(bytes).map_err(|error| {
@@ -89,7 +89,7 @@ impl Key {
             if name.starts_with('-') || !name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-') {
                 return Err(wrong("a name has characters other than letters, digits, `_` and `-`"));
             }
-            // `true`, `null` or `1` would be a key of another type than the text that is looked for.
+            // `true`, `null` or `1` would be a key of another type than the string that is looked up.
             if !matches!(serde_yaml::from_str(name), Ok(Value::String(_))) {
                 return Err(wrong("a name is what YAML takes for a number, `true`, `false` or `null`"));
             }
@@ -98,7 +98,7 @@ impl Key {
         Ok(Self { dotted: dotted.to_owned(), parents, last })
     }
 
-    /// How errors call the mapping that `depth` names lead to.
+    /// The name in errors for the mapping that the first `depth` names lead to.
     pub(super) fn parent_name(&self, depth: usize) -> String {
         match depth {
             0 => "the top level".to_owned(),

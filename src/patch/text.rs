@@ -1,10 +1,10 @@
-//! Lines, positions, and what a value's text says.
+//! Lines, positions, and the interpretation of a value's text.
 
 use super::error::{Position, Reason};
 
 pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// A CR, an LF and a CRLF each end a line.
+/// Line and column of `offset`. CR, LF and CRLF each end a line.
 pub(super) fn position(text: &str, offset: usize) -> Position {
     let head = text.get(..offset).unwrap_or(text);
     let breaks = head.bytes().enumerate().filter(|(at, byte)| match byte {
@@ -17,18 +17,18 @@ pub(super) fn position(text: &str, offset: usize) -> Position {
     (line, column)
 }
 
-/// Where the line that holds `offset` begins, after a byte order mark.
+/// Start of the line that contains `offset`, after any byte order mark.
 pub(super) fn line_start(text: &str, offset: usize) -> usize {
     let start = text[..offset].rfind(['\n', '\r']).map_or(0, |at| at + 1);
     if start == 0 && text[..offset].starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len_utf8() } else { start }
 }
 
-/// Where the line that holds `offset` ends, before its line break.
+/// End of the line that contains `offset`, before its line break.
 pub(super) fn line_end(text: &str, offset: usize) -> usize {
     text[offset..].find(['\n', '\r']).map_or(text.len(), |at| offset + at)
 }
 
-/// The line break at `offset`, or the file's first one where the last line has none.
+/// The line break at `offset`, or the first one in the file if `offset` is the end of the text.
 pub(super) fn line_break(text: &str, offset: usize) -> &'static str {
     let at = if offset < text.len() { offset } else { line_end(text, 0) };
     let rest = &text[at..];
@@ -45,7 +45,7 @@ pub(super) fn skip_blanks(text: &str, offset: usize) -> usize {
     text.len() - text[offset..].trim_start_matches([' ', '\t']).len()
 }
 
-/// The number in a value's text; `None` for null and nothing.
+/// The number in a value's text; `None` for null or an unquoted empty value.
 pub(super) fn number(text: &str, quoted: bool) -> Result<Option<u64>, Reason> {
     if is_placeholder(text) {
         return Err(Reason::Placeholder("its value".to_owned()));
@@ -57,8 +57,8 @@ pub(super) fn number(text: &str, quoted: bool) -> Result<Option<u64>, Reason> {
     }
 }
 
-/// A whole number that every YAML version and JSON read alike, with or without a plus sign. `010` is eight for some
-/// programs, `1_0` a text for others.
+/// A whole number, with or without a plus sign, that every program reads alike. Some programs read `010` as eight, and
+/// some read `1_0` as a string.
 fn decimal(text: &str) -> Option<u64> {
     let digits = text.strip_prefix('+').unwrap_or(text);
     let usual = digits == "0" || !digits.starts_with('0');
@@ -70,12 +70,12 @@ pub(super) fn is_null(text: &str) -> bool {
     matches!(text, "~" | "null" | "Null" | "NULL" | "")
 }
 
-/// The marks of the usual template engines and of environment variables.
+/// Whether a text contains the markers of common template engines or environment variables.
 pub(super) fn is_placeholder(text: &str) -> bool {
     ["{{", "{%", "${", "$(", "<%"].iter().any(|mark| text.contains(mark)) || text.starts_with('$')
 }
 
-/// Shows a value only if it looks like a number: anything else might be a secret, under a key given by mistake.
+/// Shows a value only if it resembles a number. Anything else might be a secret, if the wrong key was given.
 fn describe(text: &str, quoted: bool) -> String {
     let numeric = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     match (numeric && text.len() <= 32 && !text.contains(char::is_whitespace), quoted) {

@@ -1,4 +1,4 @@
-//! TOML, by the spans of toml_edit.
+//! TOML, located by the spans of toml_edit.
 
 use std::ops::Range;
 
@@ -74,20 +74,20 @@ fn replace(request: &Request, text: &str, key: Range<usize>, item: &Item) -> Res
         Some(_) => (raw, false),
     };
     let line = &text[line_start(text, key.start)..key.start];
-    // The names before it too where the key is dotted, if the line begins with it.
+    // If the key has its own line, everything before it is shown: blanks and the leading names of a dotted key.
     let own_line = !line.contains(['{', ',', '=']);
     let blanks = line.len() - line.trim_end_matches([' ', '\t']).len();
     let shown = key.start - if own_line { line.len() } else { blanks };
     Edit::replace(text, span.clone(), read, quoted, shown).map_err(refuse)
 }
 
-/// After the last value of the table, in the manner of that one.
+/// Adds the key after the last value of the table, in the style of that value.
 fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Result<Edit, PatchError> {
     let name = bare(&request.key.last);
     let unclear = |at| Err(request.refuse(Some(position(text, at)), Reason::Unclear));
     let here = item.span().unwrap_or_default();
     let last = table.iter().filter(|(_, item)| item.is_value()).filter_map(|(name, item)| {
-        // The values of a dotted key are no values of this table.
+        // The values of a dotted key do not belong to this table.
         let dotted = item.as_inline_table().is_some_and(|table| table.is_dotted());
         Some((table.key(name)?.span()?, item.span()?)).filter(|_| !dotted)
     });
@@ -116,7 +116,7 @@ fn add(request: &Request, text: &str, item: &Item, table: &dyn TableLike) -> Res
         return line_after(value.end, &text[line_start(text, key.start)..key.start], written_like(&key, &value));
     }
     if request.key.parents.is_empty() {
-        // Only tables follow, and no line before the first header begins with a bracket.
+        // The top level has only tables, and no line before the first header begins with a bracket.
         let is_header = |line: &&str| line.trim_start_matches([BYTE_ORDER_MARK, ' ', '\t']).starts_with('[');
         let header = text.split_inclusive('\n').find(is_header).unwrap_or(text);
         let at = line_start(text, header.as_ptr().addr() - text.as_ptr().addr() + header.find('[').unwrap_or_default());

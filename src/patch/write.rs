@@ -1,4 +1,4 @@
-//! Puts the new text in the place of the old one in one step, and keeps mode, owner and symbolic links.
+//! Replaces the old text atomically and keeps mode, owner and symbolic links.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -11,15 +11,15 @@ use super::Patch;
 use super::error::{PatchError, Reason};
 
 impl Patch {
-    /// Whether [`Patch::apply`] may write, as far as can be told without writing. A file or folder without any write bit is
-    /// taken as read-only even for root: its owner said so.
+    /// Checks whether [`Patch::apply`] may write, as far as possible without writing. A file or folder without any
+    /// write bit counts as read-only even for root, since that is its owner's intent.
     pub fn check_writable(&self) -> Result<(), PatchError> {
         let metadata = self.metadata()?;
         if metadata.permissions().readonly() {
             return Err(self.refuse(Reason::ReadOnly));
         }
-        // Opened and closed, never written: the rename asks only for rights on the folder, so that it would
-        // replace even a file which this user may not write.
+        // Opened and closed, never written. The rename needs permissions only on the folder, so it would replace even
+        // a file that this user may not write.
         if let Err(error) = OpenOptions::new().write(true).open(&self.target) {
             let is_denied = is_denied(&error);
             return Err(if is_denied {
@@ -35,10 +35,10 @@ impl Patch {
         self.check_links(&metadata)
     }
 
-    /// Writes the change: to a new file beside the old one, which is synced, read again, compared, and renamed.
+    /// Writes the change to a temporary file in the same folder, syncs it, reads it back to compare, and renames it.
     ///
-    /// At any moment the path names either the whole old file or the whole new one. After an error the old file is still
-    /// in place, and no other file is left behind.
+    /// At any moment, the path names either the whole old file or the whole new one. After an error, the old file is
+    /// still in place and no temporary file is left behind.
     pub fn apply(&self) -> Result<(), PatchError> {
         self.check_unchanged()?;
         if self.is_noop() {
@@ -46,16 +46,16 @@ impl Patch {
         }
         self.check_writable()?;
         let staged = self.stage()?;
-        // Once more, so that the window in which another writer would be overwritten is as short as it can be.
+        // Checked again, to minimise the window in which another writer's change would be overwritten.
         self.check_unchanged()?;
         self.commit(staged)
     }
 
-    /// Writes, syncs and checks the new file. Until [`Patch::commit`] the old one is untouched, and dropping the
-    /// result removes the new one.
+    /// Writes, syncs and checks the new file. The old one is untouched until [`Patch::commit`]; dropping the result
+    /// removes the new one.
     fn stage(&self) -> Result<NamedTempFile, PatchError> {
         let metadata = self.metadata()?;
-        // Hidden and named after the file, so that one left by a power cut explains itself.
+        // Hidden and named after the file, so that a leftover from a power cut is self-explanatory.
         let mut prefix = OsString::from(".");
         prefix.push(self.target.file_name().unwrap_or_default());
         prefix.push(".");
@@ -64,8 +64,8 @@ impl Patch {
             if is_denied(&e) { self.folder_read_only() } else { self.io("make a new file beside it", e) }
         })?;
         staged.write_all(self.after.as_bytes()).map_err(|e| self.io("write the new file", e))?;
-        // Only now, as the new file starts as private as it can be. Owner before mode: a change of owner clears
-        // bits of the mode.
+        // Set only now, because the new file should be private while it is written. The owner comes before the mode,
+        // since a change of owner clears mode bits.
         self.keep_owner(staged.as_file(), &metadata)?;
         let file = staged.as_file_mut();
         file.set_permissions(metadata.permissions())
@@ -80,15 +80,15 @@ impl Patch {
             ErrorKind::ResourceBusy => self.refuse(Reason::Mounted),
             _ => self.io("put the new file in its place", failed.error),
         })?;
-        // Only a power cut in the next seconds could tell the difference, and it would leave one whole file or the
-        // other; some file systems cannot sync a folder. No reason to report a change that was made as failed.
+        // Best effort: the change is made, so a failure here must not be reported as one. Some file systems cannot
+        // sync a folder, and even a power cut in the next seconds leaves one whole file or the other.
         if let Ok(folder) = File::open(self.folder()) {
             let _ = folder.sync_all();
         }
         Ok(())
     }
 
-    /// Reads the new file back and compares, since a full or failing disk may not say so on write.
+    /// Reads the new file back and compares it, since a full or failing disk may not report an error on write.
     fn check_staged(&self, staged: &mut File) -> Result<(), PatchError> {
         let mut written = Vec::new();
         staged
@@ -124,7 +124,7 @@ impl Patch {
         Ok(())
     }
 
-    /// Refuses to leave the file to another owner or group: with mode 0640 that would lock a service out, or show
+    /// Refuses to change the owner or group of the file: with mode 0640, that could lock a service out or expose
     /// its keys to others.
     #[cfg(unix)]
     fn keep_owner(&self, staged: &File, old: &Metadata) -> Result<(), PatchError> {
@@ -134,7 +134,7 @@ impl Patch {
         if (new.uid(), new.gid()) == (uid, gid) {
             return Ok(());
         }
-        // Naming only what differs: a user may give a file to another of their groups, but not to themselves.
+        // Passes only what differs: a user may change a file's group to another of their groups, but not its owner.
         fchown(staged, (new.uid() != uid).then_some(uid), (new.gid() != gid).then_some(gid))
             .map_err(|_| self.refuse(Reason::Owner { uid, gid }))
     }
@@ -196,12 +196,12 @@ mod tests {
         let (folder, path, patch) = planned();
         let staged = patch.stage().unwrap();
         assert_eq!(fs::read_to_string(staged.path()).unwrap(), AFTER);
-        // A killed process runs no destructors.
+        // A process that is killed runs no destructors.
         std::mem::forget(staged);
         assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
         assert_eq!(names(folder.path()).len(), 2);
         assert!(names(folder.path()).iter().any(|name| name.starts_with(".config.yaml.") && name.ends_with(".tmp")));
-        // The file that was left is in nobody's way.
+        // The leftover file does not get in the way of the next run.
         plan(&path, "llm.max_concurrent_requests", 20).unwrap().apply().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), AFTER);
     }
@@ -212,7 +212,7 @@ mod tests {
         drop(patch.stage().unwrap());
         assert_eq!(names(folder.path()), ["config.yaml"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
-        // The rename itself fails: a folder has taken the file's place.
+        // Makes the rename itself fail: a folder takes the file's place.
         let staged = patch.stage().unwrap();
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();

@@ -1,4 +1,4 @@
-//! YAML, with the braces of JSON in it, by the source spans of a parser.
+//! YAML, including flow style and thus JSON, located by the source spans of a parser.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,12 +12,12 @@ use super::json;
 use super::request::{Key, Request};
 use super::text::{BYTE_ORDER_MARK, is_null, is_placeholder, line_break, line_end, line_start, position, skip_blanks};
 
-/// Values in the file, counting those of an alias each time it is used: an alias bomb ends here, in linear time.
+/// Maximum number of values, with the values of an alias counted at each use. Stops an alias bomb in linear time.
 const MAX_VALUES: u64 = 1_000_000;
 
 const BLANKS: [char; 2] = [' ', '\t'];
 
-/// Without a byte order mark, which this parser counts as a column: keys of the first line would seem indented.
+/// Strips a byte order mark, which serde_yaml counts as a column: keys on the first line would seem indented.
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     serde_yaml::from_str(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)).map_err(|error| Invalid {
         at: Some(error.location().map_or((1, 1), |at| (at.line(), at.column()))),
@@ -25,7 +25,7 @@ pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     })
 }
 
-/// The lines of a block that holds the key, from the name at `depth` on.
+/// The lines of a block that holds the key, starting with the name at `depth`.
 pub(super) fn lines(key: &Key, depth: usize, indentation: &str, value: u64) -> String {
     let names = key.parents.iter().skip(depth);
     let level = names.len();
@@ -38,12 +38,12 @@ pub(super) fn find(request: &Request, text: &str) -> Result<Edit, PatchError> {
     Document::read(request, text)?.find()
 }
 
-/// The one document of the file. Nodes refer to each other by index, so that no input makes a recursion deep.
+/// The only document of the file. Nodes refer to each other by index, so that no input causes deep recursion.
 struct Document<'a> {
     request: &'a Request,
     text: &'a str,
     nodes: Vec<Node>,
-    /// While it is read: those that are not complete, and the node of each anchor.
+    /// Used while reading: the nodes that are not yet complete, and the node of each anchor.
     open: Vec<usize>,
     anchors: HashMap<usize, usize>,
 }
@@ -53,9 +53,9 @@ struct Node {
     span: Range<usize>,
     anchored: bool,
     tagged: bool,
-    /// Of a mapping: key, value, key, value.
+    /// Child nodes; for a mapping, keys and values in turn.
     children: Vec<usize>,
-    /// Values in it once its aliases are unfolded; 0 until it is complete.
+    /// Number of values with aliases expanded, including itself; 0 until the node is complete.
     weight: u64,
 }
 
@@ -75,7 +75,7 @@ impl Node {
         matches!(self.kind, Kind::Mapping { flow: true })
     }
 
-    /// Why what is written here may count elsewhere, or otherwise than it reads.
+    /// The reason why this value may be shared with other places or may mean something else than its text.
     fn not_plain(&self, what: String) -> Option<Reason> {
         match self.kind {
             Kind::Alias => Some(Reason::Alias(what)),
@@ -126,14 +126,14 @@ impl<'d> Mapping<'d> {
 impl<'a> Document<'a> {
     fn read(request: &'a Request, text: &'a str) -> Result<Self, PatchError> {
         let mut options = Options::default();
-        // Comments are kept by never touching them; as events they would only run into a limit.
+        // Comments stay because the edit does not touch them. As events they would only count towards a limit.
         options.set_emit_comments(false);
         let mut document = Document { request, text, nodes: Vec::new(), open: Vec::new(), anchors: HashMap::new() };
         for next in Parser::new_from_str_with_options(text, options) {
             let (event, span) = next.map_err(|error| document.scan_error(&error))?;
             document.take(event, span)?;
         }
-        // `key: {{ name }}` without quotes is valid YAML, a mapping with a mapping as its key, but never meant so.
+        // Unquoted, `key: {{ name }}` is valid YAML (a mapping with a mapping as its key), but is never intended.
         match document.nodes.iter().find(|node| node.is_flow() && text[node.span.start..].starts_with("{{")) {
             Some(node) => {
                 let at = Some(position(text, node.span.start));
@@ -159,7 +159,7 @@ impl<'a> Document<'a> {
                 let weight = self.anchors.get(&anchor).map_or(0, |node| self.nodes[*node].weight);
                 self.add_node(Kind::Alias, span, 0, false)?;
                 if let Some(alias) = self.nodes.last_mut() {
-                    // An alias inside of what it stands for has no end.
+                    // An alias within the node that it refers to would expand forever.
                     alias.weight = if weight == 0 { MAX_VALUES } else { weight };
                 }
                 self.close()
@@ -243,7 +243,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The entries of a mapping on the way to the key, once it is clear that they are all there is.
+    /// The entries of a mapping on the way to the key. Refuses a mapping unless its keys are all scalars and unique.
     fn mapping<'d>(&'d self, node: &'d Node, depth: usize) -> Result<Mapping<'d>, PatchError> {
         let mut mapping = Mapping { node, depth, entries: Vec::with_capacity(node.children.len() / 2) };
         let what = self.key().parent_name(depth);
@@ -285,14 +285,14 @@ impl<'a> Document<'a> {
         self.request.refuse_with(None, Reason::NoParent(parent), hint)
     }
 
-    /// A merge matters only where the key is missing: one that is written out wins over it.
+    /// A merge matters only if the key is missing, since an explicit key overrides it.
     fn merge_of(&self, mapping: &Mapping<'_>) -> Option<PatchError> {
         let merge = mapping.get("<<").filter(|entry| entry.style == ScalarStyle::Plain)?;
         let reason = Reason::Merge(self.key().parent_name(mapping.depth));
         Some(self.refuse_with(merge.key.span.start, reason, self.under(mapping)))
     }
 
-    /// The key must be written the usual way: `name:` in one line, and in a block as the first thing on its line.
+    /// The key must be written the usual way: `name:` on one line and, in a block, first on its line.
     fn check_key(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<(), PatchError> {
         let refuse = |reason| Err(self.refuse(entry.key.span.start, reason));
         if let Some(reason) = entry.key.not_plain(format!("the key `{}`", entry.name)) {
@@ -308,7 +308,7 @@ impl<'a> Document<'a> {
         if self.colon(entry).is_none() { refuse(Reason::ComplexKey) } else { Ok(()) }
     }
 
-    /// What stands before a key on its line, if that is nothing but spaces.
+    /// The text before a key on its line, if that is only spaces.
     fn indentation(&self, key: &Node) -> Option<&str> {
         Some(self.before_on_line(key)).filter(|prefix| prefix.bytes().all(|byte| byte == b' '))
     }
@@ -330,7 +330,7 @@ impl<'a> Document<'a> {
         entry.key.span.start - (before.len() - before.trim_end_matches(BLANKS).len())
     }
 
-    /// Whether a key in braces is announced by `?`. Between two members there are only blanks, a comma and comments.
+    /// Whether a key in braces is introduced by `?`. Otherwise only blanks, a comma and comments separate two members.
     fn has_question_mark(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> bool {
         let before = mapping.entries.iter().take_while(|other| other.name != entry.name).last();
         let start = before.map_or(mapping.node.span.start + 1, |before| before.value.span.end);
@@ -338,7 +338,7 @@ impl<'a> Document<'a> {
         gap.split(['\n', '\r']).any(|line| line.split('#').next().is_some_and(|code| code.contains('?')))
     }
 
-    /// Where the colon after a key stands; `None` unless it is on the same line, after nothing but blanks, or this is JSON.
+    /// Offset of the colon after a key. Only blanks may come between, in JSON also line breaks; otherwise `None`.
     fn colon(&self, entry: Entry<'_>) -> Option<usize> {
         let at = match self.request.format {
             Format::Json => self.text.len() - self.text[entry.key.span.end..].trim_start().len(),
@@ -347,7 +347,7 @@ impl<'a> Document<'a> {
         self.text[at..].starts_with(':').then_some(at)
     }
 
-    /// Whether nothing but blanks and a comment follows on the line.
+    /// Whether the rest of the line is only blanks and a comment.
     fn only_comment_follows(&self, offset: usize) -> bool {
         let rest = &self.text[offset..line_end(self.text, offset)];
         let content = rest.trim_start_matches(BLANKS);
@@ -381,7 +381,7 @@ impl<'a> Document<'a> {
         Ok(edit)
     }
 
-    /// `key:` with nothing after it: the value goes right behind the colon, before any blanks and comment.
+    /// Fills in a `key:` without a value: the value goes right after the colon, before any blanks and comment.
     fn fill(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> Result<Edit, PatchError> {
         let ends = |at| {
             let ends_member = self.text[skip_blanks(self.text, at)..].starts_with([',', '}']);
@@ -400,10 +400,10 @@ impl<'a> Document<'a> {
         if mapping.node.is_flow() { self.add_in_braces(mapping, parent) } else { self.add_in_block(mapping, parent) }
     }
 
-    /// After the last entry that ends on a line of its own, which a nested block or a block of text does not.
-    /// Where there is none, as the first entry.
+    /// Adds the key after the last entry that certainly ends on a line, which nested blocks and block scalars do not.
+    /// If there is no such entry, adds it as the first one.
     fn add_in_block(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
-        // The line break goes first: a file without one at its end stays so.
+        // The line break comes first, so that a file without a final line break stays that way.
         let line_after = |at, indentation, style| {
             let name = quoted_like(&self.key().last, style);
             Edit::insert(at, format!("{}{indentation}{name}: ", line_break(self.text, at)))
@@ -432,7 +432,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The end of the line on which an entry ends, if it is certain that the entry ends there.
+    /// End of the line on which an entry ends, if it is certain that the entry ends there.
     fn last_line_end(&self, entry: Entry<'_>) -> Option<usize> {
         let on_a_line = match &entry.value.kind {
             Kind::Scalar { style, .. } => !matches!(style, ScalarStyle::Literal | ScalarStyle::Folded),
@@ -443,7 +443,7 @@ impl<'a> Document<'a> {
         (on_a_line && self.only_comment_follows(end)).then(|| line_end(self.text, end))
     }
 
-    /// After the last member, in the manner of that member.
+    /// Adds the key after the last member, in the style of that member.
     fn add_in_braces(&self, mapping: &Mapping<'_>, parent: Option<Entry<'_>>) -> Result<Edit, PatchError> {
         let unclear = |node: &Node| Err(self.refuse_with(node.span.start, Reason::Unclear, self.under(mapping)));
         let braces = self.text.get(mapping.node.span.clone()).unwrap_or_default();
@@ -491,7 +491,7 @@ impl<'a> Document<'a> {
         self.request.refuse_with(Some(position(self.text, offset)), reason, hint)
     }
 
-    /// For a problem with a mapping: what to write in it, in its own manner.
+    /// Hint for a problem with a mapping: what to write in it, in its own style.
     fn under(&self, mapping: &Mapping<'_>) -> String {
         let place = match mapping.depth {
             0 => String::new(),
@@ -510,8 +510,8 @@ impl<'a> Document<'a> {
         lines(self.key(), *depth, indentation.unwrap_or(&usual), self.request.value)
     }
 
-    /// For a problem with the value: the line as it should read. Of a line in braces only the member is shown, as
-    /// the rest may hold secrets.
+    /// Hint for a problem with the value: the line as it should read. In braces, only the member is shown, because
+    /// the rest of the line may hold secrets.
     fn line_by_hand(&self, mapping: &Mapping<'_>, entry: Entry<'_>) -> String {
         let line = position(self.text, entry.key.span.start).0;
         let member = format!("{}: {}", &self.text[entry.key.span.clone()], self.request.value);
