@@ -1,4 +1,4 @@
-//! The run for Prometheus: `/metrics` while it runs, and its final figures as a textfile.
+//! Prometheus metrics: `/metrics` during a run, and its final figures as a textfile.
 
 use std::borrow::Cow;
 use std::io;
@@ -28,7 +28,7 @@ use crate::decide::{JudgedLevel, Recommendation, Verdict};
 use crate::figures::Distribution;
 
 const PREFIX: &str = "llm_concurrency";
-/// Upper bounds of the buckets, seconds: from the first token of a small model to a long answer in a long queue.
+/// Upper bounds of the buckets, in seconds: from the first token of a small model to a long answer after a long queue.
 const BOUNDS_S: [f64; 24] = [
     0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
     30.0, 60.0, 120.0, 300.0,
@@ -36,9 +36,9 @@ const BOUNDS_S: [f64; 24] = [
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Connections to `/metrics` at a time; one more is closed at once.
+/// Maximum number of simultaneous connections to `/metrics`; any further one is closed at once.
 const MOST_SCRAPERS: usize = 16;
-/// From the connection to the last byte of the answer.
+/// Maximum time from accepting a connection to the last byte of the answer.
 const LONGEST_SCRAPE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Error)]
@@ -58,7 +58,7 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Begins to serve, on a thread of its own. Port 0 takes a free one.
+    /// Starts serving on its own thread. Port 0 selects a free port.
     pub fn start(address: SocketAddr, live: Arc<Live>) -> Result<Self, MetricsError> {
         let (until_dropped, dropped) = oneshot::channel::<()>();
         let start = || {
@@ -76,7 +76,7 @@ impl MetricsServer {
                 }
                 Ok::<_, io::Error>(())
             };
-            // The address is bound, so that all that can go wrong later are single connections.
+            // The address is bound, so from here on only individual connections can fail.
             let serving = move || drop(runtime.block_on(serving));
             std::thread::Builder::new().name("metrics".to_owned()).spawn(serving)?;
             Ok(address)
@@ -90,13 +90,13 @@ impl MetricsServer {
     }
 }
 
-/// Each connection is for one scrape, and none for long: those who only hold one must not use up the open files that the
-/// measurement needs.
+/// Each connection serves a single scrape and is short-lived, so that clients that hold connections open cannot use up
+/// the file descriptors that the measurement needs.
 async fn serve(listener: tokio::net::TcpListener, app: Router) {
     let places = Arc::new(Semaphore::new(MOST_SCRAPERS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many open files, perhaps; it may pass.
+            // Perhaps there are too many open files, which may be temporary.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -126,7 +126,7 @@ fn openmetrics(registry: &Registry) -> String {
     text
 }
 
-/// Prometheus's own older format, which `promtool` and node-exporter read: a counter's `_total` is part of its name.
+/// Prometheus's older text format, which `promtool` and node-exporter read: `_total` is part of a counter's name.
 fn plain(openmetrics: &str) -> String {
     let mut text = String::new();
     let is_counter = |name: &str| openmetrics.contains(&format!("# TYPE {name} counter\n"));
@@ -143,7 +143,7 @@ fn plain(openmetrics: &str) -> String {
     text
 }
 
-// ---- while it runs ----
+// ---- During the run ----
 
 type Labels = Vec<(&'static str, String)>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
@@ -158,7 +158,7 @@ pub(super) struct Series {
     latency: Histograms,
     ttft: Histograms,
     tpot: Histograms,
-    /// Of the current measurement; 0 between measurements.
+    /// Level and remaining requests of the current measurement; both are 0 between measurements.
     pub(super) level: Gauge,
     pub(super) left: Gauge,
 }
@@ -171,7 +171,7 @@ impl Default for Series {
 
 type Common = (Cow<'static, str>, Cow<'static, str>);
 
-/// The labels of every series of a run.
+/// Labels that every series of a run has.
 pub(super) fn of_run(model: &str, run: &str) -> impl Iterator<Item = Common> {
     [("model", model), ("run", run)].map(|(name, value)| (name.into(), value.to_owned().into())).into_iter()
 }
@@ -218,7 +218,7 @@ impl Series {
                 let labels = [labels.as_slice(), &[("outcome", outcome.to_owned())]].concat();
                 self.requests.get_or_create_owned(&labels)
             };
-            // Every outcome has its series from the start, so that a rate sees its first event.
+            // Every outcome has a series from the start, so that `rate` does not miss the first event.
             PhaseSeries {
                 succeeded: requests("Success"),
                 given_up: requests("GivenUp"),
@@ -239,11 +239,11 @@ fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &
     metric
 }
 
-/// The series of one phase of a level.
+/// The series for one phase of a level.
 #[derive(Debug)]
 pub(super) struct PhaseSeries {
     pub(super) succeeded: Counter,
-    /// In flight when the run was interrupted.
+    /// Requests that were in flight when the run was interrupted.
     pub(super) given_up: Counter,
     pub(super) failed: [Counter; Failure::ALL.len()],
     pub(super) in_flight: Gauge,
@@ -253,7 +253,7 @@ pub(super) struct PhaseSeries {
     pub(super) tpot: Histogram,
 }
 
-// ---- the final figures ----
+// ---- Final figures ----
 
 pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
 type Figures = Family<Labels, FloatGauge>;
@@ -288,7 +288,7 @@ const TIMES: [OfLevel<Option<Distribution>>; 3] = [
     ("time_per_output_token_seconds", "Percentiles of a level's time per output token", |of| of.summary.tpot_s),
 ];
 
-/// The figures of a run that has ended, for node-exporter's textfile collector. `ended_s` is in seconds since 1970.
+/// Final figures of a run, for node-exporter's textfile collector. `ended_s` is the Unix time at which it ended.
 pub fn textfile(recommendation: &Recommendation, model: &str, run: &str, ended_s: f64) -> String {
     let mut registry = Registry::with_prefix_and_labels(PREFIX, of_run(model, run));
     let mut family = |name: &str, help: &str| add::<Figures>(&mut registry, &format!("final_{name}"), help);

@@ -1,7 +1,7 @@
-//! What can be seen of a run while it runs: the view of the current level on stderr, and `/metrics`.
+//! Live monitoring of a run: the view of the current level on stderr, and `/metrics`.
 //!
-//! The load thread counts each request as it is sent and as it ends. The locks that it takes are free but for the few
-//! microseconds in which the view copies the counts (four times a second) or a scraper reads a histogram.
+//! The load thread counts each request when it is sent and when it ends. The locks that it takes are contended only
+//! for the microseconds in which the view copies the counts (four times a second) or a scraper reads a histogram.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,23 +26,24 @@ pub struct Live {
     course: Mutex<Course>,
 }
 
-/// The run so far, for the view.
+/// Progress of the run, for the view.
 #[derive(Clone, Debug, Default)]
 struct Course {
-    /// Levels to measure in full, each with the waves it takes; then so many service times of visits, as a rule.
+    /// Levels to measure in full, each with its number of waves. `visits` is the usual total duration of the visits
+    /// that follow, in service times.
     ahead: Vec<(usize, f64)>,
     visits: f64,
     visiting_since: Option<Instant>,
-    /// Mean latency at the lowest level so far, seconds.
+    /// Mean latency at the lowest level measured so far, in seconds.
     service_s: f64,
-    /// Requests per second and P95 of the levels measured.
+    /// Successes per second and P95 latency in seconds of each measured level.
     levels: BTreeMap<usize, (f64, Option<f64>)>,
-    /// The choice so far, and what is possible.
+    /// The current choice, and the lowest and the highest level that are still possible.
     choice: Option<(usize, [usize; 2])>,
 }
 
 impl Live {
-    /// Its series carry the model and the run.
+    /// Monitors a run. Its metric series are labelled with the model and the run.
     pub fn of(model: &str, run: &str) -> Self {
         Live { series: Series::new(metrics::of_run(model, run)), ..Live::default() }
     }
@@ -66,7 +67,7 @@ impl Live {
         self.course.lock().choice = choice.map(|choice| (choice, possible));
     }
 
-    /// A measurement of `level` begins, a visit from 1 or else 0, that will send at most `planned` requests.
+    /// Begins a measurement of `level` of at most `planned` requests: visit number `visit`, or if that is 0, in full.
     pub fn begin(self: &Arc<Self>, level: usize, visit: u32, planned: u64) -> Arc<Counts> {
         self.series.level.set(level as i64);
         self.series.left.set(planned.try_into().unwrap_or(i64::MAX));
@@ -79,7 +80,7 @@ impl Live {
     }
 }
 
-/// Counts of one measurement, and the series of its level, to which they are added.
+/// Counts of one measurement, which also go into the metric series of its level.
 #[derive(Debug)]
 pub struct Counts {
     live: Arc<Live>,
@@ -94,17 +95,17 @@ pub struct Counts {
 
 #[derive(Clone, Debug)]
 struct Tally {
-    /// When the first request of the measured phase was sent, and the successes since then.
+    /// Time at which the measured phase sent its first request. `measured` counts the successes since then.
     measuring_since: Option<Instant>,
     measured: u64,
     issued: u64,
     ended: u64,
     succeeded: u64,
-    /// By kind, as in [`Failure::ALL`].
+    /// Failures by kind, in the order of [`Failure::ALL`].
     failed: [u64; Failure::ALL.len()],
-    /// Permits held back after failures.
+    /// Number of permits that are held back after failures.
     held: u64,
-    /// Of the successes, microseconds, to two digits; of the measured phase once it has begun.
+    /// Times of the successes in microseconds, to two significant digits. Reset when the measured phase begins.
     latency: Histogram<u32>,
     ttft: Histogram<u32>,
 }
@@ -145,7 +146,7 @@ impl Counts {
         }
     }
 
-    /// A request ended, or was given up.
+    /// Counts a request that ended or was given up.
     pub fn ended(&self, outcome: &RequestOutcome) {
         let series = self.series(outcome.phase);
         series.in_flight.dec();
@@ -189,7 +190,7 @@ impl Counts {
         self.live.series.left.set(0);
     }
 
-    /// What was done so far does not count.
+    /// Starts over: requests that have ended so far no longer count.
     pub fn anew(&self) {
         self.live.series.left.set(self.planned.try_into().unwrap_or(i64::MAX));
         let mut tally = self.tally.lock();
@@ -212,7 +213,7 @@ mod tests {
         RequestOutcome { failure: Some(kind), ..outcome(0.0, 1.0) }
     }
 
-    /// A level of 50 with 10 requests of warm-up, and 100 measured of which 90 have ended.
+    /// Level 50 with 10 warm-up requests and 100 measured ones, of which 90 have ended.
     pub(super) fn counts() -> Arc<Counts> {
         let counts = Arc::new(Live::default()).begin(50, 0, 160);
         for _ in 0..10 {
@@ -235,7 +236,7 @@ mod tests {
         let tally = counts().tally.lock().clone();
         assert_eq!((tally.issued, tally.ended, tally.succeeded, tally.measuring_since.is_some()), (110, 100, 90, true));
         assert_eq!(tally.failed, [0, 3, 0, 0, 6, 0, 0]);
-        // Without the nine seconds of the warm-up.
+        // The nine seconds of each warm-up request are excluded.
         assert!(tally.latency.len() == 80 && tally.latency.max() < 610_000);
         assert!(Failure::ALL.iter().enumerate().all(|(at, kind)| *kind as usize == at));
         let counts = counts();

@@ -1,4 +1,4 @@
-//! The view of a run on stderr: on a terminal a row a level, else a line about the current one every five seconds.
+//! The view of a run on stderr: one row per level on a terminal, else a line on the current level every five seconds.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -17,18 +17,18 @@ use crate::report::words::{count, seconds};
 
 const REFRESH: Duration = Duration::from_millis(250);
 const LINE_EVERY: Duration = Duration::from_secs(5);
-/// Rate and time left are those of the last seconds.
+/// Time over which the rates, and from them the time left, are computed.
 const RECENT: Duration = Duration::from_secs(5);
-/// Rows of the curve at most.
+/// Maximum number of rows of the curve.
 const ROWS: usize = 12;
-/// Columns of a row beside its bar.
+/// Columns of a row that are reserved for the text around its bar.
 const BESIDE: usize = 40;
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
-/// Shows one measurement.
+/// Shows the progress of one measurement at a time.
 ///
-/// Criterion writes to the same terminal, and neither knows of the other's lines: the view is hidden
-/// whenever Criterion prints.
+/// Criterion writes to the same terminal, and neither knows of the other's lines, so the view must be hidden
+/// while Criterion prints.
 #[derive(Debug)]
 pub struct LevelMonitor {
     counts: Arc<Counts>,
@@ -45,7 +45,7 @@ impl LevelMonitor {
         LevelMonitor { visits: (counts.visit > 0).into(), counts, view, shown: None }
     }
 
-    /// The next visit begins.
+    /// Switches to the next visit.
     pub fn go_on(&mut self, counts: Arc<Counts>) {
         self.hide();
         let next = |View { last_line, .. }| View { last_line, ..View::new(&counts, Instant::now()) };
@@ -62,7 +62,7 @@ impl LevelMonitor {
             view.show(&counts, &until);
             view
         };
-        // Without the thread the run is merely silent.
+        // If the thread cannot be started, the run goes on without a view.
         let thread = std::thread::Builder::new().name("monitor".to_owned()).spawn(show);
         self.shown = thread.ok().map(|thread| (hidden, thread));
     }
@@ -95,7 +95,7 @@ impl Drop for LevelMonitor {
     }
 }
 
-/// Columns of stderr, which may change at any time; a file has no end.
+/// Current width of stderr in columns; `usize::MAX` if it is not a terminal.
 pub fn terminal_width() -> usize {
     Term::stderr().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns))
 }
@@ -105,9 +105,9 @@ struct View {
     level: usize,
     name: String,
     planned: u64,
-    /// When the last plain line was written, or else the measurement began.
+    /// Time at which the last plain line was written, or at which the measurement began if there is none.
     last_line: Instant,
-    /// Moments of the recent past: requests that had ended, and successes.
+    /// Recent samples: the time, and the requests ended and succeeded by then.
     recent: VecDeque<(Instant, u64, u64)>,
 }
 
@@ -147,7 +147,7 @@ impl View {
         }
     }
 
-    /// Requests that end per second, and successes; `None` while there are none.
+    /// Ended requests and successes per second; `None` if no request has ended recently.
     fn rates(&self) -> Option<(f64, f64)> {
         let (&(from, ended_then, succeeded_then), &(to, ended, succeeded)) =
             (self.recent.front()?, self.recent.back()?);
@@ -164,7 +164,7 @@ impl View {
         parts.into_iter().chain(figures(tally)).collect()
     }
 
-    /// The curve as it grows, the current level in it; what that is doing; and how far the run is.
+    /// The curve so far with the current level, the state of that level, and the progress of the run.
     fn on_terminal(&self, tally: &Tally, course: &Course, width: usize) -> String {
         let mut levels = course.levels.clone();
         if let Some((_, rps)) = self.rates() {
@@ -189,7 +189,7 @@ impl View {
         lines.join("\n")
     }
 
-    /// "level 3 of 10", "about 70 s left", "so far 20, 20 to 25 possible".
+    /// Parts such as "level 3 of 10", "about 70 s left" and "so far 20, 20 to 25 possible".
     fn progress(&self, tally: &Tally, course: &Course) -> Vec<String> {
         let at = course.ahead.iter().position(|(level, _)| *level == self.level);
         let at = at.filter(|_| course.visiting_since.is_none());
@@ -197,7 +197,7 @@ impl View {
             Some(at) => format!("level {} of {}", at + 1, course.ahead.len()),
             None => "short visits until the answer is sure".to_owned(),
         }];
-        // Of the current level by its rate, of those above by its latency, and then a few visits.
+        // The rate gives the time left of this level, its latency that of the levels ahead. The visits come on top.
         let waves: f64 = at.map_or(0.0, |at| course.ahead[at + 1..].iter().map(|(_, waves)| waves).sum());
         let latency_s = tally.latency.value_at_quantile(0.5) as f64 / 1e6;
         let left = self.planned.saturating_sub(tally.ended) as f64;
@@ -231,7 +231,7 @@ impl View {
     }
 }
 
-/// Percentiles of what has succeeded so far, and failures by kind.
+/// Percentiles of the successes so far, and failures by kind.
 fn figures(tally: &Tally) -> Vec<String> {
     let time = |name: &str, times: &Histogram<u32>, p: f64| {
         (!times.is_empty()).then(|| format!("{name} {}", shortly(times.value_at_quantile(p) as f64 / 1e6)))
@@ -242,12 +242,12 @@ fn figures(tally: &Tally) -> Vec<String> {
     times.into_iter().flatten().chain(failures.map(|(kind, count)| format!("{count} {kind}"))).collect()
 }
 
-/// The last column stays free: some terminals wrap as soon as it is written.
+/// Cuts a line to the width. The last column stays free, since some terminals wrap as soon as it is written.
 fn cut(line: &str, width: usize) -> String {
     line.chars().take(width.saturating_sub(1).max(1)).collect::<String>().trim_end().to_owned()
 }
 
-/// As many parts on a line as fit; a part alone that is too long is cut, since a terminal would wrap it.
+/// Puts as many parts on each line as fit. A part that is too long for a line is cut, or the terminal would wrap it.
 fn packed(parts: impl IntoIterator<Item = String>, width: usize) -> String {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
@@ -260,7 +260,7 @@ fn packed(parts: impl IntoIterator<Item = String>, width: usize) -> String {
     lines.join("\n")
 }
 
-/// With the two digits that are known.
+/// A time in seconds, formatted to about the two significant digits that the histograms have.
 fn shortly(value: f64) -> String {
     match value {
         ..0.01 => format!("{:.1} ms", value * 1e3),
@@ -286,7 +286,7 @@ mod tests {
     use crate::monitor::Live;
     use crate::monitor::tests::{counts, failed};
 
-    /// After ten seconds.
+    /// The view after ten seconds.
     fn view(counts: &Counts) -> (View, Tally) {
         let began = Instant::now();
         let (mut view, tally) = (View::new(counts, began), counts.tally.lock().clone());
@@ -333,7 +333,7 @@ mod tests {
         let rows: Vec<&str> = text.lines().collect();
         assert_eq!(rows[0].split_whitespace().collect::<Vec<_>>(), ["1", &"█".repeat(20), "4.5/s", "P95", "250", "ms"]);
         assert_eq!(rows[1].split_whitespace().collect::<Vec<_>>(), [">", "50", &"█".repeat(40), "9.0/s"]);
-        // 60 left at 10 a second, and ten waves of 395 ms.
+        // 60 requests are left at 10 per second, and then ten waves of 395 ms.
         assert_eq!(rows.last(), Some(&"level 2 of 3  about 10 s left  so far 20, 20 to 25 possible"), "{text}");
         course.levels = (1..100).map(|level| (level, (1.0, None))).collect();
         let many = view.on_terminal(&tally, &course, 80);
