@@ -1,4 +1,4 @@
-//! What was measured, and by which two runs may be compared.
+//! The identity of what was measured, which decides whether two runs may be compared.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -12,10 +12,10 @@ use crate::client::{Endpoint, RequestSettings};
 use crate::prompts::Prompt;
 use crate::settings::Settings;
 
-/// What must be the same for two measurements to be comparable. Holds no secrets.
+/// Everything that must be equal for two measurements to be comparable. Contains no secrets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The redacted endpoint, or `simulator`.
+    /// The endpoint without its secrets, or `simulator`.
     pub endpoint: String,
     /// The simulator's settings, if it is the endpoint.
     pub simulator: Option<Value>,
@@ -25,7 +25,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of these settings with these prompts.
+    /// The identity of a measurement with these settings and prompts.
     pub fn of(settings: &Settings, prompts: &[Prompt]) -> Self {
         let Settings { config, endpoint, .. } = settings;
         let simulator = (*endpoint == Endpoint::Simulator).then(|| json!(config.simulator));
@@ -38,7 +38,7 @@ impl Identity {
                 texts.update(json!(rest).to_string());
             }
         }
-        // The prompts count by what they say, not by where their file lies.
+        // The content of the prompts counts, not the path of their file.
         let request = RequestSettings { prompts: None, ..config.benchmark.request.clone() };
         Identity {
             endpoint: endpoint.redacted(),
@@ -49,8 +49,8 @@ impl Identity {
         }
     }
 
-    /// As far as a results file tells it. What it does not tell, and yet is not the same, are the prompts, or the
-    /// simulator's settings.
+    /// Reconstructs what a results file records; the rest is taken from `now`. If all of that is equal, the prompts or
+    /// the simulator's settings, which the file lacks, must differ: the prompts are then marked as different.
     pub(super) fn recorded(about: &About, now: &Identity) -> Self {
         let request = about.settings.request.clone().map(|request| json!(RequestSettings { prompts: None, ..request }));
         let mut then = Identity {
@@ -65,12 +65,12 @@ impl Identity {
         then
     }
 
-    /// 16 hexadecimal digits that are the same if and (very nearly) only if all parts are.
+    /// 16 hexadecimal digits that are equal if and (almost certainly) only if all parts are.
     pub fn fingerprint(&self) -> String {
         hex(&Sha256::digest(json!(self).to_string())[..8])
     }
 
-    /// How `self` (measured) differs from `now`, a line each.
+    /// The differences of `self` (as measured) from `now`, one per line.
     pub(super) fn differences(&self, now: &Identity) -> String {
         let mut lines = String::new();
         let mut compare = |what: &str, then: &dyn Display, now: &dyn Display| {
@@ -90,7 +90,7 @@ impl Identity {
     }
 }
 
-/// The keys of two objects that differ, a line each.
+/// The keys in which two objects differ, one per line.
 pub(super) fn differences(section: &str, then: &Value, now: &Value) -> String {
     let keys = [then, now].into_iter().filter_map(Value::as_object).flat_map(|object| object.keys());
     let keys = keys.collect::<BTreeSet<_>>().into_iter().filter(|key| then[*key] != now[*key]);

@@ -1,4 +1,4 @@
-//! What a decision can be made from: the measurements that Criterion's files still hold.
+//! The basis of a decision: the measurements that Criterion's files still hold.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,15 +16,15 @@ use crate::settings::SIMULATED_MODEL;
 #[derive(Clone, Debug, Default)]
 pub struct Basis {
     pub levels: Vec<LevelSummary>,
-    /// Where they come from and what was left out.
+    /// Notes on where the levels come from and what was left out.
     pub notes: Vec<Note>,
     pub quick: bool,
     pub simulated: bool,
-    /// Whether the server lists models, and not the one that was asked for.
+    /// Whether the server's list of models lacks the requested one.
     pub unlisted_model: bool,
-    /// Whether levels that were to be measured are missing, or checks of all of them.
+    /// Whether planned levels are missing, or there are only Criterion's estimates, which cannot be checked.
     pub incomplete: bool,
-    /// What the race among these levels came to, and the policy it had.
+    /// The result of the race among these levels, and its policy.
     pub raced: Option<(Raced, Policy)>,
     /// The run that was made last.
     pub run_id: Option<RunId>,
@@ -69,13 +69,12 @@ impl Basis {
     }
 }
 
-/// Joins Criterion's estimates with the sidecars of the runs that made them.
+/// Joins Criterion's estimates with the sidecars of the runs that produced them.
 ///
-/// Of each level that the newest run planned it takes the newest record with the same fingerprint whose times equal
-/// those in Criterion's `new/sample.json`, and with it that run's visits to the level. The `limits` may be
-/// others than those of the run, but for the time after which a request had timed out. What a run that is still in memory
-/// came to, `own`, is not read again.
-/// An error if there is nothing, or the newest run was made against something else than `now`.
+/// For each level that the newest run planned, it takes the newest record with the same fingerprint whose times equal
+/// those in Criterion's `new/sample.json`, together with that run's visits to the level. The `limits` may differ from
+/// those of the run, except for the request timeout, which is the run's. The results of `own`, a run that is still in
+/// memory, are not read again. An error if there are no measurements, or if the newest run's identity is not `now`.
 pub fn load_measured(
     places: &Places,
     now: &Identity,
@@ -139,7 +138,7 @@ pub fn load_measured(
     if runs.len() > 1 {
         notes.push(Note::SeveralRuns { runs: runs.into_iter().map(str::to_owned).collect() });
     }
-    // In the order in which they were made.
+    // The records are in the order in which they were made.
     let made = same.iter().rev().flat_map(|manifest| manifest.levels.iter().map(move |record| (manifest, record)));
     let made = made.filter(|(_, record)| used.iter().any(|one| std::ptr::eq(*one, *record)));
     measured.requests =
@@ -148,7 +147,7 @@ pub fn load_measured(
     Ok(measured)
 }
 
-/// Newest first; a manifest that cannot be read is named and left out.
+/// The manifests of all runs, newest first. One that cannot be read is left out, with a note.
 pub(super) fn read_manifests(runs: &Path) -> (Vec<Manifest>, Vec<Note>) {
     let mut notes = Vec::new();
     let mut manifests: Vec<Manifest> = Vec::new();
@@ -170,12 +169,12 @@ fn is_usable(record: &Measurement) -> bool {
     record.state != LevelState::Cut
 }
 
-/// A visit beside the one by whose level Criterion knows them all.
+/// Whether this is a visit without a sample in Criterion's files.
 fn is_unnamed(record: &Measurement) -> bool {
     record.stage == Stage::Visit && record.sample_ns.is_empty()
 }
 
-/// The newest measurement of a level that Criterion's files still hold, with the visits of the same run.
+/// The newest measurement of a level that Criterion's files still hold, with that run's visits to the level.
 fn newest_records<'a>(
     places: &Places,
     newest_first: &[&'a Manifest],
@@ -188,7 +187,7 @@ fn newest_records<'a>(
             .filter(|record| record.concurrency == level && is_usable(record))
             .filter(|record| is_unnamed(record) || is_in_criterion(places, record))
             .partition(|record| is_unnamed(record));
-        // Of a level that Criterion was never told of, since it was visited for too few requests.
+        // Criterion never got a sample of this level, because its visits had too few requests.
         let untold = named.is_empty() && !manifest.levels.iter().any(|of| of.concurrency == level && !is_unnamed(of));
         if untold && !visits.is_empty() {
             return Some((*manifest, visits));
@@ -197,7 +196,7 @@ fn newest_records<'a>(
     })
 }
 
-/// The figures of a level's measurements, all of one run.
+/// The figures of a level from its measurements, which are all from one run.
 fn summary_of(
     folder: &Path,
     manifest: &Manifest,
@@ -210,7 +209,7 @@ fn summary_of(
     Ok(figures::summarize(&measured, manifest.limits(limits)))
 }
 
-/// The requests of each of these measurements, of one run. A sidecar of visits is that of all levels, and is read once.
+/// The requests of each of these measurements of one run. All levels share the sidecar of visits, which is read once.
 pub(super) fn requests_of(
     folder: &Path,
     records: &[&Measurement],
@@ -223,18 +222,18 @@ pub(super) fn requests_of(
             Entry::Occupied(read) => read.into_mut(),
             Entry::Vacant(unread) => unread.insert(file.read()?),
         };
-        // A measurement is asked for once.
+        // Each measurement is requested only once, so its requests can be moved out.
         requests.push(visits.remove(&file.visit.unwrap_or_default()).unwrap_or_default());
     }
     Ok(requests)
 }
 
-/// Criterion's figure and ours should be closer than this.
+/// Relative difference above which Criterion's throughput and the suite's are reported as different.
 const CROSS_CHECK: f64 = 0.05;
 
-/// Where Criterion's figure and ours differ.
+/// A note if Criterion's throughput and the suite's differ.
 fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&Measurement]) -> Option<Note> {
-    // Criterion knows of no measurement that is set aside, and counts what ended in a visit, of whatever began before.
+    // Criterion also counts measurements that were set aside, and requests that ended in a visit but began before it.
     let is_visited = of_level.iter().any(|record| record.stage == Stage::Visit);
     if is_visited || summary.state != Some(LevelState::Complete) || summary.outage.is_some() {
         return None;
@@ -245,7 +244,7 @@ fn cross_check(places: &Places, summary: &LevelSummary, of_level: &[&Measurement
     ((criterion / records - 1.0).abs() > CROSS_CHECK).then_some(Note::CriterionDiffers { level, criterion, records })
 }
 
-/// Without its sidecar a level has Criterion's throughput, and nothing to check it with.
+/// Summary of a level without a sidecar: Criterion's throughput, which cannot be checked.
 fn estimate_only(places: &Places, level: usize) -> Result<LevelSummary, ResultsError> {
     let throughput_rps = Some(estimates::throughput(places, level)?);
     Ok(LevelSummary { concurrency: level, throughput_rps, ..LevelSummary::default() })

@@ -1,4 +1,4 @@
-//! All that is on disk, read and written: Criterion's JSON, the run folder with its sidecars and manifest, results files.
+//! Reads and writes everything on disk: Criterion's JSON, run folders with their sidecars and manifest, results files.
 
 mod estimates;
 mod identity;
@@ -30,7 +30,7 @@ pub use sidecar::{SidecarWriter, read_sidecar, sidecar_name};
 use crate::client::redact;
 use crate::files;
 
-/// What is wrong with the files, and what to do.
+/// Errors with the files. Each message states what is wrong and, where something can be done, what to do.
 #[derive(Debug, Error)]
 pub enum ResultsError {
     #[error("cannot read {path}: {cause}")]
@@ -45,7 +45,7 @@ pub enum ResultsError {
         "no measurements found in {criterion}\n\nRun `cargo bench` (or `llm-concurrency run`) first, name the folder with --criterion-dir, or a results file with --results."
     )]
     Nothing { criterion: PathBuf },
-    /// The last run ended before it had anything to show.
+    /// The last run ended before any usable measurement.
     #[error(
         "the last run ({run_id}) was cut off before any level was complete, so there is nothing to decide from\n\nRun `cargo bench` (or `llm-concurrency run`) again."
     )]
@@ -64,7 +64,7 @@ pub enum ResultsError {
     NothingLeft { run_id: String },
     #[error("the last run ({run_id}) is still going on, in another process")]
     StillRunning { run_id: String },
-    /// Measured against something else than the settings now say.
+    /// The run measured something other than what the settings now specify.
     #[error(
         "the measurements (run {run_id}) do not fit the settings:\n{differences}\nThey are not mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."
     )]
@@ -75,10 +75,10 @@ pub enum ResultsError {
     },
 }
 
-/// A results file of a thousand levels has a tenth of it.
+/// Maximum size of a JSON file, in bytes. A results file of a thousand levels has a tenth of it.
 const MOST_OF_JSON: u64 = 16 << 20;
 
-/// [`files::replace`], with an error that says what to do.
+/// Like [`files::replace`], with an error that states what to do.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     files::replace(path, bytes).map_err(|cause| ResultsError::Write { path: path.to_owned(), cause })
 }
@@ -92,10 +92,10 @@ pub fn to_json(value: &impl Serialize) -> Vec<u8> {
 fn read_json<T: DeserializeOwned>(path: &Path, most: u64, what: &'static str) -> Result<T, ResultsError> {
     let text =
         files::read_to_string(path, most).map_err(|cause| ResultsError::Read { path: path.to_owned(), cause })?;
-    // The values, rid of what would act on a terminal.
+    // Strips from the values any characters that would act on a terminal.
     let read = serde_json::from_str(&text).and_then(|value| serde_json::from_value(redact::value_in_lines(value)));
     read.map_err(|error| {
-        // Only the text itself tells the line of a mistake.
+        // Only an error from parsing the text itself has a line number.
         let error = serde_json::from_str::<T>(&text).err().unwrap_or(error);
         ResultsError::Format { path: path.to_owned(), what, message: redact::one_line(&error.to_string()) }
     })

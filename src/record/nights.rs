@@ -1,4 +1,4 @@
-//! `recheck.jsonl`: one line for each recheck, so that nights add up.
+//! `recheck.jsonl`: one line per recheck, so that the evidence of several nights accumulates.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -11,18 +11,18 @@ use crate::files;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Night {
-    /// RFC 3339, UTC.
+    /// Start time in RFC 3339, UTC.
     pub started_at: Option<String>,
     pub fingerprint: String,
     pub concurrency: usize,
-    /// The run that found the number: after another run, it begins anew.
+    /// The run that found the number. A newer run starts a new record.
     pub run_id: Option<RunId>,
     pub verdict: Holds,
     #[serde(alias = "looks")]
     pub levels: Vec<LevelRates>,
 }
 
-/// Of a line for every night of some hundred years.
+/// Maximum size of the file, in bytes. Enough for a line per night over about a hundred years.
 const MOST_OF_NIGHTS: u64 = 64 << 20;
 
 impl Night {
@@ -30,7 +30,7 @@ impl Night {
         places.results.join("recheck.jsonl")
     }
 
-    /// The earlier nights of the same number, oldest first.
+    /// Earlier nights for the same number, oldest first.
     pub fn earlier(&self, places: &Places) -> Result<Vec<Night>, ResultsError> {
         let path = Night::path(places);
         if !path.exists() {
@@ -52,7 +52,7 @@ impl Night {
         nights.filter(|night| night.as_ref().map_or(true, of_number)).collect()
     }
 
-    /// Adds it at the end, in one piece, so that a line is there or is not.
+    /// Appends the night in a single write, so that its line is written as a whole or not at all.
     pub fn save(&self, places: &Places) -> Result<PathBuf, ResultsError> {
         let path = Night::path(places);
         let mut line = serde_json::to_vec(self).expect("our own types have only string keys");

@@ -1,4 +1,4 @@
-//! Where files are.
+//! Locations of the files.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,14 +8,14 @@ use serde_json::Value;
 #[derive(Clone, Debug)]
 pub struct Places {
     pub criterion: PathBuf,
-    /// Run folders: `concurrency` beside Criterion's folder, whose index lists all below its own.
+    /// Run folders: `concurrency` next to Criterion's folder, not in it, since Criterion's index lists all in there.
     pub runs: PathBuf,
     /// Results files and reports.
     pub results: PathBuf,
 }
 
 impl Places {
-    /// As Criterion finds its folder, unless one is given.
+    /// Uses the given folder of Criterion's, or finds it as Criterion does.
     pub fn find(criterion: Option<&Path>) -> Self {
         let criterion = criterion.map(Path::to_owned).unwrap_or_else(criterion_folder);
         let target = criterion.parent().unwrap_or(Path::new("")).to_owned();
@@ -23,7 +23,7 @@ impl Places {
     }
 }
 
-/// `$CRITERION_HOME`, `$CARGO_TARGET_DIR/criterion`, cargo's target folder, `target/criterion`: Criterion's own order.
+/// Criterion's order: `$CRITERION_HOME`, then `criterion` in `$CARGO_TARGET_DIR`, cargo's target folder or `target`.
 fn criterion_folder() -> PathBuf {
     if let Some(home) = std::env::var_os("CRITERION_HOME") {
         return home.into();

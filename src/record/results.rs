@@ -1,4 +1,4 @@
-//! Results files: what a run came to, for people and programs.
+//! Results files: the outcome of a run, for people and programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::figures::LevelSummary;
 /// The schema of results files.
 pub const SCHEMA: &str = "llm-concurrency/results/v1";
 
-/// A results file. Nearly everything may be missing; unknown keys are kept apart.
+/// A results file. Nearly everything may be missing; unknown keys are kept separately.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ResultsFile {
@@ -27,13 +27,13 @@ pub struct ResultsFile {
     #[serde(flatten)]
     pub about: About,
     pub levels: Vec<LevelSummary>,
-    /// As decided in the end, without the figures of the levels.
+    /// The final recommendation, without the figures of the levels, which are in `levels`.
     pub recommendation: Option<Value>,
-    /// What the race came to.
+    /// The result of the race.
     pub raced: Option<Raced>,
-    /// What traffic the number carries, as `verify` found it.
+    /// The traffic that the number sustains, as found by `verify`.
     pub verified: Option<Verified>,
-    /// Keys this version does not know.
+    /// Keys that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
 }
@@ -52,8 +52,8 @@ impl ResultsFile {
         }
     }
 
-    /// Reads a results file.
-    /// An error if it cannot be read, is not JSON, has another schema, or a figure that cannot be.
+    /// Reads a results file. An error if it cannot be read, is not JSON, has another schema, lacks a valid list of
+    /// levels, or has an impossible figure.
     pub fn read(path: &Path) -> Result<Self, ResultsError> {
         let file: ResultsFile = read_json(path, MOST_OF_JSON, "results file")?;
         let wrong =
@@ -82,8 +82,8 @@ impl ResultsFile {
         Ok(file)
     }
 
-    /// The recommendation as it was recorded, with the figures of the levels beside it; `None` if there is none that
-    /// this version can read.
+    /// The recorded recommendation, with the figures of its levels merged in; `None` if there is none that this version
+    /// can read or that covers all levels.
     pub fn recorded(&self) -> Option<Recommendation> {
         let mut value = self.recommendation.clone()?;
         for level in value.get_mut("levels")?.as_array_mut()? {
@@ -99,8 +99,8 @@ impl ResultsFile {
         self.levels.iter().all(is_judged).then_some(recorded)
     }
 
-    /// An error, with what differs, if what is measured now would not be comparable. Where the run's own record is gone,
-    /// the file knows most of it, but not the prompts.
+    /// An error with the differences if measurements made now would not be comparable. If the run's manifest is gone,
+    /// the file itself has most of the identity, but not the prompts.
     pub fn check_fits(&self, path: &Path, places: &Places, now: &Identity) -> Result<(), ResultsError> {
         if self.about.fingerprint.as_deref() == Some(&now.fingerprint()) {
             return Ok(());
@@ -110,14 +110,14 @@ impl ResultsFile {
         Err(ResultsError::OtherThanMeasured { path: path.to_owned(), differences: then.differences(now) })
     }
 
-    /// Puts the section `verified` into a results file, and leaves the rest as it is.
+    /// Sets the section `verified` of a results file and leaves the rest unchanged.
     pub fn write_verified(path: &Path, verified: &Verified) -> Result<(), ResultsError> {
         let mut file: Value = read_json(path, MOST_OF_JSON, "results file")?;
         file["verified"] = json!(verified);
         write_atomic(path, &to_json(&file))
     }
 
-    /// The records of the run's requests, if its folder is still there.
+    /// The records of the run's requests; empty if its folder is gone.
     pub fn requests(&self, places: &Places) -> Vec<RequestsFile> {
         self.manifest(places).map(|(folder, manifest)| manifest.requests(&folder)).unwrap_or_default()
     }
@@ -129,7 +129,7 @@ impl ResultsFile {
     }
 }
 
-/// The figures stand beside it already.
+/// Removes the figures of the levels, which the file already has in `levels`.
 fn without_figures(mut recommendation: Value) -> Value {
     for level in recommendation["levels"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         level.retain(|key, _| key == "concurrency" || OF_VERDICT.contains(&key.as_str()));
@@ -137,7 +137,7 @@ fn without_figures(mut recommendation: Value) -> Value {
     recommendation
 }
 
-/// The first value, and its path, in which the second is another.
+/// The first value of `one` that differs in `other`, with its path.
 fn difference<'a>(path: &str, one: &'a Value, other: &Value) -> Option<(String, &'a Value)> {
     let name = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match (one, other) {

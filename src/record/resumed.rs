@@ -1,4 +1,4 @@
-//! A run that was cut off, to go on with.
+//! Resumes a run that was cut off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -13,14 +13,14 @@ use super::{Identity, Places, ResultsError, Run, RunSettings};
 use crate::figures::{LevelState, Measurement, Requests, Stage};
 use crate::files;
 
-/// A run with what it has measured so far; of a new one nothing.
+/// A run with what it has measured so far, which is nothing for a new one.
 pub struct Resumed {
     pub run: Run,
-    /// Of each measurement in the manifest.
+    /// The requests of each measurement in the manifest.
     pub requests: Vec<Requests>,
-    /// Numbers of visits up to this one are taken.
+    /// The highest visit number that is in use.
     pub visits: u32,
-    /// Requests on record.
+    /// Number of requests on record.
     pub sent: u64,
 }
 
@@ -31,8 +31,8 @@ impl From<Run> for Resumed {
 }
 
 impl Resumed {
-    /// The latest run, as far as it is on disk. What was cut in its middle is put aside, to be measured anew.
-    /// An error if there is none, if it came to its end or is still going on, or if it measured something else than `now`.
+    /// The latest run, as far as it is on disk. Incomplete measurements are put aside, to be repeated. An error if
+    /// there is none, or if it has finished, is still running, or measured something other than `now` with `settings`.
     pub fn latest(places: &Places, now: &Identity, settings: &RunSettings) -> Result<Self, ResultsError> {
         let newest = read_manifests(&places.runs).0.into_iter().next();
         let mut manifest = newest.ok_or_else(|| ResultsError::Nothing { criterion: places.criterion.clone() })?;
@@ -68,7 +68,7 @@ impl Resumed {
     }
 }
 
-/// Whose measurement did not come to its end, the file begins anew; what was sent stays on record.
+/// Renames the sidecars of incomplete measurements, so that each starts a new file but its requests stay on record.
 fn put_cut_ones_aside(folder: &Path, kept: &[Measurement]) -> Result<(), ResultsError> {
     let is_cut = |name: &str| {
         let level = name.strip_prefix("level-").and_then(|rest| rest.strip_suffix(".jsonl"));
@@ -85,7 +85,7 @@ fn put_cut_ones_aside(folder: &Path, kept: &[Measurement]) -> Result<(), Results
     Ok(())
 }
 
-/// A request has a line.
+/// Number of requests on record, one per line.
 fn lines_in(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let records = entries.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));

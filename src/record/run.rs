@@ -1,4 +1,4 @@
-//! The folder of a run, its manifest, and the run in the making.
+//! The folder of a run, its manifest, and the run in progress.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -17,21 +17,21 @@ use crate::decide::{Policy, Raced};
 use crate::figures::{LevelSummary, Limits, Measurement, Requests, Stage, null_as_default};
 use crate::files;
 
-/// Of up to a hundred measurements, each with a histogram.
+/// Maximum size of a manifest, in bytes. Enough for a hundred measurements, each with a histogram.
 const MOST_OF_MANIFEST: u64 = 128 << 20;
 
-/// So often at most, the run is saved in mid-race.
+/// Minimum interval between two saves of the run during a race.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// A run as a whole. In a results file nearly everything may be missing.
+/// General information on a run. In a results file, nearly everything may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {
-    /// RFC 3339, UTC.
+    /// Start time in RFC 3339, UTC.
     pub started_at: Option<String>,
-    /// [`Identity::fingerprint`].
+    /// See [`Identity::fingerprint`].
     pub fingerprint: Option<String>,
-    /// Without its secrets.
+    /// The endpoint without its secrets.
     pub endpoint: Option<String>,
     pub model: Option<String>,
     #[serde(deserialize_with = "null_as_default")]
@@ -47,25 +47,25 @@ impl About {
     }
 }
 
-/// Settings as recorded with a run.
+/// Settings that are recorded with a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunSettings {
-    /// The number that the config held; null where that is another server's.
+    /// The number in the config; null if there is none or if it belongs to another server.
     pub max_concurrent_requests: Option<usize>,
-    /// The levels this run was to measure.
+    /// The levels that the run was meant to measure, and those that its search added.
     #[serde(deserialize_with = "null_as_default")]
     pub levels: Vec<usize>,
-    /// Requests per level, at least.
+    /// Minimum number of requests per level.
     pub total_requests: Option<usize>,
-    /// Completions before the window, at least.
+    /// Minimum number of completions before the measured window.
     pub warmup_requests: Option<usize>,
-    /// Seconds until a request counts as timed out.
+    /// Request timeout in seconds.
     pub request_timeout_s: Option<f64>,
     pub seed: Option<u64>,
     #[serde(deserialize_with = "null_as_default")]
     pub quick: bool,
-    /// Whether the server lists the model; null where it lists none.
+    /// Whether the server lists the model; null if it lists no models.
     pub model_is_listed: Option<bool>,
     #[serde(deserialize_with = "if_readable")]
     pub request: Option<RequestSettings>,
@@ -73,26 +73,26 @@ pub struct RunSettings {
     pub policy: Option<Policy>,
 }
 
-/// Another version may have had other keys, without which the rest of the file is worth as much.
+/// Yields `None` if a section cannot be read: another version may have had other keys, and the rest is still useful.
 fn if_readable<'de, D: Deserializer<'de>, T: serde::de::DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
     Ok(serde_json::from_value(Value::deserialize(from)?).ok())
 }
 
-/// Where and with what a run was made.
+/// The machine and the program version of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Environment {
-    /// Of this program.
+    /// Version of this program.
     pub version: Option<String>,
     pub os: Option<String>,
     /// Processor architecture.
     pub arch: Option<String>,
-    /// Processors available.
+    /// Number of processors available.
     pub cpus: Option<usize>,
 }
 
 impl Environment {
-    /// This machine.
+    /// The environment of the current process.
     pub fn here() -> Self {
         Environment {
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
@@ -103,7 +103,7 @@ impl Environment {
     }
 }
 
-/// A run's id, which names its folder: a plain name, whoever wrote the file that it is read from.
+/// A run's id, which is also the name of its folder. Checked to be a plain name, whatever file it is read from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct RunId(String);
@@ -121,7 +121,7 @@ impl TryFrom<String> for RunId {
 }
 
 impl RunId {
-    /// The run's results file is named by the time that the id begins with.
+    /// The run's results file, which is named after the timestamp at the start of the id.
     pub fn results_file(&self, places: &Places) -> PathBuf {
         let stamp = self.0.split('-').next().unwrap_or_default();
         places.results.join(format!("concurrency_results_{stamp}.json"))
@@ -136,33 +136,33 @@ impl Deref for RunId {
     }
 }
 
-/// `run.json`: what a run measured.
+/// `run.json`: the measurements of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Sorts by time.
+    /// Sorts chronologically.
     pub run_id: RunId,
     #[serde(flatten)]
     pub about: About,
-    /// What the fingerprint hashes.
+    /// The identity that the fingerprint is a hash of.
     pub identity: Identity,
-    /// Those that ended, in the order in which they were made.
+    /// The measurements that have ended, in the order in which they were made.
     pub levels: Vec<Measurement>,
-    /// What the race came to.
+    /// The result of the race.
     pub raced: Option<Raced>,
 }
 
-/// Where the single requests of one measurement are recorded.
+/// The file that records the individual requests of a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestsFile {
     pub path: PathBuf,
     pub level: usize,
-    /// The measured window, seconds since the level began.
+    /// Start and end of the measured window, in seconds since the measurement began.
     pub window_s: Option<[f64; 2]>,
-    /// Which of the file's requests are meant; all of them without one.
+    /// The visit whose requests are meant; `None`: all requests in the file.
     pub visit: Option<u32>,
-    /// So many of the first do not count.
+    /// Number of initial requests that are left out.
     left_out: u64,
-    /// About as many are in it, of a measurement that is none among visits.
+    /// Estimated number of requests, used to reserve memory.
     expected: u64,
 }
 
@@ -173,12 +173,12 @@ impl RequestsFile {
         let visit = (measurement.stage == Stage::Visit).then_some(measurement.round);
         let left_out = measurement.left_out.map_or(0, |left_out| left_out.requests);
         let completed: u64 = measurement.samples.iter().map(|sample| sample.completed).sum();
-        // With the warm-up, and those that were in flight at the end.
+        // Includes an allowance for the warm-up and for the requests in flight at the end.
         let expected = left_out + completed + 2 * level as u64;
         RequestsFile { path, level, window_s, visit, left_out, expected }
     }
 
-    /// What the figures need of all of the file: by visit, all in visit 0 where the loop made only one.
+    /// The data of the file that the figures need, keyed by visit. Requests without a visit number are under 0.
     pub fn read(&self) -> Result<BTreeMap<u32, Requests>, ResultsError> {
         let mut visits = BTreeMap::new();
         for outcome in read_sidecar(&self.path)? {
@@ -195,45 +195,45 @@ impl Manifest {
         read_json(path, MOST_OF_MANIFEST, "run manifest")
     }
 
-    /// Those of now, but for what belongs to the run.
+    /// The limits `now`, except for those that belong to the run: the request timeout and the end of its warm-up.
     pub fn limits(&self, now: Limits) -> Limits {
         let request_timeout_s = self.about.settings.request_timeout_s.unwrap_or(now.request_timeout_s);
         Limits { request_timeout_s, warm_from_s: self.raced.map_or(0.0, |raced| raced.warm_from_s), ..now }
     }
 
-    /// Levels that were measured in full.
+    /// The levels that were measured in full.
     pub fn in_full(&self) -> impl Iterator<Item = usize> {
         self.levels.iter().filter(|of| of.stage == Stage::Sweep).map(|of| of.concurrency)
     }
 
-    /// How long after its begin the last measurement ended.
+    /// Time from the start of the run to the end of its last measurement.
     pub fn measured_until(&self) -> Duration {
         let ends_s = self.levels.iter().filter_map(|of| Some(of.began_s + of.window_s?[1]));
         Duration::try_from_secs_f64(ends_s.fold(0.0, f64::max)).unwrap_or_default()
     }
 
-    /// The records of its requests, in the order in which they were made. `folder` is the run's.
+    /// The files with the run's requests, in the order of the measurements. `folder` is the run's folder.
     pub fn requests(&self, folder: &Path) -> Vec<RequestsFile> {
         self.levels.iter().map(|measurement| RequestsFile::of(folder, measurement)).collect()
     }
 }
 
-/// A run in the making: its folder, its manifest, and its results file.
+/// A run in progress: its folder, its manifest, and its results file.
 #[derive(Debug)]
 pub struct Run {
     folder: PathBuf,
     /// Rewritten after each measurement.
     pub results_file: PathBuf,
     pub manifest: Manifest,
-    /// The figures so far, ascending by level.
+    /// The figures so far, in ascending order of level.
     pub summaries: Vec<LevelSummary>,
     saved: Option<Instant>,
-    /// Its folder, held for as long as the run goes on.
+    /// The run's folder, locked for as long as the run is in progress.
     lock: Option<File>,
 }
 
 impl Run {
-    /// A new run. Nothing is written before it begins.
+    /// A new run. Nothing is written before [`Run::begin`].
     pub fn new(places: &Places, identity: Identity, settings: RunSettings) -> Self {
         let now = SystemTime::now();
         let started_at = humantime::format_rfc3339_seconds(now).to_string();
@@ -261,14 +261,14 @@ impl Run {
         Run { folder, results_file, manifest, summaries, saved: None, lock: None }
     }
 
-    /// Goes on in the folder and the results file that it has.
+    /// Resumes in the existing folder and, if it is this run's, the existing results file.
     pub(super) fn take_up(&mut self) -> Result<(), ResultsError> {
         let written = ResultsFile::read(&self.results_file).ok().and_then(|file| file.run_id);
         self.saved = written.filter(|run_id| *run_id == self.manifest.run_id).map(|_| Instant::now());
         self.hold()
     }
 
-    /// An error if another process has it. Where folders cannot be locked, nobody is kept out.
+    /// Locks the folder. An error if another process holds the lock. Has no effect where folders cannot be locked.
     fn hold(&mut self) -> Result<(), ResultsError> {
         let folder = File::open(&self.folder).map_err(|cause| self.unwritable(cause))?;
         if matches!(folder.try_lock(), Err(TryLockError::WouldBlock)) {
@@ -282,7 +282,7 @@ impl Run {
         ResultsError::Write { path: self.folder.clone(), cause }
     }
 
-    /// Sees to it, before anything is sent, that the run has a folder of its own and that its files can be written.
+    /// Ensures, before anything is sent, that the run has its own folder and that its files can be written.
     pub fn begin(&mut self) -> Result<(), ResultsError> {
         let results = self.results_file.parent().unwrap_or(Path::new("."));
         let runs = self.folder.parent().unwrap_or(Path::new("."));
@@ -305,18 +305,18 @@ impl Run {
         &self.folder
     }
 
-    /// Opens a record of requests in its folder: that of a measurement by [`sidecar_name`](super::sidecar_name).
+    /// Opens a sidecar in the run's folder. [`sidecar_name`](super::sidecar_name) gives the name for a measurement.
     pub fn sidecar(&self, name: &str) -> Result<SidecarWriter, ResultsError> {
         SidecarWriter::open(self.folder.join(name))
     }
 
-    /// A measurement has ended, is in the manifest, and its sidecar is in place: records the figures of its level.
+    /// Records the figures of a level after a measurement that is already in the manifest and has its sidecar in place.
     pub fn level_ended(&mut self, level: usize, summary: LevelSummary) -> Result<(), ResultsError> {
-        // Visits follow each other quickly.
+        // Visits come in quick succession, so not each of them is saved at once.
         let is_visit = self.manifest.levels.last().is_some_and(|of| of.stage == Stage::Visit);
         let can_wait = is_visit && self.saved.is_some_and(|at| at.elapsed() < SAVE_EVERY);
         let planned = &mut self.manifest.about.settings.levels;
-        // An adaptive search finds its levels on the way.
+        // An adaptive search adds levels as it goes.
         if let Err(at) = planned.binary_search(&level) {
             planned.insert(at, level);
         }
@@ -324,7 +324,7 @@ impl Run {
         if can_wait { Ok(()) } else { self.save() }
     }
 
-    /// The figures of a level are these now.
+    /// Sets or replaces the figures of a level.
     pub fn set_summary(&mut self, summary: LevelSummary) {
         match self.summaries.binary_search_by_key(&summary.concurrency, |summary| summary.concurrency) {
             Ok(at) => self.summaries[at] = summary,
@@ -332,18 +332,18 @@ impl Run {
         }
     }
 
-    /// Writes what there is so far.
+    /// Writes the manifest and the results file as they are so far.
     pub fn save(&mut self) -> Result<(), ResultsError> {
         write_atomic(&self.folder.join("run.json"), &to_json(&self.manifest))?;
         if self.saved.replace(Instant::now()).is_some() {
             return self.write_results(None);
         }
-        // Another run may have begun in the same second.
+        // Another run may have started in the same second.
         self.results_file = write_new(&self.results_file, &self.results(None))?;
         Ok(())
     }
 
-    /// Writes the results file as far as it goes. The recommendation is left without the figures that stand beside it.
+    /// Writes the results file. The recommendation is stored without the figures that the levels already have.
     pub fn write_results(&self, recommendation: Option<Value>) -> Result<(), ResultsError> {
         write_atomic(&self.results_file, &self.results(recommendation))
     }
@@ -355,12 +355,12 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // Where nothing was measured, not even an empty folder is left.
+        // Removes the folder only if it is empty, because nothing was measured.
         let _ = std::fs::remove_dir(&self.folder);
     }
 }
 
-/// Writes a file where there is none: at `path`, or where its name with the next number leads. Returns where.
+/// Writes a new file at `path` or, if that exists, under its name with the first free number. Returns its path.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<PathBuf, ResultsError> {
     let failed = |cause: io::Error| ResultsError::Write { path: path.to_owned(), cause };
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -376,10 +376,10 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<PathBuf, ResultsError> {
     Err(failed(io::ErrorKind::AlreadyExists.into()))
 }
 
-/// A file as young as this may not be locked yet.
+/// Age up to which a file may not be locked yet.
 const YOUNG: Duration = Duration::from_secs(60);
 
-/// Removes what processes that were killed have left half-written.
+/// Removes incomplete files that killed processes have left behind.
 fn remove_left_behind(folder: &Path) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(files::TEMPORARY)) {

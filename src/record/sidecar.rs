@@ -1,4 +1,4 @@
-//! One line for each request of a measurement.
+//! Sidecars: files with one line for each request of a measurement.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Write};
@@ -11,9 +11,9 @@ use crate::client::outcome::RequestOutcome;
 use crate::figures::{Stage, Step};
 use crate::files;
 
-/// Some ten million requests.
+/// Maximum size of a sidecar, in bytes. Enough for some ten million requests.
 pub(super) const MOST_OF_SIDECAR: u64 = 4 << 30;
-/// A line of a sidecar has a few hundred bytes.
+/// Maximum length of a line, in bytes. The usual length is a few hundred bytes.
 const LONGEST_LINE: u64 = 1 << 20;
 
 pub fn sidecar_name(step: Step) -> String {
@@ -24,10 +24,10 @@ pub fn sidecar_name(step: Step) -> String {
     }
 }
 
-/// Written line by line, so that a program that was killed may leave a part of one.
+/// The sidecar that all visits share. If the program is killed, its last line may be incomplete; readers drop it.
 pub(super) const VISITS: &str = "visits.jsonl";
 
-/// Reads a sidecar line by line.
+/// Reads a sidecar lazily, line by line.
 pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOutcome, ResultsError>>, ResultsError> {
     let path = path.to_owned();
     let unreadable = |path: &Path, cause| ResultsError::Read { path: path.to_owned(), cause };
@@ -49,7 +49,7 @@ pub fn read_sidecar(path: &Path) -> Result<impl Iterator<Item = Result<RequestOu
     }))
 }
 
-/// Writes a sidecar on a thread of its own, so that a slow disk does not hold up the load.
+/// Writes a sidecar on its own thread, so that a slow disk does not delay the load.
 #[derive(Debug)]
 pub struct SidecarWriter {
     batch: Vec<RequestOutcome>,
@@ -59,12 +59,12 @@ pub struct SidecarWriter {
 }
 
 const BATCH: usize = 256;
-/// Batches that may wait for the disk, about 4 MB. If it is slower than that, the load waits for it, which shows in the lag
-/// of its timers.
+/// Maximum number of batches that wait for the disk, about 4 MB. If the disk falls further behind, the channel exerts
+/// backpressure on the load, which shows as lag of its timers.
 const WAITING_BATCHES: usize = 64;
 
 impl SidecarWriter {
-    /// Adds to `path`, line by line, so that what was written stays if the program is killed.
+    /// Opens `path` for appending. Whatever has been written stays if the program is killed.
     pub fn open(path: PathBuf) -> Result<Self, ResultsError> {
         let failed = |cause: io::Error| ResultsError::Write { path: path.clone(), cause };
         let file = files::append_to(&path).map_err(failed)?;
@@ -74,7 +74,7 @@ impl SidecarWriter {
         Ok(SidecarWriter { batch: Vec::with_capacity(BATCH), batches, thread, path })
     }
 
-    /// Takes a request's record.
+    /// Adds the record of a request.
     pub fn push(&mut self, outcome: RequestOutcome) {
         self.batch.push(outcome);
         if self.batch.len() == BATCH {
@@ -82,14 +82,14 @@ impl SidecarWriter {
         }
     }
 
-    /// Hands over what has come so far.
+    /// Hands the records added so far to the thread.
     pub fn flush(&mut self) {
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-        // If the writer has failed, `finish` says so.
+        // If the writer has failed, `finish` returns the error.
         let _ = self.batches.send(batch);
     }
 
-    /// Waits until all is on disk.
+    /// Waits until everything is on disk.
     pub fn finish(self) -> Result<(), ResultsError> {
         let SidecarWriter { batch, batches, thread, path } = self;
         let _ = batches.send(batch);
