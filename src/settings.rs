@@ -1,7 +1,7 @@
-//! Settings: config.yaml, overridden by the environment (a `.env` beside the file included), overridden by flags.
+//! Settings: flags override the environment (including a `.env` next to the file), which overrides config.yaml.
 //!
-//! Each is written down once, as a field: its `#[arg]` names the flag and the variable, and from those come the command
-//! line, its help, the reading of the environment and the refusal of a variable that is none.
+//! Each setting is defined once, as a field whose `#[arg]` names the flag and the variable. The command line, its help,
+//! the reading of the environment and the rejection of unknown variables are derived from that.
 
 use std::ffi::OsStr;
 use std::marker::PhantomData;
@@ -27,7 +27,7 @@ use crate::simulator::SimulatorConfig;
 /// All of config.yaml that belongs to this project; the file may hold the caller's own keys elsewhere.
 #[derive(Args, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Config {
-    /// The server and how the caller's program talks to it.
+    /// The server, and how the user's program calls it.
     #[arg(skip)]
     pub llm: Llm,
     /// What is measured.
@@ -64,7 +64,7 @@ pub struct Benchmark {
     /// Completions before the measured window of a level (at least the level)
     #[arg(long, env = "LLM_BENCH_WARMUP_REQUESTS", value_name = "N", value_parser = whole::<usize>)]
     pub warmup_requests: usize,
-    /// What is sent.
+    /// The requests to send.
     #[arg(skip)]
     pub request: RequestSettings,
     /// Seed of everything random on our side
@@ -166,13 +166,13 @@ pub struct Budget {
     /// Stop before more than this is spent (needs prices in the config)
     #[arg(long, env = "LLM_BENCH_MAX_COST_USD", value_name = "USD", value_parser = decimal)]
     pub max_cost_usd: Option<f64>,
-    /// Price of a million input tokens, US dollars.
+    /// Price of a million input tokens, in US dollars.
     #[arg(skip)]
     pub usd_per_million_input: Option<f64>,
-    /// Price of a million output tokens, US dollars.
+    /// Price of a million output tokens, in US dollars.
     #[arg(skip)]
     pub usd_per_million_output: Option<f64>,
-    /// Price of an hour of the server, US dollars. `max_cost_usd` does not count it.
+    /// Price of an hour of the server, in US dollars. It does not count towards `max_cost_usd`.
     #[arg(skip)]
     pub usd_per_hour: Option<f64>,
 }
@@ -181,7 +181,7 @@ pub struct Budget {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "What is measured")]
 pub struct Server {
-    // A string, since clap repeats what it cannot parse, and this may hold a password.
+    // A string, since clap echoes what it cannot parse, and this may contain a password.
     /// Base URL such as http://localhost:8000/v1, or simulator
     #[arg(long, env = "LLM_ENDPOINT", hide_env_values = true, value_name = "URL")]
     llm_endpoint: Option<String>,
@@ -195,7 +195,7 @@ const WATCHED: &str = "What can be seen of it";
 /// Everything a run needs to know, resolved and checked.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// The config file.
+    /// Path of the config file.
     #[arg(skip)]
     pub path: PathBuf,
     #[command(flatten)]
@@ -203,13 +203,13 @@ pub struct Settings {
     /// The merged configuration.
     #[command(flatten)]
     pub config: Config,
-    /// Where requests go.
+    /// The endpoint that requests are sent to.
     #[arg(skip = Endpoint::Simulator)]
     pub endpoint: Endpoint,
-    /// Whether the config file itself, without environment and flags, names the simulator as its endpoint.
+    /// Whether the config file itself, regardless of environment and flags, names the simulator as its endpoint.
     #[arg(skip)]
     pub config_is_simulated: bool,
-    /// Whether the levels were named for this run, by a flag or a variable.
+    /// Whether a flag or a variable lists the levels for this run.
     #[arg(skip)]
     pub levels_named: bool,
     /// The fewest requests that make the answer sure
@@ -225,12 +225,12 @@ pub struct Settings {
     #[arg(long, env = "LLM_BENCH_METRICS_ADDR", value_name = "ADDRESS", value_parser = address)]
     #[arg(num_args = 0..=1, default_missing_value = "127.0.0.1:9464", help_heading = WATCHED)]
     pub metrics_addr: Option<SocketAddr>,
-    /// From the environment only.
+    /// The API key, which can come only from the environment.
     #[arg(skip)]
     pub api_key: Option<SecretString>,
 }
 
-// The standard library's "invalid digit found in string" does not say what to write.
+// The standard library's "invalid digit found in string" does not tell the user what to write.
 fn expected<T: FromStr>(text: &str, what: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| format!("`{text}` is not {what}"))
 }
@@ -247,15 +247,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     expected(text, "an address such as 127.0.0.1:9464")
 }
 
-/// Begins the names of variables that only a measurement reads; any other that begins so is a mistake.
+/// Prefix of the variables that only a measurement reads. An unknown variable with this prefix is a mistake.
 const BENCH: &str = "LLM_BENCH_";
 
-/// What flags or variables set, as arguments of a command line.
+/// Settings from flags or variables, in the form of command-line arguments.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides(Vec<String>);
 
 impl Overrides {
-    /// Arguments such as `--seed=7`.
+    /// Overrides from arguments such as `--seed=7`.
     pub fn of<const N: usize>(args: [&str; N]) -> Self {
         Overrides(args.map(str::to_owned).to_vec())
     }
@@ -265,12 +265,12 @@ impl Overrides {
     }
 }
 
-/// All that flags and variables may set.
+/// Every option that flags and variables may set.
 fn options() -> Command {
     Settings::augment_args_for_update(Command::new("settings").no_binary_name(true))
 }
 
-/// What these arguments set, and no defaults.
+/// The values that these arguments set, without defaults.
 fn matches(args: &[String]) -> Result<ArgMatches, clap::Error> {
     let mut matches = options().mut_args(|arg| arg.env(Resettable::Reset)).try_get_matches_from(args)?;
     let ids: Vec<String> = matches.ids().map(|id| id.as_str().to_owned()).collect();
@@ -280,17 +280,17 @@ fn matches(args: &[String]) -> Result<ArgMatches, clap::Error> {
     Ok(matches)
 }
 
-/// The flags of `T`, which is [`Settings`] or a part of it, as clap finds them among others of a command.
+/// The flags of `T`, which is [`Settings`] or a part of it, for use among the other arguments of a command.
 #[derive(Clone, Debug)]
 pub struct Flags<T> {
-    /// Those given.
+    /// The flags that were given.
     pub given: Overrides,
     of: PhantomData<T>,
 }
 
 impl<T: Args> Args for Flags<T> {
-    /// The variables are only listed in the help: clap takes one that is set and empty for a value, knows no `.env`, and
-    /// names the flag where the variable is wrong.
+    /// The variables are only listed in the help. clap itself must not read them: it takes an empty variable for a
+    /// value, does not know `.env`, and blames the flag if the variable is invalid.
     fn augment_args(command: Command) -> Command {
         T::augment_args_for_update(command).mut_args(|arg| match arg.get_env().and_then(OsStr::to_str) {
             Some(name) => {
@@ -328,12 +328,12 @@ impl<T> FromArgMatches for Flags<T> {
     }
 }
 
-/// The model's name wherever the simulator was measured: a real one beside its figures would lend it their weight.
+/// Model name for every measurement of the simulator, so that its figures are not taken for those of a real model.
 pub const SIMULATED_MODEL: &str = "simulated";
 
 impl Settings {
-    /// The config file named by `path`, else by `LLM_CONFIG`, else `config.yaml`; then the environment, then `flags`.
-    /// Where nobody named a file, an endpoint in the environment or a flag is enough.
+    /// Loads the config file named by `path`, else by `LLM_CONFIG`, else `config.yaml`, and applies the environment and
+    /// then `flags`. If no file is named and none exists, an endpoint from the environment or a flag is enough.
     pub fn load(path: Option<&Path>, flags: Overrides) -> Result<Self, ConfigError> {
         let is_named = path.is_some() || std::env::var_os("LLM_CONFIG").is_some();
         let path = config_path(path);
@@ -349,14 +349,14 @@ impl Settings {
         }
     }
 
-    /// Without any config file.
+    /// Settings without any config file.
     pub fn without_file(path: PathBuf, flags: Overrides) -> Result<Self, ConfigError> {
         let env = Env::load(&path)?;
         Settings::resolve(path, Config::default(), &env, flags)
     }
 
-    /// The same for another server, or another model of the same. Keys and headers go to the server they are meant for:
-    /// one of another origin gets the key in `LLM_AGAINST_API_KEY` alone.
+    /// The same settings for another server, or for another model on the same one. A server with another origin does
+    /// not get the API key and headers; its key comes from `LLM_AGAINST_API_KEY`.
     pub fn for_other(&self, url: Option<&str>, model: Option<&str>) -> Result<Self, ConfigError> {
         let mut other = self.clone();
         let llm = &mut other.config.llm;
@@ -376,13 +376,13 @@ impl Settings {
         Ok(other)
     }
 
-    /// The number that the config holds, if there is one. A simulated run has nothing to say about that of a real server.
+    /// The number in the config file, if there is one. `None` for a simulated run if that number is for a real server.
     pub fn present(&self, simulated: bool) -> Option<usize> {
         let is_comparable = self.path.is_file() && (!simulated || self.config_is_simulated);
         is_comparable.then_some(self.config.llm.max_concurrent_requests)
     }
 
-    /// Merges what has been read.
+    /// Merges and checks the settings from all sources.
     pub fn resolve(path: PathBuf, config: Config, env: &Env, flags: Overrides) -> Result<Self, ConfigError> {
         let mut settings = Settings {
             endpoint: Endpoint::Simulator,
@@ -398,7 +398,7 @@ impl Settings {
             config,
         };
         settings.set_from_env(env)?;
-        // clap has checked all other flags already.
+        // clap has already checked all other flags.
         settings.set(&flags.0, "--llm-endpoint")?;
         let Settings { path, config, endpoint, .. } = &mut settings;
         *endpoint = config.llm.endpoint(path)?.clone();
@@ -413,7 +413,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
+    /// Applies the variables `LLM_ENDPOINT`, `LLM_MODEL` and `LLM_BENCH_…`.
     fn set_from_env(&mut self, env: &Env) -> Result<(), ConfigError> {
         let options = options();
         let variable = |arg| Some((Arg::get_env(arg)?.to_str()?, arg.get_long()?, arg.get_action()));
@@ -437,14 +437,14 @@ impl Settings {
         Ok(())
     }
 
-    /// Errors have the name `named`.
+    /// Applies arguments. Errors name `named` as their source.
     fn set(&mut self, args: &[String], named: &str) -> Result<(), ConfigError> {
         let wrong = |error: clap::Error| {
             let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
             invalid(named, reason)
         };
         let matches = matches(args).map_err(wrong)?;
-        // Levels named for this run are meant: no bound from a less specific place leaves them out.
+        // An explicit list of levels wins: bounds from a less specific source must not drop any of them.
         if let Some(Levels::List(levels)) = matches.get_one("levels") {
             let benchmark = &mut self.config.benchmark;
             (benchmark.min_concurrency, benchmark.max_concurrency) = (levels[0], levels[levels.len() - 1]);
@@ -459,7 +459,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What figures depend on beside what was measured.
+    /// The settings on which figures depend, besides the measurements.
     pub fn limits(&self) -> Limits {
         let Config { llm, benchmark, policy, .. } = &self.config;
         let prices = Prices {
@@ -471,7 +471,7 @@ impl Settings {
         Limits { request_timeout_s, max_error_rate, slo: policy.slo, prices, warm_from_s: 0.0 }
     }
 
-    /// A path of the settings, which is relative to the config file's folder.
+    /// Resolves a path in the settings, which is relative to the folder of the config file.
     pub fn beside_config(&self, path: impl AsRef<Path>) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }
@@ -483,7 +483,7 @@ impl Config {
         Config::parse(&read_text(path)?, path)
     }
 
-    /// Parses the text of a config file; `path` is for messages.
+    /// Parses the text of a config file. `path` is used only in messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         parse(text, path)
     }
@@ -522,12 +522,12 @@ impl Config {
     }
 }
 
-/// Levels and requests of a level: no measurement is larger, and sums of this do not overflow.
+/// Maximum for levels and for requests per level. No measurement is larger, and sums of it do not overflow.
 const MOST: usize = 1_000_000_000;
 
 impl Benchmark {
-    /// The levels known beforehand, ascending: those listed within the bounds, or powers of two for `auto`, which are
-    /// what a filter and the test mode take; its search finds levels of its own.
+    /// The levels known in advance, in ascending order: the listed levels within the bounds or, for `auto`, powers of
+    /// two. The latter serve filters and the test mode only, since the search finds its own levels.
     pub fn levels(&self) -> Vec<usize> {
         let all = match &self.levels {
             Levels::List(levels) => levels.clone(),
