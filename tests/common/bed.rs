@@ -1,10 +1,10 @@
-//! A server in simulated time whose speed changes as real ones' does, and the closed loop in front of it: event by event,
-//! without a runtime, so that thousands of sweeps take minutes.
+//! A server in simulated time whose speed varies as real servers' speeds do, and a closed loop in front of it. It is an
+//! event-driven simulation without a runtime, so that thousands of sweeps take minutes.
 //!
-//! Time is in service times: the mean latency of a request that is alone. Every request that is served progresses alike,
-//! at the rate that the number of them leaves it (processor sharing; requests beyond the slots wait in line), times the
-//! server's speed at that moment. The speed is a process in time. It goes on from visit to visit and knows nothing of
-//! them, so that many short visits win nothing that they would not win at a real server.
+//! The unit of time is the service time, the mean latency of a request that is alone. All requests in service progress
+//! at the same rate, which depends on their number (processor sharing; requests beyond the slots queue), times the
+//! server's current speed. The speed is a process in time that continues across visits and is independent of them, so
+//! that many short visits have no advantage that they would not have with a real server.
 
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
@@ -16,42 +16,42 @@ use llm_concurrency::measure::race::{Evidence, Race, Seen, Visited};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How soon a full queue refuses.
+/// Latency of a refusal.
 const REFUSAL_S: f64 = 0.001;
-/// See `LONGEST_HOLD` of the closed loop.
+/// Longest hold, see `LONGEST_HOLD` of the closed loop.
 const LONGEST_HOLD_S: f64 = 1.0;
-/// Mean tokens of an answer.
+/// Mean number of tokens per answer.
 const TOKENS: f64 = 200.0;
-/// The share of a service time that does not depend on the length of the answer.
+/// Share of a service time that does not depend on the length of the answer.
 const FIXED_SHARE: f64 = 0.1;
 
-/// What a request costs the server, in service times.
+/// The distribution of a request's cost to the server, in service times.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Lengths {
-    /// Log-normal lengths with this coefficient of variation; the time is linear in them, times a log-normal residual.
+    /// Log-normal lengths with coefficient of variation `cv`. The time is linear in them, times a log-normal residual.
     Tokens { cv: f64, residual: f64 },
-    /// The same length always.
+    /// A fixed length.
     Fixed { residual: f64 },
-    /// Log-normal service times with this sigma, of which the server reports nothing.
+    /// Log-normal service times with this sigma. The server reports no tokens.
     Unreported { sigma: f64 },
 }
 
-/// A server.
+/// The properties of a server, without its speed over time.
 #[derive(Clone, Debug)]
 pub struct Server {
     pub name: String,
-    /// Throughput of so many requests served at once, from 1, per service time.
+    /// Throughput per service time with 1, 2, 3, … requests in service.
     pub throughput: Vec<f64>,
-    /// So many are served at once; the next wait.
+    /// Maximum number of requests in service; further ones wait.
     pub slots: usize,
-    /// Above so many inside, it refuses.
+    /// Maximum number of requests in service or waiting; further ones are refused.
     pub capacity: usize,
-    /// Error rate with so many in flight, from 1; empty for none.
+    /// Error rate with 1, 2, 3, … requests in flight; empty for no errors.
     pub errors: Vec<f64>,
     pub lengths: Lengths,
 }
 
-/// As many levels as a curve is tabulated for.
+/// Highest level for which curves are tabulated.
 pub const HIGHEST: usize = 2_048;
 pub const TOKENS_AND_RESIDUAL: Lengths = Lengths::Tokens { cv: 0.8, residual: 0.15 };
 
@@ -71,7 +71,7 @@ impl Server {
         Server { slots, ..Server::curve(name, |n| n) }
     }
 
-    /// Successes per service time in the long run with this level in flight, by Little's law.
+    /// Long-run successes per service time with this level in flight, by Little's law.
     pub fn rps(&self, level: usize) -> f64 {
         self.throughput[level.min(self.slots).min(self.capacity).min(HIGHEST) - 1]
     }
@@ -88,31 +88,31 @@ impl Server {
         self.errors.get(level - 1).or(self.errors.last()).copied().unwrap_or(0.0)
     }
 
-    /// Whether more fails than the default gate allows, or takes longer than five times a request alone. A level with 4 %
-    /// of failures may be taken or left, and does not count as the best.
+    /// Whether a level cannot count as the best: at least 4 % of its requests fail (below the default gate of 5 %, it
+    /// may still be chosen), or its latency is more than five service times.
     pub fn fails(&self, level: usize) -> bool {
         self.error_rate(level) >= 0.04 || self.latency(level) > 5.0
     }
 
-    /// The best throughput of the levels that do not fail.
+    /// The best throughput among the levels that do not fail.
     pub fn best(&self, levels: impl Iterator<Item = usize>) -> f64 {
         levels.filter(|&level| !self.fails(level)).map(|level| self.rps(level)).fold(0.0, f64::max)
     }
 }
 
-/// How a server's speed changes in time.
+/// How a server's speed changes over time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
     /// Coefficient of variation of the speed.
     pub cv: f64,
-    /// Correlation time of an AR(1) process; 0 for another speed every ten service times, the time that a measurement of
-    /// ten waves takes, whatever the one before was.
+    /// Correlation time of an AR(1) process. 0: an independent speed every ten service times, the duration of a
+    /// measurement of ten waves.
     pub correlation: f64,
-    /// So much slower, in equal steps over the first 200 service times.
+    /// Speed that is lost over the first 200 service times in equal steps, as a share of the mean speed.
     pub drift: f64,
-    /// Somebody else takes a third of the server for 20 to 60 service times, from some moment of the first 150 on.
+    /// A neighbour takes a third of the server for 20 to 60 service times, starting within the first 150.
     pub neighbour: bool,
-    /// 30 % slower for the first 30 service times.
+    /// The server is 30 % slower for the first 30 service times.
     pub cold: bool,
 }
 
@@ -126,7 +126,7 @@ impl Noise {
     }
 }
 
-/// The speed at the moment, for one service time at a time.
+/// The current speed, which is constant for one service time at a time.
 struct Speed {
     noise: Noise,
     rng: StdRng,
@@ -174,12 +174,12 @@ impl Speed {
 
 /// One standard normal number (Box and Muller 1958).
 pub fn standard_normal(rng: &mut StdRng) -> f64 {
-    // 1 - u lies in (0, 1], so that the logarithm is finite.
+    // 1 - u is in (0, 1], so the logarithm is finite.
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }
 
-/// A request, on its way (`end_s` is not a number) or at its end.
+/// A request, in flight (`end_s` is NaN) or ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     pub start_s: f64,
@@ -191,7 +191,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The share of its life that lies inside.
+    /// The share of the request's duration that is inside the window.
     pub fn share(&self, [from, to]: [f64; 2]) -> f64 {
         let inside = self.end_s.min(to) - self.start_s.max(from);
         if inside > 0.0 { inside / (self.end_s - self.start_s) } else { 0.0 }
@@ -221,21 +221,21 @@ impl Ord for At {
     }
 }
 
-/// One run: a server, and a closed loop whose level may change at any moment.
+/// A run: a server, and a closed loop whose level may change at any time.
 pub struct Run<'a> {
     pub server: &'a Server,
     speed: Speed,
     rng: StdRng,
     pub now_s: f64,
-    /// Service that each request inside has got since the run began.
+    /// Service that a request in service since the start of the run would have received.
     attained: f64,
     serving: BinaryHeap<Reverse<(At, usize)>>,
     waiting: VecDeque<usize>,
-    /// Refusals on their way, and the ends of holds (`None`).
+    /// Pending refusals (the index of the request) and ends of holds (`None`).
     timers: BinaryHeap<Reverse<(At, Option<usize>)>>,
     refusing: usize,
     held: usize,
-    /// All that were sent, in order.
+    /// All requests that were sent, in order.
     pub requests: Vec<Request>,
     pub level: usize,
     pub tokens: u64,
@@ -273,19 +273,19 @@ impl<'a> Run<'a> {
         self.serving.len() + self.waiting.len() + self.refusing
     }
 
-    /// Sends what there are permits for.
+    /// Sends a request for each free permit.
     pub fn fill(&mut self) {
         while self.taken() < self.level {
             self.send();
         }
     }
 
-    /// Permits of requests in flight, or held back.
+    /// Number of permits that requests hold or that are held back.
     pub fn taken(&self) -> usize {
         self.in_flight() + self.held
     }
 
-    /// Goes on until a request ends, and says which; `None` where nothing is in flight or held.
+    /// Advances until a request ends and returns its index; `None` if nothing is in flight or held.
     pub fn next_end(&mut self) -> Option<usize> {
         loop {
             self.fill();
@@ -380,13 +380,13 @@ impl<'a> Run<'a> {
         self.serving.push(Reverse((At(self.attained + self.requests[seq].work), seq)));
     }
 
-    /// Whether the server says how long its answers are.
+    /// Whether the server reports the lengths of its answers.
     pub fn reports_tokens(&self) -> bool {
         !matches!(self.server.lengths, Lengths::Unreported { .. })
     }
 
-    /// A whole measurement as the sweep makes one: warm-up, windows, and all that is in flight to its end. Gives the seq
-    /// of the first request, that of the first one of the cohort, that after its last, and the ends of the windows.
+    /// A full measurement as in the sweep: `warmup` completions, `samples` windows of `window` completions each, and
+    /// then the completion of everything in flight.
     pub fn measurement(&mut self, level: usize, warmup: usize, window: usize, samples: usize) -> Measurement {
         let first = self.requests.len();
         let began_s = self.now_s;
@@ -420,28 +420,28 @@ impl<'a> Run<'a> {
     }
 }
 
-/// See [`Run::measurement`].
+/// Result of [`Run::measurement`]: indices of its first request, of the cohort's first, and of the one after its last.
 pub struct Measurement {
     pub first: usize,
     pub cohort: usize,
     pub after: usize,
     pub began_s: f64,
-    /// The end of the warm-up and of each window, with what completed and succeeded in it.
+    /// The ends of the warm-up and of each window, with the numbers of completions and successes in it.
     pub ends: Vec<(f64, usize, usize)>,
 }
 
-/// What one sweep came to, and what it cost.
+/// The result of one sweep, and its cost.
 pub struct Swept {
     pub standing: Raced,
-    /// Levels and completions, in order.
+    /// Level and number of completions of each visit, in order.
     pub visits: Vec<(usize, usize)>,
     pub requests: usize,
     pub tokens: u64,
     pub service_times: f64,
 }
 
-/// Makes the visits that a race asks for. `drain` empties the loop between two of them, as measurements of a whole level
-/// do.
+/// Makes the visits that a race asks for. `drain` empties the loop between visits, as happens between measurements in
+/// full.
 pub fn sweep(server: &Server, noise: Noise, mut race: Race, drain: bool, seed: u64) -> Swept {
     let mut run = Run::new(server, noise, seed);
     let mut made: Vec<(usize, std::ops::Range<usize>, [f64; 2])> = Vec::new();
@@ -495,14 +495,14 @@ fn median(values: &VecDeque<f64>) -> Option<f64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
-// ---- the servers and the noise of the study ----
+// ---- The servers and the noise of the study ----
 
 /// The Universal Scalability Law with a throughput of 1 for one request at a time.
 pub fn usl(n: f64, sigma: f64, kappa: f64) -> f64 {
     n / (1.0 + sigma * (n - 1.0) + kappa * n * (n - 1.0))
 }
 
-/// 8 reaches 90 % of the best, 16 reaches 99.8 %, and from 32 on nothing changes.
+/// Reaches 90 % of the best at 8 and 99.8 % at 16, and is constant from 32 on.
 fn plateau(n: f64) -> f64 {
     let share = match n {
         ..=8.0 => 0.9 * n / 8.0,
@@ -534,5 +534,5 @@ pub fn servers() -> Vec<Server> {
     ]
 }
 
-/// How many of [`servers`] have their knee at 32 at the latest, and must keep the bars of cost.
+/// Number of the first [`servers`], whose best level is 32 or below, and which must stay within the cost limits.
 pub const SMALL: usize = 10;

@@ -1,4 +1,4 @@
-//! A results file that fits a server, in a folder, and the binary that asks the server again.
+//! A folder with a results file that matches a server, and the binary to run against that server.
 
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
@@ -18,9 +18,9 @@ use tempfile::TempDir;
 
 use crate::servers;
 
-/// Made by hand: a knee at 20.
+/// A handmade results file with a knee at 20.
 const KNEE: &str = include_str!("../../test-data/results/knee_at_20.json");
-/// What it has at level 20 from here on, requests/s.
+/// Throughput to which its level 20 is scaled, in requests per second.
 pub const FOUND_RPS: f64 = 30.0;
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// `knee.json`, as if measured at `endpoint`, beside a config.yaml with these sections as well.
+    /// A folder with `knee.json`, as if measured at `endpoint`, and a config.yaml that includes `sections`.
     pub fn of(endpoint: &str, sections: &str) -> Self {
         let folder = servers::folder(&format!("llm: {{endpoint: '{endpoint}', model: m}}\n{sections}\n"));
         let known = Known { folder };
@@ -59,7 +59,7 @@ impl Known {
         fs::write(self.path(name), value.to_string()).unwrap();
     }
 
-    /// The file, with a change.
+    /// The results file with `change` applied.
     pub fn file(&self, change: impl Fn(&mut Value)) -> Value {
         let path = self.path("config.yaml");
         let config = Config::parse(&fs::read_to_string(&path).unwrap(), &path).unwrap();
@@ -82,7 +82,7 @@ impl Known {
         file
     }
 
-    /// Gives its levels the true throughput of a simulator.
+    /// Gives the levels of the results file the true throughput of a simulator.
     pub fn fit(&self, config: &SimulatorConfig) {
         let snippets = prompts::load(self.path("test-data/test_snippets.json")).unwrap();
         let texts: Vec<String> = snippets.into_iter().map(|prompt| prompt.text).collect();
@@ -109,7 +109,7 @@ impl Known {
         Ran::of(servers::binary(self.folder.path()).args(args).envs(env.iter().copied()).output().unwrap())
     }
 
-    /// Interrupts it once `when` holds.
+    /// Runs the binary and interrupts it once `when` holds.
     pub fn interrupt(&self, args: &[&str], when: impl Fn() -> bool) -> Ran {
         let mut binary = servers::binary(self.folder.path());
         let child = binary.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -118,7 +118,7 @@ impl Known {
         Ran::of(child.wait_with_output().unwrap())
     }
 
-    /// The records of all requests of all runs in the folder.
+    /// The records of all requests from all runs in the folder.
     pub fn lines(&self) -> Vec<RequestOutcome> {
         let runs = fs::read_dir(self.path("target/concurrency")).unwrap().map(|run| run.unwrap().path());
         let files = runs.flat_map(|run| fs::read_dir(run).unwrap().map(|file| file.unwrap().path()));
@@ -135,7 +135,7 @@ pub fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Files that hold no number, or that of another server, request or set of prompts.
+/// Asserts that a command refuses files without a number, or with that of another server, request or set of prompts.
 pub fn assert_bad_input_is_refused(command: &str) {
     let server = Simulator::start(SimulatorConfig::default(), 0).unwrap();
     let known = Known::of(&server.base_url(), "");

@@ -1,4 +1,4 @@
-//! A simulated server, and one level of it measured as the sweep does, but without Criterion and files.
+//! A simulated server, and measurements of single levels as in the sweep, but without Criterion and files.
 
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
@@ -14,10 +14,10 @@ use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 use reqwest::Url;
 use tokio::runtime::{Builder, Runtime};
 
-/// A request takes no longer than this, or has timed out; seconds.
+/// Request timeout in seconds.
 const TIMEOUT_S: f64 = 30.0;
 
-/// The simulator's texts, each different.
+/// Distinct prompts from the generator.
 pub fn prompts(count: usize) -> Vec<Prompt> {
     let snippets = prompts::generate(42, count).snippets.into_iter();
     snippets
@@ -30,19 +30,19 @@ pub fn prompts(count: usize) -> Vec<Prompt> {
         .collect()
 }
 
-/// The plan of the sweep for a level that measures `total` requests or more.
+/// The sweep's plan for a level with at least `total` measured requests.
 pub fn plan(level: usize, total: usize) -> LoopPlan {
     LoopPlan::new(level, total, 5, SAMPLES, level)
 }
 
-/// A server with a client beside it, on a runtime of one thread as in the sweep.
+/// A server with a client, which runs on a single-threaded runtime as in the sweep.
 pub struct Rig {
     pub simulator: Simulator,
     pub target: Target,
     pub runtime: Runtime,
 }
 
-/// What one level left behind.
+/// Results of one level.
 pub struct Measured {
     pub record: LoopRecord,
     pub outcomes: Vec<RequestOutcome>,

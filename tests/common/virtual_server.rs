@@ -1,4 +1,4 @@
-//! Servers whose true throughput is known, in virtual time, and one measurement of them as the sweep makes it.
+//! Servers with known true throughput in virtual time, and measurements of them as in the sweep.
 
 #![allow(dead_code, reason = "each user of this module takes what it needs")]
 
@@ -20,17 +20,17 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Mean service time at a speed of 1. Long beside tokio's millisecond, below which it knows nothing.
+/// Mean service time at a speed of 1. Long compared with a millisecond, the resolution of tokio's timer.
 const SERVICE_MS: f64 = 1_000.0;
-/// How soon a full queue refuses.
+/// Latency of a refusal when the queue is full.
 const REFUSAL_MS: f64 = 1.0;
 
-/// What decides the throughput.
+/// The factor that limits the throughput.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
-    /// So many requests are served at once, the next `queue` wait in line, and more are refused.
+    /// Up to `slots` requests are served at once, up to `queue` more wait, and any further ones are refused.
     Knee { slots: usize, queue: usize },
-    /// Latency grows with the level as it must for this throughput, in units of one request at a time.
+    /// Latency grows with the level so as to give this throughput, relative to that of one request at a time.
     Curve(fn(usize) -> f64),
 }
 
@@ -38,7 +38,7 @@ pub enum Shape {
 #[derive(Clone, Copy, Debug)]
 pub struct Server {
     pub shape: Shape,
-    /// Standard deviation of the logarithm of a service time; 0 for equal ones.
+    /// Standard deviation of the logarithm of a service time; 0 for constant service times.
     pub sigma: f64,
 }
 
@@ -47,7 +47,7 @@ impl Server {
         Server { shape: Shape::Knee { slots, queue: usize::MAX / 2 }, sigma }
     }
 
-    /// Successes per second at a speed of 1, in the long run: by Little's law, since service times are i.i.d.
+    /// Long-run successes per second at a speed of 1, by Little's law, since service times are i.i.d.
     pub fn true_rps(&self, level: usize) -> f64 {
         let in_parallel = match self.shape {
             Shape::Knee { slots, .. } => level.min(slots) as f64,
@@ -56,18 +56,18 @@ impl Server {
         in_parallel * 1_000.0 / SERVICE_MS
     }
 
-    /// Whether it refuses requests at this level.
+    /// Whether the server refuses requests at this level.
     pub fn refuses(&self, level: usize) -> bool {
         matches!(self.shape, Shape::Knee { slots, queue } if level > slots + queue)
     }
 
-    /// The true throughput of the best level that refuses nothing.
+    /// The best true throughput among the levels without refusals.
     pub fn best_rps(&self, levels: &[usize]) -> f64 {
         let serving = levels.iter().filter(|&&level| !self.refuses(level));
         serving.map(|&level| self.true_rps(level)).fold(0.0, f64::max)
     }
 
-    /// What a request takes that is served alone, at `level` in flight.
+    /// Mean time in service, without queueing, with `level` requests in flight.
     fn mean_service_ms(&self, level: usize) -> f64 {
         match self.shape {
             Shape::Knee { .. } => SERVICE_MS,
@@ -76,7 +76,7 @@ impl Server {
     }
 }
 
-/// One measurement with its requests.
+/// A measurement with its requests.
 #[derive(Default)]
 pub struct Measured {
     pub sent: u64,
@@ -84,12 +84,12 @@ pub struct Measured {
     pub requests: Requests,
 }
 
-/// How a server's speed changes while a run lasts.
+/// How a server's speed changes during a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Noise {
-    /// Coefficient of variation: every ten service times another speed, whatever the one before was.
+    /// Coefficient of variation of the speed, which is drawn independently every ten service times.
     pub cv: f64,
-    /// Share of its speed that it loses in a hundred service times.
+    /// Share of its speed that the server loses per hundred service times.
     pub slows_by: f64,
     pub seed: u64,
 }
@@ -103,21 +103,21 @@ impl Noise {
     }
 }
 
-/// A server, ready to be sent to: at one level and one speed, or for a whole run.
+/// A server in operation, at a fixed level and speed or for a whole run.
 pub struct Busy {
     server: Server,
-    /// Since when its speed changes, and how.
+    /// Start of the run and the noise, if the speed changes.
     changes: Option<(Instant, Noise)>,
     speed: f64,
     slots: Arc<Semaphore>,
-    /// Requests inside, and how many there may be.
+    /// Number of requests in service or waiting, and its maximum.
     inside: Arc<AtomicUsize>,
     capacity: usize,
     rng: StdRng,
 }
 
 impl Busy {
-    /// `speed` multiplies the throughput: what differs from one run to the next.
+    /// `speed` multiplies the throughput; it stands for the variation between runs.
     pub fn new(server: &Server, level: usize, speed: f64, seed: u64) -> Self {
         let (slots, capacity) = match server.shape {
             Shape::Knee { slots, queue } => (slots, slots + queue),
@@ -134,7 +134,7 @@ impl Busy {
         }
     }
 
-    /// For a whole run, in which levels change and its speed does. Call it inside the runtime.
+    /// For a whole run, in which the level and the speed change. Must be called inside the runtime.
     pub fn changing(server: &Server, speed: f64, noise: Noise) -> Self {
         Busy { changes: Some((Instant::now(), noise)), ..Busy::new(server, 1 << 20, speed, noise.seed) }
     }
@@ -161,29 +161,29 @@ impl Busy {
     }
 }
 
-/// In whole milliseconds, which tokio's timer keeps exactly.
+/// Rounds to whole milliseconds, which tokio's timer keeps exactly.
 fn milliseconds(ms: f64) -> Duration {
     Duration::from_millis(ms.round() as u64)
 }
 
 /// One standard normal number (Box and Muller 1958).
 pub fn standard_normal(rng: &mut StdRng) -> f64 {
-    // 1 - u lies in (0, 1], so that the logarithm is finite.
+    // 1 - u is in (0, 1], so the logarithm is finite.
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }
 
-/// Time that stands still while anything can run, and else jumps to the next timer.
+/// A runtime whose time stands still while any task can run, and otherwise jumps to the next timer.
 pub fn virtual_time() -> Runtime {
     Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime")
 }
 
-/// One level, by the closed loop of the sweep.
+/// Measures one level with the closed loop of the sweep.
 pub fn measure(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Measured {
     measure_by(runtime, plan, move |ticket| busy.send(ticket.level))
 }
 
-/// The same with whatever sends the requests.
+/// Like [`measure`], but requests are sent by `send`.
 pub fn measure_by<F: Future<Output = Reply> + Send + 'static>(
     runtime: &Runtime,
     plan: &LoopPlan,
@@ -196,7 +196,7 @@ pub fn measure_by<F: Future<Output = Reply> + Send + 'static>(
     Measured { sent: record.sent, measurement, requests: outcomes.iter().collect() }
 }
 
-/// The same requests in batches that wait for their own last one: seconds and successes of each batch.
+/// Sends the same requests in batches, each of which waits for its last request. Returns a sample per batch.
 pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) -> Vec<Sample> {
     let batches = plan.measured.div_ceil(plan.level);
     runtime.block_on(async {
@@ -211,7 +211,7 @@ pub fn measure_with_barrier(runtime: &Runtime, plan: &LoopPlan, mut busy: Busy) 
             let duration_s = began.elapsed().as_secs_f64();
             samples.push(Sample { duration_s, completed: plan.level as u64, succeeded });
         }
-        // The first one is the warm-up.
+        // The first batch is the warm-up.
         samples.split_off(1)
     })
 }
@@ -220,13 +220,13 @@ fn limits() -> Limits {
     Limits { request_timeout_s: 1e6, max_error_rate: Policy::default().max_error_rate, ..Limits::default() }
 }
 
-/// All measurements of one level, pooled as the sweep does it.
+/// Pools all measurements of one level as the sweep does.
 pub fn pooled(measurements: &[Measured]) -> LevelSummary {
     let level: Vec<_> = measurements.iter().map(|measured| (&measured.measurement, &measured.requests)).collect();
     summarize(&level, limits())
 }
 
-/// A run as `measure::sweep` makes it: levels in full, then the visits of a race.
+/// A run as in `measure::sweep`: first levels in full, then the visits of a race.
 #[derive(Default)]
 pub struct Ran {
     pub made: Vec<Measured>,
@@ -243,7 +243,7 @@ impl Ran {
         evidence(made, self.sent(), limits())
     }
 
-    /// Ascending by level.
+    /// The figures in ascending order of level.
     pub fn summaries(&self) -> Vec<LevelSummary> {
         let mut levels: Vec<usize> = self.made.iter().map(|made| made.measurement.concurrency).collect();
         levels.sort_unstable();
@@ -262,7 +262,7 @@ impl Ran {
     }
 }
 
-/// Measures these in full, and then races for a choice.
+/// Measures the levels of `full` in full, then races to choose among `choices`.
 pub fn race<F: Future<Output = Reply> + Send + 'static>(
     runtime: &Runtime,
     full: &[LoopPlan],
@@ -296,11 +296,11 @@ fn plan_of(visit: Visit) -> LoopPlan {
     LoopPlan::visit(visit.level, visit.completions, SAMPLES)
 }
 
-/// Says where to go as a visit ends.
+/// Orders the next visit when a visit ends.
 struct Driver<'a> {
     race: &'a mut Race,
     ran: &'a mut Ran,
-    /// Measurements before the loop, and when it began.
+    /// Number of measurements before the loop of visits, and the start of that loop in seconds since the run began.
     before: usize,
     began_s: f64,
     to: Option<mpsc::Sender<LoopPlan>>,
