@@ -94,14 +94,14 @@ impl Default for Benchmark {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(try_from = "Written", rename_all = "lowercase")]
 pub enum Levels {
-    /// Found by an adaptive search between the minimum and the maximum.
+    /// Levels found by an adaptive search between the minimum and the maximum.
     Auto,
     /// These.
     #[serde(untagged)]
     List(Vec<usize>),
 }
 
-/// Levels as a config file has them.
+/// Levels as written in a config file.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a list of levels such as [1, 2, 5, 10], or auto")]
 enum Written {

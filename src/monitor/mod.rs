@@ -194,7 +194,7 @@ impl Counts {
     pub fn anew(&self) {
         self.live.series.left.set(self.planned.try_into().unwrap_or(i64::MAX));
         let mut tally = self.tally.lock();
-        // What is in flight goes on.
+        // Requests in flight still count.
         tally.issued -= tally.ended;
         (tally.measuring_since, tally.measured, tally.ended, tally.failed) = (None, 0, 0, Default::default());
     }

@@ -32,9 +32,9 @@ const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
 #[derive(Debug)]
 pub struct LevelMonitor {
     counts: Arc<Counts>,
-    /// So far; 0 of a measurement that is none.
+    /// Number of visits so far; 0 for a measurement without visits.
     visits: u64,
-    /// While it is not shown; never if all is to be quiet.
+    /// The view while it is hidden; always `None` in quiet mode.
     view: Option<View>,
     shown: Option<(Arc<AtomicBool>, JoinHandle<View>)>,
 }
@@ -76,7 +76,8 @@ impl LevelMonitor {
         }
     }
 
-    /// Says what it came to in `load_s` seconds, or all visits together with so many requests, where no rows of the curve do.
+    /// Hides the view. Unless a terminal shows the curve, also prints what `load_s` seconds of load (of visits, with
+    /// `sent` requests together) achieved.
     pub fn finish(mut self, sent: u64, load_s: f64) {
         self.hide();
         let Some(view) = self.view.as_ref().filter(|_| !std::io::stderr().is_terminal()) else { return };

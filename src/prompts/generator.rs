@@ -161,8 +161,8 @@ impl Generator {
         Self { dice, domains, environment, uses: HashMap::new(), seen: HashSet::new() }
     }
 
-    /// A snippet unlike those so far. The templates have far more outcomes than anyone asks for, so the number at
-    /// the end is a safeguard that lets any count terminate.
+    /// A snippet that differs from all previous ones. The templates have far more outcomes than anyone needs; the
+    /// numbered comment at the top is a safeguard that makes any count terminate.
     fn unseen(&mut self, language: &'static Language, size: &'static Size) -> String {
         let mut attempts = 0;
         loop {

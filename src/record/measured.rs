@@ -12,7 +12,7 @@ use crate::decide::{Note, Policy, Raced};
 use crate::figures::{self, LevelState, LevelSummary, Limits, Measurement, Requests, Stage};
 use crate::settings::SIMULATED_MODEL;
 
-/// What can be decided from, and shown beside the decision.
+/// The measurements to decide from, and what a page shows beside the decision.
 #[derive(Clone, Debug, Default)]
 pub struct Basis {
     pub levels: Vec<LevelSummary>,
@@ -26,10 +26,10 @@ pub struct Basis {
     pub incomplete: bool,
     /// The result of the race among these levels, and its policy.
     pub raced: Option<(Raced, Policy)>,
-    /// The run that was made last.
+    /// The newest run with a usable measurement.
     pub run_id: Option<RunId>,
     pub about: About,
-    /// The records of the single requests.
+    /// The records of the individual requests.
     pub requests: Vec<RequestsFile>,
     pub verified: Option<Verified>,
 }
@@ -250,7 +250,7 @@ fn estimate_only(places: &Places, level: usize) -> Result<LevelSummary, ResultsE
     Ok(LevelSummary { concurrency: level, throughput_rps, ..LevelSummary::default() })
 }
 
-/// Without any run folder that is all there is, for every level.
+/// The basis if there is no run folder: Criterion's throughput for each of its levels.
 fn estimates_only(places: &Places, now: &Identity, mut notes: Vec<Note>) -> Result<Basis, ResultsError> {
     let levels = estimates::levels(places).into_iter();
     let levels: Vec<_> = levels.filter_map(|level| estimate_only(places, level).ok()).collect();
