@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::chart::{Axis, Chart, Mark, Series, Style, Unit, Zone};
 use super::html::Run;
@@ -22,8 +22,8 @@ pub struct Figure {
     pub caption: String,
     pub charts: Vec<Chart>,
     pub absent: String,
-    /// The data by which the page's script chooses a level, as JSON.
-    pub limits: String,
+    /// The data by which the page's script chooses a level.
+    pub limits: Value,
 }
 
 impl Figure {
@@ -427,7 +427,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
     let ring = if chosen.is_some() { ", the ring is around the chosen one" } else { "" };
     let caption = format!("The numbers are levels{ring}. A request's speed is the mean answer over the mean latency.");
     Some(Figure {
-        limits: limits.to_string(),
+        limits,
         ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
     })
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::decide::compare::{Change, Comparison, Moved};
 use crate::decide::verify::Verified;
-use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, known_p99, passing};
+use crate::decide::{JudgedLevel, Policy, Recommendation, Verdict, known_p99};
 use crate::figures::SizeSummary;
 use crate::report::words::{self, UNKNOWN, number, percent, range, rate, share, signed, time, usd};
 
@@ -56,7 +56,14 @@ pub fn brief(recommendation: &Recommendation, present: Option<usize>, screen: Sc
     lines.join("\n") + "\n"
 }
 
-/// Indices of the most telling levels, ascending: the chosen one, both ends, the first that fails, and those around it.
+/// The index of the best passing level, which the shares of the others refer to.
+fn best(levels: &[JudgedLevel]) -> Option<usize> {
+    let rps = |place: &usize| levels[*place].throughput().unwrap_or_default();
+    (0..levels.len()).filter(|&at| levels[at].verdict == Verdict::Pass).max_by(|a, b| rps(a).total_cmp(&rps(b)))
+}
+
+/// Indices of the most telling levels, ascending: the chosen one, the best, both ends, the first that fails, and those
+/// around the chosen one.
 fn most_telling(recommendation: &Recommendation, most: usize) -> Vec<usize> {
     let all = &recommendation.levels;
     let at = |wanted: Option<usize>| all.iter().position(|level| Some(level.summary.concurrency) == wanted);
@@ -64,7 +71,8 @@ fn most_telling(recommendation: &Recommendation, most: usize) -> Vec<usize> {
     let fails = all.iter().position(|level| level.verdict == Verdict::Fail);
     let mut around: Vec<usize> = (0..all.len()).collect();
     around.sort_by_key(|place| place.abs_diff(chosen.or(fails).unwrap_or_default()));
-    let first = chosen.into_iter().chain((!all.is_empty()).then_some(0)).chain(all.len().checked_sub(1)).chain(fails);
+    let ends = (!all.is_empty()).then_some(0).into_iter().chain(all.len().checked_sub(1));
+    let first = chosen.into_iter().chain(best(all)).chain(ends).chain(fails);
     let mut kept: Vec<usize> = Vec::new();
     for place in first.chain(around) {
         if kept.len() < most && !kept.contains(&place) {
@@ -231,7 +239,7 @@ pub(super) struct Row {
 /// The columns in use, and a row for each level.
 pub(super) fn rows(recommendation: &Recommendation) -> (Vec<Column>, Vec<Row>) {
     let levels = &recommendation.levels;
-    let best = passing(levels).filter_map(JudgedLevel::throughput).filter(|&rps| rps > 0.0).max_by(f64::total_cmp);
+    let best = best(levels).and_then(|at| levels[at].throughput()).filter(|&rps| rps > 0.0);
     let mut shown = OPTIONAL.to_vec();
     shown.retain(|(_, _, cell)| levels.iter().any(|level| cell(level, best).is_some()));
     shown.splice(..0, COLUMNS);
