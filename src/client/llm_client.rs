@@ -113,7 +113,7 @@ pub struct ChatResponse {
 /// use llm_concurrency::client::{ChatRequest, Llm};
 /// use llm_concurrency::simulator::{Simulator, SimulatorConfig};
 ///
-/// A server to talk to; yours already has a URL.
+/// // A server to talk to; yours already has a URL.
 /// let simulator = Simulator::start(SimulatorConfig::default(), 0)?;
 /// let llm = Llm { endpoint: Some(simulator.base_url().parse()?), max_concurrent_requests: 5, ..Llm::default() };
 /// let client = LlmClient::from_config(llm, None)?;
