@@ -13,6 +13,8 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use llm_concurrency::client::outcome::RequestOutcome;
@@ -281,6 +283,38 @@ fn a_list_that_was_killed_goes_on_with_the_level_that_was_cut() {
     let said = String::from_utf8(over.stderr).unwrap();
     assert!(over.status.code() == Some(1) && said.contains("came to its end"), "{said}");
     assert_eq!(simulator.log().len(), sent);
+}
+
+#[test]
+fn the_first_level_after_a_resumption_begins_once_the_engine_is_warm() {
+    let slow = Arc::new(AtomicUsize::new(0));
+    let left = slow.clone();
+    let server = servers::RawServer::start(move |_, stream| {
+        let is_slow = left.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        std::thread::sleep(Duration::from_millis(if is_slow { 60 } else { 6 }));
+        stream.write_all(servers::ok("application/json", servers::GOOD).as_bytes()).is_ok()
+    });
+    let more = "levels: [1, 2], total_requests: 100, request: {stream: false}";
+    let mut running = Running::start(&config(&server.base_url(), more), &["run"]);
+    let seen = || server.requests.lock().unwrap().len();
+    wait_until("level 1 on disk", || running.results().is_some_and(|file| file.levels.len() == 1));
+    let before = seen();
+    wait_until("answers of the next level", || seen() > before + 5);
+    Signal::Kill.send(&running.child);
+    running.wait();
+
+    // The server was begun anew, too.
+    slow.store(60, Relaxed);
+    let mut resumed = spawn(running.folder.path(), &["run", "--resume"]);
+    assert!(matches!(wait(&mut resumed).code(), Some(0 | 3)), "{}", running.stderr());
+    let manifest = fs::read_to_string(run_folder(running.folder.path()).join("run.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let levels = manifest["levels"].as_array().unwrap();
+    let left_out = |level: u64| {
+        let in_full = levels.iter().find(|of| of["concurrency"] == level && of["stage"] == "sweep").unwrap();
+        in_full["left_out"]["requests"].as_u64()
+    };
+    assert!(left_out(2) >= Some(50), "{}", manifest["levels"]);
 }
 
 #[test]

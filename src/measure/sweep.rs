@@ -97,7 +97,9 @@ pub fn run(
     let began = Instant::now();
     let began = began.checked_sub(run.manifest.measured_until()).unwrap_or(began);
     let in_full: Vec<usize> = run.manifest.in_full().collect();
-    plan.levels.retain(|of| !in_full.contains(&of.level));
+    if resume {
+        plan.without(settings, &in_full, sent);
+    }
     let live = Arc::new(Live::of(run.manifest.about.model.as_deref().unwrap_or_default(), &run.manifest.run_id));
     let (ahead, visits) = plan.waves();
     live.plan(ahead, visits);
