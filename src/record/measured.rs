@@ -100,7 +100,10 @@ pub fn load_measured(
     let mut used: Vec<&Measurement> = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
     let mut read = BTreeMap::new();
-    for &level in &newest.about.settings.levels {
+    // A race that has decided needed no more levels than it visited.
+    let decided = newest.raced.is_some_and(|raced| raced.decided);
+    let is_needed = |level: &&usize| !decided || newest.levels.iter().any(|of| of.concurrency == **level);
+    for &level in newest.about.settings.levels.iter().filter(is_needed) {
         let Some((manifest, records)) = newest_records(places, &same, level) else {
             left_out.push(level);
             continue;
