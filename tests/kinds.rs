@@ -409,7 +409,8 @@ fn ci_the_tokens_of_a_run_are_those_of_aimocks_journal() {
             );
             std::fs::write(folder.path().join("config.yaml"), config).unwrap();
             std::fs::write(folder.path().join("p.json"), r#"["alpha", "beta"]"#).unwrap();
-            let args = ["run", "--levels", "1,4", "--total-requests", "60"];
+            // No more than the journal keeps.
+            let args = ["run", "--levels", "1,4", "--total-requests", "60", "--max-requests", "900"];
             let output = servers::binary(folder.path()).args(args).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
