@@ -492,11 +492,14 @@ impl Config {
         self.benchmark.check()?;
         let Policy { max_error_rate, tolerance, objective, .. } = self.policy;
         let slo = self.policy.slo.unwrap_or_default();
-        for (key, value) in
-            [("max_error_rate", max_error_rate), ("tolerance", tolerance), ("slo.attainment", slo.attainment)]
-        {
+        for (key, value, usual) in [
+            ("max_error_rate", max_error_rate, 0.05),
+            ("tolerance", tolerance, 0.05),
+            ("slo.attainment", slo.attainment, 0.99),
+        ] {
             if !(0.0..=1.0).contains(&value) {
-                return Err(invalid(format!("policy.{key}"), "must be a fraction between 0 and 1, such as 0.05"));
+                let message = format!("must be a fraction between 0 and 1, such as {usual}");
+                return Err(invalid(format!("policy.{key}"), message));
             }
         }
         let gates = self.policy.limits().map(|(gate, limit)| (gate.key().to_owned(), limit, gate.needs_streaming()));

@@ -42,15 +42,18 @@ fn other_formats_say_the_same() {
         ("c.toml", "[llm]\n\nendpoint =\n", "c.toml:3: "),
         ("c.json", "{\"llm\": {\"endpoint\": 1,}}", "c.json:1:"),
         ("c.toml", "[benchmark]\nlevel = [1]\n", "c.toml: "),
+        ("c.toml", "[llm]\nrequest_timeout = 'x'\n", "c.toml: llm.request_timeout: "),
+        ("c.toml", "[llm]\nmax_concurrent_requests = 'x'\n", "c.toml: llm: max_concurrent_requests: "),
+        ("c.json", "{\"llm\": {\"model\": \"m\", \"model\": \"n\"}}", "c.json:1:30: duplicate "),
     ] {
         let error = read(name, text).unwrap_err();
-        assert!(error.starts_with(message), "{error}");
+        assert!(error.starts_with(message) && !error.contains(" at line"), "{error}");
     }
     // A file of variables is read as the environment; another `.env` beside it is not.
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(".env"), "LLM_MODEL=beside\n").unwrap();
     let prod = folder.path().join("prod.env");
-    std::fs::write(&prod, "LLM_ENDPOINT=http://127.0.0.1:1/v1\nOTHER='# x'\n").unwrap();
+    std::fs::write(&prod, "\u{feff}LLM_ENDPOINT=http://127.0.0.1:1/v1\nOTHER='# x'\n").unwrap();
     let settings = Settings::load(Some(&prod), Overrides::default()).unwrap();
     assert!(format!("{:?}", settings.endpoint).contains("127.0.0.1:1"));
     assert_eq!(settings.config.llm.model, "default");

@@ -48,9 +48,10 @@ fn init_writes_a_config_that_the_other_commands_take_and_never_over_another() {
 #[test]
 fn init_writes_nothing_for_an_endpoint_that_does_not_work() {
     let folder = tempfile::tempdir().unwrap();
-    for (args, part) in
-        [(&["--llm-endpoint", "http://127.0.0.1:9/v1"][..], "LLM connection error"), (&[], "llm.endpoint is missing")]
-    {
+    for (args, part) in [
+        (&["--llm-endpoint", "http://127.0.0.1:9/v1"][..], "LLM connection error"),
+        (&[], "there is no config.yaml: llm.endpoint is missing"),
+    ] {
         let output = servers::binary(folder.path()).arg("init").args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));

@@ -81,7 +81,7 @@ fn count_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize,
         Some(serde_yaml::Value::String(text)) => text.trim().parse().ok(),
         Some(other) => other.as_u64().and_then(|n| n.try_into().ok()),
     };
-    written.ok_or_else(|| serde::de::Error::custom("expected a whole number such as 10"))
+    written.ok_or_else(|| serde::de::Error::custom("max_concurrent_requests: expected a whole number such as 10"))
 }
 
 impl Default for Llm {
@@ -135,11 +135,16 @@ impl Llm {
 
     pub(crate) fn endpoint(&self, path: &Path) -> Result<&Endpoint, ConfigError> {
         self.endpoint.as_ref().ok_or_else(|| {
-            invalid(
-                path.display().to_string(),
-                "llm.endpoint is missing, so nobody knows what to measure\n\nSet it in the file, by LLM_ENDPOINT or by \
-                 --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial.",
-            )
+            let shown = path.display();
+            let (place, in_file) = match path.exists() {
+                true => (shown.to_string(), "in the file, "),
+                false => (format!("there is no {shown}"), ""),
+            };
+            let message = format!(
+                "llm.endpoint is missing, so nobody knows what to measure\n\nSet it {in_file}by LLM_ENDPOINT or by \
+                 --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial."
+            );
+            invalid(place, message)
         })
     }
 
@@ -187,7 +192,8 @@ impl Env {
         let mut vars = HashMap::new();
         if path.exists() {
             let broken = |error| invalid(format!("cannot read {}", path.display()), dotenv_reason(error));
-            for item in dotenvy::from_path_iter(&path).map_err(broken)? {
+            let text = std::fs::read_to_string(&path).map_err(dotenvy::Error::Io).map_err(broken)?;
+            for item in dotenvy::from_read_iter(text.trim_start_matches('\u{feff}').as_bytes()) {
                 let (key, value) = item.map_err(broken)?;
                 vars.insert(key, value);
             }

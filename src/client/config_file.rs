@@ -1,5 +1,6 @@
 //! Reads a config file in which our sections may sit among those of other programs.
 
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -31,7 +32,7 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
         let message = format!("it is nested deeper than {DEEPEST} levels, so it is hardly a configuration");
         return Err(invalid(path.display().to_string(), message));
     }
-    let broken = |error: serde_yaml::Error| with_place(&error, path);
+    let broken = |error: serde_yaml::Error| with_place(&error, place_of(&error), path);
     let format = Format::of(path);
     let mut value: Value = match format {
         // All of its settings are read as environment variables.
@@ -41,9 +42,8 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
             let place = at.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
             invalid(place, error.message().trim())
         })?,
-        Format::Json => serde_json::from_str(text).map_err(|error| {
-            invalid(format!("{}:{}:{}", path.display(), error.line(), error.column()), error.to_string())
-        })?,
+        Format::Json => serde_json::from_str(text)
+            .map_err(|error| with_place(&error, Some((error.line(), error.column())), path))?,
         Format::Yaml => serde_yaml::from_str(text).map_err(broken)?,
     };
     if value.is_null() {
@@ -60,11 +60,19 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
         value.apply_merge().map_err(broken)?;
         refuse_near_misses(text, path, &value["llm"], &ours["llm"])?;
     }
-    if merges || !is_yaml {
-        serde_yaml::from_value(value).map_err(broken)
-    } else {
-        serde_yaml::from_str(text).map_err(broken)
+    if !merges && is_yaml {
+        return serde_yaml::from_str(text).map_err(broken);
     }
+    // Written anew, an error has its key; its line is one of a text that nobody has seen.
+    let text = serde_yaml::to_string(&value).map_err(broken)?;
+    let elsewhere = |error| invalid(path.display().to_string(), without_place(&error, place_of(&error)));
+    serde_yaml::from_str(&text).map_err(elsewhere)
+}
+
+type Place = Option<(usize, usize)>;
+
+fn place_of(error: &serde_yaml::Error) -> Place {
+    error.location().map(|at| (at.line(), at.column()))
 }
 
 /// Puts line and column first, where editors look for them.
