@@ -76,12 +76,15 @@ fn place_of(error: &serde_yaml::Error) -> Place {
 }
 
 /// Puts line and column first, where editors look for them.
-fn with_place(error: &serde_yaml::Error, path: &Path) -> ConfigError {
-    let message = error.to_string();
-    let Some(at) = error.location() else { return invalid(path.display().to_string(), message) };
-    let (line, column) = (at.line(), at.column());
-    let message = message.replacen(&format!(" at line {line} column {column}"), "", 1);
-    invalid(format!("{}:{line}:{column}", path.display()), message)
+fn with_place(error: &dyn Display, at: Place, path: &Path) -> ConfigError {
+    let path = path.display();
+    let place = at.map_or_else(|| path.to_string(), |(line, column)| format!("{path}:{line}:{column}"));
+    invalid(place, without_place(error, at))
+}
+
+fn without_place(error: &dyn Display, at: Place) -> String {
+    let place = at.map(|(line, column)| format!(" at line {line} column {column}"));
+    error.to_string().replacen(&place.unwrap_or_default(), "", 1)
 }
 
 /// The deepest nesting of brackets and dashes. Those in quotes and comments count too; a few do no harm.

@@ -101,13 +101,23 @@ impl Plan {
             }
             self.levels.push(further);
         }
-        // The first level may meet a cold engine. It may start over only if all levels still fit into the budget.
-        if let Some(&first) = self.levels.first() {
-            let cold = LoopPlan { cold: first.measured, ..first }.with_request_timeout(timeout(settings));
-            if self.exceeds(settings, preflight::AT_MOST + self.of_levels() + cold.cold as u64).is_none() {
-                self.levels[0] = cold;
-            }
+        self.begin_warm(settings, preflight::AT_MOST);
+    }
+
+    /// The first level may meet a cold engine. It may start over only if all levels still fit into the budget.
+    fn begin_warm(&mut self, settings: &Settings, sent: u64) {
+        let Some(&first) = self.levels.first() else { return };
+        let cold = LoopPlan { cold: first.measured, ..first }.with_request_timeout(timeout(settings));
+        if self.exceeds(settings, sent + self.of_levels() + cold.cold as u64).is_none() {
+            self.levels[0] = cold;
         }
+    }
+
+    /// Keeps only the levels that the interrupted process has not measured. The engine may be cold again.
+    pub(super) fn without(&mut self, settings: &Settings, measured: &[usize], sent: u64) {
+        self.levels.retain(|of| !measured.contains(&of.level));
+        self.levels.iter_mut().for_each(|of| *of = level_plan(settings, of.level));
+        self.begin_warm(settings, sent + preflight::AT_MOST);
     }
 
     /// The highest level that may be measured.

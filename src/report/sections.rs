@@ -426,10 +426,7 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
     });
     let ring = if chosen.is_some() { ", the ring is around the chosen one" } else { "" };
     let caption = format!("The numbers are levels{ring}. A request's speed is the mean answer over the mean latency.");
-    Some(Figure {
-        limits,
-        ..Figure::new("Total throughput against the speed of each request", caption, vec![chart])
-    })
+    Some(Figure { limits, ..Figure::new("Total throughput against the speed of each request", caption, vec![chart]) })
 }
 
 /// Output tokens per second: as a single request sees them, waiting included, and of all requests together.
