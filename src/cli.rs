@@ -7,9 +7,9 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{check, generate, init, recheck, recommend, report, run, simulate, verify};
 
-const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 usage; 3 no result that may be written into \
-the config; 4 regression; 130 interrupted. `verify`: 4 not even the lowest rate is carried; 3 that is not known. \
-`recheck`: 4 the number no longer holds; 3 it cannot be told.";
+const EXIT_CODES: &str = "Exit codes of `run` and `recommend`: 0 done; 1 error; 2 wrong usage; 3 no result that may be written into \
+the config; 4 regression; 130 interrupted. `verify`: 4 not even the lowest rate is carried; 3 not known whether it is. \
+`recheck`: 4 the number no longer holds; 3 not known whether it does.";
 
 const EXAMPLES: &str = "Examples:
   llm-concurrency run --llm-endpoint http://localhost:8000/v1 --llm-model my-model
@@ -30,21 +30,21 @@ pub struct Cli {
 enum Command {
     /// Measure all levels, print the recommendation, write the results
     Run(run::Run),
-    /// Find what traffic the number carries: requests that arrive at a rate, whether others have ended or not
+    /// Find what traffic the number carries, with requests that arrive at a given rate whether or not others have ended
     Verify(verify::Verify),
-    /// Does the number of a results file still hold? A few requests to its level and one on either side
+    /// Check whether the number of a results file still holds: a few requests at its level and at one on either side
     Recheck(recheck::Recheck),
     /// Decide from what is on disk, and write the number into config.yaml
     Recommend(recommend::Recommend),
     /// Write the HTML report of a results file, or of two to compare
     Report(report::Report),
-    /// Send a typical and the longest prompt, and say what works or how to fix it
+    /// Send a typical prompt and the longest, and say whether they work or how to fix what does not
     Check(check::Check),
     /// Write a commented config.yaml for an endpoint, once one request to it has worked
     Init(init::Init),
     /// Write test-data/test_snippets.json
     GenerateTestData(generate::Generate),
-    /// Run the simulated LLM server alone
+    /// Run the simulated LLM server on its own
     Simulate(simulate::Simulate),
 }
 

@@ -61,13 +61,13 @@ pub struct Benchmark {
     /// Requests per level (at least 10 x the level are sent)
     #[arg(long, env = "LLM_BENCH_TOTAL_REQUESTS", value_name = "N", value_parser = whole::<usize>)]
     pub total_requests: usize,
-    /// Completions before the measured window of a level (at least the level)
+    /// Completions before the measured window of a level (never fewer than the level)
     #[arg(long, env = "LLM_BENCH_WARMUP_REQUESTS", value_name = "N", value_parser = whole::<usize>)]
     pub warmup_requests: usize,
     /// The requests to send.
     #[arg(skip)]
     pub request: RequestSettings,
-    /// Seed of everything random on our side
+    /// Seed of everything random on the client side
     #[arg(long, env = "LLM_BENCH_SEED", value_name = "N", value_parser = whole::<u64>)]
     pub seed: u64,
     /// Limits on what a run may spend.
@@ -142,7 +142,7 @@ impl TryFrom<Written> for Levels {
             let mut sorted = levels.clone();
             sorted.sort_unstable();
             sorted.dedup();
-            let fault = if pair[0] == pair[1] { "is there twice" } else { "is out of order" };
+            let fault = if pair[0] == pair[1] { "appears twice" } else { "is out of order" };
             return Err(format!("level {} {fault}; write {sorted:?}", pair[1]));
         }
         Ok(Levels::List(levels))
@@ -157,7 +157,7 @@ pub struct Budget {
     /// Stop before more requests than this are sent
     #[arg(long, env = "LLM_BENCH_MAX_REQUESTS", value_name = "N", value_parser = whole::<u64>)]
     pub max_requests: Option<u64>,
-    /// Stop before more output tokens than this could be made, counted as max_tokens for each request
+    /// Stop before more output tokens than this could be generated, counting max_tokens for each request
     #[arg(long, env = "LLM_BENCH_MAX_OUTPUT_TOKENS", value_name = "N", value_parser = whole::<u64>)]
     pub max_output_tokens: Option<u64>,
     /// Stop after this many minutes
@@ -190,7 +190,7 @@ pub struct Server {
     llm_model: Option<String>,
 }
 
-const WATCHED: &str = "What can be seen of it";
+const WATCHED: &str = "Progress and metrics";
 
 /// Everything a run needs to know, resolved and checked.
 #[derive(Args, Clone, Debug)]
@@ -212,7 +212,7 @@ pub struct Settings {
     /// Whether a flag or a variable lists the levels for this run.
     #[arg(skip)]
     pub levels_named: bool,
-    /// The fewest requests that make the answer sure
+    /// Short visits only: no more requests than a certain answer takes
     #[arg(long, env = "LLM_BENCH_QUICK", help_heading = "What is measured")]
     pub quick: bool,
     /// Show no progress while a level runs
@@ -513,7 +513,7 @@ impl Config {
             }
             if needs_stream && !streams {
                 let message =
-                    "needs answers that are streamed: set benchmark.request.stream: true (embeddings never are)";
+                    "needs streamed answers: set benchmark.request.stream: true (embeddings are never streamed)";
                 return Err(invalid(key, message));
             }
         }
@@ -548,7 +548,7 @@ impl Benchmark {
         self.request.check()?;
         let most = format!("must be at most {MOST}");
         let is_negative = |value: Option<f64>| value.is_some_and(|v| !(v.is_finite() && v >= 0.0));
-        let not_negative = "must be a number and not negative";
+        let not_negative = "must be a number that is not negative";
         let is_priceless = max_cost_usd.is_some() && usd_per_million_output.is_none();
         let priceless = "needs a price: set budget.usd_per_million_output (and usd_per_million_input)";
         let wrong: [(&str, bool, &str); 14] = [

@@ -151,7 +151,7 @@ mod unix {
                 let Ok(Err(error)) = thread.join() else { continue };
                 // A reader that has left already knows.
                 if streams.contains(&Stream::Stdout) && error.kind() != ErrorKind::BrokenPipe {
-                    let _ = writeln!(io::stderr(), "note: cannot write all of it to stdout: {error}");
+                    let _ = writeln!(io::stderr(), "note: cannot write all of the output to stdout: {error}");
                 }
             }
         }

@@ -163,7 +163,7 @@ fn update_config_changes_the_digits_and_nothing_else() {
     assert_eq!(ran.stdout.lines().last(), Some("config.yaml: llm.max_concurrent_requests is now 20 (was 10)"));
 
     let again = folder.recommend(&["--results", "knee.json", "--update-config"]);
-    let last = "config.yaml: llm.max_concurrent_requests is 20 already, nothing to do";
+    let last = "config.yaml: llm.max_concurrent_requests is already 20, nothing to do";
     assert_eq!((again.code, again.stdout.lines().last()), (0, Some(last)));
     assert_eq!(folder.config(), expected);
 }
@@ -193,7 +193,7 @@ fn what_may_not_be_patched_exits_3_and_names_the_status() {
     folder.write("failing.json", &results.to_string());
     let ran = folder.recommend(&["--results", "failing.json", "--update-config"]);
     assert_eq!((ran.code, folder.config().as_str()), (3, OWN_CONFIG));
-    assert_eq!(ran.stdout.lines().last(), Some("config.yaml is left as it was: status no_qualifying_level"));
+    assert_eq!(ran.stdout.lines().last(), Some("config.yaml was not changed: status no_qualifying_level"));
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn a_run_may_be_held_against_a_baseline() {
     let ran = run("before.json", &["--update-config"]);
     assert_eq!((ran.code, folder.config().as_str()), (4, config), "{}", ran.shown());
     assert!(ran.stdout.contains("the throughput at level 20, recommended before, fell by"), "{}", ran.stdout);
-    assert!(!ran.stdout.contains("measured once"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("measured only once"), "{}", ran.stdout);
     let manifest = left_behind(&folder).1;
     let last = manifest["levels"].as_array().unwrap().last().unwrap();
     let completed: u64 = last["samples"].as_array().unwrap().iter().map(|s| s["completed"].as_u64().unwrap()).sum();
@@ -506,7 +506,7 @@ fn a_report_is_made_of_one_file_or_of_two() {
             &[
                 "First look: about 8 in parallel, not confirmed",
                 "Latency of every level",
-                "A decision: the one shown was made for this report",
+                "The original decision: the one shown was made for this report",
             ],
         ),
         (&["bare.json", "knee.json"], "results/concurrency_report_bare_and_knee.html", &["What changed", "B: Q3-30B"]),
@@ -554,7 +554,7 @@ fn a_quick_run_in_an_empty_folder() {
     let ran = folder.tool(&["run", "--quick", "--levels", "1,2", "--verbose"]);
     // On a busy machine the client is the limit, and the answer provisional.
     assert!([0, 3].contains(&ran.code) && folder.config() == config, "{}", ran.shown());
-    assert!(ran.stderr.contains("short visits to the levels, until the answer is sure"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("short visits to the levels, until the answer is certain"), "{}", ran.stderr);
     let mut results: Vec<_> = fs::read_dir(folder.path("results")).unwrap().map(|e| e.unwrap().path()).collect();
     results.sort();
     let names: Vec<_> =
@@ -821,10 +821,14 @@ fn auto_finds_its_levels_and_keeps_to_the_budget() {
     let ran = folder.tool(&["run", "--levels", "auto", "--max-requests", "50", "--update-config", "--verbose"]);
     assert_eq!((ran.code, folder.config().as_str()), (3, config), "{}", ran.shown());
     assert!(ran.stderr.contains("Plan: levels auto, from 1 to at most 50, against"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("nothing is started that could exceed benchmark.budget.max_requests"),
+        "{}",
+        ran.stderr
+    );
     // Preflight and three visits of eight or a few more; another one might take 24.
     let note = "note: Level 8 was not measured: benchmark.budget.max_requests has no room for it";
-    assert!(ran.stdout.contains(note) && ran.stdout.contains("before the answer was sure"), "{}", ran.stdout);
+    assert!(ran.stdout.contains(note) && ran.stdout.contains("before the answer was certain"), "{}", ran.stdout);
     let (results, manifest) = left_behind(&folder);
     let visits = [(1, 1), (2, 2), (3, 4)].map(|(visit, level)| ("visit".to_owned(), visit, level));
     assert_eq!(measurements(&manifest), visits);

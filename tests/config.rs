@@ -463,7 +463,7 @@ fn a_visit_that_could_pass_the_budget_is_not_begun() {
     let listed = plan(budget);
     let text = listed.describe(&valid(budget));
     assert!(text.contains("at most 400 requests of"), "{text}");
-    assert!(text.contains("nothing is begun that could pass benchmark.budget.max_requests"), "{text}");
+    assert!(text.contains("nothing is started that could exceed benchmark.budget.max_requests"), "{text}");
     // 20 completions of level 10 and what is in flight: after 370 they still fit.
     let further = visit_plan(&valid(budget), rules(&valid(budget)).visit_to(10));
     assert_eq!(listed.no_room(&valid(budget), 370, &further), None);

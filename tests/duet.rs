@@ -188,7 +188,7 @@ fn every_request_is_accounted_for_and_the_slower_server_is_named() {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stdout.contains("B is ") && stdout.contains("slower"), "{stdout}");
-    assert!(stderr.contains("6 turns of a visit to each at levels 1, 2, 4"), "{stderr}");
+    assert!(stderr.contains("6 visits to each at levels 1, 2, 4"), "{stderr}");
     assert_eq!(recorded(folder.path()), a.log().len() + b.log().len(), "{stderr}");
     assert!(a.log().len().abs_diff(b.log().len()) < 20, "{} and {}", a.log().len(), b.log().len());
     assert_eq!(fs::read(folder.path().join("config.yaml")).expect("it is there"), before);

@@ -200,7 +200,7 @@ fn run_against_quota(quota: SimulatorConfig) -> String {
     let output = servers::binary(folder.path()).args(args).output().unwrap();
     let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!(output.status.code(), Some(3), "{stdout}{stderr}");
-    assert!(stderr.ends_with("config.yaml is left as it was: status rate_limited\n"), "{stderr}");
+    assert!(stderr.ends_with("config.yaml was not changed: status rate_limited\n"), "{stderr}");
     assert_eq!(std::fs::read_to_string(folder.path().join("config.yaml")).unwrap(), config);
     for part in ["No recommendation (rate_limited)", "Keep to that rate (or ask for a higher quota) instead of tuning"]
     {

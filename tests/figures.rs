@@ -555,7 +555,7 @@ mod usl {
         for points in falling {
             let error = fit(points).unwrap_err();
             assert_eq!(error, UslError::Falling { lowest: 5.0 });
-            assert!(error.to_string().contains("falling"), "{error}");
+            assert!(error.to_string().contains("falls"), "{error}");
         }
     }
 }

@@ -213,7 +213,7 @@ fn the_program_stays_small() {
         ("a line", true, line, text.clone(), "longer than 1048576 bytes"),
         ("an event of many lines", true, STREAM_HEAD.to_owned(), lines, "longer than 1048576 bytes"),
         // Long before its limit of 32 MiB the time is over.
-        ("a stream of tiny chunks", true, STREAM_HEAD.to_owned(), chunks, "no whole answer"),
+        ("a stream of tiny chunks", true, STREAM_HEAD.to_owned(), chunks, "no complete answer"),
         ("an error", false, error, text, "HTTP 500"),
     ];
     for (name, stream, start, more, expected) in cases {

@@ -38,7 +38,7 @@ fn init_writes_a_config_that_the_other_commands_take_and_never_over_another() {
 
     let again = init();
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).contains("is there already"), "{}", text(&again.stderr));
+    assert!(text(&again.stderr).contains("already exists"), "{}", text(&again.stderr));
     assert_eq!(fs::read_to_string(&path).unwrap(), written);
     assert_eq!(server.log().len(), 1);
     let check = servers::binary(folder.path()).arg("check").output().unwrap();

@@ -31,7 +31,7 @@ fn too_few_open_files_are_named_before_anything_is_sent() {
     let (output, folder) = run("ulimit -n 200", &server.base_url());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("level 150 takes 265 open files, and this process may have 200"), "{stderr}");
+    assert!(stderr.contains("level 150 needs 265 open files, and this process may have only 200"), "{stderr}");
     assert!(stderr.contains("ulimit -n 265"), "{stderr}");
     assert_eq!(server.log(), []);
     assert!(!folder.path().join("results").exists());

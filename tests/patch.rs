@@ -354,13 +354,13 @@ const CASES: &[Case] = &[
         "duplicate parent",
         "llm:\n  max_concurrent_requests: 10\nllm:\n  m: x\n",
         KEY,
-        Refused("`llm` is here a second time"),
+        Refused("`llm` appears here a second time"),
     ),
     Case(
         "duplicate neighbour",
         "llm:\n  m: x\n  m: y\n  max_concurrent_requests: 10\n",
         KEY,
-        Refused("`m` is here a second time"),
+        Refused("`m` appears here a second time"),
     ),
     Case(
         "duplicate elsewhere",
@@ -427,14 +427,24 @@ const CASES: &[Case] = &[
         Refused("not a whole number"),
     ),
     Case("base sixty", "llm:\n  max_concurrent_requests: 1:30\n", KEY, Refused("not a whole number")),
-    Case("word", "llm:\n  max_concurrent_requests: auto\n", KEY, Refused("its value is a text")),
-    Case("bool", "llm:\n  max_concurrent_requests: true\n", KEY, Refused("its value is a text")),
-    Case("two numbers", "llm:\n  max_concurrent_requests: 10 12\n", KEY, Refused("its value is a text")),
-    Case("comment without a blank", "llm:\n  max_concurrent_requests: 10# ten\n", KEY, Refused("its value is a text")),
-    Case("number over two lines", "llm:\n  max_concurrent_requests: 10\n    12\n", KEY, Refused("its value is a text")),
-    Case("empty text", "llm:\n  max_concurrent_requests: \"\"\n", KEY, Refused("its value is a text")),
+    Case("word", "llm:\n  max_concurrent_requests: auto\n", KEY, Refused("its value is a string")),
+    Case("bool", "llm:\n  max_concurrent_requests: true\n", KEY, Refused("its value is a string")),
+    Case("two numbers", "llm:\n  max_concurrent_requests: 10 12\n", KEY, Refused("its value is a string")),
+    Case(
+        "comment without a blank",
+        "llm:\n  max_concurrent_requests: 10# ten\n",
+        KEY,
+        Refused("its value is a string"),
+    ),
+    Case(
+        "number over two lines",
+        "llm:\n  max_concurrent_requests: 10\n    12\n",
+        KEY,
+        Refused("its value is a string"),
+    ),
+    Case("empty text", "llm:\n  max_concurrent_requests: \"\"\n", KEY, Refused("its value is a string")),
     Case("escaped digits", "llm:\n  max_concurrent_requests: \"\\x31\\x30\"\n", KEY, Refused("exact place")),
-    Case("blanks in quotes", "llm:\n  max_concurrent_requests: \" 10 \"\n", KEY, Refused("its value is a text")),
+    Case("blanks in quotes", "llm:\n  max_concurrent_requests: \" 10 \"\n", KEY, Refused("its value is a string")),
     Case("explicit key", "llm:\n  ? max_concurrent_requests\n  : 10\n", KEY, Refused("not a plain `name:`")),
     Case("explicit parent", "? llm\n: max_concurrent_requests: 10\n", KEY, Refused("not a plain `name:`")),
     Case(
@@ -604,8 +614,8 @@ const TOML: &[Case] = &[
     Case("underscore", "[llm]\nmax_concurrent_requests = 1_0\n", KEY, Refused("its value is `1_0`")),
     Case("fraction", "llm = {max_concurrent_requests = 10.0}\n", KEY, Refused("its value is `10.0`")),
     Case("negative", "[llm]\nmax_concurrent_requests = -1\n", KEY, Refused("its value is `-1`")),
-    Case("word", "[llm]\nmax_concurrent_requests = 'auto'\n", KEY, Refused("its value is a text")),
-    Case("bool", "[llm]\nmax_concurrent_requests = true\n", KEY, Refused("its value is a text")),
+    Case("word", "[llm]\nmax_concurrent_requests = 'auto'\n", KEY, Refused("its value is a string")),
+    Case("bool", "[llm]\nmax_concurrent_requests = true\n", KEY, Refused("its value is a string")),
     Case("list", "[llm]\nmax_concurrent_requests = [10]\n", KEY, Refused("its value is a list")),
     Case("table as the value", "[llm.max_concurrent_requests]\na = 10\n", KEY, Refused("its value is a mapping")),
     Case("tables as the value", "[[llm.max_concurrent_requests]]\na = 10\n", KEY, Refused("its value is a list")),
@@ -726,7 +736,7 @@ const JSON: &[Case] = &[
     Case("negative", r#"{"llm": {"max_concurrent_requests": -1}}"#, KEY, Refused("its value is `-1`")),
     Case("escaped digits", r#"{"llm": {"max_concurrent_requests": "\u0031"}}"#, KEY, Refused("exact place")),
     Case("placeholder", r#"{"llm": {"max_concurrent_requests": "${N}"}}"#, KEY, Refused("its value is a placeholder")),
-    Case("bool", r#"{"llm": {"max_concurrent_requests": true}}"#, KEY, Refused("its value is a text")),
+    Case("bool", r#"{"llm": {"max_concurrent_requests": true}}"#, KEY, Refused("its value is a string")),
     Case("list", r#"{"llm": {"max_concurrent_requests": [10]}}"#, KEY, Refused("its value is a list")),
     Case("object", r#"{"llm": {"max_concurrent_requests": {}}}"#, KEY, Refused("its value is a mapping")),
     Case("comment", "{\"llm\": {\"max_concurrent_requests\": 10} // c\n}", KEY, Refused("not valid JSON")),
@@ -821,13 +831,13 @@ const ENV: &[Case] = &[
     ),
     Case("placeholder", "LLM_MAX_CONCURRENT_REQUESTS=${N}\n", KEY, Refused("its value is a placeholder")),
     Case("bare placeholder", "LLM_MAX_CONCURRENT_REQUESTS=$N\n", KEY, Refused("its value is a placeholder")),
-    Case("word", "LLM_MAX_CONCURRENT_REQUESTS=auto\n", KEY, Refused("its value is a text")),
+    Case("word", "LLM_MAX_CONCURRENT_REQUESTS=auto\n", KEY, Refused("its value is a string")),
     Case("quotes in the middle", "LLM_MAX_CONCURRENT_REQUESTS=1\"0\"\n", KEY, Refused("its value is `1\"0\"`")),
     Case("quotes twice", "LLM_MAX_CONCURRENT_REQUESTS='1''0'\n", KEY, Refused("not a whole number")),
     Case("comment without a blank", "LLM_MAX_CONCURRENT_REQUESTS=10#c\n", KEY, Refused("its value is `10#c`")),
     Case("leading zero", "LLM_MAX_CONCURRENT_REQUESTS=010\n", KEY, Refused("its value is `010`")),
     Case("fraction", "LLM_MAX_CONCURRENT_REQUESTS=10.5\n", KEY, Refused("its value is `10.5`")),
-    Case("empty text", "LLM_MAX_CONCURRENT_REQUESTS=\"\"\n", KEY, Refused("its value is a text")),
+    Case("empty text", "LLM_MAX_CONCURRENT_REQUESTS=\"\"\n", KEY, Refused("its value is a string")),
     Case(
         "two words",
         "LLM_MAX_CONCURRENT_REQUESTS=10 12\n",
@@ -1040,7 +1050,7 @@ fn messages_in_full() {
         ),
         (
             "llm:\n   model: x\n   max_concurrent_requests: 1\n   max_concurrent_requests: 2\n",
-            "config.yaml:4:4: `llm.max_concurrent_requests` was not changed: `max_concurrent_requests` is here a second time; \
+            "config.yaml:4:4: `llm.max_concurrent_requests` was not changed: `max_concurrent_requests` appears here a second time; \
              the first is on line 3\n\nhint: keep one of the two, and set it by hand under `llm`:\n\n   \
              max_concurrent_requests: 20",
         ),
@@ -1103,7 +1113,7 @@ fn keys_that_are_none() {
         assert!(message(key).contains("characters other than"), "{key}");
     }
     for key in ["null", "llm.true", "1", "llm.0x1"] {
-        assert!(message(key).contains("what YAML takes for"), "{key}");
+        assert!(message(key).contains("that YAML reads as"), "{key}");
     }
 }
 
@@ -1116,7 +1126,7 @@ fn not_a_file() {
     assert_eq!(
         message("other.yaml"),
         "other.yaml: `llm.max_concurrent_requests` was not changed: there is no such file\n\n\
-         hint: check the path, or make the file and set it by hand:\n\nllm:\n  max_concurrent_requests: 20"
+         hint: check the path, or create the file and set it by hand:\n\nllm:\n  max_concurrent_requests: 20"
     );
     assert!(message("").contains("this is a directory, not a file"));
 }
@@ -1139,7 +1149,7 @@ fn sizes_and_bombs_are_bounded() {
         assert!(message.contains(part), "{part} not in {message}");
     };
     let llm = "llm:\n  max_concurrent_requests: 10\n";
-    refused(format!("{llm}# {}\n", "x".repeat(10 << 20)), "more than the 10 MiB");
+    refused(format!("{llm}# {}\n", "x".repeat(10 << 20)), "larger than 10 MiB");
     refused(format!("{llm}deep: {}\n", "[".repeat(1 << 20)), "not valid YAML");
     refused(format!("{llm}deep: {}{}\n", "[".repeat(200), "]".repeat(200)), "not valid YAML");
     refused(format!("{llm}deep: {}\n", "{a: ".repeat(1 << 18)), "not valid YAML");
@@ -1294,7 +1304,7 @@ mod unix {
         assert_eq!(
             message,
             "config.yaml: `llm.max_concurrent_requests` was not changed: its folder FOLDER is read-only, and the new file \
-             must be made there before it replaces the old one\n\nhint: make the folder writable and run the command \
+             must be created there before it replaces the old one\n\nhint: make the folder writable and run the command \
              again, or set it by hand:\n\nllm:\n  max_concurrent_requests: 20"
         );
     }

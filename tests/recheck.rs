@@ -278,7 +278,7 @@ fn a_server_with_half_the_slots_no_longer_holds() {
     let (server, known) = server(&slow(10));
     let ran = known.run(&["recheck", "knee.json"]);
     assert_eq!(ran.code, 4, "{ran:?}");
-    assert!(ran.stdout.contains("too high: fewer than 20 in parallel do as well now"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("too high: fewer than 20 requests in parallel now do as well"), "{}", ran.stdout);
     assert_eq!(server.log().len(), known.lines().len());
 }
 
@@ -308,7 +308,7 @@ fn interrupts_and_budgets_leave_no_night_behind() {
     let (server, known) = server(&slow(20));
     let ran = known.run_with(&["recheck", "knee.json"], &[("LLM_BENCH_MAX_REQUESTS", "100")]);
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.stderr.contains("might already pass benchmark.budget.max_requests"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("might already exceed benchmark.budget.max_requests"), "{}", ran.stderr);
     assert_eq!(server.log().len(), 0, "nothing was sent");
     let ran = known.run_with(&["recheck", "knee.json"], &[("LLM_BENCH_MAX_MINUTES", "0.1")]);
     assert_eq!(ran.code, 3, "{ran:?}");

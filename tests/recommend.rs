@@ -233,7 +233,7 @@ fn after_a_race_the_default_p95_limit_is_of_a_level_with_enough_requests_and_fai
         "{}",
         text::table(&decided, usize::MAX)
     );
-    assert!(text::answer(&decided).contains("slower for the first 12.00 s (cold)"), "{}", text::answer(&decided));
+    assert!(text::answer(&decided).contains("slower for the first 12.00 s (cold start)"), "{}", text::answer(&decided));
     // Without such a level there is no default limit after a race.
     let few = levels.clone().map(|level| LevelSummary { p95_interval_s: None, ..level });
     let decided = recommend_after(Some(&raced), &few, &Policy::default());
@@ -422,7 +422,8 @@ fn a_level_that_never_reached_its_concurrency_is_named() {
     // Where the permits were held back, that is why.
     all[2].mean_held = Some(7.94);
     let notes = recommend(&all, &Policy::default()).notes;
-    let held = "Level 20 never ran at its concurrency: 11.8 in flight on average, 7.9 held back after failures";
+    let held =
+        "Level 20 did not reach its concurrency: 11.8 requests in flight on average, 7.9 held back after failures";
     assert!(notes.iter().any(|note| words::note(note) == held), "{notes:?}");
 }
 
@@ -566,7 +567,7 @@ fn mainly_429_is_a_quota() {
     });
     let reason = words::reason(&recommend(&all, &Policy::default()));
     let expected =
-        "passed at level 10; the server states 600 requests (by its ratelimit headers, full again in 21.50 s). Keep to";
+        "passed at level 10; the server states 600 requests (in its ratelimit headers, reset in 21.50 s). Keep to";
     assert!(reason.contains(expected), "{reason}");
 }
 
@@ -584,7 +585,7 @@ fn the_quota_that_was_used_up_is_named() {
         ..RateLimit::default()
     };
     let quota = |counts, limit, per| Some(Quota { counts, limit, per });
-    let by_header = "the server states 30000 tokens (by its ratelimit headers, full again in 2.00 s). Keep";
+    let by_header = "the server states 30000 tokens (in its ratelimit headers, reset in 2.00 s). Keep";
     for (exceeded, what, expected) in [
         (quota(Counted::Tokens, None, None), "a token quota is the limit", by_header),
         (
@@ -594,13 +595,13 @@ fn the_quota_that_was_used_up_is_named() {
         ),
         (
             quota(Counted::Requests, Some(200), Some(Period::Day)),
-            "a request quota is the limit, not concurrency; keep to what is granted; ",
+            "a request quota is the limit, not concurrency; stay within it; ",
             "the server states 200 requests a day (or ask",
         ),
         (
             None,
             "a quota is the limit",
-            "the server states 100000 requests (by its ratelimit headers) and 30000 tokens (by its ratelimit headers",
+            "the server states 100000 requests (in its ratelimit headers) and 30000 tokens (in its ratelimit headers",
         ),
     ] {
         all[2].rate_limit = Some(RateLimit { exceeded, ..headers });
@@ -646,7 +647,7 @@ fn the_rate_of_a_quota_is_that_after_the_burst() {
     all[1].throughput_rps = None;
     all[2].throughput_rps = None;
     let reason = words::reason(&recommend(&all, &Policy::default()));
-    assert!(reason.contains("; keep to what is granted (or ask for a higher quota)"), "{reason}");
+    assert!(reason.contains("; stay within it (or ask for a higher quota)"), "{reason}");
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn a_bare_run_renders_and_says_what_is_missing() {
         "Provisional",
         "The error rate of every level",
         "Latency of every level",
-        "The records of the single requests",
+        "The records of the individual requests",
         "What was measured: the endpoint, the model",
         "No times to first token",
     ] {
@@ -206,7 +206,10 @@ fn a_change_is_shown_where_its_interval_leaves_out_none() {
     assert!(changes(&two).contains(">slower<"));
     two[1].recommendation.client_bound_at = Some(5);
     let bound = changes(&two);
-    assert!(bound.contains("Nothing shown of the server") && bound.contains(">the client was the limit<"), "{bound}");
+    assert!(
+        bound.contains("Nothing can be said about the server") && bound.contains(">the client was the limit<"),
+        "{bound}"
+    );
 }
 
 fn exported() -> Run {
@@ -382,11 +385,15 @@ fn what_holds_of_several_levels_is_said_once() {
     let mut run = run(&[level(1, 5.0), level(2, 9.0)]);
     let notes = |run: &Run| words::notes(&run.recommendation).1;
     run.recommendation.notes = vec![below(5), Note::NoCurve { why: "flat".to_owned() }];
-    assert!(notes(&run)[0].starts_with("Level 5 never ran at its concurrency: 1.9 in flight"), "{:?}", notes(&run));
+    assert!(
+        notes(&run)[0].starts_with("Level 5 did not reach its concurrency: 1.9 requests in flight"),
+        "{:?}",
+        notes(&run)
+    );
     run.recommendation.notes.push(below(10));
     let shown = notes(&run);
     assert!(
-        shown[0].starts_with("Levels 5, 10 never ran") && shown[1].ends_with("flat") && shown.len() == 2,
+        shown[0].starts_with("Levels 5, 10 did not reach") && shown[1].ends_with("flat") && shown.len() == 2,
         "{shown:?}"
     );
 }

@@ -211,7 +211,7 @@ fn the_newest_record_whose_times_are_criterions() {
     assert_eq!((rates[0].0, rates[1].0), (1, 2));
     // By shares of life: of 100 overlapping requests the last few end after the window.
     assert!((28..=30).contains(&rates[0].1) && (19..=20).contains(&rates[1].1), "{rates:?}");
-    insta::assert_snapshot!(notes(&measured, &disk), @"The levels come from 2 runs of the same fingerprint: run-1, run-2");
+    insta::assert_snapshot!(notes(&measured, &disk), @"The levels come from 2 runs with the same fingerprint: run-1, run-2");
     assert!(!measured.incomplete);
 }
 
@@ -317,7 +317,7 @@ fn other_prompts_are_another_target() {
     let error =
         load_measured(&disk.places(), &Identity::of(&settings(CONFIG), &other), Limits::default(), None).unwrap_err();
     let text = message(&error, &disk);
-    assert!(text.contains("prompts (hash): measured with ") && text.contains("not mixed"), "{text}");
+    assert!(text.contains("prompts (hash): measured with ") && text.contains("never mixed"), "{text}");
 }
 
 /// Neither login nor query, nor where the prompts lie, nor how much is measured, makes another target.
@@ -342,7 +342,7 @@ fn a_level_that_was_cut_is_left_out() {
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"Left out (not measured to the end, or since overwritten): level 2, and the better one may be among them"
+        @"Left out (measured only in part, or overwritten since): level 2; a better level may be among them"
     );
 }
 
@@ -554,7 +554,7 @@ fn criterions_figures_alone() {
     assert!(measured.incomplete);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"There are no request records in <target>/concurrency: only Criterion's throughput is known, and not what it was measured against"
+        @"There are no request records in <target>/concurrency: only Criterion's throughput is known, not what was measured"
     );
 }
 
@@ -612,7 +612,7 @@ fn unknown_keys_of_a_results_file_are_kept() {
 fn results_files_that_are_none() {
     insta::assert_snapshot!(
         read(r#"{"schema": "other/v9", "levels": [{"concurrency": 1}]}"#).unwrap_err(),
-        @"./results.json is not a results file: its schema is `other/v9`, this version reads `llm-concurrency/results/v1`"
+        @"./results.json is not a results file: its schema is `other/v9`, and this version reads `llm-concurrency/results/v1`"
     );
     insta::assert_snapshot!(
         read(r#"{"levels": []}"#).unwrap_err(),
@@ -620,11 +620,11 @@ fn results_files_that_are_none() {
     );
     insta::assert_snapshot!(
         read(r#"{"levels": [{"throughput_rps": {"estimate": 1}}]}"#).unwrap_err(),
-        @"./results.json is not a results file: a level has no `concurrency` (or 0); levels start at 1"
+        @"./results.json is not a results file: a level has no `concurrency`, or 0; levels start at 1"
     );
     insta::assert_snapshot!(
         read(r#"{"levels": [{"concurrency": 2}, {"concurrency": 2}]}"#).unwrap_err(),
-        @"./results.json is not a results file: level 2 is there twice"
+        @"./results.json is not a results file: level 2 appears twice"
     );
     insta::assert_snapshot!(
         read("level,rps\n1,2\n").unwrap_err(),

@@ -100,7 +100,7 @@ fn a_quick_run_measures_the_levels_it_was_given_and_says_why_nothing_is_written(
     let (stdout, stderr, code) = quick(&["--max-requests", "100"]);
     assert_eq!(code, Some(3), "{stdout}{stderr}");
     assert!(stderr.contains("exit code 3") && stderr.contains("status unresolved"), "{stderr}");
-    assert!(stdout.contains("before the answer was sure"), "{stdout}");
+    assert!(stdout.contains("before the answer was certain"), "{stdout}");
 }
 
 /// Some servers answer to any name with the one model they have.
@@ -110,10 +110,10 @@ fn a_model_that_the_server_does_not_list_is_named() {
     let folder = servers::folder(&format!("llm: {{endpoint: '{}', model: other}}\n", server.base_url()));
     let ran = run(folder.path(), &[], &["run", "--quick", "--levels", "1,2"]);
     let (stdout, stderr) = (text(&ran.stdout), text(&ran.stderr));
-    assert!(stderr.contains("does not list the model other; it has: simulated"), "{stderr}");
-    assert!(stdout.contains("The server lists other models and not llm.model"), "{stdout}");
+    assert!(stderr.contains("does not list the model other; it lists: simulated"), "{stderr}");
+    assert!(stdout.contains("The server lists other models but not llm.model"), "{stdout}");
     let again = text(&run(folder.path(), &[], &["recommend"]).stdout);
-    assert!(again.contains("The server lists other models and not llm.model"), "{again}");
+    assert!(again.contains("The server lists other models but not llm.model"), "{again}");
 }
 
 /// Answers well, but refuses what is longer than this many bytes.

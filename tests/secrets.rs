@@ -321,7 +321,10 @@ fn a_model_with_characters_that_are_not_seen_is_refused_and_not_printed() {
     for args in [&["check"][..], &["run", "--levels", "1"], &["run", "--llm-model", ODD]] {
         let output = servers::binary(folder.path()).args(args).env("LLM_MODEL", ODD).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("llm.model: holds a character"), "{args:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("llm.model: holds an invisible character"),
+            "{args:?}"
+        );
         assert_plain("LLM_MODEL", &output);
     }
 }

@@ -205,7 +205,7 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
     assert_eq!((output.status.code(), &json["status"]), (Some(3), &"not_saturated".into()), "{json:#}");
     assert_eq!(json["provisional"], true, "{json:#}");
     let notes = json["notes"].to_string();
-    assert!(notes.contains("Left out (not measured to the end, or since overwritten): level 50"), "{notes}");
+    assert!(notes.contains("Left out (measured only in part, or overwritten since): level 50"), "{notes}");
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
     // Unless it is asked for.
     let output = recommend(running.folder.path(), &["--update-config", "--allow-provisional"]);
@@ -268,7 +268,7 @@ fn a_list_that_was_killed_goes_on_with_the_level_that_was_cut() {
     let mut resumed = spawn(folder, &["run", "--resume", "--update-config"]);
     assert!(matches!(wait(&mut resumed).code(), Some(0 | 3)), "{}", running.stderr());
     let said = running.stderr();
-    assert!(said.contains("Going on with run ") && said.contains(" on record, levels 1, 2 in full"), "{said}");
+    assert!(said.contains("Resuming run ") && said.contains(" on record, levels 1, 2 complete"), "{said}");
     let again = ["level-1.jsonl", "level-2.jsonl"].map(|name| fs::read(run_folder(folder).join(name)).unwrap());
     assert!(measured == again, "what is there is not measured again");
     assert!(run_folder(folder).join("cut-1-level-50.jsonl").exists());
@@ -281,7 +281,7 @@ fn a_list_that_was_killed_goes_on_with_the_level_that_was_cut() {
     let sent = simulator.log().len();
     let over = servers::binary(folder).args(["run", "--resume"]).output().unwrap();
     let said = String::from_utf8(over.stderr).unwrap();
-    assert!(over.status.code() == Some(1) && said.contains("came to its end"), "{said}");
+    assert!(over.status.code() == Some(1) && said.contains("is complete"), "{said}");
     assert_eq!(simulator.log().len(), sent);
 }
 
@@ -333,7 +333,7 @@ fn a_race_that_was_killed_goes_on_where_it_was() {
     let folder = &running.folder.path().to_owned();
     let second = servers::binary(folder).args(["run", "--resume"]).output().unwrap();
     let said = String::from_utf8(second.stderr).unwrap();
-    assert!(second.status.code() == Some(1) && said.contains("is still going on"), "{said}");
+    assert!(second.status.code() == Some(1) && said.contains("is still running"), "{said}");
     Signal::Kill.send(&running.child);
     running.wait();
     let visits = run_folder(folder).join("visits.jsonl");
@@ -386,7 +386,7 @@ fn signals_give_up_the_current_level_and_show_the_rest() {
         assert!(row("50 ").contains("not used: ") && row("50 ").contains("interrupted"), "{stdout}");
         assert!(stdout.contains("note: Stopped at level 50: interrupted"), "{stdout}");
         let stderr = running.stderr();
-        assert!(stderr.contains("interrupted: giving up the current level (again to kill)"), "{stderr}");
+        assert!(stderr.contains("interrupted: giving up the current level (interrupt again to kill)"), "{stderr}");
         assert!(stderr.contains("(every request)") && !stderr.contains("panicked"), "{stderr}");
 
         assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
@@ -402,7 +402,7 @@ fn signals_give_up_the_current_level_and_show_the_rest() {
 
         let output = recommend(running.folder.path(), &[]);
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(answer.contains("since overwritten): level 50"), "{answer}");
+        assert!(answer.contains("overwritten since): level 50"), "{answer}");
     }
 }
 
@@ -430,11 +430,11 @@ fn a_race_that_is_interrupted_leaves_its_visits_and_no_answer() {
     assert!(!raced.decided && results.levels.len() >= 3, "{raced:?}");
     assert!(fs::read_to_string(running.path("config.yaml")).unwrap().contains(OLD));
     let printed = fs::read_to_string(running.path("stdout")).unwrap();
-    assert!(printed.contains("before the answer was sure") && printed.contains("interrupted"), "{printed}");
+    assert!(printed.contains("before the answer was certain") && printed.contains("interrupted"), "{printed}");
     let again = recommend(running.folder.path(), &["--update-config"]);
     let said = String::from_utf8(again.stdout).unwrap();
     assert_eq!(again.status.code(), Some(3), "{said}");
-    assert!(said.contains("before the answer was sure"), "{said}");
+    assert!(said.contains("before the answer was certain"), "{said}");
 }
 
 #[test]
@@ -451,7 +451,7 @@ fn a_second_ctrl_c_kills() {
     running.wait_for_mid_level(1, &simulator);
     Signal::Int.send(&running.child);
     wait_until("its last words", || running.stderr().contains("Report: "));
-    assert!(running.stderr().contains("again to kill"), "{}", running.stderr());
+    assert!(running.stderr().contains("interrupt again to kill"), "{}", running.stderr());
     assert_eq!(running.child.try_wait().unwrap(), None, "it still waits");
     Signal::Int.send(&running.child);
     assert_eq!(running.wait().code(), Some(130), "{}", running.stderr());
@@ -707,8 +707,11 @@ fn a_level_whose_server_was_gone_is_measured_again_and_the_outage_set_aside() {
     assert_eq!((second.error_rate, second.failures.len()), (Some(0.0), 0));
     let printed = fs::read_to_string(running.path("stdout")).unwrap();
     // Of the third as well, where the server came back late.
-    let alone = format!("Level 4 was measured again: {} of {} requests found no server", outage.lost, outage.requests);
-    let both = "Levels 4, 8 were measured again, since they found no server (outage)";
+    let alone = format!(
+        "Level 4 was measured again: {} of {} requests could not reach the server",
+        outage.lost, outage.requests
+    );
+    let both = "Levels 4, 8 were measured again, since they could not reach the server (outage)";
     let third_too = results.levels[2].outage.is_some_and(|outage| outage.is_set_aside());
     assert!(printed.contains(if third_too { both } else { &alone }), "{printed}");
 }
@@ -721,5 +724,5 @@ fn a_server_that_does_not_come_back_leaves_a_provisional_answer_and_the_config_a
     assert!(recommendation["provisional"] == true || recommendation["recommended_concurrency"].is_null());
     assert!(fs::read_to_string(running.path("config.yaml")).unwrap().contains(OLD));
     let printed = fs::read_to_string(running.path("stdout")).unwrap();
-    assert!(printed.contains("requests found no server"), "{printed}");
+    assert!(printed.contains("requests could not reach the server"), "{printed}");
 }

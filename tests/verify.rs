@@ -284,7 +284,7 @@ fn four_rates_are_carried_and_go_into_file_and_report() {
     assert_eq!(verified["loads"].as_array().unwrap().len(), 4);
     assert!(verified["loads"].as_array().unwrap().iter().all(|load| load["requests"] == 80 && load["failed"] == 0));
     let page = std::fs::read_to_string(known.path("results/concurrency_report_knee.html")).unwrap();
-    assert!(page.contains("Requests that arrive by themselves: N = 20 carries 27.0 requests"), "beside the curve");
+    assert!(page.contains("Requests that arrive at a given rate: N = 20 carries 27.0 requests"), "beside the curve");
     // And wherever else the page of that file is made.
     assert_eq!(known.run(&["report", "knee.json", "--output", "page.html"]).code, 0);
     assert!(std::fs::read_to_string(known.path("page.html")).unwrap().contains("N = 20 carries 27.0"));
@@ -298,7 +298,7 @@ fn an_overload_a_limit_and_a_budget_end_it() {
     let known = Known::of(&server.base_url(), "policy: {max_p95_seconds: 0.5}");
     let ran = known.run(&["verify", "knee.json", "--rate", "400"]);
     assert_eq!(ran.code, 4, "{ran:?}");
-    assert!(ran.stdout.contains("overload: the queue grows, cut short"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("overload: the queue keeps growing; cut short"), "{}", ran.stdout);
     assert!(ran.stdout.contains("N = 20 does not carry 400.0 requests/s"), "{}", ran.stdout);
     assert!(assert_accounts(&known, &server) < 100, "it is cut short");
     // The first rate that misses a limit is the last.
@@ -309,14 +309,14 @@ fn an_overload_a_limit_and_a_budget_end_it() {
     let sent = server.log().len();
     let ran = known.run_with(&["verify", "knee.json", "--rate", "20"], &[("LLM_BENCH_MAX_REQUESTS", "103")]);
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.stderr.contains("104 requests might already pass benchmark.budget.max_requests"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("104 requests might already exceed benchmark.budget.max_requests"), "{}", ran.stderr);
     assert_eq!(server.log().len(), sent, "nothing was sent");
     let server = self::server();
     let known = Known::of(&server.base_url(), "");
     let ran = known.run_with(&["verify", "knee.json"], &[("LLM_BENCH_MAX_REQUESTS", "250")]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.contains("carries 21.0 requests/s"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("no room in benchmark.budget.max_requests"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("benchmark.budget.max_requests left no room"), "{}", ran.stdout);
     assert!(server.log().len() <= 250);
 }
 

@@ -285,7 +285,7 @@ fn a_warm_engine_is_rarely_taken_for_a_cold_one_and_what_is_left_out_is_told() {
     let notes = recommend(&[summary], &Policy::default()).notes;
     let note = notes.iter().map(words::note).find(|note| note.contains("left out")).unwrap();
     let begin = format!(
-        "Level 1: the first {} requests were left out, since the engine was still getting faster, from 0.",
+        "Level 1: the first {} requests were left out, since the server was still warming up, from 0.",
         told.requests
     );
     assert!(note.starts_with(&begin), "{note}");

@@ -193,7 +193,7 @@ struct Incoming<'a> {
 
 impl Incoming<'_> {
     async fn chunk(&mut self, cut: &mut bool) -> Result<Option<Bytes>, Failed> {
-        let chunk = within(self.idle, "nothing more in mid-answer", "llm.idle_timeout", self.response.chunk()).await?;
+        let chunk = within(self.idle, "no further data", "llm.idle_timeout", self.response.chunk()).await?;
         *cut = chunk.is_err();
         chunk.map_err(|error| Failed::malformed(format!("the answer was cut short: {}", chain(&error))))
     }

@@ -19,7 +19,7 @@ use crate::files::Format;
 pub enum ConfigError {
     /// The config file does not exist.
     #[error(
-        "config file not found: {0}\n\nMake one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\n(`llm-concurrency init` writes one), name another with --config (LLM_CONFIG), or measure without one: --llm-endpoint URL --llm-model NAME."
+        "config file not found: {0}\n\nCreate one with at least\n\n    llm:\n      endpoint: http://localhost:8000/v1\n      model: my-model\n\n(`llm-concurrency init` writes one), name another with --config (LLM_CONFIG), or measure without one: --llm-endpoint URL --llm-model NAME."
     )]
     NotFound(PathBuf),
     /// A file, key, variable or flag is wrong.
@@ -141,7 +141,7 @@ impl Llm {
                 false => (format!("there is no {shown}"), ""),
             };
             let message = format!(
-                "llm.endpoint is missing, so nobody knows what to measure\n\nSet it {in_file}by LLM_ENDPOINT or by \
+                "llm.endpoint is missing, so it is not known which server to use\n\nSet it {in_file}with LLM_ENDPOINT or with \
                  --llm-endpoint: a base URL such as http://localhost:8000/v1, or `simulator` for a trial."
             );
             invalid(place, message)
@@ -159,14 +159,11 @@ impl Llm {
         for (key, value) in timeouts {
             // At most a year, since `Duration` overflows at some point.
             if value.is_some_and(|v| !(v > 0.0 && v <= 31_536_000.0)) {
-                return Err(invalid(key, "must be a positive number of seconds, such as 30.0"));
+                return Err(invalid(key, "must be a positive number of seconds, such as 30.0, and at most a year"));
             }
         }
         if let Some(hidden) = self.model.chars().find(|&c| !redact::is_seen(c)) {
-            return Err(invalid(
-                "llm.model",
-                format!("holds a character that cannot be seen ({hidden:?}); write it anew"),
-            ));
+            return Err(invalid("llm.model", format!("holds an invisible character ({hidden:?}); type it again")));
         }
         if let Some(name) = &self.api_key_header {
             headers::header_name("llm.api_key_header", name)?;
@@ -228,7 +225,9 @@ impl Env {
 /// Describes the error without quoting the line, which may contain the key.
 fn dotenv_reason(error: dotenvy::Error) -> String {
     match error {
-        dotenvy::Error::LineParse(_, column) => format!("a line is not NAME=value (at character {column} of it)"),
+        dotenvy::Error::LineParse(_, column) => {
+            format!("a line is not NAME=value (at character {column} of that line)")
+        }
         dotenvy::Error::Io(error) => error.to_string(),
         _ => "it is not a list of NAME=value lines".to_owned(),
     }

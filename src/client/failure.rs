@@ -146,7 +146,7 @@ impl Failed {
         }
         let kind = if error.is_body() || error.is_decode() { Failure::Malformed } else { Failure::Connect };
         let mend = if error.is_connect() && text.contains("UnknownIssuer") {
-            " (set llm.ca_file or SSL_CERT_FILE to the PEM file of its issuer)"
+            " (set llm.ca_file or SSL_CERT_FILE to the PEM file of the certificate's issuer)"
         } else {
             ""
         };

@@ -62,7 +62,7 @@ impl Headers {
                 .map_err(|_| invalid(&place, "its value holds characters that an HTTP header cannot carry"))?;
             value.set_sensitive(true);
             if headers.insert(name, value).is_some() {
-                return Err(invalid(place, "is there twice, in capitals and small letters; remove one"));
+                return Err(invalid(place, "appears twice, in upper and lower case; remove one"));
             }
         }
         // Checked last, after all names: it quotes the name, and an invalid name must never be quoted.
@@ -95,7 +95,7 @@ fn filled(value: &str, env: &Env, secrets: &mut Vec<String>) -> Result<String, S
         });
         let (name, rest) = named.ok_or("`${` begins the name of an environment variable: write ${NAME}")?;
         let of_env = env.get(name).ok_or_else(|| {
-            format!("the environment variable {name} is not set\n\nSet it, also in the .env beside config.yaml.")
+            format!("the environment variable {name} is not set\n\nSet it in the environment or in the .env beside config.yaml.")
         })?;
         secrets.push(of_env.to_owned());
         filled.extend([of_env, rest]);
@@ -173,7 +173,7 @@ impl<'de> Deserialize<'de> for Headers {
             _ => None,
         };
         // Possibly another program's key, so an error only when a request is to be sent. The value is not quoted.
-        let expected = "expected names with a text each, such as {X-Team: \"${TEAM}\"}";
+        let expected = "expected names with a string each, such as {X-Team: \"${TEAM}\"}";
         let wrong = Some(("llm.headers".to_owned(), expected.to_owned()));
         Ok(headers.unwrap_or(Headers { wrong, ..Headers::default() }))
     }

@@ -38,7 +38,9 @@ pub enum LlmError {
     #[error("the API key (LLM_API_KEY or OPENAI_API_KEY) holds characters that an HTTP header cannot carry")]
     Key,
     /// TLS is needed, but the crate was built without it.
-    #[error("llm.endpoint is https, and this program was built without the feature `tls` of llm-concurrency")]
+    #[error(
+        "llm.endpoint or llm.ca_file needs TLS, and this program was built without the feature `tls` of llm-concurrency"
+    )]
     NoTls,
     /// The HTTP client could not be set up.
     #[error("cannot set up the HTTP client: {0}")]

@@ -58,7 +58,7 @@ fn or_fresh<S: Serializer>(cache: &Option<Cache>, serializer: S) -> Result<S::Ok
 
 /// A system prompt.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(untagged, deny_unknown_fields, expecting = "expected a text, or {file: PATH}")]
+#[serde(untagged, deny_unknown_fields, expecting = "expected a string, or {file: PATH}")]
 pub enum System {
     /// The text itself.
     Text(String),
@@ -81,13 +81,13 @@ impl RequestSettings {
         let system = |message: &str| Err(invalid("benchmark.request.system", message));
         match &self.system {
             Some(_) if !self.kind.generates() => return system("kind embedding has no system prompt"),
-            Some(System::Text(text)) if text.trim().is_empty() => return system("is blank; leave the key out"),
+            Some(System::Text(text)) if text.trim().is_empty() => return system("is blank; remove the key"),
             Some(System::Text(text))
                 if !text.trim().contains(char::is_whitespace)
                     && Path::new(text.trim()).extension().is_some_and(|end| !end.is_empty()) =>
             {
                 return system(&format!(
-                    "is sent as it stands; for the text of a file write {{file: {}}}",
+                    "is sent as it is; to send the text of a file, write {{file: {}}}",
                     text.trim()
                 ));
             }
@@ -108,18 +108,18 @@ impl RequestSettings {
             (
                 "stream_options",
                 wire.usage_on_request && !body.get("stream_options").is_none_or(asks_for_usage),
-                "set include_usage: true in it (tokens are counted by it), or make it null",
+                "set include_usage: true in it (token counts come from it), or set it to null",
             ),
             (
                 "max_completion_tokens",
                 renamed.is_some_and(|limit| *limit != self.max_tokens),
-                "must equal benchmark.request.max_tokens, which the plan and the budget go by",
+                "must equal benchmark.request.max_tokens, which the plan and the budget are based on",
             ),
             (limit_key, limit_key != "max_tokens" && has(limit_key), "set benchmark.request.max_tokens instead"),
             (
                 system_key,
                 self.system.is_some() && has(system_key),
-                "benchmark.request.system is set too; leave one of the two out",
+                "benchmark.request.system is set too; remove one of the two",
             ),
             (
                 "max_tokens",

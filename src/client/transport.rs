@@ -162,7 +162,7 @@ impl Transport {
                 let mut response = self.attempt(&body, &mut answer).await?;
                 self.read(&mut response, &mut answer).await
             });
-            within(Some(inner.llm.request_timeout), "no whole answer", "llm.request_timeout", attempt).await
+            within(Some(inner.llm.request_timeout), "no complete answer", "llm.request_timeout", attempt).await
         };
         if let Err(mut failed) = done.and_then(|done| done) {
             failed.message = self.secrets.removed_from(&failed.message);

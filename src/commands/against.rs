@@ -20,10 +20,10 @@ use crate::settings::Settings;
 #[derive(Args, Debug)]
 #[group(multiple = true, conflicts_with_all = ["update_config", "baseline", "resume"])]
 pub(super) struct AgainstArgs {
-    /// Measure this server in turns with the configured one, and say how they differ [its key: $LLM_AGAINST_API_KEY]
+    /// Measure this server alternately with the configured one, and say how they differ [its key: $LLM_AGAINST_API_KEY]
     #[arg(long, value_name = "URL")]
     against: Option<String>,
-    /// The model of the other server [default: the same]; alone, another model of the same server
+    /// The model of the other server [default: the same]; without --against, another model of the same server
     #[arg(long, value_name = "NAME")]
     against_model: Option<String>,
 }

@@ -12,19 +12,21 @@ use crate::report::words;
 use crate::settings::Settings;
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "An earlier run")]
+#[command(next_help_heading = "Comparison with an earlier run")]
 pub(super) struct BaselineArgs {
     /// Compare with this results file of an earlier run
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Exit with 4 if throughput fell by more than this beyond the noise; with 3 if the data do not decide
+    /// Exit with 4 if throughput fell by more than this beyond the noise; with 3 if the data are inconclusive
     #[arg(long, value_name = "PERCENT", requires = "baseline", value_parser = percentage)]
     fail_on_regression: Option<f64>,
 }
 
 fn percentage(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').trim_end().parse::<f64>().ok();
-    percent.filter(|percent| (0.0..100.0).contains(percent)).ok_or_else(|| "a number from 0 to below 100".to_owned())
+    percent
+        .filter(|percent| (0.0..100.0).contains(percent))
+        .ok_or_else(|| "expected a number from 0 to below 100".to_owned())
 }
 
 impl BaselineArgs {

@@ -25,7 +25,7 @@ pub fn bench() -> Result<ExitCode> {
     let verbose = std::env::args().any(|arg| ["-v", "--verbose"].contains(&arg.as_str()));
     let recommendation = decision::conclude(&settings, &args, &places, &swept, verbose)?;
     if swept.stopped == Some(EarlyEnd::Interrupted) {
-        bail!("interrupted: what was measured is on disk; `llm-concurrency run --resume` goes on from there");
+        bail!("interrupted: what was measured is on disk; `llm-concurrency run --resume` continues from there");
     }
     if recommendation.status.may_patch() && !recommendation.provisional {
         let told =

@@ -32,7 +32,7 @@ impl Check {
         let key = match (&settings.api_key, &llm.api_key_header) {
             (Some(_), Some(header)) => format!("set (sent as {header})"),
             (Some(_), None) => "set".to_owned(),
-            (None, _) => "none (LLM_API_KEY, else OPENAI_API_KEY)".to_owned(),
+            (None, _) => "none (neither LLM_API_KEY nor OPENAI_API_KEY is set)".to_owned(),
         };
         let headers = llm.headers.names().collect::<Vec<_>>().join(", ");
         let headers = if headers.is_empty() { headers } else { format!("headers   {headers} (values not shown)\n") };
@@ -85,7 +85,7 @@ fn listed(settings: &Settings, models: Option<&[String]>, probe: Option<&Probe>)
         // The simulator accepts any model name.
         _ if settings.endpoint == Endpoint::Simulator => String::new(),
         Some(models) if models.contains(&settings.config.llm.model) => " (the server lists it)".to_owned(),
-        Some(models) => format!(" (not listed by the server, which has: {})", models.join(", ")),
+        Some(models) => format!(" (not listed by the server, which lists: {})", models.join(", ")),
         None if probe.is_none_or(|probe| probe.reply.status.is_none()) => String::new(),
         None => " (the server does not list its models)".to_owned(),
     }

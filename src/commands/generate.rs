@@ -12,10 +12,10 @@ use crate::report::words;
 
 #[derive(Args, Debug)]
 pub(crate) struct Generate {
-    /// How many snippets
+    /// Number of snippets
     #[arg(long, value_name = "N", default_value_t = prompts::DEFAULT_COUNT)]
     count: usize,
-    /// The same seed gives the same file, to the byte
+    /// The same seed gives the same file, byte for byte
     #[arg(long, value_name = "N", default_value_t = prompts::DEFAULT_SEED)]
     seed: u64,
     /// Where to write

@@ -30,7 +30,7 @@ impl Init {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let path = self.config;
         if path.exists() {
-            bail!("{} is there already, and is left alone; name another file with --config", path.display());
+            bail!("{} already exists and is left alone; name another file with --config", path.display());
         }
         let settings = Settings::without_file(path.clone(), self.target.given)?;
         let prompts: Vec<_> = prompts::of_run(&settings)?.into_iter().take(1).collect();
@@ -41,11 +41,11 @@ impl Init {
         // The file may have been created in the meantime.
         let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
         file.and_then(|mut file| file.write_all(config(&settings.endpoint, &model).as_bytes())).with_context(|| {
-            format!("cannot write {}; name a file in a folder that you may write to with --config", path.display())
+            format!("cannot write {}; use --config to name a file in a folder that you may write to", path.display())
         })?;
         let left_out = match &settings.endpoint {
             Endpoint::Url(url) if url.as_str() != settings.endpoint.redacted() => {
-                "The user, password and query of the URL are left out of it: keep the whole URL in LLM_ENDPOINT.\n"
+                "The file leaves out the user, password and query of the URL: keep the whole URL in LLM_ENDPOINT.\n"
             }
             _ => "",
         };
@@ -78,7 +78,7 @@ fn config(endpoint: &Endpoint, model: &str) -> String {
             "endpoint" => text.push_str(&format!("  endpoint: {url}")),
             "model" => text.push_str(&format!("  model: {}", quoted(model))),
             "prompts" => {
-                text.push_str("    # prompts: my_prompts.json    # a file of your own; else the built-in ones")
+                text.push_str("    # prompts: my_prompts.json    # a file of your own instead of the built-in ones")
             }
             "simulator" if !is_simulated => break,
             _ => text.push_str(line),

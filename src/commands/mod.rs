@@ -51,7 +51,7 @@ struct ConfigFile {
 
 #[derive(Args, Clone, Copy, Debug, Default)]
 struct Verbose {
-    /// Print every column and note, and where all of it was written
+    /// Print every column and note, and where the files were written
     #[arg(long, short)]
     verbose: bool,
 }

@@ -39,7 +39,7 @@ impl Recommended {
         let measured = Basis::of_file(file);
         let decided = decide_from(&measured, &settings);
         if decided.provisional || !decided.status.may_patch() {
-            bail!("{} holds no number to rely on: {}", path.display(), words::no_number(&decided));
+            bail!("{} holds no reliable number: {}", path.display(), words::no_number(&decided));
         }
         let fingerprint = now.fingerprint();
         Ok(Recommended { path, settings, places, prompts, decided, fingerprint, run_id: measured.run_id })
@@ -49,14 +49,14 @@ impl Recommended {
     pub(super) fn level(&self) -> Result<(&JudgedLevel, f64)> {
         let level = self.decided.chosen();
         let throughput = level.and_then(|level| Some((level, level.throughput().filter(|&rps| rps > 0.0)?)));
-        throughput.with_context(|| format!("{} tells no throughput of the recommended level", self.path.display()))
+        throughput.with_context(|| format!("{} holds no throughput for the recommended level", self.path.display()))
     }
 }
 
 fn latest(places: &Places, now: &Identity) -> Result<PathBuf> {
     let run_id = load_measured(places, now, Limits::default(), None)?
         .run_id
-        .context("no run is on disk any more: name its results file")?;
+        .context("no run is left on disk: name its results file")?;
     let path = run_id.results_file(places);
     if !path.exists() {
         bail!("the results file of the latest run ({}) is not in {}", *run_id, places.results.display());

@@ -29,7 +29,7 @@ pub(crate) struct Run {
     baseline: BaselineArgs,
     #[command(flatten)]
     against: AgainstArgs,
-    /// Go on with the last run where it was cut off; what it sent counts against the budget
+    /// Resume the last run where it was cut off; what it has sent counts against the budget
     #[arg(long, help_heading = "What is measured")]
     resume: bool,
 }
@@ -48,7 +48,7 @@ impl Run {
         let swept = sweep::run(&settings, &args, &places, baseline.as_ref(), self.resume)?;
         let recommendation = decision::conclude(&settings, &args, &places, &swept, self.verbose.verbose)?;
         if swept.stopped.is_some() {
-            eprintln!("`llm-concurrency run --resume`, with the same settings, goes on from here.");
+            eprintln!("`llm-concurrency run --resume`, with the same settings, continues from here.");
         }
         if swept.stopped == Some(EarlyEnd::Interrupted) {
             return Ok(ExitCode::from(sweep::INTERRUPTED));

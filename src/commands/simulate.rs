@@ -21,7 +21,7 @@ const EXPLAIN_REQUESTS: usize = 20_000;
 
 #[derive(Args, Debug)]
 pub(crate) struct Simulate {
-    /// The port on 127.0.0.1; 0 takes a free one
+    /// The port on 127.0.0.1; 0 picks a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     port: u16,
     /// Print the true throughput of every level (from the same engine in virtual time) instead of serving
@@ -37,10 +37,10 @@ pub(crate) struct Simulate {
     /// Sequences that decode together
     #[arg(long, value_name = "N")]
     slots: Option<usize>,
-    /// Requests that may wait; one more is refused with 503
+    /// Requests that may wait; any more are refused with 503
     #[arg(long, value_name = "N")]
     queue_limit: Option<usize>,
-    /// Requests let through per minute; one more is refused with 429
+    /// Requests let through per minute; any more are refused with 429
     #[arg(long, value_name = "N")]
     rpm: Option<f64>,
     /// Inject a fault into a share of the requests, such as stall=0.1 (repeatable)
@@ -72,7 +72,7 @@ impl Simulate {
         let record = self.log.as_deref().map(|path| Ok((path, File::create(path)?))).transpose();
         let record = record.map_err(|error: io::Error| anyhow!("cannot write --log: {error}"))?;
         let simulator = Simulator::start(config, self.port)?;
-        print(format!("simulated LLM server at {} (any model; Ctrl-C ends it)\n", simulator.base_url()))?;
+        print(format!("simulated LLM server at {} (any model; Ctrl-C stops it)\n", simulator.base_url()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(sweep::signal());
         let log = simulator.log();

@@ -22,7 +22,7 @@ pub(crate) struct Verify {
     /// The results file that holds the number [default: that of the latest run]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Let requests arrive at this rate a second only [default: 50, 70, 80 and 90 % of the throughput found]
+    /// Let requests arrive at this rate per second only [default: 50, 70, 80 and 90 % of the throughput found]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     rate: Option<f64>,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(crate) struct Verify {
 fn positive(text: &str) -> Result<f64, String> {
     let rate = text.trim().parse::<f64>().ok();
     rate.filter(|rate| rate.is_finite() && *rate > 0.0)
-        .ok_or_else(|| "a number of requests a second above 0".to_owned())
+        .ok_or_else(|| "expected a number of requests per second above 0".to_owned())
 }
 
 const SHARES: [f64; 4] = [0.5, 0.7, 0.8, 0.9];

@@ -27,7 +27,7 @@ pub(super) struct WriteArgs {
     /// With --update-config: write a provisional result too
     #[arg(long)]
     allow_provisional: bool,
-    /// The key --update-config writes
+    /// The key that --update-config writes
     #[arg(long, value_name = "KEY", default_value = DEFAULT_KEY)]
     config_key: String,
 }
@@ -73,7 +73,7 @@ impl WriteArgs {
         };
         if code == NOTHING_TO_WRITE && !matches!(why, WhyNot::MaybeRegression) && !self.update_config {
             let why = words::why_not(&why, path);
-            let told = format!("Nothing that may be written (exit code {NOTHING_TO_WRITE}): {why}");
+            let told = format!("There is no result that may be written (exit code {NOTHING_TO_WRITE}): {why}");
             eprint!("{}", text::fitted(&told, terminal_width()));
         }
         if is_asked {
@@ -130,7 +130,7 @@ impl WriteArgs {
         }
         let patch = patch::plan(path, key, value)?;
         Config::parse(patch.after(), path)
-            .with_context(|| format!("--config-key {key} would make a file that cannot be read"))?;
+            .with_context(|| format!("--config-key {key} would produce a file that cannot be read"))?;
         Ok(patch)
     }
 }

@@ -63,14 +63,14 @@ impl Usl {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum UslError {
     #[error(
-        "the USL curve needs at least {MIN_LEVELS} distinct concurrency levels, and there are {distinct}: measure \
-         more levels"
+        "the USL curve needs at least {MIN_LEVELS} distinct concurrency levels, and there are {distinct}: \
+         measure more levels"
     )]
     TooFewLevels { distinct: usize },
     /// No level is faster than the lowest one, in the data or on the fitted curve.
     #[error(
-        "the throughput is falling: no level does better than the lowest one (concurrency {lowest}), so a USL curve \
-         says nothing on a peak; measure lower levels, if there are any"
+        "throughput falls from the start: no level does better than the lowest (concurrency {lowest}), so a USL curve \
+         cannot show a peak; measure lower levels, if there are any"
     )]
     Falling { lowest: f64 },
 }

@@ -7,7 +7,7 @@ const OTHERS: u64 = 100;
 
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "level {level} takes {needed} open files, and this process may have {allowed}\n\nNothing was sent. Allow more with `ulimit -n {needed}` (above the hard limit only root may: `LimitNOFILE` of a service, `--ulimit nofile={needed}` of a container, /etc/security/limits.conf), or measure lower levels (benchmark.max_concurrency, --max-concurrency)."
+    "level {level} needs {needed} open files, and this process may have only {allowed}\n\nNothing was sent. Allow more with `ulimit -n {needed}` (only root may go above the hard limit: `LimitNOFILE` of a service, `--ulimit nofile={needed}` of a container, /etc/security/limits.conf), or measure lower levels (benchmark.max_concurrency, --max-concurrency)."
 )]
 pub struct TooFewFiles {
     pub level: usize,

@@ -207,18 +207,18 @@ impl Plan {
         let usually = usually.min(most);
         let how = match (self.race.is_empty(), self.levels.is_empty()) {
             (true, _) => "",
-            (_, true) => "      short visits to the levels, until the answer is sure\n",
-            (..) => "      each level in full, then short visits to those that matter, until the answer is sure\n",
+            (_, true) => "      short visits to the levels, until the answer is certain\n",
+            (..) => "      each level in full, then short visits to those that matter, until the answer is certain\n",
         };
         let probably = if usually < most { format!("probably about {usually} requests, ") } else { String::new() };
         let mut text = format!(
-            "Plan: {levels} against {target}\n      first a typical and the longest prompt, to see whether the server takes them\n{how}      \
+            "Plan: {levels} against {target}\n      first a typical prompt and the longest, to see whether the server accepts them\n{how}      \
              {probably}{}\n      \
              about {service_times:.0} s of load for each second that a request takes\n",
             self.at_most(settings, most),
         );
         if let Some(key) = self.exceeds(settings, self.requests(settings)) {
-            text.push_str(&format!("      nothing is begun that could pass benchmark.budget.{key}\n"));
+            text.push_str(&format!("      nothing is started that could exceed benchmark.budget.{key}\n"));
         }
         text.push_str(&ends_after(settings));
         if let Some(note) = self.over_budget_note() {
@@ -260,7 +260,9 @@ fn target(settings: &Settings) -> String {
 
 fn ends_after(settings: &Settings) -> String {
     let minutes = settings.config.benchmark.budget.max_minutes;
-    minutes.map_or_else(String::new, |minutes| format!("      stops after {minutes} minutes (budget.max_minutes)\n"))
+    minutes.map_or_else(String::new, |minutes| {
+        format!("      stops after {minutes} minutes (benchmark.budget.max_minutes)\n")
+    })
 }
 
 /// Mean input tokens, estimated. For a conversation, those of its last turn, which carries all turns before.

@@ -64,7 +64,7 @@ async fn stop_on_signal(sweep: Weak<watch::Sender<bool>>, reason: Arc<OnceLock<E
         };
         asked = true;
         Stopper { signal, reason: reason.clone() }.stop(EarlyEnd::Interrupted);
-        say(": giving up the current level (again to kill)");
+        say(": giving up the current level (interrupt again to kill)");
     }
 }
 

@@ -47,7 +47,7 @@ pub enum SweepError {
     /// A Criterion mode that cannot give a valid measurement.
     #[error("{0}")]
     Refused(String),
-    #[error("the load thread: {0}")]
+    #[error("the load thread failed: {0}")]
     Thread(#[from] std::io::Error),
     #[error("{0}")]
     Endpoint(String),
@@ -190,7 +190,7 @@ pub(super) fn preflight(
     let model = &settings.config.llm.model;
     let is_listed = probes.models.as_ref().map(|models| models.contains(model));
     if let Some(models) = probes.models.filter(|_| is_listed == Some(false)) {
-        eprintln!("Note: the server does not list the model {model}; it has: {}", models.join(", "));
+        eprintln!("Note: the server does not list the model {model}; it lists: {}", models.join(", "));
     }
     run.manifest.about.settings.model_is_listed = is_listed;
     // Any other failure may be chance; the sweep will tell.

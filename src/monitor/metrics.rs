@@ -184,25 +184,26 @@ impl Series {
             registry.register_with_unit(name, help, Unit::Seconds, family.clone());
             family
         };
-        let latency = times("latency", "From sending a request to its last byte, of the successes");
-        let ttft = "From sending a request to its first token, of the successes; only when streaming";
+        let latency = times("latency", "Time from sending a request to its last byte, successes only");
+        let ttft = "Time from sending a request to its first token, successes only; known only when streaming";
         let ttft = times("time_to_first_token", ttft);
-        let tpot = "Per output token after the first, of the successes; only when streaming";
+        let tpot = "Time per output token after the first, successes only; known only when streaming";
         let tpot = times("time_per_output_token", tpot);
         let requests = "Requests that have ended, by level, by the phase in which they were sent, and by outcome";
         let tokens = "Output tokens of the successes, as the server reported them";
-        let throughput = "Successes per second of a level's newest measurement so far; it stays when that has ended";
+        let throughput =
+            "Successes per second in the newest measurement of a level; the last value stays when it has ended";
         let level = "Requests that the current measurement keeps in flight; 0 between measurements";
         Series {
             latency,
             ttft,
             tpot,
             requests: add(&mut registry, "requests", requests),
-            in_flight: add(&mut registry, "requests_in_flight", "Requests that are in flight"),
+            in_flight: add(&mut registry, "requests_in_flight", "Requests in flight"),
             output_tokens: add(&mut registry, "output_tokens", tokens),
             throughput: add(&mut registry, "throughput", throughput),
             level: add(&mut registry, "level", level),
-            left: add(&mut registry, "requests_left", "Requests that the current measurement may still end"),
+            left: add(&mut registry, "requests_left", "Requests that the current measurement may still complete"),
             registry,
         }
     }
@@ -261,7 +262,7 @@ type Figures = Family<Labels, FloatGauge>;
 type OfLevel<T> = (&'static str, &'static str, fn(&JudgedLevel) -> T);
 
 const FIGURES: [OfLevel<Option<f64>>; 7] = [
-    ("requests", "Requests that the figures of a level are taken over", |of| Some(of.summary.requests? as f64)),
+    ("requests", "Requests that the figures of a level are based on", |of| Some(of.summary.requests? as f64)),
     ("throughput_requests_per_second", "Successful requests per second of a level", |of| {
         Some(of.summary.throughput_rps?.estimate)
     }),
@@ -272,12 +273,12 @@ const FIGURES: [OfLevel<Option<f64>>; 7] = [
     }),
     (
         "server_requests_running",
-        "Requests running at the server on average, by its own metrics (--server-metrics)",
+        "Mean number of requests running at the server, from its own metrics (--server-metrics)",
         |of| of.summary.server?.running,
     ),
     (
         "server_requests_waiting",
-        "Requests waiting at the server on average, by its own metrics (--server-metrics)",
+        "Mean number of requests waiting at the server, from its own metrics (--server-metrics)",
         |of| of.summary.server?.waiting,
     ),
 ];
@@ -311,7 +312,7 @@ pub fn textfile(recommendation: &Recommendation, model: &str, run: &str, ended_s
     let simulated = Some(f64::from(recommendation.simulated));
     for (name, help, value) in [
         ("recommended_level", "The recommended number of requests in parallel", recommended),
-        ("simulated", "1 where the embedded simulator was measured, and no server", simulated),
+        ("simulated", "1 if the embedded simulator was measured and not a server", simulated),
         ("timestamp_seconds", "When the run ended, seconds since 1970", Some(ended_s)),
     ] {
         set(&family(name, help), Vec::new(), value);

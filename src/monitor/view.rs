@@ -196,7 +196,7 @@ impl View {
         let at = at.filter(|_| course.visiting_since.is_none());
         let mut parts = vec![match at {
             Some(at) => format!("level {} of {}", at + 1, course.ahead.len()),
-            None => "short visits until the answer is sure".to_owned(),
+            None => "short visits until the answer is certain".to_owned(),
         }];
         // The rate gives the time left of this level, its latency that of the levels ahead. The visits come on top.
         let waves: f64 = at.map_or(0.0, |at| course.ahead[at + 1..].iter().map(|(_, waves)| waves).sum());
@@ -306,7 +306,7 @@ mod tests {
         );
         assert_eq!(
             warming.on_terminal(&tally, &Course::default(), 80),
-            "level 2 (visit 3): warm-up, 0 of 30  1 in flight  - req/s\nshort visits until the answer is sure"
+            "level 2 (visit 3): warm-up, 0 of 30  1 in flight  - req/s\nshort visits until the answer is certain"
         );
         let counts = counts();
         let (measuring, mut tally) = view(&counts);

@@ -38,7 +38,7 @@ pub enum Reason {
     Directory,
     #[error("this is not a regular file (a pipe or a device?), and only a regular file can be replaced in one step")]
     NotAFile,
-    #[error("the file has more than the 10 MiB that are read as a configuration")]
+    #[error("the file is larger than 10 MiB, the most that is read as a configuration")]
     TooLarge,
     #[error("the file holds more than {0} values once its aliases are expanded")]
     TooManyValues(u64),
@@ -61,7 +61,7 @@ pub enum Reason {
     Merge(String),
     #[error("`${0}` is used here, so another value would change too")]
     Used(String),
-    #[error("`{name}` is here a second time; the first is on line {first_line}")]
+    #[error("`{name}` appears here a second time; the first is on line {first_line}")]
     Duplicate { name: String, first_line: usize },
     #[error("a second YAML document begins here, and either could be meant")]
     Documents,
@@ -90,13 +90,13 @@ pub enum Reason {
     Changed,
     #[error("the file is read-only")]
     ReadOnly,
-    #[error("its folder {} is read-only, and the new file must be made there before it replaces the old one", .0.display())]
+    #[error("its folder {} is read-only, and the new file must be created there before it replaces the old one", .0.display())]
     FolderReadOnly(PathBuf),
     #[error("the file has {0} names (hard links), and only this one would get the new value")]
     HardLinked(u64),
     #[error("the file belongs to user {uid}, group {gid}, and you may not create a file with that owner")]
     Owner { uid: u32, gid: u32 },
-    #[error("the file is a mount of its own (a container's volume?), so it cannot be replaced")]
+    #[error("the file is itself a mount point (a container's volume?), so it cannot be replaced")]
     Mounted,
     /// A check of the patch's own result failed.
     #[error("a check of the result failed: {0}")]
@@ -107,7 +107,7 @@ impl Reason {
     /// Introduction to the line to write by hand, for reasons without a more specific hint.
     pub(super) fn remedy(&self) -> &'static str {
         match self {
-            Reason::Missing => "check the path, or make the file and ",
+            Reason::Missing => "check the path, or create the file and ",
             Reason::Directory | Reason::NotAFile | Reason::TooLarge => "give the path of a configuration file; in it, ",
             Reason::NotUtf8 => "save the file as UTF-8, or ",
             Reason::Invalid { .. } => "fix the file and run the command again, or ",
@@ -117,7 +117,7 @@ impl Reason {
             Reason::OddLineBreak => "remove the character, or ",
             Reason::ReadOnly => "make the file writable and run the command again, or ",
             Reason::FolderReadOnly(_) => "make the folder writable and run the command again, or ",
-            Reason::Mounted => "mount its folder instead, or outside of the container ",
+            Reason::Mounted => "mount its folder instead, or outside the container ",
             Reason::Guard(_) => "this should not happen, please report it; until then ",
             _ => "",
         }

@@ -91,7 +91,7 @@ impl Key {
             }
             // `true`, `null` or `1` would be a key of another type than the string that is looked up.
             if !matches!(serde_yaml::from_str(name), Ok(Value::String(_))) {
-                return Err(wrong("a name is what YAML takes for a number, `true`, `false` or `null`"));
+                return Err(wrong("a name is one that YAML reads as a number, `true`, `false` or `null`"));
             }
         }
         let last = parents.pop().unwrap_or_default();

@@ -80,8 +80,8 @@ fn describe(text: &str, quoted: bool) -> String {
     let numeric = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     match (numeric && text.len() <= 32 && !text.contains(char::is_whitespace), quoted) {
         (true, false) => format!("`{text}`"),
-        (true, true) => format!("the text `{text}`"),
-        (false, _) => "a text".to_owned(),
+        (true, true) => format!("the string `{text}`"),
+        (false, _) => "a string".to_owned(),
     }
 }
 

@@ -28,7 +28,7 @@ impl Patch {
                 self.io("open the file for writing", error)
             });
         }
-        let folder = fs::metadata(self.folder()).map_err(|e| self.io("look at its folder", e))?;
+        let folder = fs::metadata(self.folder()).map_err(|e| self.io("inspect its folder", e))?;
         if folder.permissions().readonly() {
             return Err(self.folder_read_only());
         }
@@ -61,7 +61,7 @@ impl Patch {
         prefix.push(".");
         let staged = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(self.folder());
         let mut staged = staged.map_err(|e| {
-            if is_denied(&e) { self.folder_read_only() } else { self.io("make a new file beside it", e) }
+            if is_denied(&e) { self.folder_read_only() } else { self.io("create a new file beside it", e) }
         })?;
         staged.write_all(self.after.as_bytes()).map_err(|e| self.io("write the new file", e))?;
         // Set only now, because the new file should be private while it is written. The owner comes before the mode,
@@ -130,7 +130,7 @@ impl Patch {
     fn keep_owner(&self, staged: &File, old: &Metadata) -> Result<(), PatchError> {
         use std::os::unix::fs::{MetadataExt, fchown};
         let (uid, gid) = (old.uid(), old.gid());
-        let new = staged.metadata().map_err(|e| self.io("look at the new file", e))?;
+        let new = staged.metadata().map_err(|e| self.io("inspect the new file", e))?;
         if (new.uid(), new.gid()) == (uid, gid) {
             return Ok(());
         }
@@ -145,7 +145,7 @@ impl Patch {
     }
 
     fn metadata(&self) -> Result<Metadata, PatchError> {
-        fs::metadata(&self.target).map_err(|e| self.io("look at the file", e))
+        fs::metadata(&self.target).map_err(|e| self.io("inspect the file", e))
     }
 
     fn folder(&self) -> &Path {

@@ -46,8 +46,8 @@ const INSTRUCTIONS: &str = include_str!("instructions.txt");
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error(
-        "Test data file not found: {}. Leave `benchmark.request.prompts` out of config.yaml to use the built-in prompts, \
-         name your own file in it, or make this one with `llm-concurrency generate-test-data`.",
+        "Test data file not found: {}. Remove `benchmark.request.prompts` from config.yaml to use the built-in prompts, \
+         set it to your own file, or create this one with `llm-concurrency generate-test-data`.",
         .0.display()
     )]
     NotFound(PathBuf),
@@ -57,14 +57,14 @@ pub enum PromptError {
     Content(PathBuf, String),
     /// The place of the entry, and what was found instead of a prompt.
     #[error(
-        "{0}: {1}. An entry is a non-blank string, or an object with one as `prompt`, `text`, `code` or `content`, with a \
-         list of messages as `messages` or `conversations`, or with a request as `body`."
+        "{0}: {1}. An entry is a string that is not blank, or an object that holds one as `prompt`, `text`, `code` or \
+         `content`, a list of messages as `messages` or `conversations`, or a request as `body`."
     )]
     NoText(String, String),
     #[error("cannot read benchmark.request.system, {}: check its path and permissions, and that it is UTF-8 text", .0.display())]
     System(PathBuf, #[source] io::Error),
     #[error(
-        "benchmark.request.system is set, and the prompt {0} has a system prompt of its own: leave one of the two out"
+        "benchmark.request.system is set, but the prompt {0} has a system prompt of its own: remove one of the two"
     )]
     TwoSystems(String),
     /// A previous file is left intact.
@@ -120,7 +120,7 @@ pub fn of_run(settings: &Settings) -> Result<Vec<Prompt>, PromptError> {
             let path = settings.beside_config(file);
             let text = files::read_to_string(&path, MOST).map_err(|error| PromptError::System(path.clone(), error))?;
             Some(text).filter(|text| !text.trim().is_empty()).ok_or_else(|| {
-                PromptError::System(path, io::Error::new(io::ErrorKind::InvalidData, "there is no text in it"))
+                PromptError::System(path, io::Error::new(io::ErrorKind::InvalidData, "it holds no text"))
             })?
         }
     };
@@ -172,7 +172,7 @@ fn list(whole: Value) -> Result<Vec<Value>, String> {
         Value::Object(mut map) => match ["snippets", "prompts"].iter().find_map(|key| Some((key, map.remove(*key)?))) {
             Some((_, inner @ Value::Array(_))) => return list(inner),
             Some((key, other)) => format!("{} as `{key}`", kind(&other)),
-            None => "an object without `snippets` and `prompts`".to_owned(),
+            None => "an object without `snippets` or `prompts`".to_owned(),
         },
         other => kind(&other).to_owned(),
     };
@@ -227,7 +227,7 @@ fn text_of(entry: &Value) -> Result<String, String> {
     let key = ["prompt", "text", "code", "content", "input"].into_iter().find(present);
     let (value, name) = match (entry, key) {
         (Value::Object(_), Some(key)) => (&entry[key], format!("its `{key}`")),
-        (Value::Object(_), None) => return Err("it has none of those keys".to_owned()),
+        (Value::Object(_), None) => return Err("it has no key that holds a prompt".to_owned()),
         _ => (entry, "it".to_owned()),
     };
     match value {
@@ -254,7 +254,7 @@ fn of_messages(list: &[Value], is_request: bool) -> Result<Prompt, String> {
         return Ok(prompt);
     }
     let mut turns = messages.into_iter().filter(|message| message.role == "user").map(|message| message.content);
-    prompt.text = turns.next().ok_or("no message of it is the user's")?;
+    prompt.text = turns.next().ok_or("none of its messages is the user's")?;
     prompt.later = turns.collect();
     Ok(prompt)
 }
@@ -266,7 +266,12 @@ fn message(value: &Value) -> Result<Message, String> {
         "user" | "human" => "user",
         "assistant" | "gpt" | "chatgpt" | "model" => "assistant",
         "system" | "developer" => "system",
-        other => return Err(format!("a message of it has the role `{}`", one_line(other))),
+        other => {
+            return Err(format!(
+                "one of its messages has the role `{}`, not user, assistant or system",
+                one_line(other)
+            ));
+        }
     };
     let part = |part: &Value| part["text"].as_str().map(str::to_owned);
     let content = match first(["content", "value"]) {
@@ -276,7 +281,7 @@ fn message(value: &Value) -> Result<Message, String> {
     };
     match content.filter(|text| role != "user" || !text.trim().is_empty()) {
         Some(content) => Ok(Message { role: role.to_owned(), content }),
-        None => Err(format!("a message of the {role} has no text")),
+        None => Err(format!("one of its {role} messages has no text")),
     }
 }
 

@@ -36,7 +36,7 @@ pub enum ResultsError {
     #[error("cannot read {path}: {cause}")]
     Read { path: PathBuf, cause: io::Error },
     #[error(
-        "cannot write {path}: {cause}\n\nMake room there, or the folder writable, or name another one (CARGO_TARGET_DIR; for a report --output). What was measured before is still in target/concurrency."
+        "cannot write {path}: {cause}\n\nFree some space, make the folder writable, or name another one (CARGO_TARGET_DIR, or --output for a report). What was measured before is still in target/concurrency."
     )]
     Write { path: PathBuf, cause: io::Error },
     #[error("{path} is not a {what}: {message}")]
@@ -51,7 +51,7 @@ pub enum ResultsError {
     )]
     CutOff { run_id: String },
     #[error(
-        "{path} was measured with something else than the settings now say:\n{differences}\nSet it as it was (LLM_ENDPOINT, LLM_MODEL, config.yaml), or measure again with `llm-concurrency run`."
+        "{path} was measured with other settings than those that now hold:\n{differences}\nSet them as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or measure again with `llm-concurrency run`."
     )]
     OtherThanMeasured {
         path: PathBuf,
@@ -59,14 +59,14 @@ pub enum ResultsError {
         differences: String,
     },
     #[error(
-        "the last run ({run_id}) came to its end: there is nothing left to go on with\n\nLeave --resume out to measure again."
+        "the last run ({run_id}) is complete: there is nothing left to resume\n\nLeave out --resume to measure again."
     )]
     NothingLeft { run_id: String },
-    #[error("the last run ({run_id}) is still going on, in another process")]
+    #[error("the last run ({run_id}) is still running in another process")]
     StillRunning { run_id: String },
     /// The run measured something other than what the settings now specify.
     #[error(
-        "the measurements (run {run_id}) do not fit the settings:\n{differences}\nThey are not mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."
+        "the measurements (run {run_id}) do not match the settings:\n{differences}\nThe two are never mixed. Run `cargo bench` again, or set the endpoint and model as they were (LLM_ENDPOINT, LLM_MODEL, config.yaml), or name a results file with --results."
     )]
     OtherTarget {
         run_id: String,

@@ -59,7 +59,7 @@ impl ResultsFile {
         let wrong =
             |message: String| Err(ResultsError::Format { path: path.to_owned(), what: "results file", message });
         if !file.schema.is_empty() && file.schema != SCHEMA {
-            return wrong(format!("its schema is `{}`, this version reads `{SCHEMA}`", file.schema));
+            return wrong(format!("its schema is `{}`, and this version reads `{SCHEMA}`", file.schema));
         }
         if file.levels.is_empty() {
             return wrong("it holds no levels".to_owned());
@@ -67,10 +67,10 @@ impl ResultsFile {
         let mut seen = BTreeSet::new();
         for level in file.levels.iter().map(|level| level.concurrency) {
             if level == 0 {
-                return wrong("a level has no `concurrency` (or 0); levels start at 1".to_owned());
+                return wrong("a level has no `concurrency`, or 0; levels start at 1".to_owned());
             }
             if !seen.insert(level) {
-                return wrong(format!("level {level} is there twice"));
+                return wrong(format!("level {level} appears twice"));
             }
         }
         for level in &file.levels {

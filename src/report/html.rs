@@ -18,7 +18,7 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// The page's template, which is part of the program, does not render.
 #[derive(Debug, thiserror::Error)]
-#[error("the report's template does not render: {0}. This is a mistake in llm-concurrency: please report it")]
+#[error("the report's template does not render: {0}. This is a bug in llm-concurrency: please report it")]
 pub struct ReportError(#[from] minijinja::Error);
 
 /// What is missing from a run, and cannot be seen from its other fields.

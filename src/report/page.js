@@ -88,7 +88,7 @@
       pick.classList.toggle("hidden", !level);
       if (level) [["cx", 0], ["cy", 1]].forEach(([name, at]) => pick.setAttribute(name, level.place[at]));
       form.dataset.pick = level ? level.level : "";
-      form.querySelector("p").textContent = level ? level.told : "No level keeps within these limits.";
+      form.querySelector("p").textContent = level ? level.told : "No level meets these limits.";
       for (const input of inputs) {
         const limit = choices[input.name][input.value];
         input.dataset.limit = limit ?? "";

@@ -71,7 +71,7 @@ pub fn sections(runs: &[Run]) -> BTreeMap<&'static str, Vec<Figure>> {
         ("tokens", tokens),
         ("failures", on_one_scale(each("Failed requests by level and kind", "failures", failures))),
         ("distribution", on_one_scale(each("Latency by share of requests", "distribution", distribution))),
-        ("timeline", each("Requests in flight, and those that ended", "timeline", timeline)),
+        ("timeline", each("Requests in flight, and requests finished", "timeline", timeline)),
     ])
 }
 
@@ -228,12 +228,12 @@ fn throughput_and_latency(runs: &[Run]) -> Figure {
     }
     let mut levels = runs.iter().flat_map(|run| &run.recommendation.levels);
     if levels.any(|level| level.summary.goodput.is_some()) {
-        caption += " Goodput: what keeps within policy.slo.";
+        caption += " Goodput: the requests that meet policy.slo.";
     }
     let models = runs.iter().enumerate().flat_map(|(at, run)| beside_throughput(runs, at, run, &throughput));
     let models: Vec<Series> = models.filter(|series| !series.points.is_empty()).collect();
     for (style, words) in [
-        (Style::Dots, " Dots: the single windows of a level, which scatter more than the whole."),
+        (Style::Dots, " Dots: the individual windows of a level, which scatter more than the level as a whole."),
         (Style::Crosses, " Crosses: levels that do not pass; the table of all levels says why."),
     ] {
         caption += if models.iter().any(|series| series.style == style) { words } else { "" };
@@ -295,7 +295,7 @@ fn beside_throughput(runs: &[Run], at: usize, run: &Run, chart: &Chart) -> Vec<S
     let crossed =
         crossed.filter_map(|l| Some([l.summary.concurrency as f64, l.summary.throughput_rps?.estimate])).collect();
     for (name, tone, style, points) in
-        [("single windows", tone, Style::Dots, windows), ("does not pass", "bad", Style::Crosses, crossed)]
+        [("individual windows", tone, Style::Dots, windows), ("does not pass", "bad", Style::Crosses, crossed)]
     {
         all.push(Series { name: named(run, runs, name), tone, style, points, ..Series::default() });
     }
@@ -337,7 +337,7 @@ fn tokens(runs: &[Run]) -> Option<Figure> {
 
 /// The load according to the server's own metrics.
 fn queueing(runs: &[Run]) -> Option<Figure> {
-    let what = "Requests that run and wait at the server,";
+    let what = "Requests running and waiting at the server,";
     let chart = by_level(runs, "queueing", what, true, ("requests", Unit::Number), &QUEUE)?;
     let fullest = |run: &Run| {
         let shares = run.recommendation.levels.iter().filter_map(|level| level.summary.server?.kv_cache);
@@ -345,11 +345,11 @@ fn queueing(runs: &[Run]) -> Option<Figure> {
     };
     let fullest: Vec<String> = runs.iter().filter_map(fullest).collect();
     let mut caption =
-        "Means over the measured window, by the server's own /metrics. Where waiting begins, more requests in \
-                       parallel only queue."
+        "Means over the measured window, from the server's own /metrics. Once requests wait, more of them in \
+                       parallel only lengthen the queue."
             .to_owned();
     if !fullest.is_empty() {
-        caption += &format!(" KV cache in use where it was fullest: {}.", fullest.join(", "));
+        caption += &format!(" Highest use of the KV cache: {}.", fullest.join(", "));
     }
     Some(Figure::new("Running and waiting at the server", caption, vec![chart]))
 }
@@ -424,8 +424,10 @@ fn tradeoff(runs: &[Run]) -> Option<Figure> {
         "p95": p95_limit_s(&recommendation.levels, policy),
         "ttft": policy.max_ttft_p95_seconds,
     });
-    let ring = if chosen.is_some() { ", the ring is around the chosen one" } else { "" };
-    let caption = format!("The numbers are levels{ring}. A request's speed is the mean answer over the mean latency.");
+    let ring = if chosen.is_some() { "; the ring marks the chosen one" } else { "" };
+    let caption = format!(
+        "The numbers are levels{ring}. A request's speed is the mean answer length divided by the mean latency."
+    );
     Some(Figure { limits, ..Figure::new("Total throughput against the speed of each request", caption, vec![chart]) })
 }
 
@@ -440,7 +442,7 @@ fn failures(run: &Run, figure: Figure, chart: Chart) -> Figure {
     let judged = &run.recommendation.levels;
     let rates: Vec<f64> = judged.iter().filter_map(|level| error_rate(&level.summary)).collect();
     let limit = run.policy.max_error_rate;
-    let gate = format!("A level passes while below {}.", rate(limit));
+    let gate = format!("A level passes with an error rate below {}.", rate(limit));
     if rates.is_empty() {
         return figure.without("No error rates: the file holds none, so that gate was not checked.");
     }
@@ -490,12 +492,12 @@ fn rate_of(summary: &LevelSummary, kind: Failure) -> Option<f64> {
 
 // ---- from the records of individual requests ----
 
-const NO_RECORDS: &str = "The records of the single requests (target/concurrency) were not found.";
+const NO_RECORDS: &str = "The records of the individual requests (target/concurrency) were not found.";
 
 fn distribution(run: &Run, figure: Figure, chart: Chart) -> Figure {
     let Some(curves) = &run.curves else { return figure.without(NO_RECORDS) };
     if curves.distributions.is_empty() {
-        return figure.without("No request of a measured window succeeded.");
+        return figure.without("No request in a measured window succeeded.");
     }
     let all: Vec<usize> = curves.distributions.keys().copied().collect();
     let pick = run.recommendation.recommended_concurrency;
@@ -595,11 +597,10 @@ fn timeline(run: &Run, figure: Figure, chart: Chart) -> Figure {
     }
     let charts = vec![
         chart("in-flight", "requests in flight", vec![steps("in flight", "accent", in_flight), level(in_flight)]),
-        chart("ended", "requests that ended, per second", ended),
+        chart("ended", "requests finished per second", ended),
     ];
     Figure {
-        caption: "The names at the top are those of the levels, or of short visits to them, where there is room."
-            .to_owned(),
+        caption: "The labels at the top name the levels, or short visits to them, where there is room.".to_owned(),
         charts,
         ..figure
     }

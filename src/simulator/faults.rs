@@ -80,7 +80,7 @@ impl FromStr for FaultRate {
         let (name, rate) = text.split_once('=').ok_or("expected NAME=RATE, such as stall=0.1")?;
         let fault = Fault::named(name)?;
         let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
-        Ok(FaultRate { fault, rate: rate.ok_or("the rate is a number from 0 to 1, such as 0.1")? })
+        Ok(FaultRate { fault, rate: rate.ok_or("expected a rate from 0 to 1, such as 0.1")? })
     }
 }
 

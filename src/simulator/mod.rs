@@ -54,7 +54,7 @@ pub enum SimulatorError {
         range: String,
     },
     /// The HTTP server could not be started, nearly always because the port is taken.
-    #[error("the simulated server cannot listen on 127.0.0.1:{port}; choose another port, or 0 for any that is free")]
+    #[error("the simulated server cannot listen on 127.0.0.1:{port}; choose another port, or 0 for any free one")]
     Listen {
         /// The requested port.
         port: u16,

@@ -148,7 +148,7 @@ pub fn assert_bad_input_is_refused(command: &str) {
     known.write("other.json", &json!({"levels": []}));
     refused("other.json", "it holds no levels");
     known.write("few.json", &known.file(|file| file["settings"]["quick"] = json!(true)));
-    refused("few.json", "holds no number to rely on: it is provisional (status ok)");
+    refused("few.json", "holds no reliable number: it is provisional (status ok)");
     let all_fail = |level: &mut Value| level["error_rate"] = json!(1.0);
     let fails = known.file(|file| file["levels"].as_array_mut().unwrap().iter_mut().for_each(all_fail));
     known.write("fails.json", &fails);

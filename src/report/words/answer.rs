@@ -46,7 +46,7 @@ pub fn answer(recommendation: &Recommendation) -> Vec<String> {
         }
         None => vec![format!("No recommendation ({simulated}{status})"), reason(recommendation)],
     };
-    let simulator = "SIMULATED: this is the embedded simulator, not a server of yours";
+    let simulator = "SIMULATED: measured on the embedded simulator, not on your own server";
     lines.extend(recommendation.simulated.then(|| simulator.to_owned()));
     lines.extend(notes(recommendation).1.into_iter().map(|note| format!("note: {note}")));
     lines
@@ -133,12 +133,12 @@ fn between(recommendation: &Recommendation, level: usize, of: impl Fn(&LevelSumm
 /// The status in plain words.
 fn meaning(recommendation: &Recommendation) -> &'static str {
     match recommendation.status {
-        Status::Ok => "the best number lies inside the levels measured",
+        Status::Ok => "the best number lies within the levels measured",
         Status::NotSaturated => "throughput still rises at the highest level, so the best number may be higher",
         Status::LimitedByGate => "a higher level failed on errors or latency",
-        Status::AtOrBelowLowest => "the lowest level measured is enough, and a lower one may be",
+        Status::AtOrBelowLowest => "the lowest level measured is enough, and a lower one may be enough too",
         Status::RateLimited => "a quota (HTTP 429) is the limit",
-        Status::Unresolved => "the measurements do not decide",
+        Status::Unresolved => "the measurements are inconclusive",
         Status::NoQualifyingLevel => "every level fails",
     }
 }

@@ -25,7 +25,7 @@ pub fn moved(moved: Moved) -> &'static str {
 pub fn against(Comparison { title, unit, against, .. }: &Comparison) -> String {
     match against {
         Against::Baseline => format!("Against the baseline {title}, in {unit}"),
-        Against::OtherServer => format!("{title}, measured in turns, in {unit}"),
+        Against::OtherServer => format!("{title}, measured alternately, in {unit}"),
     }
 }
 
@@ -46,7 +46,7 @@ pub fn two_servers(servers: [&Settings; 2]) -> String {
 /// Printed before anything is sent.
 pub fn plan_of_duet(servers: [&Settings; 2], at: &[usize], turns: u32, requests: u64) -> String {
     format!(
-        "Plan: {}\n      {turns} turns of a visit to each at {}, alternately A and B first\n      at most {} to both together\n",
+        "Plan: {}\n      {turns} visits to each at {}, with A and B taking turns to go first\n      at most {} to the two together\n",
         two_servers(servers),
         levels(at),
         count(requests, "request"),
@@ -57,7 +57,7 @@ pub fn plan_of_duet(servers: [&Settings; 2], at: &[usize], turns: u32, requests:
 pub fn better(comparison: &Comparison) -> String {
     let differ = |change: &Change| {
         let which = match change.moved {
-            Moved::NotShown => "no difference is shown".to_owned(),
+            Moved::NotShown => "no difference shown".to_owned(),
             Moved::Faster => format!("B is {} faster", percent(change.change)),
             Moved::Slower => format!("B is {} slower", percent(-change.change)),
         };
@@ -67,7 +67,7 @@ pub fn better(comparison: &Comparison) -> String {
         Some(change) => {
             format!("A at {} and B at {}: {}", change.concurrency_before, change.concurrency_now, differ(change))
         }
-        None => "A and B are not compared at their best: one of them has no level to recommend".to_owned(),
+        None => "A and B are not compared at their best: one of them has no recommended level".to_owned(),
     };
     let overall = comparison.overall.as_ref().map(|change| format!("\nOver all levels: {}", differ(change)));
     at_best + &overall.unwrap_or_default()
@@ -78,7 +78,7 @@ pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], lab
     let [a, b] = labels;
     let bound = before.client_bound_at.or(now.client_bound_at);
     let best = match (comparison.best, bound) {
-        (_, Some(level)) => format!("Nothing shown of the server: at level {level} the client was the limit"),
+        (_, Some(level)) => format!("Nothing can be said about the server: at level {level} the client was the limit"),
         (Some(change), None) if change.moved != Moved::NotShown => {
             let (by, interval) = (percent(change.change.abs()), range(change.interval, signed));
             format!("At its best, {b} is {by} {} than {a} ({interval})", moved(change.moved))
@@ -99,7 +99,9 @@ pub fn verdict(comparison: &Comparison, [before, now]: [&Recommendation; 2], lab
 pub fn outcome(comparison: &Comparison, threshold: f64) -> String {
     let limit = percent(threshold);
     match (comparison.regressions.as_slice(), comparison.doubts.as_slice()) {
-        ([], []) => format!("No regression: nothing that decides fell by more than {limit} beyond the noise"),
+        ([], []) => format!(
+            "No regression: neither the best nor the recommended throughput fell by more than {limit} beyond the noise"
+        ),
         ([], _) => "Cannot tell whether there is a regression:".to_owned(),
         _ => format!("Regression (more than {limit}, beyond the noise between measurements):"),
     }
@@ -132,11 +134,11 @@ pub fn doubt(found: &Doubt) -> String {
         Doubt::Undecided { concurrency, status, reason } => {
             format!("{concurrency} was recommended before, and now nothing is ({}): {}", status, why(reason))
         }
-        Doubt::NothingInCommon => "no level that could be used is in both".to_owned(),
+        Doubt::NothingInCommon => "the two runs have no usable level in common".to_owned(),
     }
 }
 
 /// Added if nothing was measured again to confirm a regression.
 pub fn once() -> &'static str {
-    "this was measured once: `llm-concurrency run --baseline FILE` measures again what has fallen"
+    "this was measured only once; `llm-concurrency run --baseline FILE` measures again whatever fell"
 }

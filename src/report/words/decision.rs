@@ -66,7 +66,7 @@ fn cause(cause: &Cause) -> String {
             "no output tokens per second (the server reports no token counts; policy.objective: requests needs none)"
                 .to_owned()
         }
-        Cause::NoValue { objective: Objective::Goodput } => "no goodput, since there is no policy.slo".to_owned(),
+        Cause::NoValue { objective: Objective::Goodput } => "no goodput, since policy.slo is not set".to_owned(),
         Cause::ErrorRate { rate, limit, uncertain: spanning, outage } => {
             let spanning = uncertain(spanning.map(|interval| range(interval, error_rate)));
             let lost = outage.map(|outage| format!("; {}", found_no_server(&outage))).unwrap_or_default();
@@ -88,11 +88,11 @@ fn cause(cause: &Cause) -> String {
         Cause::TooFewMet { share, least, uncertain: spanning } => {
             let spanning = uncertain(spanning.map(|interval| range(interval, written)));
             let (share, least) = (written(*share), written(*least));
-            format!("{share} of the requests keep within policy.slo, and at least {least} should{spanning}")
+            format!("{share} of the requests meet policy.slo, and at least {least} must{spanning}")
         }
         Cause::MaybeTooFewMet { interval, least } => {
             let (interval, least) = (range(*interval, written), written(*least));
-            format!("share within policy.slo uncertain: {interval}, at least {least} should be")
+            format!("share of requests that meet policy.slo uncertain: {interval}, and at least {least} must")
         }
         Cause::Unknown { gate: Gate::Time(of) } => {
             let token_count = if *of == TimeGate::TpotP95 { " with a token count" } else { "" };
@@ -100,7 +100,7 @@ fn cause(cause: &Cause) -> String {
             format!("{name} is unknown, so it cannot meet {key}; only streamed answers{token_count} have one")
         }
         Cause::Unknown { .. } => {
-            "goodput is unknown: a time that policy.slo limits was not measured, or it was counted by other limits"
+            "goodput is unknown: a time that policy.slo limits was not measured, or goodput was counted by other limits"
                 .to_owned()
         }
         Cause::MaybeTooSlow { gate: of, interval, limit: near } => {
@@ -111,7 +111,7 @@ fn cause(cause: &Cause) -> String {
 }
 
 pub(super) fn found_no_server(Outage { lost, requests, .. }: &Outage) -> String {
-    format!("{lost} of {} found no server", count(*requests, "request"))
+    format!("{lost} of {} could not reach the server", count(*requests, "request"))
 }
 
 /// Why a level ended before it was complete.
@@ -119,12 +119,12 @@ pub(super) fn early_end(end: &EarlyEnd) -> String {
     match end {
         EarlyEnd::WarmUpFailed => "every request of the warm-up failed".to_owned(),
         EarlyEnd::NoSuccess { seconds } => format!("no request succeeded for {seconds:.0} s"),
-        EarlyEnd::TimeLimit { seconds } => format!("it was not done within its time limit of {seconds:.0} s"),
+        EarlyEnd::TimeLimit { seconds } => format!("it did not finish within its time limit of {seconds:.0} s"),
         EarlyEnd::MostlyFailed { failed, requests } => {
             format!("{failed} of {requests} requests failed, those of the warm-up included")
         }
         EarlyEnd::Interrupted => "interrupted".to_owned(),
-        EarlyEnd::OutOfTime => "benchmark.budget.max_minutes had passed".to_owned(),
+        EarlyEnd::OutOfTime => "benchmark.budget.max_minutes was reached".to_owned(),
         EarlyEnd::Other(text) => text.clone(),
     }
 }
@@ -148,12 +148,13 @@ fn against(interval: [f64; 2], limit: &Limit) -> String {
 pub fn reason(recommendation: &Recommendation) -> String {
     // Recorded words already contain it.
     let client = recommendation.client_bound_at.filter(|_| !matches!(recommendation.reason, Reason::Other { .. }));
-    let client =
-        client.map(|level| format!("; but at level {level} this client was the limit, so the server may do more"));
+    let client = client
+        .map(|level| format!("; but at level {level} this client was the limit, so the server may be capable of more"));
     let is_gone = recommendation.notes.iter().any(|note| matches!(note, Note::OpenOutage { .. }));
     let why = match recommendation.reason {
         Reason::NotDecided { .. } if is_gone => {
-            "The server was gone before the answer was sure (outage): measure again when it stays up".to_owned()
+            "The server became unreachable before the answer was certain (outage): measure again once it stays up"
+                .to_owned()
         }
         ref reason => why(reason),
     };
@@ -165,18 +166,18 @@ pub(super) fn why(reason: &Reason) -> String {
         Reason::WithinTolerance { objective, tolerance, of_best } => within_tolerance(*objective, *tolerance, *of_best),
         Reason::ByVisits { objective, tolerance } => {
             let (what, tolerance) = (maximised(*objective), percent(*tolerance));
-            format!("The smallest level that surely keeps within about {tolerance} of the best {what}")
+            format!("The smallest level that is certain to be within about {tolerance} of the best {what}")
         }
         Reason::NotDecided { interval } => {
             let which = match interval {
                 Some([low, high]) if low < high => {
-                    format!("any level from {low} to {high} may be the smallest good one")
+                    format!("the smallest good level may be any from {low} to {high}")
                 }
-                Some([level, _]) => format!("level {level} is not sure to pass"),
+                Some([level, _]) => format!("level {level} is not certain to pass"),
                 None => "too little was measured to say anything".to_owned(),
             };
             format!(
-                "The run ended before the answer was sure: {which}; allow more where benchmark.budget ended it, or measure on a quieter server"
+                "The run ended before the answer was certain: {which}; raise benchmark.budget if that ended the run, or measure on a quieter server"
             )
         }
         Reason::StillRising { level, is_highest } => {
@@ -258,7 +259,7 @@ fn quota(QuotaReached { limited, failed, server_limit, passed }: &QuotaReached) 
         limit_of_server(*server_limit).map(|text| format!("; the server states {text}")).unwrap_or_default();
     let (rate, enough) = match passed {
         Some(passed) => (what_passed(passed, &server_limit), enough(passed).unwrap_or_default()),
-        None => (format!("keep to what is granted{server_limit}"), String::new()),
+        None => (format!("stay within it{server_limit}"), String::new()),
     };
     format!(
         "{limited} of {} are HTTP 429: {quota} is the limit, not concurrency; {rate} (or ask for a higher \
@@ -285,9 +286,9 @@ fn enough(passed: &Passed) -> Option<String> {
 /// The quota as the server reports it: the exhausted one, if that is known.
 fn limit_of_server(by_server: RateLimit) -> Option<String> {
     let header = |limit: Option<u64>, counts: Counted, reset_s: Option<f64>| {
-        let full = reset_s.map(|s| format!(", full again in {}", seconds(s))).unwrap_or_default();
+        let full = reset_s.map(|s| format!(", reset in {}", seconds(s))).unwrap_or_default();
         let what = counted(counts);
-        Some(format!("{} (by its ratelimit headers{full})", count(limit?, what)))
+        Some(format!("{} (in its ratelimit headers{full})", count(limit?, what)))
     };
     let requests = || header(by_server.limit_requests, Counted::Requests, by_server.reset_s);
     let tokens = || header(by_server.limit_tokens, Counted::Tokens, by_server.reset_tokens_s);

@@ -10,7 +10,7 @@ type Figure = (&'static str, fn(&LevelSummary) -> bool);
 const FIGURES: [Figure; 8] = [
     ("Throughput", |s| s.throughput_rps.is_some()),
     ("The throughput's interval", |s| s.throughput_rps.is_none_or(|t| t.interval().is_some())),
-    ("The throughput of the single windows", |s| s.samples.is_some()),
+    ("The throughput of the individual windows", |s| s.samples.is_some()),
     ("The number of requests", |s| s.requests.is_some()),
     ("The error rate", |s| s.error_rate.is_some() || s.succeeded.is_some()),
     ("Latency", |s| s.latency_s.is_some()),
@@ -31,15 +31,15 @@ pub fn missing(run: &Run) -> Vec<String> {
     };
     let mut lines: Vec<String> = FIGURES.into_iter().filter_map(of_levels).collect();
     if run.curves.is_none() {
-        let text = "The records of the single requests: without them there is no distribution, no course of the run and \
-                    no reasons for failures";
+        let text = "The records of the individual requests: without them there is no latency distribution, no course of \
+                    the run and no reasons for failures";
         lines.push(text.to_owned());
     }
     let About { started_at, endpoint, model, settings, environment, .. } = &run.about;
     let facts = [
         ("the endpoint", endpoint.is_none()),
         ("the model", model.is_none()),
-        ("when it was", started_at.is_none()),
+        ("the time", started_at.is_none()),
         ("the run's id", run.run_id.is_none()),
         ("the settings", *settings == RunSettings::default()),
         ("the machine", *environment == Environment::default()),
@@ -49,8 +49,8 @@ pub fn missing(run: &Run) -> Vec<String> {
         lines.push(format!("What was measured: {}", unknown.join(", ")));
     }
     lines.extend(run.missing.iter().map(|missing| match missing {
-        Missing::Policy => "The policy it was decided by: the gates shown are the defaults".to_owned(),
-        Missing::Decision => "A decision: the one shown was made for this report".to_owned(),
+        Missing::Policy => "The policy behind the decision: the gates shown are the defaults".to_owned(),
+        Missing::Decision => "The original decision: the one shown was made for this report".to_owned(),
         Missing::Requests { level, error } => format!("The requests of level {level}: {error}"),
     }));
     lines

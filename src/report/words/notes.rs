@@ -23,13 +23,17 @@ pub fn notes(recommendation: &Recommendation) -> (usize, Vec<String>) {
 /// A note that applies to several levels is printed once, at the first of them.
 fn once(it: &Note, all: &[&Note]) -> Option<String> {
     let shared = |note: &Note| match note {
-        Note::BelowConcurrency { level, .. } => Some((*level, "never ran at their concurrency: fewer were in flight")),
+        Note::BelowConcurrency { level, .. } => {
+            Some((*level, "did not reach their concurrency: fewer requests were in flight"))
+        }
         Note::ClientBound { level, .. } => Some((
             *level,
             "were limited by this client, so the figures may be too low: use a release build, or a quieter or faster machine",
         )),
-        Note::SetAside { level, .. } => Some((*level, "were measured again, since they found no server (outage)")),
-        Note::Small { level, requests: Some(_), .. } => Some((*level, "have fewer requests than a full result takes")),
+        Note::SetAside { level, .. } => {
+            Some((*level, "were measured again, since they could not reach the server (outage)"))
+        }
+        Note::Small { level, requests: Some(_), .. } => Some((*level, "have fewer requests than a full result needs")),
         _ => None,
     };
     let Some((level, what)) = shared(it) else { return Some(note(it)) };
@@ -42,15 +46,15 @@ fn once(it: &Note, all: &[&Note]) -> Option<String> {
 
 /// Printed before an interrupted run is resumed.
 pub fn going_on(run_id: &str, in_full: &[usize], sent: u64) -> String {
-    let in_full = if in_full.is_empty() { String::new() } else { format!(", {} in full", levels(in_full)) };
-    format!("Going on with run {run_id}: {} on record{in_full}", count(sent, "request"))
+    let in_full = if in_full.is_empty() { String::new() } else { format!(", {} complete", levels(in_full)) };
+    format!("Resuming run {run_id}: {} on record{in_full}", count(sent, "request"))
 }
 
 pub fn note(note: &Note) -> String {
     match note {
         Note::BelowConcurrency { level, in_flight, held } => {
             let held = held.map(|held| format!(", {held:.1} held back after failures")).unwrap_or_default();
-            format!("Level {level} never ran at its concurrency: {in_flight:.1} in flight on average{held}")
+            format!("Level {level} did not reach its concurrency: {in_flight:.1} requests in flight on average{held}")
         }
         Note::ClientBound { level, limit } => format!(
             "At level {level} this client was the limit ({}), so the figures may be too low: use a release build, or a \
@@ -58,10 +62,10 @@ pub fn note(note: &Note) -> String {
             client_limit(limit)
         ),
         Note::EndedAtOnce { level, answers } => {
-            format!("Level {level}: the first token ended {} without content", count(*answers, "answer"))
+            format!("Level {level}: {} ended with the first token, without content", count(*answers, "answer"))
         }
         Note::SetAside { level, outage } => format!(
-            "Level {level} was measured again: {} (outage); the measurement that it disturbed is not used",
+            "Level {level} was measured again: {} (outage); the disturbed measurement is not used",
             found_no_server(outage)
         ),
         Note::PriceOfP95 { level, reached, best, objective } => format!(
@@ -71,15 +75,15 @@ pub fn note(note: &Note) -> String {
             objective.unit()
         ),
         Note::MayDo { level, requests } => {
-            let by = requests.map(|requests| format!(" by {}", count(requests, "request"))).unwrap_or_default();
-            format!("Level {level} shows as much{by}, too few to be sure")
+            let seen = requests.map_or_else(|| "its requests".to_owned(), |requests| count(requests, "request"));
+            format!("Level {level} may do as well, but {seen} are too few to tell")
         }
         Note::ServerLimitUnchecked { level } => {
-            format!("What the server itself can do at level {level} was not seen")
+            format!("What the server itself can do at level {level} is unknown")
         }
         Note::Small { level, requests: Some(requests), full } => {
             format!(
-                "Level {level} was measured with {}; a full result takes at least {full}",
+                "Level {level} was measured with {}; a full result needs at least {full}",
                 count(*requests, "request")
             )
         }
@@ -99,22 +103,25 @@ pub fn note(note: &Note) -> String {
         Note::NoSpread { levels: without } => format!("No interval: the spread of {} is unknown", levels(without)),
         Note::OpenOutage { level, outage: outage @ Outage { measurements, of, .. } } => {
             let times = match of {
-                0 | 1 => "and it was not measured again".to_owned(),
+                0 | 1 => "and the level was not measured again".to_owned(),
                 _ => format!("in {measurements} of {of} measurements"),
             };
             format!("Level {level}: {} (outage), {times}", found_no_server(outage))
         }
         Note::ColdStart { seconds: cold } => {
-            format!("The server was slower for the first {} (cold); what was measured then is left out", seconds(*cold))
+            format!(
+                "The server was slower for the first {} (cold start); what was measured then is left out",
+                seconds(*cold)
+            )
         }
         Note::LeftOutCold { level, left_out: LeftOut { requests, from_rps, to_rps } } => format!(
-            "Level {level}: the first {} were left out, since the engine was still getting faster, from {from_rps:.2} to {to_rps:.2} requests/s",
+            "Level {level}: the first {} were left out, since the server was still warming up, from {from_rps:.2} to {to_rps:.2} requests/s",
             count(*requests, "request"),
         ),
         Note::NoCurve { why } => format!("No scalability curve (USL): {why}"),
         Note::Quick => "A quick run: fewer levels and requests than a full one".to_owned(),
         Note::UnlistedModel => {
-            "The server lists other models and not llm.model, so another one may have answered: see \
+            "The server lists other models but not llm.model, so another one may have answered: see \
                                 `llm-concurrency check`"
                 .to_owned()
         }
@@ -126,11 +133,11 @@ pub fn note(note: &Note) -> String {
             format!("{left_out} {were} not measured{again}: benchmark.budget.{key} has no room for {them}")
         }
         Note::LeftOut { levels: left_out } => format!(
-            "Left out (not measured to the end, or since overwritten): {}, and the better one may be among them",
+            "Left out (measured only in part, or overwritten since): {}; a better level may be among them",
             levels(left_out)
         ),
         Note::SeveralRuns { runs } => {
-            format!("The levels come from {} runs of the same fingerprint: {}", runs.len(), runs.join(", "))
+            format!("The levels come from {} runs with the same fingerprint: {}", runs.len(), runs.join(", "))
         }
         Note::Unreadable { error } => format!("Left out: {error}"),
         Note::CriterionDiffers { level, criterion, records } => format!(
@@ -140,7 +147,7 @@ pub fn note(note: &Note) -> String {
         ),
         Note::NoRecordOf { level, error } => format!("Level {level}: {error}; only Criterion's throughput is known"),
         Note::NoRecords { folder } => format!(
-            "There are no request records in {}: only Criterion's throughput is known, and not what it was measured against",
+            "There are no request records in {}: only Criterion's throughput is known, not what was measured",
             folder.display()
         ),
         Note::Source { .. } => format!("Measured: {}", source(note)),
@@ -156,9 +163,9 @@ pub(super) fn source(note: &Note) -> String {
 
 fn client_limit(limit: &ClientLimit) -> String {
     match limit {
-        ClientLimit::Cpu { cores, most } => format!("its load thread took {cores:.2} of a core, above {most}"),
+        ClientLimit::Cpu { cores, most } => format!("its load thread used {cores:.2} of a core, more than {most}"),
         ClientLimit::Timers { late_s, most_s } => {
-            format!("its timers were {:.1} ms late at P95, above {:.1} ms", 1e3 * late_s, 1e3 * most_s)
+            format!("its timers were {:.1} ms late at P95, more than {:.1} ms", 1e3 * late_s, 1e3 * most_s)
         }
     }
 }
@@ -197,7 +204,7 @@ pub fn information(recommendation: &Recommendation) -> Vec<String> {
     let Some(pick) = recommendation.recommended_concurrency else { return Vec::new() };
     let alternative = recommendation.low_latency_alternative.filter(|&level| level < pick);
     let alternative = alternative.map(|level| {
-        format!("For low latency rather than throughput: {level} (most throughput per second of latency)")
+        format!("For low latency rather than throughput: {level} (the most throughput per second of latency)")
     });
     let goodput = recommendation.chosen().and_then(|level| level.summary.goodput.as_ref()).map(goodput);
     goodput.into_iter().chain(cost(recommendation)).chain(alternative).collect()
@@ -215,7 +222,7 @@ fn goodput(Goodput { rps, attainment, .. }: &Goodput) -> String {
         write(of.estimate) + &interval.unwrap_or_default()
     };
     let (rps, attainment) = (with_interval(rps, |rps| format!("{rps:.2}")), with_interval(attainment, share));
-    format!("Goodput {rps} requests/s: {attainment} of the requests keep within policy.slo")
+    format!("Goodput {rps} requests/s: {attainment} of the requests meet policy.slo")
 }
 
 /// The cost of requests at the pick, and the level where they are cheapest by the hour, if that
@@ -247,10 +254,13 @@ pub fn advice(recommendation: &Recommendation) -> Vec<String> {
         (!with.is_empty()).then(|| levels(&with))
     };
     let timeouts = levels_with(|summary| summary.timeout_rate).map(|at| {
-        format!("Too many timeouts at {at}: raise llm.request_timeout if such answers are still of use, or stay below")
+        format!(
+            "Too many timeouts at {at}: raise llm.request_timeout if answers that late are still useful, or stay below"
+        )
     });
     let errors = levels_with(|summary| Some(summary.error_rate? - summary.timeout_rate.unwrap_or(0.0)));
-    let errors = errors
-        .map(|at| format!("High error rates at {at}: the table says what failed, the record of each request why"));
+    let errors = errors.map(|at| {
+        format!("High error rates at {at}: the table shows the kinds of failure, the request records the reasons")
+    });
     timeouts.into_iter().chain(errors).collect()
 }

@@ -8,22 +8,24 @@ pub fn rechecked(number: usize, found: &Rechecked) -> Vec<String> {
     let nights = count(found.nights as u64, "recheck");
     let verdict = match found.verdict {
         Holds::Holds => format!("holds: {number} is still right"),
-        Holds::TooLow => format!("too low: more than {number} in parallel bring more throughput now"),
-        Holds::TooHigh => format!("too high: fewer than {number} in parallel do as well now, or better"),
+        Holds::TooLow => format!("too low: more than {number} requests in parallel now bring more throughput"),
+        Holds::TooHigh => format!("too high: fewer than {number} requests in parallel now do as well or better"),
         Holds::ServerSlower => {
-            format!("server slower: {number} is still the level, but throughput fell by more than chance")
+            format!(
+                "server slower: {number} is still the right level, but throughput fell by more than chance explains"
+            )
         }
-        Holds::CannotTell => format!("cannot tell whether {number} still holds; nights add up, so ask again"),
+        Holds::CannotTell => format!("cannot tell whether {number} still holds; rechecks add up, so run another"),
     };
     let mut lines = vec![verdict];
     lines.extend(found.speed.map(|(change, interval)| {
-        format!("Speed against the run: {} ({}, {nights})", signed(change), range(interval, signed))
+        format!("Speed compared with the run: {} ({}, {nights})", signed(change), range(interval, signed))
     }));
     lines.extend(found.below.map(|(level, now, then)| {
-        format!("Throughput at {number} over {level}: {} (then {})", signed(now), signed(then))
+        format!("Throughput at {number} compared with {level}: {} (in the run {})", signed(now), signed(then))
     }));
     lines.extend(found.above.map(|(level, now, then)| {
-        format!("Throughput at {level} over {number}: {} (then {})", signed(now), signed(then))
+        format!("Throughput at {level} compared with {number}: {} (in the run {})", signed(now), signed(then))
     }));
     if found.error_rate > 0.0 {
         lines.push(format!("Failed requests at {number}: {}", rate(found.error_rate)));
@@ -35,5 +37,5 @@ pub fn rechecked(number: usize, found: &Rechecked) -> Vec<String> {
 }
 
 pub fn recheck_stopped() -> &'static str {
-    "It was stopped before all levels were visited, so that it cannot be told; this night does not count"
+    "Stopped before all levels were visited, so there is no verdict; this recheck does not count"
 }

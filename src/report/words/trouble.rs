@@ -13,8 +13,8 @@ pub fn problem(probe: &Probe, settings: &Settings) -> Option<String> {
     }
     let Failed { kind, message, .. } = failed;
     Some(format!(
-        "High error rates: {} takes a typical prompt and refuses the longest ({}, {} characters), so a share of the requests \
-         would fail at every level\n  {kind}: {message}\n\nIf it does not fit the model's context, take shorter prompts \
+        "High error rates: {} accepts a typical prompt but refuses the longest ({}, {} characters), so some of the requests \
+         would fail at every level\n  {kind}: {message}\n\nIf it does not fit the model's context, use shorter prompts \
          (benchmark.request.prompts) or shorter answers (benchmark.request.max_tokens), or start the server with a longer \
          context.",
         settings.endpoint.redacted(),
@@ -43,7 +43,7 @@ pub fn endpoint_problem(failed: &Failed, settings: &Settings) -> String {
     format!("{what}\n  {kind}: {message}\n\n{mend}\n\n    {}", curl(settings))
 }
 
-const KEY: &str = "Is the API key right? It is read from LLM_API_KEY, else OPENAI_API_KEY. Try";
+const KEY: &str = "Is the API key right? It is read from LLM_API_KEY, or from OPENAI_API_KEY if that is not set. Try";
 
 fn hint(status: Option<u16>) -> &'static str {
     match status {
@@ -54,7 +54,7 @@ fn hint(status: Option<u16>) -> &'static str {
 
 /// Printed if `--server-metrics` asked for them.
 pub fn no_server_metrics() -> &'static str {
-    "note: the server has no /metrics of a kind that is known (vLLM, llama.cpp, SGLang)"
+    "note: the server has no /metrics in a known format (vLLM, llama.cpp, SGLang)"
 }
 
 /// A shell command for a short request of the run's kind. Headers that may hold secrets are given without values.

@@ -7,7 +7,7 @@ use crate::decide::{Policy, Recommendation, TimeGate};
 use crate::figures::OpenLoad;
 
 pub fn no_room_at_all(requests: u64, key: &str) -> String {
-    format!("Nothing was sent: {} might already pass benchmark.budget.{key}.", count(requests, "request"))
+    format!("Nothing was sent: {} might already exceed benchmark.budget.{key}.", count(requests, "request"))
 }
 
 pub fn arrivals_planned(count: usize, rates: &[f64], permits: usize) -> String {
@@ -25,7 +25,7 @@ pub fn no_number(decided: &Recommendation) -> String {
 }
 
 pub const LOAD_HEADER: [&str; 9] =
-    ["arrivals/s", "of found", "wait", "wait P95", "latency", "P95, wait included", "errors", "kept up", "n"];
+    ["arrivals/s", "load", "wait", "wait P95", "latency", "P95, wait included", "errors", "kept up", "n"];
 
 /// Cells under [`LOAD_HEADER`], and the reason if the load is not carried.
 pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<String>, String) {
@@ -43,13 +43,17 @@ pub fn load_row(load: &OpenLoad, throughput_rps: f64, policy: &Policy) -> (Vec<S
     ];
     let why = match not_carried(load, policy) {
         None => String::new(),
-        Some(NotCarried::Overloaded) => "overload: the queue grows, cut short".to_owned(),
-        Some(NotCarried::Cut) => "stopped before all had arrived".to_owned(),
+        Some(NotCarried::Overloaded) => "overload: the queue keeps growing; cut short".to_owned(),
+        Some(NotCarried::Cut) => "stopped before all requests had arrived".to_owned(),
         Some(NotCarried::Errors(error_rate)) => {
             format!("error rate {} is not below {}", rate(error_rate), percent(policy.max_error_rate))
         }
         Some(NotCarried::Slo(share, least)) => {
-            format!("{} of the requests keep within policy.slo, waiting included, not {}", rate(share), percent(least))
+            format!(
+                "{} of the requests meet policy.slo, waiting included, and at least {} must",
+                rate(share),
+                percent(least)
+            )
         }
         Some(NotCarried::Limit(gate, limit, is)) => {
             let waiting = if gate == TimeGate::TpotP95 { "" } else { ", waiting included" };
@@ -73,6 +77,6 @@ pub fn carries(verified: &Verified) -> String {
         (None, None) => format!("What N = {n} carries is not known."),
     };
     let no_room =
-        verified.no_room.as_ref().map(|key| format!(" For higher rates there was no room in benchmark.budget.{key}."));
+        verified.no_room.as_ref().map(|key| format!(" benchmark.budget.{key} left no room for higher rates."));
     answer + &no_room.unwrap_or_default()
 }

@@ -19,20 +19,20 @@ pub fn why_not(why: &WhyNot, config: &Path) -> String {
         WhyNot::MaybeRegression => "there may be a regression against the baseline".to_owned(),
         WhyNot::Status(status) => format!("status {}", status),
         WhyNot::OtherEndpoint => {
-            format!("the embedded simulator was measured, and llm.endpoint in {} is another", config.display())
+            format!("the embedded simulator was measured, but llm.endpoint in {} is another endpoint", config.display())
         }
         WhyNot::Provisional => {
-            "the result is provisional (see the notes); --allow-provisional writes it all the same".to_owned()
+            "the result is provisional (see the notes); --allow-provisional writes it anyway".to_owned()
         }
     }
 }
 
 pub fn left_as_it_was(config: &Path, why: &WhyNot) -> String {
-    format!("{} is left as it was: {}\n", config.display(), why_not(why, config))
+    format!("{} was not changed: {}\n", config.display(), why_not(why, config))
 }
 
 pub fn already_written(config: &Path, key: &str, level: usize) -> String {
-    format!("{}: {key} is {level} already, nothing to do\n", config.display())
+    format!("{}: {key} is already {level}, nothing to do\n", config.display())
 }
 
 pub fn written(config: &Path, key: &str, level: usize, previous: Option<u64>, status: Status) -> String {
