@@ -212,7 +212,7 @@ pub struct Settings {
     /// Whether a flag or a variable lists the levels for this run.
     #[arg(skip)]
     pub levels_named: bool,
-    /// Short visits only: no more requests than a certain answer takes
+    /// Short visits only, and no more of them than make the answer certain
     #[arg(long, env = "LLM_BENCH_QUICK", help_heading = "What is measured")]
     pub quick: bool,
     /// Show no progress while a level runs

@@ -12,7 +12,7 @@ use crate::report::words;
 use crate::settings::Settings;
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Comparison with an earlier run")]
+#[command(next_help_heading = "Comparison")]
 pub(super) struct BaselineArgs {
     /// Compare with this results file of an earlier run
     #[arg(long, value_name = "FILE")]

@@ -118,7 +118,7 @@ const REFUSED: [(&str, &str); 4] = [
     ),
     (
         "--quick",
-        "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: it sends no more requests than a certain answer takes.",
+        "Criterion's --quick has no warm-up and invents its second sample, so nothing could be decided from it.\n\nUse `LLM_BENCH_QUICK=1 cargo bench` instead: it sends no more requests than make the answer certain.",
     ),
 ];
 
