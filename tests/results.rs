@@ -342,7 +342,7 @@ fn a_level_that_was_cut_is_left_out() {
     assert_eq!(measured.levels.len(), 1);
     insta::assert_snapshot!(
         notes(&measured, &disk),
-        @"Left out (measured only in part, or overwritten since): level 2; a better level may be among them"
+        @"Left out (not fully measured, or overwritten since): level 2; a better level may be among them"
     );
 }
 

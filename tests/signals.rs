@@ -205,7 +205,7 @@ fn what_was_measured_before_a_sigkill_is_decided_from() {
     assert_eq!((output.status.code(), &json["status"]), (Some(3), &"not_saturated".into()), "{json:#}");
     assert_eq!(json["provisional"], true, "{json:#}");
     let notes = json["notes"].to_string();
-    assert!(notes.contains("Left out (measured only in part, or overwritten since): level 50"), "{notes}");
+    assert!(notes.contains("Left out (not fully measured, or overwritten since): level 50"), "{notes}");
     assert_eq!(fs::read_to_string(running.path("config.yaml")).unwrap(), before);
     // Unless it is asked for.
     let output = recommend(running.folder.path(), &["--update-config", "--allow-provisional"]);

@@ -133,7 +133,7 @@ pub fn note(note: &Note) -> String {
             format!("{left_out} {were} not measured{again}: benchmark.budget.{key} has no room for {them}")
         }
         Note::LeftOut { levels: left_out } => format!(
-            "Left out (measured only in part, or overwritten since): {}; a better level may be among them",
+            "Left out (not fully measured, or overwritten since): {}; a better level may be among them",
             levels(left_out)
         ),
         Note::SeveralRuns { runs } => {
