@@ -56,7 +56,8 @@ fn a_bench_leaves_criterions_results_and_fifteen_lines() {
     let bench = bench_executable::path().display();
     let lines = on_terminal(folder.path(), 80, &format!("{bench} --bench"));
     let shown = lines.join("\n");
-    for residue in ["Warming up", "Collecting", "Analyzing", "Unable to complete", "Gnuplot", "measuring", "░", "left"]
+    for residue in
+        ["Warming up", "Collecting", "Analyzing", "Unable to complete", "Gnuplot", "measuring", "░", " s left"]
     {
         assert!(!shown.contains(residue), "{residue}:\n{shown}");
     }

@@ -212,7 +212,7 @@ impl Plan {
         };
         let probably = if usually < most { format!("probably about {usually} requests, ") } else { String::new() };
         let mut text = format!(
-            "Plan: {levels} against {target}\n      first a typical prompt and the longest, to see whether the server accepts them\n{how}      \
+            "Plan: {levels} against {target}\n      first a typical prompt and the longest, to see whether they are accepted\n{how}      \
              {probably}{}\n      \
              about {service_times:.0} s of load for each second that a request takes\n",
             self.at_most(settings, most),
