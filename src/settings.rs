@@ -19,6 +19,7 @@ use crate::client::Headers;
 use crate::client::config::{CLIENT_VARIABLES, ConfigError, Env, Llm, api_key, config_path, invalid};
 use crate::client::config_file::{parse, read_text};
 use crate::client::endpoint::Endpoint;
+use crate::client::redact::without_secrets;
 use crate::client::request::RequestSettings;
 use crate::decide::{Objective, Policy};
 use crate::figures::{Limits, Prices};
@@ -369,6 +370,11 @@ impl Settings {
             [_, Endpoint::Simulator] => llm.model = SIMULATED_MODEL.to_owned(),
             [Endpoint::Url(own), Endpoint::Url(url)] if own.origin() == url.origin() => {}
             _ => {
+                let body = &other.config.benchmark.request.extra_body;
+                if without_secrets(body) != *body {
+                    let message = "holds a secret, which would go to the other server; compare without it";
+                    return Err(invalid("benchmark.request.extra_body", message));
+                }
                 llm.headers = Headers::default();
                 other.api_key = Env::load(&self.path)?.get("LLM_AGAINST_API_KEY").map(SecretString::from);
             }

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 const OWN_CONFIG: &str = include_str!("../config.yaml");
 /// Made by hand: a knee at 20, refusals at 50.
 const KNEE: &str = include_str!("../test-data/results/knee_at_20.json");
+/// What the fixture was measured on.
+const OF_KNEE: [(&str, &str); 2] = [("LLM_ENDPOINT", "http://llm.example/v1"), ("LLM_MODEL", "Q3-30B")];
 const SIMULATOR: &str = "llm: {endpoint: simulator, model: m}\n";
 
 /// A folder to work in, which no setting of the machine reaches.
@@ -44,7 +46,9 @@ impl Folder {
     }
 
     fn recommend(&self, args: &[&str]) -> Ran {
-        self.ran(env!("CARGO_BIN_EXE_recommend"), args, &[])
+        let writes = args.contains(&"--results") && (args.contains(&"--update-config") || args.contains(&"--dry-run"));
+        let env = if writes { &OF_KNEE[..] } else { &[] };
+        self.ran(env!("CARGO_BIN_EXE_recommend"), args, env)
     }
 
     fn tool(&self, args: &[&str]) -> Ran {
@@ -205,6 +209,21 @@ fn another_key_may_be_written_and_an_ambiguous_one_is_refused() {
     same("ambiguous_key", ran.error());
     let ran = folder.recommend(&["--results", "knee.json", "--update-config", "--config-key", "app.llm.parallel"]);
     assert_eq!((ran.code, folder.config()), (0, before.replace("parallel: 4", "parallel: 20")));
+}
+
+#[test]
+fn the_number_of_another_server_or_model_is_not_written() {
+    let folder = Folder::with("llm: {endpoint: 'http://llm.example/v1', model: other, max_concurrent_requests: 3}\n");
+    for [variable, value] in [["LLM_MODEL", "other"], ["LLM_ENDPOINT", "http://llm.example:81/v1"]] {
+        let env = OF_KNEE.map(|(name, own)| (name, if name == variable { value } else { own }));
+        let args = ["recommend", "--results", "knee.json", "--update-config"];
+        let ran = folder.tool_with(&args, &env);
+        assert_eq!((ran.code, folder.config().contains("requests: 3")), (3, true), "{}", ran.stderr);
+        let why = "the results are of http://llm.example/v1, model Q3-30B, and config.yaml names another";
+        assert!(ran.stdout.contains(why), "{}", ran.stdout);
+        // The same server under both names: what is asked for is what was measured.
+        assert_eq!(folder.tool_with(&args[..3], &OF_KNEE).code, 0);
+    }
 }
 
 // ---- against a baseline ----

@@ -57,6 +57,16 @@ fn other_formats_say_the_same() {
     let settings = Settings::load(Some(&prod), Overrides::default()).unwrap();
     assert!(format!("{:?}", settings.endpoint).contains("127.0.0.1:1"));
     assert_eq!(settings.config.llm.model, "default");
+    // The number that is written into it is read again, as programs read it: its first definition wins.
+    let number = "LLM_MAX_CONCURRENT_REQUESTS=\nLLM_MAX_CONCURRENT_REQUESTS=7\n";
+    for (text, expected) in [(number, 10), ("LLM_MAX_CONCURRENT_REQUESTS='12'\n#\n", 12)] {
+        std::fs::write(&prod, format!("LLM_ENDPOINT=http://127.0.0.1:1/v1\n{text}LLM_ENDPOINT=x\n")).unwrap();
+        let settings = Settings::load(Some(&prod), Overrides::default()).unwrap();
+        assert_eq!(settings.config.llm.max_concurrent_requests, expected);
+    }
+    std::fs::write(&prod, "LLM_ENDPOINT=http://127.0.0.1:1/v1\nLLM_MAX_CONCURRENT_REQUESTS=many\n").unwrap();
+    let error = Settings::load(Some(&prod), Overrides::default()).unwrap_err().to_string();
+    assert!(error.contains("max_concurrent_requests"), "{error}");
 }
 
 /// The name with one letter dropped, doubled, swapped with the next or changed, at every place.

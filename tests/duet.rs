@@ -236,6 +236,20 @@ fn keys_and_headers_stay_with_the_server_they_are_for() {
 }
 
 #[test]
+fn a_secret_in_the_body_is_not_sent_to_another_server() {
+    let a = simulator(4);
+    let b = simulator(4);
+    let folder = servers::folder(&format!(
+        "llm: {{endpoint: '{}'}}\nbenchmark: {{request: {{extra_body: {{api_key: canary}}}}}}\n",
+        a.base_url()
+    ));
+    let output = servers::binary(folder.path()).args(["run", "--against", &b.base_url()]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("extra_body") && !stderr.contains("canary"), "{stderr}");
+    assert_eq!((a.log().len(), b.log().len()), (0, 0));
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_before_anything_is_sent() {
     let a = simulator(4);
     let folder = servers::folder(&config(&a.base_url()));

@@ -157,7 +157,7 @@ fn what_could_not_be_written_in_the_end_is_refused_before_anything_is_sent() {
     let alias = format!("n: &n 4\n{}", llm("max_concurrent_requests: *n"));
     refused(&alias, &[], &update, 1, &["alias"]);
     let placeholder = llm("max_concurrent_requests: 10").replace("10}", "10, model: m}");
-    for key in ["benchmark.new", "policy.tolerance", "llm.max_concurent_requests"] {
+    for key in ["benchmark.new", "policy.tolerance", "llm.max_concurent_requests", "llm.retry_attempts"] {
         let args = [update.as_slice(), &["--config-key", key]].concat();
         refused(&placeholder, &[], &args, 1, &["--config-key", key]);
     }
@@ -175,7 +175,9 @@ fn what_could_not_be_written_in_the_end_is_refused_before_anything_is_sent() {
 #[test]
 fn nothing_and_a_number_in_quotes_are_filled() {
     for (before, after) in [("null", "20"), ("\"10\"", "\"20\"")] {
-        let config = |value: &str| format!("llm: {{endpoint: 'http://h/v1', max_concurrent_requests: {value}}}\n");
+        let config = |value: &str| {
+            format!("llm: {{endpoint: 'http://llm.example/v1', model: Q3-30B, max_concurrent_requests: {value}}}\n")
+        };
         let folder = servers::folder(&config(before));
         fs::write(folder.path().join("knee.json"), KNEE).unwrap();
         let ran = run(folder.path(), &[], &["recommend", "--results", "knee.json", "--update-config"]);

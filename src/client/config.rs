@@ -192,7 +192,8 @@ impl Env {
             let text = std::fs::read_to_string(&path).map_err(dotenvy::Error::Io).map_err(broken)?;
             for item in dotenvy::from_read_iter(text.trim_start_matches('\u{feff}').as_bytes()) {
                 let (key, value) = item.map_err(broken)?;
-                vars.insert(key, value);
+                // As programs see it that load the file: the first definition wins.
+                vars.entry(key).or_insert(value);
             }
         }
         vars.extend(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))));

@@ -35,8 +35,13 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
     let broken = |error: serde_yaml::Error| with_place(&error, place_of(&error), path);
     let format = Format::of(path);
     let mut value: Value = match format {
-        // All of its settings are read as environment variables.
-        Format::Env => return Ok(T::default()),
+        // Everything but the number is read as environment variables. The first definition wins, as in `Env`.
+        Format::Env => {
+            let mut variables = dotenvy::from_read_iter(text.as_bytes()).flatten();
+            let number = variables.find(|(name, _)| name == "LLM_MAX_CONCURRENT_REQUESTS").map(|(_, value)| value);
+            let Some(number) = number.filter(|value| !value.trim().is_empty()) else { return Ok(T::default()) };
+            serde_yaml::from_str(&format!("llm: {{max_concurrent_requests: {number:?}}}")).map_err(broken)?
+        }
         Format::Toml => toml_edit::de::from_str(text).map_err(|error| {
             let at = error.span().map(|span| text[..span.start].lines().count().max(1));
             let place = at.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));

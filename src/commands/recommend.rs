@@ -52,6 +52,9 @@ impl Recommend {
             }
         };
         let recommendation = decide_from(&measured, &settings);
+        // Anybody's results may be looked at. Without `--results` only those of these settings are read.
+        let writes = self.results.is_some() && (self.write.update_config || self.dry_run);
+        let elsewhere = measured.about.elsewhere(&settings).filter(|_| writes);
         let (baseline, objective) = (self.baseline.read(&settings)?, settings.config.policy.objective);
         let comparison = baseline.as_ref().map(|baseline| baseline.compare(&recommendation, objective));
         if !self.json {
@@ -69,7 +72,8 @@ impl Recommend {
             let run = page::of(recommendation.clone(), &settings, measured);
             eprintln!("{}", page::write(&places.results.join(report), html::page(&[run])));
         }
-        let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, self.dry_run)?;
+        let (written, code) =
+            self.write.write(&recommendation, comparison.as_ref(), &settings, elsewhere, self.dry_run)?;
         if self.json {
             let mut value = words::with_words(&recommendation);
             if let Some(comparison) = comparison {

@@ -58,7 +58,7 @@ impl Run {
         if let Some((baseline, comparison)) = baseline.zip(comparison.as_ref()) {
             print(format!("\n{}", text::comparison(comparison, baseline.threshold, false)))?;
         }
-        let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, false)?;
+        let (written, code) = self.write.write(&recommendation, comparison.as_ref(), &settings, None, false)?;
         eprint!("{}", written.text);
         Ok(code)
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use serde_json::json;
 
 use super::{NO_LONGER, NOTHING_TO_WRITE};
 use crate::client::Endpoint;
@@ -54,18 +55,20 @@ impl WriteArgs {
         patch.context("--update-config would not be able to write the result")
     }
 
-    /// Writes the number if requested and allowed, and returns the exit code.
+    /// Writes the number if requested and allowed, and returns the exit code. `elsewhere` is the endpoint and model of
+    /// results that are not for these settings.
     pub(super) fn write(
         &self,
         recommendation: &Recommendation,
         comparison: Option<&Comparison>,
         settings: &Settings,
+        elsewhere: Option<(String, String)>,
         dry_run: bool,
     ) -> Result<(Written, ExitCode)> {
         let (path, is_asked) = (&settings.path, self.update_config || dry_run);
         let previous = patch::plan(path, &self.config_key, 1).ok().and_then(|patch| patch.previous());
         let mut written = Written { previous, ..Written::default() };
-        let Some((code, why)) = self.reason_against(recommendation, comparison, settings) else {
+        let Some((code, why)) = self.reason_against(recommendation, comparison, settings, elsewhere) else {
             if let Some(level) = recommendation.recommended_concurrency.filter(|_| is_asked) {
                 (written.patched, written.text) = self.apply(recommendation.status, level, path, dry_run)?;
             }
@@ -103,6 +106,7 @@ impl WriteArgs {
         recommendation: &Recommendation,
         comparison: Option<&Comparison>,
         settings: &Settings,
+        elsewhere: Option<(String, String)>,
     ) -> Option<(u8, WhyNot)> {
         if comparison.is_some_and(|comparison| !comparison.regressions.is_empty()) {
             return Some((NO_LONGER, WhyNot::Regression));
@@ -113,6 +117,8 @@ impl WriteArgs {
             WhyNot::Status(recommendation.status)
         } else if recommendation.simulated && !settings.config_is_simulated {
             WhyNot::OtherEndpoint
+        } else if let Some((endpoint, model)) = elsewhere {
+            WhyNot::Elsewhere { endpoint, model }
         } else if recommendation.provisional && !self.allow_provisional {
             WhyNot::Provisional
         } else {
@@ -124,9 +130,11 @@ impl WriteArgs {
     /// A patch that leaves a config file which can still be parsed.
     fn patch(&self, path: &Path, value: u64) -> Result<patch::Patch> {
         let key = self.config_key.as_str();
-        let section = key.split('.').next().unwrap_or_default();
-        if key != DEFAULT_KEY && ["benchmark", "policy", "simulator"].contains(&section) {
-            bail!("--config-key {key}: the section `{section}` holds the settings of the measurement, not its answer");
+        let (section, name) = key.split_once('.').unwrap_or((key, ""));
+        let ours = json!(Config::default());
+        let is_setting = if section == "llm" { ours[section].get(name).is_some() } else { ours.get(section).is_some() };
+        if key != DEFAULT_KEY && is_setting {
+            bail!("--config-key {key}: that is a setting of the measurement, not a place for its answer");
         }
         let patch = patch::plan(path, key, value)?;
         Config::parse(patch.after(), path)

@@ -16,6 +16,7 @@ use crate::client::{RequestSettings, SIMULATOR};
 use crate::decide::{Policy, Raced};
 use crate::figures::{LevelSummary, Limits, Measurement, Requests, Stage, null_as_default};
 use crate::files;
+use crate::settings::Settings;
 
 /// Maximum size of a manifest, in bytes. Enough for a hundred measurements, each with a histogram.
 const MOST_OF_MANIFEST: u64 = 128 << 20;
@@ -44,6 +45,13 @@ impl About {
     /// Whether the embedded simulator was measured.
     pub fn simulated(&self) -> bool {
         self.endpoint.as_deref() == Some(SIMULATOR)
+    }
+
+    /// Endpoint and model, if these settings are for others.
+    pub fn elsewhere(&self, settings: &Settings) -> Option<(String, String)> {
+        let (endpoint, model) = (settings.endpoint.redacted(), settings.config.llm.model.clone());
+        let measured = (self.endpoint.clone().unwrap_or(endpoint.clone()), self.model.clone().unwrap_or(model.clone()));
+        (measured != (endpoint, model)).then_some(measured)
     }
 }
 

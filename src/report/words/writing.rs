@@ -10,6 +10,11 @@ pub enum WhyNot {
     Status(Status),
     /// The simulator was measured, and the config file names a server.
     OtherEndpoint,
+    /// What was measured, if it is not what the config file names.
+    Elsewhere {
+        endpoint: String,
+        model: String,
+    },
     Provisional,
 }
 
@@ -20,6 +25,9 @@ pub fn why_not(why: &WhyNot, config: &Path) -> String {
         WhyNot::Status(status) => format!("status {}", status),
         WhyNot::OtherEndpoint => {
             format!("the embedded simulator was measured, but llm.endpoint in {} is another endpoint", config.display())
+        }
+        WhyNot::Elsewhere { endpoint, model } => {
+            format!("the results are of {endpoint}, model {model}, and {} names another", config.display())
         }
         WhyNot::Provisional => {
             "the result is provisional (see the notes); --allow-provisional writes it anyway".to_owned()
