@@ -178,9 +178,9 @@ fn every_fault_is_counted_as_the_server_counts_it() {
 }
 
 #[test]
-#[ignore = "rewrites docs/FAULTS.md"]
+#[ignore = "rewrites docs/faults.md"]
 fn write_the_table_into_the_docs() {
-    const PATH: &str = "docs/FAULTS.md";
+    const PATH: &str = "docs/faults.md";
     let rows = matrix();
     rows.iter().for_each(Row::check);
     let text = std::fs::read_to_string(PATH).unwrap();

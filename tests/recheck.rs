@@ -25,7 +25,7 @@ use llm_concurrency::simulator::{Fault, Faults, Simulator, SimulatorConfig};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// The figures in docs/regression.md are of ten times as many runs and changes: set it to 10, and
+/// The figures in docs/recheck.md are of ten times as many runs and changes: set it to 10, and
 /// `cargo test --test recheck virtual -- --nocapture`.
 const TIMES: u64 = 1;
 /// Of the speed, from one night or run to the next.
