@@ -63,7 +63,7 @@ pub struct Policy {
     pub objective: Objective,
     /// A level passes while failures / requests is strictly below this.
     pub max_error_rate: f64,
-    /// By default, five times the P95 of the lowest level that passes the gates on errors and output.
+    /// By default, five times the P95 of the lowest level that passes the other gates and has enough requests.
     pub max_p95_seconds: Option<f64>,
     /// `None`: no gate.
     pub max_p99_seconds: Option<f64>,

@@ -55,7 +55,7 @@ fn price_of_default_p95(levels: &[JudgedLevel], policy: &Policy) -> Option<Note>
 }
 
 /// The P95 limit in force, seconds: the user's own, or else a multiple of the P95 of the lowest
-/// level that passes the gates on errors and output.
+/// level that passes the gates on errors and output (of those with enough requests, if there are any).
 pub fn p95_limit_s(levels: &[JudgedLevel], policy: &Policy) -> Option<f64> {
     let timed = |level: &&JudgedLevel| match level.gate {
         Some(gate) => !matches!(gate, Gate::Errors | Gate::Output),
