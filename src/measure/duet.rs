@@ -1,7 +1,7 @@
 //! Measures two servers in turns, so that a disturbance affects both.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
@@ -70,7 +70,8 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
         run.begin()?;
         let live = Arc::new(Live::default());
         let load = Load::start(settings, Mode::Measure, &prompts, &run, live, stopper.clone())?;
-        let swept = Swept { run, stopped: None, notes: Vec::new(), began, load_s: 0.0, stdio: stdio::guard() };
+        let (earlier, stdio) = (Duration::ZERO, stdio::guard());
+        let swept = Swept { run, stopped: None, notes: Vec::new(), began, earlier, load_s: 0.0, stdio };
         Ok(Server { settings, load, swept, measured: Vec::new(), sent: 0, not_before: None })
     };
     let mut servers = [begin(settings[0])?, begin(settings[1])?];
