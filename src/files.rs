@@ -67,9 +67,9 @@ pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
 
 #[cfg(feature = "suite")]
 mod writing {
-    use std::fs::{self, File};
-    use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-    use std::path::Path;
+    use std::fs::{self, File, Metadata};
+    use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+    use std::path::{Path, PathBuf};
 
     use tempfile::NamedTempFile;
 
@@ -77,13 +77,24 @@ mod writing {
     pub const TEMPORARY: &str = ".llm-concurrency-";
 
     /// Writes a file, creating missing parent folders, so that a reader sees either the old or the new content,
-    /// never a mix. If `path` is a symbolic link, the file it points to is replaced and the link stays.
+    /// never a mix. If `path` is a symbolic link, the file it points to is replaced and the link stays. A file that
+    /// fewer may read stays so.
     pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let target = pointed_to(path)?;
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
-        temporary_with(folder, bytes)?.persist(&target)?;
+        temporary_like(fs::metadata(&target).ok(), folder, bytes)?.persist(&target)?;
         Ok(())
+    }
+
+    /// Follows links, even to a file that does not exist yet.
+    fn pointed_to(path: &Path) -> io::Result<PathBuf> {
+        match (fs::canonicalize(path), fs::read_link(path)) {
+            (Err(error), Ok(to)) if error.kind() == ErrorKind::NotFound => pointed_to(&path.with_file_name(to)),
+            // Such as links in a circle.
+            (Err(error), Ok(_)) => Err(error),
+            (found, _) => Ok(found.unwrap_or_else(|_| path.to_owned())),
+        }
     }
 
     /// How far back to search for an incomplete line that a killed program may have left, bytes.
@@ -107,12 +118,18 @@ mod writing {
 
     /// A temporary file with this content, synced to disk, with ordinary permissions (tempfile's default is 0600).
     pub fn temporary_with(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+        temporary_like(None, folder, bytes)
+    }
+
+    /// The same, but with no permission that the file which it replaces lacks.
+    fn temporary_like(old: Option<Metadata>, folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMPORARY);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o644));
+            let kept = old.map_or(0o644, |old| old.permissions().mode());
+            builder.permissions(fs::Permissions::from_mode(0o644 & kept));
         }
         let mut file = builder.tempfile_in(folder)?;
         // If locking is not supported, this file is not taken for a leftover either: that check locks it too.

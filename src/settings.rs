@@ -535,12 +535,12 @@ impl Config {
 const MOST: usize = 1_000_000_000;
 
 impl Benchmark {
-    /// The levels known in advance, in ascending order: the listed levels within the bounds or, for `auto`, powers of
-    /// two. The latter serve filters and the test mode only, since the search finds its own levels.
+    /// The levels known in advance, in ascending order: the listed levels within the bounds or, for `auto`, the lowest
+    /// one and its doublings. These serve where nothing is searched: filters, the test mode, and two servers in turns.
     pub fn levels(&self) -> Vec<usize> {
         let all = match &self.levels {
             Levels::List(levels) => levels.clone(),
-            Levels::Auto => std::iter::successors(Some(1_usize), |n| n.checked_mul(2))
+            Levels::Auto => std::iter::successors(Some(self.min_concurrency.max(1)), |n| n.checked_mul(2))
                 .take_while(|&n| n <= self.max_concurrency)
                 .collect(),
         };

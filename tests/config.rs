@@ -459,6 +459,10 @@ fn the_race_chooses_among_the_levels_and_its_most_is_said() {
     assert!(text.contains("levels auto, from 1 to at most 8, against"), "{text}");
     assert_eq!(plan(auto).race, [1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(plan(auto).configured, [0; 0]);
+    // Bounds that no power of two lies between.
+    let narrow = auto.replace("max_concurrency: 8", "min_concurrency: 33, max_concurrency: 50");
+    assert_eq!(plan(&narrow).race, [33, 38, 44, 50]);
+    assert_eq!(Plan::new(&valid(&narrow), &[], |_| true).configured, [33]);
     // A filter names levels that are known beforehand, and one level has nothing to race with.
     let filtered = Plan::new(&valid(auto), &[], |level| level == 4);
     assert_eq!((levels(&filtered), filtered.configured, filtered.race), (vec![4], vec![1, 2, 4, 8], vec![]));

@@ -9,6 +9,7 @@ use llm_concurrency::client::Env;
 use llm_concurrency::client::outcome::{Phase, RequestOutcome};
 use llm_concurrency::decide::{Policy, Raced, recommend};
 use llm_concurrency::figures::{self, LeftOut, LevelState, LevelSummary, Limits, Measurement, Sample, Stage, Step};
+use llm_concurrency::files;
 use llm_concurrency::prompts::{self, Prompt};
 use llm_concurrency::record::{
     About, Basis, Environment, Identity, Manifest, Places, ResultsError, ResultsFile, Run, RunId, RunSettings,
@@ -738,4 +739,30 @@ fn requests_that_a_cold_engine_served_do_not_count_when_they_are_read_again() {
     let read = basis.requests[0].read().unwrap().remove(&0).unwrap();
     let counted = figures::summarize(&[(&run.manifest.levels[0], &read)], Limits::default()).requests;
     assert_eq!((read.len(), counted), (100, Some(80)));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_replaced_file_is_where_its_link_points_and_no_more_may_read_it() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    // Such as the place of node-exporter's file before the first run.
+    symlink("to", at("chain")).unwrap();
+    symlink("elsewhere/file", at("to")).unwrap();
+    for text in ["new", "newer"] {
+        files::replace(&at("chain"), text.as_bytes()).unwrap();
+        assert!(at("chain").is_symlink() && at("to").is_symlink());
+        assert_eq!(fs::read_to_string(at("elsewhere/file")).unwrap(), text);
+    }
+    symlink("circle", at("circle")).unwrap();
+    assert!(files::replace(&at("circle"), b"").is_err() && at("circle").is_symlink());
+
+    let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+    let usual = mode("elsewhere/file");
+    for (before, after) in [(0o600, 0o600), (0o640, usual & 0o640), (0o777, usual)] {
+        fs::set_permissions(at("to"), fs::Permissions::from_mode(before)).unwrap();
+        files::replace(&at("to"), b"newest").unwrap();
+        assert_eq!(mode("to"), after, "{before:o}");
+    }
 }

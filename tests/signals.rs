@@ -265,10 +265,19 @@ fn a_list_that_was_killed_goes_on_with_the_level_that_was_cut() {
         assert_eq!(simulator.log().len(), sent, "nothing is sent");
     }
 
-    let mut resumed = spawn(folder, &["run", "--resume", "--update-config"]);
+    // As if the killed one had been at it for longer than anything here takes.
+    let manifest = run_folder(folder).join("run.json");
+    let mut changed: Value = serde_json::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
+    for level in changed["levels"].as_array_mut().unwrap() {
+        level["began_s"] = (level["began_s"].as_f64().unwrap() + 2.0 * HANGS.as_secs_f64()).into();
+    }
+    fs::write(&manifest, changed.to_string()).unwrap();
+    let mut resumed = spawn(folder, &["run", "--resume", "--update-config", "--verbose"]);
     assert!(matches!(wait(&mut resumed).code(), Some(0 | 3)), "{}", running.stderr());
     let said = running.stderr();
     assert!(said.contains("Resuming run ") && said.contains(" on record, levels 1, 2 complete"), "{said}");
+    let around = said.split_once(" s of load, ").and_then(|(_, rest)| rest.split_once(" s of overhead")).unwrap().0;
+    assert!(around.parse::<f64>().unwrap() < HANGS.as_secs_f64(), "{said}");
     let again = ["level-1.jsonl", "level-2.jsonl"].map(|name| fs::read(run_folder(folder).join(name)).unwrap());
     assert!(measured == again, "what is there is not measured again");
     assert!(run_folder(folder).join("cut-1-level-50.jsonl").exists());

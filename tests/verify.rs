@@ -318,6 +318,12 @@ fn an_overload_a_limit_and_a_budget_end_it() {
     assert!(ran.stdout.contains("carries 21.0 requests/s"), "{}", ran.stdout);
     assert!(ran.stdout.contains("benchmark.budget.max_requests left no room"), "{}", ran.stdout);
     assert!(server.log().len() <= 250);
+    let before = known.results();
+    let ran = known.run_with(&["verify", "knee.json"], &[("LLM_BENCH_MAX_MINUTES", "0")]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (3, ""), "{ran:?}");
+    let why = "What N = 20 carries is not known: benchmark.budget.max_minutes had passed before the first rate";
+    assert!(ran.stderr.contains(why), "{}", ran.stderr);
+    assert_eq!(known.results(), before);
 }
 
 #[test]

@@ -84,7 +84,8 @@ pub(super) fn decide_swept(measured: &Basis, swept: &Swept, settings: &Settings)
 }
 
 fn where_written(swept: &Swept, places: &Places) -> String {
-    let own_s = (swept.began.elapsed().as_secs_f64() - swept.load_s).max(0.0);
+    let here = swept.began.elapsed().saturating_sub(swept.earlier);
+    let own_s = (here.as_secs_f64() - swept.load_s).max(0.0);
     let cpu = cpu_time(Cpu::OfProcess).map(|cpu| format!(", {:.1} s of CPU time in all", cpu.as_secs_f64()));
     format!(
         "{:.1} s of load, {own_s:.1} s of overhead{}. Written:\n  {} (results)\n  {} (every request)\n  {} (Criterion's report)\n  {} (for node-exporter)",

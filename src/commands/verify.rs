@@ -74,13 +74,16 @@ impl Verify {
                 break;
             }
         }
+        let (stopped, carries) = (asked.stopped(), words::carries(&verified));
         if verified.loads.is_empty() {
-            return Ok(ExitCode::from(INTERRUPTED));
+            if stopped == Some(EarlyEnd::Interrupted) {
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            eprintln!("{carries}");
+            return Ok(ExitCode::from(NOTHING_TO_WRITE));
         }
         let simulated = words::mark(recommended.decided.simulated);
-        let carries = words::carries(&verified);
         print(format!("\n{}\n{simulated}{carries}\n", text::loads(&verified, &settings.config.policy)))?;
-        let stopped = asked.stopped();
         if stopped == Some(EarlyEnd::Interrupted) {
             return Ok(ExitCode::from(INTERRUPTED));
         }

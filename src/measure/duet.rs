@@ -1,7 +1,7 @@
 //! Measures two servers in turns, so that a disturbance affects both.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::criterion::Mode;
 use super::load_thread::{Load, Planned};
@@ -19,7 +19,7 @@ use crate::monitor::Live;
 use crate::prompts;
 use crate::record::{Identity, Places, Run};
 use crate::report::words;
-use crate::settings::{Levels, Settings};
+use crate::settings::Settings;
 use crate::stdio;
 
 /// Number of visits to each level of each server. It is even, so that both servers go first equally often.
@@ -31,17 +31,11 @@ pub struct Duet {
     pub pairs: Vec<Pair>,
 }
 
-/// The visits of one turn: to the listed levels, or doublings for `auto`. Each counts at least a wave, after a warm-up.
+/// The visits of one turn. Each counts at least a wave, after a warm-up.
 pub fn levels(settings: &Settings) -> Vec<LoopPlan> {
     let benchmark = &settings.config.benchmark;
-    let levels = match benchmark.levels {
-        Levels::List(_) => benchmark.levels(),
-        Levels::Auto => std::iter::successors(Some(benchmark.min_concurrency), |level| Some(2 * level))
-            .take_while(|&level| level <= benchmark.max_concurrency)
-            .collect(),
-    };
     let completions = |level: usize| level.max(benchmark.total_requests.div_ceil(TURNS as usize));
-    levels.into_iter().map(|level| settled_visit(settings, level, completions(level))).collect()
+    benchmark.levels().into_iter().map(|level| settled_visit(settings, level, completions(level))).collect()
 }
 
 struct Server<'a> {
@@ -76,7 +70,8 @@ pub fn run(settings: [&Settings; 2], places: &Places) -> Result<Duet, SweepError
         run.begin()?;
         let live = Arc::new(Live::default());
         let load = Load::start(settings, Mode::Measure, &prompts, &run, live, stopper.clone())?;
-        let swept = Swept { run, stopped: None, notes: Vec::new(), began, load_s: 0.0, stdio: stdio::guard() };
+        let (earlier, stdio) = (Duration::ZERO, stdio::guard());
+        let swept = Swept { run, stopped: None, notes: Vec::new(), began, earlier, load_s: 0.0, stdio };
         Ok(Server { settings, load, swept, measured: Vec::new(), sent: 0, not_before: None })
     };
     let mut servers = [begin(settings[0])?, begin(settings[1])?];

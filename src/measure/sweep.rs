@@ -68,7 +68,9 @@ pub struct Swept {
     pub stopped: Option<EarlyEnd>,
     pub notes: Vec<Note>,
     pub began: Instant,
-    /// Seconds of load at all levels together.
+    /// Time since `began` that a process measured before this one resumed its run.
+    pub earlier: Duration,
+    /// Seconds of this process's load at all levels together.
     pub load_s: f64,
     /// Kept until the last output of the run is written.
     pub stdio: stdio::Guard,
@@ -94,8 +96,8 @@ pub fn run(
         false => Run::new(places, identity, named).into(),
     };
     let Resumed { mut run, requests, visits: earlier, sent } = resumed;
-    let began = Instant::now();
-    let began = began.checked_sub(run.manifest.measured_until()).unwrap_or(began);
+    let (began, measured) = (Instant::now(), run.manifest.measured_until());
+    let began = began.checked_sub(measured).unwrap_or(began);
     let in_full: Vec<usize> = run.manifest.in_full().collect();
     if resume {
         plan.without(settings, &in_full, sent);
@@ -122,8 +124,8 @@ pub fn run(
             eprintln!("Metrics: http://{}/metrics", metrics.address());
         }
     }
-    let swept =
-        Swept { run, stopped: None, notes: plan.over_budget_note().into_iter().collect(), began, load_s: 0.0, stdio };
+    let notes = plan.over_budget_note().into_iter().collect();
+    let swept = Swept { run, stopped: None, notes, began, earlier: measured, load_s: 0.0, stdio };
     let mut sweep = Sweep {
         settings,
         mode: args.mode,

@@ -7,7 +7,7 @@ use super::requests::Curves;
 use super::{sections, text};
 use crate::decide::compare::{Against, Comparison, compare};
 use crate::decide::verify::Verified;
-use crate::decide::{Note, Objective, Policy, Recommendation, Status, known_p99};
+use crate::decide::{Note, Objective, Policy, Recommendation, Status, known_p99, value};
 use crate::figures::LevelSummary;
 use crate::record::{About, RunId};
 use crate::report::words::{self, UNKNOWN, or_unknown, range, rate, seconds, signed};
@@ -49,10 +49,17 @@ pub struct Run {
 /// The page of one run, or of two: the earlier (or A) first.
 pub fn page(runs: &[Run]) -> Result<String, ReportError> {
     let comparison = match runs {
-        [a, b] => Some(compare(&a.recommendation, &b.recommendation, Objective::Requests, None)),
+        [a, b] => Some(compare(&a.recommendation, &b.recommendation, objective([a, b]), None)),
         _ => None,
     };
     page_with(runs, comparison.as_ref())
+}
+
+/// The objective of both policies; requests if they differ, since both runs have measured those.
+fn objective([a, b]: [&Run; 2]) -> Objective {
+    let [a, b] = [&a.policy, &b.policy];
+    let is_same = a.objective == b.objective && (a.objective != Objective::Goodput || a.slo == b.slo);
+    if is_same { a.objective } else { Objective::Requests }
 }
 
 /// The same for runs that have been compared already.
@@ -76,6 +83,7 @@ pub fn page_with(runs: &[Run], comparison: Option<&Comparison>) -> Result<String
         unknown => UNKNOWN,
         alone => runs.len() == 1,
         answers => runs.iter().map(answer).collect::<Vec<Value>>(),
+        unit => comparison.map(|comparison| comparison.unit),
         changes => Serde(comparison.and_then(|comparison| changes(runs, comparison))),
         // By the id of their section. `style` and `script` go into the page unescaped.
         figures => Serde(sections::sections(runs)),
@@ -142,13 +150,13 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The verdict on two runs, in lines; and for each level: throughput before, after, its change and the
+/// The verdict on two runs, in lines; and for each level: the objective before, after, its change and the
 /// interval of that; P95 before, after and its change; error rate before and after; and what this shows.
 type Changes = (Vec<String>, Vec<(usize, Vec<String>, &'static str)>);
 
 fn changes(runs: &[Run], comparison: &Comparison) -> Option<Changes> {
     let [before, after] = runs else { return None };
-    let both = [&before.recommendation, &after.recommendation];
+    let (both, objective) = ([&before.recommendation, &after.recommendation], objective([before, after]));
     let verdict = match comparison.against {
         Against::Baseline => words::of_two(comparison, both, [&before.label, &after.label]),
         Against::OtherServer => words::better(comparison),
@@ -159,12 +167,12 @@ fn changes(runs: &[Run], comparison: &Comparison) -> Option<Changes> {
     };
     let row = |level: usize| {
         let both = both.map(|run| run.level(level).map(|level| &level.summary));
-        let figure = |of: fn(&LevelSummary) -> Option<f64>| both.map(|summary| summary.and_then(of));
+        let figure = |of: &dyn Fn(&LevelSummary) -> Option<f64>| both.map(|summary| summary.and_then(of));
         let change = comparison.levels.iter().find(|change| change.concurrency_now == level);
-        let mut cells = compared(figure(|s| Some(s.throughput_rps?.estimate)), |rps| format!("{rps:.2}"));
+        let mut cells = compared(figure(&|s| value(s, objective)), |rps| format!("{rps:.2}"));
         cells.push(change.map_or_else(|| UNKNOWN.to_owned(), |change| range(change.interval, signed)));
-        cells.extend(compared(figure(|s| s.latency_s?.p95), seconds));
-        cells.extend(figure(|s| s.error_rate).map(|share| or_unknown(share, rate)));
+        cells.extend(compared(figure(&|s| s.latency_s?.p95), seconds));
+        cells.extend(figure(&|s| s.error_rate).map(|share| or_unknown(share, rate)));
         let shows = match change {
             Some(_) if is_bound(level) => "the client was the limit",
             change => change.map_or(UNKNOWN, |change| words::moved(change.moved)),

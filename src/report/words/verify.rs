@@ -1,10 +1,10 @@
 //! Which request rates a given concurrency carries.
 
-use super::decision::gate_on_time as name;
+use super::decision::{early_end, gate_on_time as name};
 use super::numbers::{count, number, or_unknown, percent, rate, seconds, time};
 use crate::decide::verify::{NotCarried, Verified, not_carried};
 use crate::decide::{Policy, Recommendation, TimeGate};
-use crate::figures::OpenLoad;
+use crate::figures::{EarlyEnd, OpenLoad};
 
 pub fn no_room_at_all(requests: u64, key: &str) -> String {
     format!("Nothing was sent: {} might already exceed benchmark.budget.{key}.", count(requests, "request"))
@@ -74,7 +74,11 @@ pub fn carries(verified: &Verified) -> String {
             format!("N = {n} carries {rps:.1} requests/s with a P95 of {}, waiting included.{most}", time(p95))
         }
         (None, Some(load)) => format!("N = {n} does not carry {:.1} requests/s.", load.rate_rps),
-        (None, None) => format!("What N = {n} carries is not known."),
+        // Unless interrupted, only the time may end it so soon.
+        (None, None) => {
+            let why = early_end(&EarlyEnd::OutOfTime);
+            format!("What N = {n} carries is not known: {why} before the first rate was tried.")
+        }
     };
     let no_room =
         verified.no_room.as_ref().map(|key| format!(" benchmark.budget.{key} left no room for higher rates."));
