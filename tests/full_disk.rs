@@ -72,7 +72,8 @@ impl Disk {
     /// `recommend --update-config` of another folder's results.
     fn update(&self) -> Output {
         let elsewhere = tempfile::tempdir().unwrap();
-        fs::write(elsewhere.path().join("knee.json"), KNEE).unwrap();
+        let of_simulator = KNEE.replace("http://llm.example/v1", "simulator");
+        fs::write(elsewhere.path().join("knee.json"), of_simulator).unwrap();
         let mut command = servers::binary(elsewhere.path());
         command.args(["recommend", "--results", "knee.json", "--update-config", "--config"]);
         command.arg(self.path("config.yaml")).output().unwrap()

@@ -667,7 +667,7 @@ fn signals_at_random_moments_of_a_patch_leave_the_old_or_the_new_config() {
     let old = config("simulator", "");
     let folder = servers::folder(&old);
     let folder = folder.path();
-    fs::write(folder.join("knee.json"), KNEE).unwrap();
+    fs::write(folder.join("knee.json"), KNEE.replace("http://llm.example/v1", "simulator")).unwrap();
     let args = ["recommend", "--results", "knee.json", "--update-config"];
     let begun = Instant::now();
     assert_eq!(wait(&mut spawn(folder, &args)).code(), Some(0));

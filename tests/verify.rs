@@ -321,7 +321,7 @@ fn an_overload_a_limit_and_a_budget_end_it() {
     let before = known.results();
     let ran = known.run_with(&["verify", "knee.json"], &[("LLM_BENCH_MAX_MINUTES", "0")]);
     assert_eq!((ran.code, ran.stdout.as_str()), (3, ""), "{ran:?}");
-    let why = "What N = 20 carries is not known: benchmark.budget.max_minutes had passed before the first rate";
+    let why = "What N = 20 carries is not known: benchmark.budget.max_minutes was reached before the first rate";
     assert!(ran.stderr.contains(why), "{}", ran.stderr);
     assert_eq!(known.results(), before);
 }
