@@ -4,15 +4,16 @@
 //!
 //! ```text
 //! commands  the user's request; settings from file, environment and flags; prompts
-//! measure   runs one level after another, each a Criterion benchmark; its race chooses the next and the pick
+//! measure   runs one level after another, each a Criterion benchmark; its race chooses further visits and the pick
 //!   load      closed loop (or open: `verify`) -> client -> one outcome per request
 //!   record    outcomes -> sidecars, manifest, results file; reads Criterion's estimates back
 //!   figures   outcomes -> LevelSummary
 //! decide    summaries + Policy (+ the race's pick) -> Recommendation: gates, status, interval; compares baselines
-//! report    the Recommendation in English: terminal, page, exports; monitor shows it live
+//! report    the Recommendation in English: terminal, page, exports
 //! patch     writes the number into config.yaml (`recommend --update-config`, `run --update-config`)
 //! ```
 //!
+//! `monitor` shows a run's counts while it lasts; `stdio` and `files` are how anything is printed and written.
 //! `simulator` is a server to measure if no real one is available; it shares no type with the client. With
 //! `default-features = false, features = ["tls"]`, only [`LlmClient`] and its configuration are built.
 

@@ -466,6 +466,8 @@ const CASES: &[Case] = &[
         KEY,
         Refused("not a plain `name:`"),
     ),
+    Case("`?` on the line above", "? # c\n llm{", "llm", Refused("not a plain `name:`")),
+    Case("`?` above, and a value", "?\n a\n: b\n", "llm", Refused("not a plain `name:`")),
     Case("list as a key", "? [a, b]\n: 1\nllm:\n  max_concurrent_requests: 10\n", KEY, Refused("not a plain `name:`")),
     Case("no key", "llm:\n  : 1\n  max_concurrent_requests: 10\n", KEY, Refused("not a plain `name:`")),
     Case("mapping as a key", "llm:\n  {a: b}: 1\n  max_concurrent_requests: 10\n", KEY, Refused("not a plain `name:`")),

@@ -191,6 +191,7 @@ fn without_a_cache_at_the_server_there_is_no_such_column() {
 fn what_is_wrong_with_prompts_and_system_prompt_is_said_before_anything_is_sent() {
     let own = r#"{"body": {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}}"#;
     let line = "{\"text\": \"a\"}\n{\"text\": 3}\n";
+    let several = "{\"body\": {\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"n\": 3}}\n";
     for (request, files, what) in [
         ("{system: {file: none.txt}}", &[][..], "cannot read benchmark.request.system"),
         ("{system: {file: s.txt}}", &[("s.txt", " \n")], "cannot read benchmark.request.system"),
@@ -203,6 +204,10 @@ fn what_is_wrong_with_prompts_and_system_prompt_is_said_before_anything_is_sent(
             "the prompt prompt-0001 has a system prompt of its own",
         ),
         ("{prompts: p.jsonl}", &[("p.jsonl", line)], "p.jsonl:2: no prompt: its `text` is a number"),
+        // More answers than the budget counts.
+        ("{extra_body: {n: 4}}", &[], "benchmark.request.extra_body.n: must be 1"),
+        ("{kind: completion, extra_body: {n: 1, best_of: 2}}", &[], "benchmark.request.extra_body.best_of: must be 1"),
+        ("{prompts: p.jsonl}", &[("p.jsonl", several)], "p.jsonl:1: no prompt: its `n` must be 1"),
     ] {
         let (_folder, code, said) = run(request, files, &["check"]);
         assert!(code == Some(1) && said.contains(what), "{request}: {said}");

@@ -101,7 +101,9 @@ impl RequestSettings {
         let asks_for_usage = |options: &Value| options.is_null() || options["include_usage"] == true;
         // Some models know the limit only by this name, and reject the other unless it is null.
         let renamed = body.get("max_completion_tokens");
+        let more = asks_for_more(body);
         let rules = [
+            (more.unwrap_or_default(), more.is_some(), ONE_ANSWER),
             (prompt_key, has(prompt_key), "it carries the prompts; set benchmark.request.prompts instead"),
             ("model", has("model"), "set llm.model instead"),
             ("stream", has("stream"), "set benchmark.request.stream instead"),
@@ -132,6 +134,15 @@ impl RequestSettings {
             None => Ok(()),
         }
     }
+}
+
+/// What is wrong with a key that [`asks_for_more`].
+pub(crate) const ONE_ANSWER: &str = "must be 1: the plan and the budget count one answer per request";
+
+/// The key by which a request asks for several answers, if it does.
+pub(crate) fn asks_for_more(body: &Map<String, Value>) -> Option<&'static str> {
+    let is_more = |key: &&str| body.get(*key).is_some_and(|n| !n.is_null() && n.as_f64() != Some(1.0));
+    ["n", "best_of"].into_iter().find(is_more)
 }
 
 /// Which part of a prompt may come from the server's prefix cache; decides which traffic a run represents.

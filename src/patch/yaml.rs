@@ -409,7 +409,7 @@ impl<'a> Document<'a> {
             Edit::insert(at, format!("{}{indentation}{name}: ", line_break(self.text, at)))
         };
         let last = mapping.entries.iter().rev().find_map(|entry| {
-            let indentation = self.indentation(entry.key)?;
+            let indentation = self.indentation(entry.key).filter(|_| self.colon(*entry).is_some())?;
             Some(line_after(self.last_line_end(*entry)?, indentation, entry.style))
         });
         if let Some(edit) = last {
@@ -420,6 +420,10 @@ impl<'a> Document<'a> {
         let Some(indentation) = self.indentation(first.key) else {
             return refuse(first.key, self.why_not_indented(first.key));
         };
+        // A `?` may stand on a line above its key.
+        if self.colon(*first).is_none() {
+            return refuse(first.key, Reason::ComplexKey);
+        }
         let Some(parent) = parent else {
             let at = first.key.span.start - indentation.len();
             let lead = format!("{indentation}{}: ", quoted_like(&self.key().last, first.style));

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::client::redact::one_line;
+use crate::client::request::{ONE_ANSWER, asks_for_more};
 use crate::client::{Message, System};
 use crate::files;
 use crate::settings::Settings;
@@ -213,6 +214,9 @@ fn prompt_of(index: usize, entry: &Value) -> Result<Prompt, String> {
     if let Some(body) = request.and_then(Value::as_object) {
         let is_other = |key: &str| !LIMITS.contains(&key) && !SET_BY_US.contains(&key);
         prompt.extra_body = body.clone().into_iter().filter(|(key, _)| is_other(key)).collect();
+        if let Some(key) = asks_for_more(&prompt.extra_body) {
+            return Err(format!("its `{key}` {ONE_ANSWER}"));
+        }
     }
     prompt.id = [&entry["id"], &entry["custom_id"]]
         .into_iter()
