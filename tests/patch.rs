@@ -836,6 +836,12 @@ const ENV: &[Case] = &[
     Case("word", "LLM_MAX_CONCURRENT_REQUESTS=auto\n", KEY, Refused("its value is a string")),
     Case("quotes in the middle", "LLM_MAX_CONCURRENT_REQUESTS=1\"0\"\n", KEY, Refused("its value is `1\"0\"`")),
     Case("quotes twice", "LLM_MAX_CONCURRENT_REQUESTS='1''0'\n", KEY, Refused("not a whole number")),
+    Case(
+        "used, but not there",
+        "export A=$LLM_MAX_CONCURRENT_REQUESTS!\n",
+        KEY,
+        Refused("another value would change too"),
+    ),
     Case("comment without a blank", "LLM_MAX_CONCURRENT_REQUESTS=10#c\n", KEY, Refused("its value is `10#c`")),
     Case("leading zero", "LLM_MAX_CONCURRENT_REQUESTS=010\n", KEY, Refused("its value is `010`")),
     Case("fraction", "LLM_MAX_CONCURRENT_REQUESTS=10.5\n", KEY, Refused("its value is `10.5`")),

@@ -92,9 +92,14 @@ fn add(request: &Request, text: &str, last: Option<&Variable<'_>>) -> Result<Edi
     let Some(last) = last else {
         return Err(request.refuse(None, Reason::Empty));
     };
+    let (name, value) = (&request.key.last, request.value);
+    if let Some(user) = uses(text, name) {
+        let hint = format!("set it by hand:\n\n{name}={value}");
+        return Err(request.refuse_with(Some(position(text, user)), Reason::Used(name.clone()), hint));
+    }
     let end = line_end(text, last.value.end);
     let prefix = &text[last.line..last.start];
-    Ok(Edit::insert(end, format!("{}{prefix}{}=", line_break(text, end), request.key.last)))
+    Ok(Edit::insert(end, format!("{}{prefix}{}=", line_break(text, end), name)))
 }
 
 /// The variables of a text that [`parse`] accepts.
