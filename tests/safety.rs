@@ -157,7 +157,9 @@ fn what_could_not_be_written_in_the_end_is_refused_before_anything_is_sent() {
     let alias = format!("n: &n 4\n{}", llm("max_concurrent_requests: *n"));
     refused(&alias, &[], &update, 1, &["alias"]);
     let placeholder = llm("max_concurrent_requests: 10").replace("10}", "10, model: m}");
-    for key in ["benchmark.new", "policy.tolerance", "llm.max_concurent_requests", "llm.retry_attempts"] {
+    for key in
+        ["benchmark.new", "policy.tolerance", "llm.max_concurent_requests", "llm.retry_attempts", "llm.headers.x"]
+    {
         let args = [update.as_slice(), &["--config-key", key]].concat();
         refused(&placeholder, &[], &args, 1, &["--config-key", key]);
     }

@@ -68,7 +68,8 @@ pub struct Llm {
     /// Header that carries the bare API key, such as `api-key`. Without it the key is sent as
     /// `Authorization: Bearer` (as `x-api-key` for requests of kind `messages`).
     pub api_key_header: Option<String>,
-    /// Retries by [`LlmClient`](crate::LlmClient) after a failure that may be temporary. In a measurement a failure counts as one.
+    /// Retries by [`LlmClient`](crate::LlmClient) after a failure that may be temporary. In a measurement a failure
+    /// counts as one.
     pub retry_attempts: u32,
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use serde_yaml::Value;
 
 use super::config::{ConfigError, invalid, near_miss};
@@ -40,7 +41,7 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(text: &str, path:
             let mut variables = dotenvy::from_read_iter(text.as_bytes()).flatten();
             let number = variables.find(|(name, _)| name == "LLM_MAX_CONCURRENT_REQUESTS").map(|(_, value)| value);
             let Some(number) = number.filter(|value| !value.trim().is_empty()) else { return Ok(T::default()) };
-            serde_yaml::from_str(&format!("llm: {{max_concurrent_requests: {number:?}}}")).map_err(broken)?
+            serde_yaml::to_value(json!({"llm": {"max_concurrent_requests": number}})).map_err(broken)?
         }
         Format::Toml => toml_edit::de::from_str(text).map_err(|error| {
             let at = error.span().map(|span| text[..span.start].lines().count().max(1));

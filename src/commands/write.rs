@@ -130,7 +130,8 @@ impl WriteArgs {
     /// A patch that leaves a config file which can still be parsed.
     fn patch(&self, path: &Path, value: u64) -> Result<patch::Patch> {
         let key = self.config_key.as_str();
-        let (section, name) = key.split_once('.').unwrap_or((key, ""));
+        let mut names = key.split('.');
+        let (section, name) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
         let ours = json!(Config::default());
         let is_setting = if section == "llm" { ours[section].get(name).is_some() } else { ours.get(section).is_some() };
         if key != DEFAULT_KEY && is_setting {
